@@ -1,0 +1,29 @@
+"""Errors that a user can act on: one line with what was wrong, the value, and the cure."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UqbiasError(Exception):
+    """Bad input or a broken environment; the command line prints it as one line and exits with code 2.
+
+    Parameters
+    ----------
+    what : what was wrong, with the offending value in it.
+    cure : what the user can do about it; printed after the fault.
+    """
+
+    def __init__(self, what: str, cure: str = "") -> None:
+        self.what = what
+        self.cure = cure
+        super().__init__(f"{what}; {cure}" if cure else what)
+
+
+def did_you_mean(name: str, valid: Iterable[str]) -> str:
+    """Return ``"did you mean 'x'? valid: a, b, x"`` for a name that is not in ``valid``."""
+    choices = sorted(valid)
+    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return f"{hint}valid: {', '.join(choices)}"

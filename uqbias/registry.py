@@ -1,0 +1,71 @@
+"""Names to classes: each kind of part (potential, features, uncertainty, bias, oracle) has one registry.
+
+Built-in entries are ``"module:attribute"`` strings, imported when first asked for. Third parties add theirs
+through the entry-point group ``uqbias.<kind>``.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from uqbias.errors import UqbiasError, did_you_mean
+
+
+class Registry:
+    """Lazy mapping from a name to a class, extended by entry points."""
+
+    def __init__(self, kind: str, builtin: dict[str, str]) -> None:
+        self.kind = kind
+        self.builtin = builtin
+
+    def names(self) -> list[str]:
+        """Valid names, built-in and third-party."""
+        return sorted({*self.builtin, *(entry.name for entry in self._entry_points())})
+
+    def get(self, name: str) -> Any:
+        """Return the class called ``name``.
+
+        Raises
+        ------
+        UqbiasError
+            If there is no such name; the message lists the valid ones and the nearest.
+        """
+        if name in self.builtin:
+            module, _, attribute = self.builtin[name].partition(":")
+            return getattr(import_module(module), attribute)
+        for entry in self._entry_points():
+            if entry.name == name:
+                return entry.load()
+        raise UqbiasError(f"unknown {self.kind} '{name}'", did_you_mean(name, self.names()))
+
+    def _entry_points(self) -> Any:
+        return entry_points(group=f"uqbias.{self.kind}")
+
+
+POTENTIALS = Registry("potential", {"power_spectrum": "uqbias.potentials.power_spectrum:PowerSpectrum"})
+FEATURES = Registry(
+    "features",
+    {
+        "latents": "uqbias.features.latents:Latents",
+        "torsions": "uqbias.features.torsions:Torsions",
+        "pair_distances": "uqbias.features.pair_distances:PairDistances",
+        "concatenated": "uqbias.features.concatenated:Concatenated",
+    },
+)
+UNCERTAINTIES = Registry(
+    "uncertainty",
+    {
+        "gmm": "uqbias.uncertainty.gmm:GaussianMixture",
+        "kernel_density": "uqbias.uncertainty.kernel_density:KernelDensity",
+    },
+)
+BIASES = Registry(
+    "bias",
+    {
+        "metadynamics": "uqbias.bias.metadynamics:Metadynamics",
+        "upper_wall": "uqbias.bias.walls:UpperWall",
+    },
+)
+ORACLES = Registry("oracle", {"openmm": "uqbias.oracles.openmm:OpenMMOracle", "ase": "uqbias.oracles.ase:ASEOracle"})
