@@ -1,0 +1,1 @@
+"""Potentials: positions to energies and per-atom latent features."""

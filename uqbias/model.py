@@ -1,0 +1,191 @@
+"""UncertaintyModel: a potential, the driver CV, the judge and its calibration, in one file.
+
+The file is a safetensors file (no pickle): the tensors, and a JSON manifest in its metadata with everything that
+rebuilds the modules and says what the numbers mean.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import uqbias
+from uqbias.errors import UqbiasError
+from uqbias.files import atomic_path
+from uqbias.potentials.base import Potential
+from uqbias.registry import POTENTIALS
+from uqbias.topology import Topology
+from uqbias.uncertainty.base import Uncertainty, rebuild_uncertainty
+from uqbias.uncertainty.calibration import Conformal
+
+FORMAT_VERSION = 1
+UNITS = {"length": "nm", "energy": "kJ/mol", "force": "kJ/mol/nm", "uncertainty": "kJ/mol/nm, expected force error"}
+
+
+class Prediction(NamedTuple):
+    """What one evaluation gives for W walkers."""
+
+    #: [W] kJ/mol, mean over the members.
+    energy: Tensor
+    #: [W] the driver, dimension stated by its kind.
+    cv: Tensor
+    #: [W] the judge, kJ/mol/nm of expected force error.
+    uncertainty: Tensor
+
+
+class UncertaintyModel(nn.Module):
+    """Potential and uncertainties of one molecule.
+
+    Parameters
+    ----------
+    potential : the potential.
+    uncertainty : the judge, which decides what is harvested and when a campaign ends.
+    cv : the driver, which the bias acts on; the judge itself if None.
+    topology : bond graph of the molecule.
+    calibration : from the judge's raw value to an expected force error; identity if None.
+    provenance : JSON-able facts for the manifest (hash of the training set, number of frames, errors).
+    """
+
+    def __init__(
+        self,
+        potential: Potential,
+        uncertainty: Uncertainty,
+        topology: Topology,
+        cv: Uncertainty | None = None,
+        calibration: Conformal | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.potential = potential
+        self.uncertainty = uncertainty
+        self.cv = uncertainty if cv is None else cv
+        self.calibration = Conformal() if calibration is None else calibration
+        self.topology = topology
+        self.provenance = dict(provenance or {})
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Atomic numbers of the molecule."""
+        return self.potential.numbers
+
+    def forward(self, positions: Tensor, box: Tensor | None = None) -> Prediction:
+        """Evaluate W walkers at ``positions`` [W, N, 3] in nm."""
+        energy, latents = self.potential(positions, box)
+        judged = self.uncertainty(positions, energy, latents)
+        driver = judged if self.cv is self.uncertainty else self.cv(positions, energy, latents)
+        return Prediction(energy.mean(0), driver, self.calibration(judged))
+
+    def manifest(self) -> dict[str, Any]:
+        """The JSON manifest, without the hash of the tensors."""
+        return {
+            "format": "uqbias",
+            "format_version": FORMAT_VERSION,
+            "atomic_numbers": list(self.numbers),
+            "topology": self.topology.to_dict(),
+            "units": UNITS,
+            "dtype": str(next(self.potential.parameters()).dtype).removeprefix("torch."),
+            "potential": {"kind": self.potential.kind, "options": self.potential.options()},
+            "uncertainty": {"kind": self.uncertainty.kind, "options": self.uncertainty.options()},
+            "cv": None if self.cv is self.uncertainty else {"kind": self.cv.kind, "options": self.cv.options()},
+            "provenance": self.provenance,
+            "versions": {
+                "uqbias": uqbias.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write the model file atomically."""
+        from safetensors.torch import save_file
+
+        # The driver may be the judge; safetensors stores a tensor once, so its alias is left out.
+        tensors = {
+            name: tensor.detach().cpu().contiguous().clone()
+            for name, tensor in self.state_dict().items()
+            if not (self.cv is self.uncertainty and name.startswith("cv."))
+        }
+        manifest = self.manifest()
+        manifest["sha256"] = _digest(manifest, tensors)
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata={"manifest": json.dumps(manifest)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> UncertaintyModel:
+        """Read a model file; nothing is unpickled.
+
+        Raises
+        ------
+        UqbiasError
+            If the file is missing, cut short, edited, or of a newer format.
+        """
+        manifest, tensors = _read(Path(path))
+        kind = POTENTIALS.get(manifest["potential"]["kind"])
+        uncertainty = rebuild_uncertainty(manifest["uncertainty"])
+        model = cls(
+            potential=kind(**manifest["potential"]["options"]),
+            uncertainty=uncertainty,
+            topology=Topology.from_dict(manifest["topology"]),
+            cv=None if manifest["cv"] is None else rebuild_uncertainty(manifest["cv"]),
+            provenance=manifest["provenance"],
+        ).to(getattr(torch, manifest["dtype"]))
+        if model.cv is model.uncertainty:
+            names = [name for name in tensors if name.startswith("uncertainty.")]
+            tensors |= {"cv." + name.removeprefix("uncertainty."): tensors[name] for name in names}
+        try:
+            model.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise UqbiasError(f"{path}: tensors do not match the manifest ({error})", "save the model again") from error
+        return model.eval()
+
+
+def read_manifest(path: str | Path) -> dict[str, Any]:
+    """The manifest of a model file, after the same checks as :meth:`UncertaintyModel.load`."""
+    return _read(Path(path))[0]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise UqbiasError(f"no such model file: {path}", "make one with 'uqbias train' or 'uqbias run'")
+    try:
+        with safe_open(path, framework="pt") as stream:
+            metadata = stream.metadata() or {}
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+        manifest = json.loads(metadata.get("manifest", "null"))
+    except (SafetensorError, ValueError, OSError) as error:
+        raise UqbiasError(f"{path} is not a whole model file ({error})", "copy or train it again") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != "uqbias":
+        raise UqbiasError(f"{path} is a safetensors file without a uqbias manifest", "make one with 'uqbias train'")
+    if manifest["format_version"] > FORMAT_VERSION:
+        raise UqbiasError(
+            f"{path} has format version {manifest['format_version']}, this uqbias reads up to {FORMAT_VERSION}",
+            "upgrade uqbias",
+        )
+    found = manifest.pop("sha256", "")
+    expected = _digest(manifest, tensors)
+    if found != expected:
+        raise UqbiasError(
+            f"{path} was changed after it was written (SHA-256 {found[:12]}..., content {expected[:12]}...)",
+            "copy or train it again",
+        )
+    manifest["sha256"] = found
+    return manifest, tensors
+
+
+def _digest(manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    content = {name: value for name, value in manifest.items() if name != "sha256"}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()

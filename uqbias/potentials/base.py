@@ -1,0 +1,59 @@
+"""The contract of a potential."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+
+class Potential(torch.nn.Module, ABC):
+    """A potential for one molecule, with committee members and walkers as leading axes.
+
+    Everything that training changes is a parameter or a buffer, so that a compiled graph takes it as input.
+    ``forward`` holds no ``detach``, no ``item`` and no data-dependent branch: it is flattened to one graph.
+
+    Attributes
+    ----------
+    kind : name in the registry and in the model file.
+    numbers : atomic numbers of the molecule, N of them, fixed.
+    n_members : committee size M.
+    n_latents : latent features per atom, F.
+    """
+
+    kind: ClassVar[str]
+    numbers: tuple[int, ...]
+    n_members: int
+    n_latents: int
+
+    @abstractmethod
+    def options(self) -> dict[str, Any]:
+        """JSON-able constructor arguments; ``type(self)(**options)`` rebuilds an untrained twin."""
+
+    @abstractmethod
+    def standardise(self, positions: Tensor, energies: Tensor, forces: Tensor) -> None:
+        """Set the scales of inputs and outputs from training data, before the first training.
+
+        Parameters
+        ----------
+        positions : [n, N, 3] nm.
+        energies : [n] kJ/mol.
+        forces : [n, N, 3] kJ/mol/nm.
+        """
+
+    @abstractmethod
+    def forward(self, positions: Tensor, box: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Energies and latents.
+
+        Parameters
+        ----------
+        positions : [W, N, 3] nm, or [M, W, N, 3] where each member is to see its own copy.
+        box : [3, 3] nm, rows are lattice vectors; None for a molecule in vacuum.
+
+        Returns
+        -------
+        energy : [M, W] kJ/mol.
+        latents : [M, W, N, F]; invariant under translation, rotation and permutation of like atoms.
+        """
