@@ -71,7 +71,7 @@ class Frames:
         first = parts[0]
         for part in parts[1:]:
             if not np.array_equal(part.numbers, first.numbers):
-                raise UqbiasError(f"frames of different molecules: {first.numbers.tolist()} and {part.numbers.tolist()}")
+                raise UqbiasError(f"frames of two molecules: {first.numbers.tolist()} and {part.numbers.tolist()}")
         labelled = all(part.labelled for part in parts)
         return Frames(
             numbers=first.numbers,

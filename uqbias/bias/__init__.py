@@ -1,0 +1,1 @@
+"""Biases: (u, E, state) to V, and their host-side updates."""

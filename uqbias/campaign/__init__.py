@@ -1,0 +1,1 @@
+"""Campaigns: configuration, ledger, rounds."""

@@ -1,0 +1,1 @@
+"""One flattened graph per evaluation, compiled once and cached."""

@@ -1,0 +1,1 @@
+"""Feature spaces: what a density over geometries is a density of."""

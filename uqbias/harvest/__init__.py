@@ -1,0 +1,1 @@
+"""From visited frames to frames worth a label."""

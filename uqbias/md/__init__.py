@@ -1,0 +1,1 @@
+"""OpenMM: forces, walkers, guards, reporters."""

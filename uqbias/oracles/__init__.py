@@ -1,0 +1,1 @@
+"""Oracles: positions to reference energies and forces."""

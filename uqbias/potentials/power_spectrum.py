@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any, ClassVar
 
@@ -18,8 +19,8 @@ class PowerSpectrum(Potential):
 
     .. math:: A_{clm}^{(i)} = \sum_{j \ne i} \sum_k w_{ckl}^{z_j} b_k(r_{ij}) Y_{lm}(\hat r_{ij}),
 
-    contracted to :math:`p_{ccl} = \sum_m A_{clm} A_{c'lm} / \sqrt{2l + 1}` for :math:`c \le c'` (Bartók, Kondor and Csányi,
-    Phys. Rev. B 87, 184115 (2013), with the compression of the radial-species channel of Willatt, Musil and Ceriotti,
+    contracted to :math:`p_{cc'l} = \sum_m A_{clm} A_{c'lm} / \sqrt{2l + 1}` for :math:`c \le c'` (Bartók, Kondor and
+    Csányi, Phys. Rev. B 87, 184115 (2013), with the compression of the radial-species channel of Willatt, Musil and Ceriotti,
     Phys. Chem. Chem. Phys. 20, 29661 (2018)), and mapped to an atomic energy by a network per element. The latents
     are the last hidden layer.
 
@@ -85,7 +86,7 @@ class PowerSpectrum(Potential):
         widths = (n_powers, *self.hidden)
         self.weights = nn.ParameterList(
             normal(n_elements, fan_in, fan_out, scale=math.sqrt(2 / fan_in))
-            for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True)
+            for fan_in, fan_out in itertools.pairwise(widths)
         )
         self.biases = nn.ParameterList(
             nn.Parameter(torch.zeros(n_members, n_elements, 1, width)) for width in widths[1:]
@@ -127,7 +128,7 @@ class PowerSpectrum(Potential):
         radial = radial.permute(0, 1, 3, 4, 2)  # [M, W, Ni, lC, Nj]
         powers = []
         C = self.n_channels
-        for l in range(self.l_max + 1):  # noqa: E741
+        for l in range(self.l_max + 1):
             channels = radial[:, :, :, l * C : (l + 1) * C]
             projected = torch.matmul(channels, harmonics[..., l * l : (l + 1) ** 2])  # [M, W, N, C, 2l+1]
             if l == 0:

@@ -1,0 +1,1 @@
+"""Uncertainties: latents, members or features to one number per walker."""
