@@ -1,1 +1,1 @@
-"""One flattened graph per evaluation, compiled once and cached."""
+"""From a function with gradients inside to one fast graph: flattening, runners, cache, fused evaluation."""

@@ -1,0 +1,145 @@
+"""On-disk cache of compiled graphs, safe against several processes and against damaged files."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+from torch.fx import GraphModule
+
+from uqbias.files import sha256, write_text
+
+FORMAT = 1
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+def default_cache_dir() -> Path:
+    """``$UQBIAS_CACHE``, or ``uqbias`` in the platform's cache directory; not created here."""
+    if chosen := os.environ.get("UQBIAS_CACHE"):
+        return Path(chosen).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "uqbias"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "uqbias"
+
+
+def graph_key(
+    graph_module: GraphModule,
+    example_inputs: Sequence[Tensor],
+    *,
+    dynamic: Mapping[int, int],
+    options: Mapping[str, object],
+) -> str:
+    """Hexadecimal key of everything that the machine code depends on.
+
+    That is: the graph and its constants, the inputs' shapes (dynamic lengths left out), strides, dtypes and devices,
+    compiler options, and the versions of torch and of the processor.
+    """
+    digest = hashlib.sha256()
+    digest.update(f"format {FORMAT}\n{graph_module.code}\n".encode())
+    for name, constant in sorted({**graph_module.state_dict(), **_attributes(graph_module)}.items()):
+        array = constant.detach().cpu().contiguous().numpy()
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    for index, tensor in enumerate(example_inputs):
+        shape = ["*" if dynamic.get(index) == dim else str(size) for dim, size in enumerate(tensor.shape)]
+        digest.update(f"{shape} {tensor.stride()} {tensor.dtype} {_device_name(tensor.device)}\n".encode())
+    digest.update(f"{sorted(options.items())} torch {torch.__version__} {_processor()}".encode())
+    return digest.hexdigest()
+
+
+def load_or_build(directory: Path, name: str, build: Callable[[Path], None], load: Callable[[Path], T]) -> T:
+    """Load the entry ``name``; build it first where it is missing or damaged.
+
+    Parameters
+    ----------
+    directory : cache directory, created here at the first write. Where it cannot be written, the entry is built in a
+        temporary directory and lost at exit.
+    name : file name of the entry, unique for its content.
+    build : writes the entry to the path given.
+    load : reads the entry from the path given. It may raise for a damaged entry, which is then rebuilt once.
+    """
+    target = directory / name
+    if (found := _load_valid(target, load)) is not None:
+        return found
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(target.with_name(target.name + ".lock"))
+        lock.acquire()
+    except OSError as error:
+        logger.warning("cannot write the compilation cache %s (%s); compiling without it", directory, error)
+        with tempfile.TemporaryDirectory(prefix="uqbias-") as scratch:
+            build(Path(scratch) / name)
+            return load(Path(scratch) / name)
+    try:
+        # Another process may have built it while this one waited for the lock.
+        if (found := _load_valid(target, load)) is not None:
+            return found
+        temporary = target.with_name(f".{os.getpid()}.{target.name}")
+        try:
+            build(temporary)
+            digest = sha256(temporary)
+            temporary.replace(target)
+            write_text(_digest_path(target), digest + "\n")
+        finally:
+            temporary.unlink(missing_ok=True)
+        return load(target)
+    finally:
+        lock.release()
+
+
+def is_cached(directory: Path, name: str) -> bool:
+    """Whether a whole entry ``name`` is in the cache."""
+    target = directory / name
+    try:
+        return _digest_path(target).read_text().strip() == sha256(target)
+    except OSError:
+        return False
+
+
+def _load_valid(target: Path, load: Callable[[Path], T]) -> T | None:
+    if not is_cached(target.parent, target.name):
+        return None
+    try:
+        return load(target)
+    except Exception as error:
+        logger.warning("rebuilding the cached graph %s (%s)", target, error)
+        return None
+
+
+def _digest_path(target: Path) -> Path:
+    return target.with_name(target.name + ".sha256")
+
+
+def _attributes(graph_module: GraphModule) -> dict[str, Tensor]:
+    """Constants that make_fx stores as plain attributes."""
+    names = {str(node.target) for node in graph_module.graph.nodes if node.op == "get_attr"}
+    return {name: value for name in names if isinstance(value := getattr(graph_module, name, None), Tensor)}
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"cuda {torch.cuda.get_device_name(device)} {torch.cuda.get_device_capability(device)}"
+    return str(device)
+
+
+@cache
+def _processor() -> str:
+    """Instruction sets: machine code compiled for one processor may kill the process on another."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
+    except OSError:
+        flags = ""
+    return f"{platform.machine()} {platform.processor()} {torch.backends.cpu.get_cpu_capability()} {flags}"

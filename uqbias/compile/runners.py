@@ -1,0 +1,205 @@
+"""Run a flattened graph: compiled ahead of time (``aoti``), as TorchScript, or eagerly."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from uqbias.compile.cache import default_cache_dir, graph_key, is_cached, load_or_build
+from uqbias.compile.flatten import TensorFunction, flatten
+from uqbias.errors import UqbiasError, did_you_mean
+
+RUNNERS = ("aoti", "torchscript", "eager")
+logger = logging.getLogger(__name__)
+
+
+class CompiledFunction:
+    """A flattened function with fixed input shapes; call it with the flat list of inputs.
+
+    Attributes
+    ----------
+    runner : ``aoti``, ``torchscript`` or ``eager``: the one in use.
+    unchecked : the same without the check of the inputs (a few microseconds), for inner loops. Inputs must match the
+        examples in shape, dtype and device and be contiguous; ``aoti`` reads wrong memory otherwise.
+
+    Notes
+    -----
+    Outputs carry no autograd history. Outputs of ``aoti`` may be non-contiguous: call ``.contiguous()`` before handing
+    gradients to code that assumes dense ones (``Adam(fused=True)`` trains wrongly on strided gradients, without an
+    error).
+    """
+
+    def __init__(
+        self,
+        run: Callable[[list[Tensor]], Sequence[Tensor]],
+        runner: str,
+        example_inputs: Sequence[Tensor],
+        dynamic: Mapping[int, int],
+    ) -> None:
+        self.unchecked = run
+        self.runner = runner
+        self._expected = [
+            (tuple(None if dynamic.get(index) == dim else size for dim, size in enumerate(tensor.shape)), tensor.dtype)
+            for index, tensor in enumerate(example_inputs)
+        ]
+
+    def __call__(self, inputs: list[Tensor]) -> Sequence[Tensor]:
+        """Evaluate.
+
+        Raises
+        ------
+        UqbiasError
+            If an input's shape, dtype or memory layout is not that of the examples.
+        """
+        if len(inputs) != len(self._expected):
+            raise UqbiasError(f"{len(inputs)} inputs given", f"the function was compiled for {len(self._expected)}")
+        for index, (tensor, (shape, dtype)) in enumerate(zip(inputs, self._expected, strict=True)):
+            fits = len(tensor.shape) == len(shape) and all(
+                want is None or size == want for size, want in zip(tensor.shape, shape, strict=True)
+            )
+            if not fits or tensor.dtype != dtype or not tensor.is_contiguous():
+                raise UqbiasError(
+                    f"input {index} is {tuple(tensor.shape)} {tensor.dtype}, contiguous: {tensor.is_contiguous()}",
+                    f"the function was compiled for {shape} {dtype}, contiguous",
+                )
+        return self.unchecked(inputs)
+
+
+def compile_function(
+    function: TensorFunction,
+    example_inputs: Sequence[Tensor],
+    *,
+    runner: str = "auto",
+    name: str = "function",
+    dynamic: Mapping[int, int] | None = None,
+    cache_dir: Path | None = None,
+    threads: int = 1,
+) -> CompiledFunction:
+    """Flatten ``function``, gradients included, and make it fast.
+
+    Parameters
+    ----------
+    function : takes a list of tensors, returns a tuple of tensors; may call ``torch.autograd.grad``.
+    example_inputs : contiguous tensors of the shapes, dtypes and device that later calls will have.
+    runner : ``aoti`` compiles to machine code (25 to 50 s once, then from the cache), ``torchscript`` traces,
+        ``eager`` runs the graph as it is. ``auto`` is ``aoti`` where a C++ compiler is found or the graph is in the
+        cache, else ``torchscript`` with a warning.
+    name : prefix of the cache entry, shown in messages.
+    dynamic : input index to the dimension whose length may change between calls; see `flatten`.
+    cache_dir : default `default_cache_dir()`.
+    threads : OpenMP threads of the ``aoti`` code. Small models run fastest with one.
+
+    Returns
+    -------
+    CompiledFunction
+
+    Raises
+    ------
+    UqbiasError
+        If the runner's name is unknown, ``aoti`` is asked for without a C++ compiler, or an example is not contiguous.
+    """
+    if runner != "auto" and runner not in RUNNERS:
+        raise UqbiasError(f"unknown runner '{runner}'", did_you_mean(runner, ["auto", *RUNNERS]))
+    for index, tensor in enumerate(example_inputs):
+        if not tensor.is_contiguous():
+            raise UqbiasError(f"example input {index} of {name} is not contiguous", "call .contiguous() on it")
+    dynamic = dict(dynamic or {})
+    directory = default_cache_dir() if cache_dir is None else Path(cache_dir)
+    graph_module = flatten(function, example_inputs, dynamic=dynamic)
+    options = {"cpp.threads": threads}
+    entry = f"{name}-{graph_key(graph_module, example_inputs, dynamic=dynamic, options=options)[:32]}.pt2"
+    if runner in {"auto", "aoti"} and find_compiler() is None and not is_cached(directory, entry):
+        if runner == "aoti":
+            raise UqbiasError("runner 'aoti' needs a C++ compiler and none was found", "install g++ or set CXX")
+        logger.warning("no C++ compiler found: %s runs as TorchScript, about 3 times slower; install g++", name)
+        runner = "torchscript"
+    elif runner == "auto":
+        runner = "aoti"
+    if runner == "eager":
+        run = _eager(graph_module)
+    elif runner == "torchscript":
+        run = _torchscript(graph_module, example_inputs)
+    else:
+        run = load_or_build(
+            directory,
+            entry,
+            lambda path: _build_aoti(graph_module, example_inputs, dynamic, options, name, path),
+            _load_aoti,
+        )
+    return CompiledFunction(run, runner, example_inputs, dynamic)
+
+
+def find_compiler() -> str | None:
+    """Path or name of the C++ compiler that AOTInductor would use, or None."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        return str(get_cpp_compiler())
+    except Exception:
+        return None
+
+
+def trace_to_torchscript(module: torch.nn.Module, example_inputs: Sequence[Tensor]) -> Any:
+    """Return ``torch.jit.trace`` of a module that computes no gradients by autograd."""
+    with warnings.catch_warnings(), torch.no_grad():
+        # The graph has no control flow to lose, so what the tracer warns about does not apply.
+        warnings.simplefilter("ignore")
+        return torch.jit.trace(module, tuple(example_inputs), check_trace=False)  # type: ignore[no-untyped-call]
+
+
+def _eager(graph_module: GraphModule) -> Callable[[list[Tensor]], Sequence[Tensor]]:
+    def run(inputs: list[Tensor]) -> Sequence[Tensor]:
+        with torch.no_grad():
+            outputs: Sequence[Tensor] = graph_module(*inputs)
+        return outputs
+
+    return run
+
+
+def _torchscript(
+    graph_module: GraphModule, example_inputs: Sequence[Tensor]
+) -> Callable[[list[Tensor]], Sequence[Tensor]]:
+    traced = trace_to_torchscript(graph_module, example_inputs)
+
+    def run(inputs: list[Tensor]) -> Sequence[Tensor]:
+        with torch.no_grad():
+            outputs: Sequence[Tensor] = traced(*inputs)
+        return outputs
+
+    return run
+
+
+def _build_aoti(
+    graph_module: GraphModule,
+    example_inputs: Sequence[Tensor],
+    dynamic: Mapping[int, int],
+    options: Mapping[str, object],
+    name: str,
+    path: Path,
+) -> None:
+    import torch._inductor
+
+    logger.info("compiling %s for this machine (25 to 50 s, once; kept in %s)", name, path.parent)
+    shapes = tuple(
+        {dynamic[index]: torch.export.Dim.DYNAMIC} if index in dynamic else None for index in range(len(example_inputs))
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(graph_module, tuple(example_inputs), dynamic_shapes=shapes, strict=False)
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=dict(options))
+
+
+def _load_aoti(path: Path) -> Callable[[list[Tensor]], Sequence[Tensor]]:
+    import torch._inductor
+
+    model = torch._inductor.aoti_load_package(str(path), run_single_threaded=True)
+    # loader.run takes the flat list as it is; model(...) would walk two pytrees a call, boxed_run empties the list.
+    run: Callable[[list[Tensor]], Sequence[Tensor]] = model.loader.run
+    return run
