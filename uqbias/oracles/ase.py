@@ -1,0 +1,101 @@
+"""Labels from any ASE calculator, named by its import path."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from uqbias.errors import UqbiasError
+from uqbias.oracles.base import Array, Oracle
+from uqbias.topology import Topology
+from uqbias.units import ANGSTROM, EV, EV_PER_ANGSTROM
+
+
+class ASEOracle(Oracle):
+    """Any ASE calculator: tblite, PySCF, ORCA, a foundation model.
+
+    Parameters
+    ----------
+    calculator : import path of the class or of a function that returns a calculator, as ``module:attribute``
+        or ``module.attribute``, for example ``tblite.ase:TBLite`` or ``ase.calculators.emt.EMT``.
+    options : keyword arguments for it, for example ``{"method": "GFN2-xTB"}``.
+    numbers : [N] atomic numbers; or give
+    structure : PDB file to take them from.
+
+    Raises
+    ------
+    UqbiasError
+        If the calculator cannot be imported or built, or neither numbers nor structure are given.
+    """
+
+    kind: ClassVar[str] = "ase"
+    numbers: tuple[int, ...]
+
+    def __init__(
+        self,
+        calculator: str,
+        options: dict[str, Any] | None = None,
+        numbers: list[int] | tuple[int, ...] | None = None,
+        structure: str | Path | None = None,
+    ) -> None:
+        from ase import Atoms
+
+        if numbers is None:
+            if structure is None:
+                raise UqbiasError("ase oracle has neither numbers nor structure", "give atomic numbers or a PDB file")
+            numbers = Topology.from_pdb(structure).numbers
+        self.numbers = tuple(int(number) for number in numbers)
+        self.calculator = calculator
+        self._options = dict(options or {})
+        factory = import_attribute(calculator)
+        try:
+            built = factory(**self._options)
+        except Exception as error:
+            raise UqbiasError(
+                f"calculator '{calculator}' cannot be built with {self._options} ({error})",
+                "check the options of the calculator",
+            ) from error
+        self._atoms = Atoms(numbers=self.numbers, positions=np.zeros((len(self.numbers), 3)))
+        self._atoms.calc = built
+
+    def options(self) -> dict[str, Any]:
+        """JSON-able keyword arguments that rebuild this oracle."""
+        return {
+            "calculator": self.calculator,
+            "options": self._options,
+            "numbers": list(self.numbers),
+        }
+
+    def _evaluate(self, positions: Array) -> tuple[float, Array]:
+        self._atoms.set_positions(positions / ANGSTROM)
+        return self._atoms.get_potential_energy() * EV, self._atoms.get_forces() * EV_PER_ANGSTROM
+
+
+def import_attribute(path: str) -> Any:
+    """Import what ``module:attribute`` or ``module.attribute`` names.
+
+    Raises
+    ------
+    UqbiasError
+        If the module or the attribute is not there.
+    """
+    module, separator, attribute = path.partition(":")
+    if not separator:
+        module, _, attribute = path.rpartition(".")
+    if not module or not attribute:
+        raise UqbiasError(f"'{path}' is not an import path", "write module:attribute, such as tblite.ase:TBLite")
+    try:
+        found: Any = import_module(module)
+    except Exception as error:
+        raise UqbiasError(
+            f"calculator module '{module}' cannot be imported ({error})",
+            f"install the package that provides it in this environment (pip install {module.partition('.')[0]}?)",
+        ) from error
+    for name in attribute.split("."):
+        if not hasattr(found, name):
+            raise UqbiasError(f"module '{module}' has no '{attribute}'", "check the import path")
+        found = getattr(found, name)
+    return found

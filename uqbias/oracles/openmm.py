@@ -1,0 +1,105 @@
+"""Labels from an OpenMM force field, in double precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.oracles.base import Array, Oracle
+from uqbias.topology import Topology, read_pdb
+
+#: Platforms that compute in double precision: the CPU platform does not.
+PLATFORMS = ("Reference", "CUDA", "OpenCL")
+
+
+class OpenMMOracle(Oracle):
+    """Force field of OpenMM in vacuum: no cutoff, no constraints.
+
+    Parameters
+    ----------
+    structure : PDB file that names residues and atoms; its coordinates are not used.
+    forcefield : XML files, from OpenMM's collection or by path. The default is Amber ff14SB
+        (Maier et al., J. Chem. Theory Comput. 11, 3696, 2015).
+    platform : ``Reference`` (double precision, right for small molecules), ``CUDA`` or ``OpenCL``
+        (set to double precision).
+
+    Raises
+    ------
+    UqbiasError
+        If the structure cannot be read, the force field does not know its residues, or the platform is not there.
+    """
+
+    kind: ClassVar[str] = "openmm"
+
+    def __init__(
+        self,
+        structure: str | Path,
+        forcefield: str | list[str] | tuple[str, ...] = ("amber14/protein.ff14SB.xml",),
+        platform: str = "Reference",
+    ) -> None:
+        self.structure = str(structure)
+        self.forcefield = [forcefield] if isinstance(forcefield, str) else list(forcefield)
+        self.platform = platform
+        self.pdb_topology, self.start_positions = read_pdb(structure)
+        self.numbers = Topology.from_openmm(self.pdb_topology).numbers
+        self.system = self._make_system()
+        self._context = self._make_context()
+
+    def options(self) -> dict[str, Any]:
+        """JSON-able keyword arguments that rebuild this oracle."""
+        return {"structure": self.structure, "forcefield": self.forcefield, "platform": self.platform}
+
+    def _make_system(self) -> Any:
+        """System with every interaction and no constraint, so that its forces are the gradient of its energy."""
+        from openmm import app
+
+        try:
+            forcefield = app.ForceField(*self.forcefield)
+        except Exception as error:
+            raise UqbiasError(
+                f"force field {self.forcefield} cannot be read ({error})",
+                "name XML files of OpenMM (amber14/protein.ff14SB.xml) or give their paths",
+            ) from error
+        try:
+            return forcefield.createSystem(
+                self.pdb_topology,
+                nonbondedMethod=app.NoCutoff,
+                constraints=None,
+                rigidWater=False,
+                removeCMMotion=False,
+            )
+        except Exception as error:
+            raise UqbiasError(
+                f"force field {self.forcefield} does not fit {self.structure} ({' '.join(str(error).split())})",
+                "check residue and atom names and that all hydrogens are there",
+            ) from error
+
+    def _make_context(self) -> Any:
+        import openmm
+
+        valid = [name for name in PLATFORMS if name in _platforms()]
+        if self.platform not in valid:
+            raise UqbiasError(f"oracle platform '{self.platform}' is not there", did_you_mean(self.platform, valid))
+        # The oracle never integrates; a Context only needs some integrator.
+        integrator = openmm.VerletIntegrator(0.001)
+        platform = openmm.Platform.getPlatform(self.platform)
+        properties = {} if self.platform == "Reference" else {"Precision": "double"}
+        return openmm.Context(self.system, integrator, platform, properties)
+
+    def _evaluate(self, positions: Array) -> tuple[float, Array]:
+        from openmm import unit
+
+        self._context.setPositions(positions)
+        state = self._context.getState(energy=True, forces=True)
+        energy = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
+        forces = state.getForces(asNumpy=True).value_in_unit(unit.kilojoule_per_mole / unit.nanometer)
+        return energy, np.array(forces)
+
+
+def _platforms() -> list[str]:
+    import openmm
+
+    return [openmm.Platform.getPlatform(index).getName() for index in range(openmm.Platform.getNumPlatforms())]
