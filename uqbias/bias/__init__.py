@@ -1,1 +1,1 @@
-"""Biases: (u, E, state) to V, and their host-side updates."""
+"""From uncertainty and energy to a bias potential: a pure function of (u, E, state) and a host-side update."""
