@@ -1,0 +1,393 @@
+"""Reads a run directory, finished or not; whatever is not there yet is simply absent."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from uqbias.analysis.coordinates import Coordinates, dihedral_coordinates, principal_components
+from uqbias.errors import UqbiasError
+
+Array = NDArray[np.float64]
+OBSERVED = ("step", "positions", "energy", "cv", "uncertainty", "bias")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labelled frames in the order of the ledger.
+
+    Attributes
+    ----------
+    round : [n] round in which each label was paid.
+    positions : [n, N, 3] nm.
+    info : n dicts (reason, cv, uncertainty, walker, step where known).
+    """
+
+    round: NDArray[np.int64]
+    positions: Array
+    info: list[dict[str, Any]]
+
+    def __len__(self) -> int:
+        return len(self.round)
+
+
+@dataclass(frozen=True)
+class Observations:
+    """What the walkers of one round showed, every observation interval.
+
+    Attributes
+    ----------
+    step : [T] MD steps per walker.
+    positions : [T, W, N, 3] nm.
+    energy : [T, W] kJ/mol (the model's).
+    cv : [T, W] driver u.
+    uncertainty : [T, W] kJ/mol/nm (the judge's).
+    bias : [T, W] kJ/mol.
+    """
+
+    step: Array
+    positions: Array
+    energy: Array
+    cv: Array
+    uncertainty: Array
+    bias: Array
+
+
+@dataclass(frozen=True)
+class Hills:
+    """Gaussians of a PLUMED ``HILLS`` file on one CV; the heights carry PLUMED's factor γ/(γ - 1)."""
+
+    time: Array
+    centre: Array
+    sigma: Array
+    height: Array
+    bias_factor: Array
+
+    def potential(self, u: Array) -> Array:
+        """Bias V(u) in kJ/mol at the values ``u`` [n]."""
+        well_tempered = self.bias_factor > 1.0
+        height = np.where(
+            well_tempered, self.height * (self.bias_factor - 1.0) / np.maximum(self.bias_factor, 1.0), self.height
+        )
+        value = np.zeros(len(u))
+        for start in range(0, len(height), 2048):
+            part = slice(start, start + 2048)
+            reduced = (u[:, None] - self.centre[None, part]) / self.sigma[None, part]
+            value += np.exp(-0.5 * reduced**2) @ height[part]
+        return value
+
+
+@dataclass(frozen=True)
+class Surface:
+    """Reference free energy on a periodic grid of two dihedrals.
+
+    Attributes
+    ----------
+    x, y : bin centres in degrees.
+    free_energy : [x, y] kT above the minimum, NaN or inf where never visited.
+    """
+
+    x: Array
+    y: Array
+    free_energy: Array
+
+
+@dataclass
+class Round:
+    """Files of ``round_XX``; each attribute is None or empty until the campaign has written it."""
+
+    index: int
+    summary: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] | None = None
+    scores: dict[str, Array] | None = None
+    harvest: dict[str, Any] | None = None
+    observations: Observations | None = None
+    guard_events: list[dict[str, Any]] = field(default_factory=list)
+    hills: Hills | None = None
+
+
+@dataclass
+class RunData:
+    """A run directory in memory.
+
+    Attributes
+    ----------
+    directory : the run directory.
+    config : resolved configuration, ``{}`` if there is none yet.
+    config_text : the file as it is.
+    summary : content of ``summary.json``.
+    rounds : every round that has a directory or an entry in the summary, in order.
+    events : ledger events in order.
+    labels : labelled frames, or None.
+    notes : files that could not be read, said in the report.
+    """
+
+    directory: Path
+    config: dict[str, Any] = field(default_factory=dict)
+    config_text: str = ""
+    summary: dict[str, Any] = field(default_factory=dict)
+    rounds: list[Round] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    labels: Labels | None = None
+    numbers: NDArray[np.int64] | None = None
+    surface: Surface | None = None
+    test_positions: Array | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def load(cls, directory: str | Path) -> RunData:
+        """Read whatever the campaign has written so far.
+
+        Raises
+        ------
+        UqbiasError
+            If ``directory`` is missing or is not a run directory.
+        """
+        path = Path(directory)
+        if not path.is_dir():
+            raise UqbiasError(f"no such run directory: {path}", "give the directory that 'uqbias run' wrote")
+        if not any((path / name).is_file() for name in ("campaign.yaml", "ledger.jsonl", "summary.json")):
+            raise UqbiasError(
+                f"{path} is not a run directory (no campaign.yaml, ledger.jsonl or summary.json)",
+                "give the directory that 'uqbias run' wrote",
+            )
+        return _Reader(path).read()
+
+    @property
+    def name(self) -> str:
+        """Name of the campaign: the configured one, else the directory's."""
+        return str(self.config.get("name") or self.directory.resolve().name)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Summary entries, one a scored round."""
+        return [entry for entry in self.summary.get("rounds", []) if isinstance(entry, dict)]
+
+    @cached_property
+    def coordinates(self) -> Coordinates | None:
+        """Configured dihedrals, else principal components of the labelled frames, else None."""
+        named = section(self.config, "score").get("coordinates") or {}
+        if named:
+            return dihedral_coordinates(named)
+        if self.labels is not None and len(self.labels) >= 3:
+            return principal_components(self.labels.positions, self.numbers)
+        return None
+
+    @cached_property
+    def label_points(self) -> Array | None:
+        """[n, 2] the labelled frames on the map."""
+        if self.coordinates is None or self.labels is None:
+            return None
+        return self.coordinates.project(self.labels.positions)
+
+    @cached_property
+    def test_points(self) -> Array | None:
+        """[n, 2] the test set on the map."""
+        if self.coordinates is None or self.test_positions is None:
+            return None
+        return self.coordinates.project(self.test_positions)
+
+    def visited_points(self, entry: Round) -> Array | None:
+        """[T, W, 2] the walkers of one round on the map."""
+        if self.coordinates is None or entry.observations is None:
+            return None
+        return self.coordinates.project(entry.observations.positions)
+
+    def scored(self, key: str) -> list[tuple[Round, Array]]:
+        """Rounds whose ``scores.npz`` holds ``key``, with the values."""
+        return [(entry, entry.scores[key]) for entry in self.rounds if entry.scores is not None and key in entry.scores]
+
+    def scored_on_map(self) -> list[Round]:
+        """Rounds whose force errors belong to test frames with a known place on the map."""
+        points = self.test_points
+        errors = self.scored("force_mae_frame")
+        return [entry for entry, values in errors if points is not None and len(values) == len(points)]
+
+
+def section(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """A section of the configuration, ``{}`` where it is absent."""
+    value = config.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+class _Reader:
+    """Reads one directory; a file that cannot be read becomes a note instead of an exception."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.run = RunData(directory=path)
+
+    def read(self) -> RunData:
+        run = self.run
+        config_file = self.path / "campaign.yaml"
+        if config_file.is_file():
+            run.config_text = config_file.read_text(encoding="utf-8")
+            try:
+                content = yaml.safe_load(run.config_text)
+                run.config = content if isinstance(content, dict) else {}
+            except yaml.YAMLError as error:
+                self.note(config_file, error)
+        run.summary = self.json(self.path / "summary.json") or {}
+        run.events = self.json_lines(self.path / "ledger.jsonl")
+        run.labels = self.labels()
+        run.numbers = self.numbers()
+        run.rounds = self.rounds()
+        self.scoring_files()
+        return run
+
+    def note(self, path: Path, error: object) -> None:
+        self.run.notes.append(f"{path.name} could not be read: {error}".replace("\n", " "))
+
+    def json(self, path: Path) -> dict[str, Any] | None:
+        if not path.is_file():
+            return None
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, OSError) as error:
+            self.note(path, error)
+            return None
+        return content if isinstance(content, dict) else None
+
+    def json_lines(self, path: Path) -> list[dict[str, Any]]:
+        """Events of a line-by-line file; a torn last line is normal after a kill, any other is noted."""
+        if not path.is_file():
+            return []
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        events = []
+        for number, line in enumerate(lines):
+            try:
+                event = json.loads(line)
+            except ValueError as error:
+                if number < len(lines) - 1 and line.strip():
+                    self.note(path, f"line {number + 1}: {error}")
+                continue
+            if isinstance(event, dict):
+                events.append(event)
+        return events
+
+    def npz(self, path: Path, needed: tuple[str, ...] = ()) -> dict[str, Array] | None:
+        if not path.is_file():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                content = {key: np.asarray(archive[key]) for key in archive.files}
+        except Exception as error:  # zipfile, zlib and numpy each raise their own on a torn file
+            self.note(path, error)
+            return None
+        missing = [key for key in needed if key not in content]
+        if missing:
+            self.note(path, f"no {', '.join(missing)}")
+            return None
+        return content
+
+    def labels(self) -> Labels | None:
+        events = [event for event in self.run.events if event.get("event") == "label" and "positions" in event]
+        if not events:
+            return None
+        return Labels(
+            round=np.array([int(event.get("round", 0)) for event in events]),
+            positions=np.array([event["positions"] for event in events], dtype=np.float64),
+            info=[event.get("info") or {} for event in events],
+        )
+
+    def numbers(self) -> NDArray[np.int64] | None:
+        path = self.path / "dataset.xyz"
+        if not path.is_file():
+            return None
+        import ase.io
+
+        try:
+            first = ase.io.read(path, 0, format="extxyz")
+        except Exception as error:  # ASE raises many kinds on a torn file
+            self.note(path, error)
+            return None
+        return np.asarray(first.numbers, dtype=np.int64)
+
+    def rounds(self) -> list[Round]:
+        folders = {
+            int(folder.name[6:]): folder
+            for folder in self.path.glob("round_*")
+            if folder.is_dir() and folder.name[6:].isdigit()
+        }
+        rows = dict(enumerate(self.run.rows))
+        return [self.round(index, folders.get(index), rows.get(index, {})) for index in sorted({*folders, *rows})]
+
+    def round(self, index: int, folder: Path | None, row: dict[str, Any]) -> Round:
+        if folder is None:
+            return Round(index, row)
+        observations = self.npz(folder / "md" / "observations.npz", OBSERVED)
+        return Round(
+            index=index,
+            summary=row,
+            training=self.json(folder / "training.json"),
+            scores=self.npz(folder / "scores.npz"),
+            harvest=self.json(folder / "harvest.json"),
+            observations=None if observations is None else Observations(*(observations[key] for key in OBSERVED)),
+            guard_events=self.json_lines(folder / "md" / "events.jsonl"),
+            hills=self.hills(folder / "md" / "HILLS"),
+        )
+
+    def hills(self, path: Path) -> Hills | None:
+        if not path.is_file():
+            return None
+        fields: list[str] = []
+        values = []
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("#! FIELDS"):
+                fields = line.split()[2:]
+            elif line and not line.startswith("#"):
+                try:
+                    row = [float(word) for word in line.split()]
+                except ValueError:
+                    continue  # a torn last line
+                if len(row) == len(fields):
+                    values.append(row)
+        if len(fields) < 5 or not values:
+            return None
+        columns = np.array(values).T
+        return Hills(*(columns[i] for i in range(5)))  # time, CV, sigma, height, bias factor
+
+    def scoring_files(self) -> None:
+        """Reference surface and test set, where the configuration names them and they can be found."""
+        score = section(self.run.config, "score")
+        test_set = self.find(score.get("test_set"))
+        if test_set is not None:
+            from uqbias.data import read_frames
+
+            try:
+                self.run.test_positions = read_frames(test_set).positions
+            except UqbiasError as error:
+                self.note(test_set, error)
+        surface = self.find(score.get("surface"))
+        if surface is not None and score.get("coordinates"):
+            try:
+                self.run.surface = read_surface(surface)
+            except (UqbiasError, ValueError, OSError, KeyError) as error:
+                self.note(surface, error)
+
+    def find(self, name: Any) -> Path | None:
+        """A configured file: as it is, or beside the run directory's configuration."""
+        if not isinstance(name, str):
+            return None
+        for candidate in (Path(name), self.path / name):
+            if candidate.is_file():
+                return candidate
+        self.run.notes.append(f"{name} is named in the configuration and not found from here")
+        return None
+
+
+def read_surface(path: Path) -> Surface:
+    """Read an npz with ``phi`` and ``psi`` (bin centres, degrees) and ``free_energy`` [phi, psi] in kT."""
+    with np.load(path, allow_pickle=False) as archive:
+        x, y = (np.asarray(archive[key], dtype=np.float64) for key in ("phi", "psi"))
+        free_energy = np.asarray(archive["free_energy"], dtype=np.float64)
+    if free_energy.shape != (len(x), len(y)):
+        raise ValueError(f"free_energy has shape {free_energy.shape}, the axes say {(len(x), len(y))}")
+    return Surface(x, y, free_energy)
