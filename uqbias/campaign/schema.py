@@ -1,0 +1,241 @@
+"""The campaign file's sections that belong to the campaign itself: system, training, MD, harvest, stop, score."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from uqbias.campaign.kinds import BiasSection, OracleSection, PotentialSection, UncertaintySection, driver, judge
+from uqbias.campaign.kinds import default_biases as biases
+from uqbias.campaign.sections import Section
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Dihedral = Annotated[list[int], Field(min_length=4, max_length=4)]
+
+
+class System(Section):
+    """What is simulated."""
+
+    structure: str = Field(description="PDB file with CONECT records: gives atom names and the bond graph")
+    start: str = Field(
+        description="extended-XYZ file of the frames to begin with (eV, Å); frames without energies and forces "
+        "are labelled by the oracle"
+    )
+
+
+class Training(Section):
+    """How the potential is trained; see `uqbias.potentials.training.train`."""
+
+    max_seconds: float | None = Field(default=None, gt=0, description="time limit of one training, s; null: no limit")
+    epochs: Count = Field(default=400, description="passes over the training set, at most")
+    patience: Count = Field(default=60, description="stop after this many epochs without a better validation loss")
+    batch_size: Count = Field(default=16, description="frames a gradient step")
+    learning_rate: Positive = Field(default=5e-3, description="highest learning rate of Adam")
+    force_weight: float = Field(default=1.0, ge=0, description="weight of the force error in the loss")
+    energy_weight: float = Field(default=1.0, ge=0, description="weight of the energy error per atom in the loss")
+    ema: float = Field(default=0.99, ge=0, lt=1, description="decay of the averaged weights, per step; 0: no averaging")
+    validation_fraction: float = Field(
+        default=0.1, gt=0, lt=1, description="share of the labelled frames kept for early stopping"
+    )
+    warm_start: bool = Field(default=True, description="begin each round from the weights of the last one")
+
+
+class Calibration(Section):
+    """Held-out frames that turn the judge's u into an expected force error (conformal)."""
+
+    fraction: float = Field(
+        default=0.1, gt=0, lt=1, description="share of the labelled frames kept from training for calibration"
+    )
+    alpha: float = Field(
+        default=0.1,
+        gt=0,
+        lt=1,
+        description="tolerated share of frames whose force error is above the calibrated uncertainty",
+    )
+
+
+class MD(Section):
+    """The exploration: walkers of the molecule in one Context, sharing one bias."""
+
+    walkers: Count = Field(default=8, description="copies of the molecule that move in one Context")
+    groups: Count = Field(
+        default=1, description="independent groups of walkers, each with a Context and a bias of its own"
+    )
+    temperature: Positive = Field(default=300.0, description="K")
+    timestep_fs: Positive = Field(default=0.5, description="fs; 0.5 with free hydrogens, 2 with constraints")
+    friction_per_ps: Positive = Field(default=1.0, description="friction of the Langevin thermostat, 1/ps")
+    steps: Count = Field(default=20000, description="steps of every walker in a round")
+    pace: Count = Field(default=50, description="steps between looks at the walkers: hills, guards")
+    observe_every: Count = Field(
+        default=100, description="steps between frames kept as candidates and for COLVAR; a multiple of pace"
+    )
+    trajectory_every: Count = Field(default=200, description="steps between trajectory frames; a multiple of pace")
+    constraints: Literal["none", "h_bonds", "all_bonds", "all_bonds_and_angles"] = Field(
+        default="none",
+        description="bonds and angles held rigid during exploration: none, h_bonds, all_bonds, all_bonds_and_angles",
+    )
+    platform: str = Field(default="CPU", description="OpenMM platform: CPU, CUDA, Reference")
+    backend: Literal["auto", "torchforce", "pythonforce"] = Field(
+        default="auto", description="how the model enters OpenMM: torchforce, pythonforce, or auto"
+    )
+    runner: Literal["auto", "aoti", "torchscript", "eager"] = Field(
+        default="auto",
+        description="how the fused graph is run: aoti (needs a C++ compiler), torchscript, eager, or auto",
+    )
+
+    @model_validator(mode="after")
+    def _multiples(self) -> MD:
+        for name in ("observe_every", "trajectory_every"):
+            value = getattr(self, name)
+            if value % self.pace:
+                raise ValueError(f"{name} = {value} is not a multiple of pace = {self.pace}")
+        return self
+
+
+class Guards(Section):
+    """When a walker is stopped, recorded and restarted from a safe frame."""
+
+    uncertainty_cap: float | None = Field(
+        default=None, gt=0, description="calibrated uncertainty, kJ/mol/nm; null: no cap"
+    )
+    cv_cap: float | None = Field(default=None, description="value of the driver CV; null: no cap")
+    bond_low: float = Field(default=0.6, gt=0, lt=1, description="shortest bond, as a multiple of the reference length")
+    bond_high: float = Field(default=1.6, gt=1, description="longest bond, as a multiple of the reference length")
+    stiff_torsion: float = Field(
+        default=60.0, gt=0, le=180, description="degrees that a torsion found stiff in the start frames may turn"
+    )
+
+
+class Selection(Section):
+    """Which of the frames that passed the filters are labelled."""
+
+    kind: Literal["mixed", "farthest_point", "random", "highest_uncertainty"] = Field(
+        default="mixed",
+        description="farthest_point, random, highest_uncertainty, or mixed (farthest points and a random rest)",
+    )
+    space: Literal["cv_features", "latents"] = Field(
+        default="cv_features",
+        description="where distances are measured: cv_features (the driver's) or latents (mean over atoms)",
+    )
+    random_share: float = Field(default=0.5, ge=0, le=1, description="share of the budget that `mixed` fills at random")
+    energy_temperature: float | None = Field(
+        default=None,
+        gt=0,
+        description="K; weigh frames by their model energy, Boltzmann-like at this temperature; null: no preference",
+    )
+    minimum_distance: float = Field(
+        default=1e-3, ge=0, description="two frames nearer than this in that space are the same frame"
+    )
+
+
+class Harvest(Section):
+    """The way from visited frames to frames that are worth a label."""
+
+    labels_per_round: Count = Field(default=50, description="labels bought in a round, at most")
+    cv_window: list[float | None] = Field(
+        default=[0.8, 14.0],
+        min_length=2,
+        max_length=2,
+        description="[lowest, highest] value of the driver CV; null: open",
+    )
+    uncertainty_window: list[float | None] = Field(
+        default=[None, None],
+        min_length=2,
+        max_length=2,
+        description="[lowest, highest] calibrated uncertainty, kJ/mol/nm; null: open",
+    )
+    energy_window: Positive = Field(
+        default=120.0, description="model energy above the mean of the start frames that is still physical, kJ/mol"
+    )
+    bond_low: float = Field(default=0.8, gt=0, lt=1, description="shortest bond, as a multiple of the reference length")
+    bond_high: float = Field(default=1.25, gt=1, description="longest bond, as a multiple of the reference length")
+    angle_tolerance: float = Field(
+        default=25.0, gt=0, le=180, description="degrees that an angle may differ from its reference"
+    )
+    clash: float = Field(
+        default=0.6,
+        gt=0,
+        lt=1,
+        description="closest approach of atoms four or more bonds apart, as a share of the sum of van der Waals radii",
+    )
+    stiff_torsion: float = Field(default=60.0, gt=0, le=180, description="degrees that a stiff torsion may turn")
+    label_energy_window: Positive = Field(
+        default=300.0,
+        description="oracle energy above the mean of the start frames beyond which a label is rejected, kJ/mol",
+    )
+    label_force_limit: Positive = Field(
+        default=15000.0, description="largest force component of an accepted label, kJ/mol/nm"
+    )
+    selection: Selection = Field(default=Selection(), description="which of the remaining candidates are taken")
+
+
+class Stop(Section):
+    """When the campaign ends; may be raised later to continue a finished campaign."""
+
+    rounds: int = Field(default=4, ge=0, description="rounds of exploration after the first training")
+    labels: Count | None = Field(
+        default=None, description="labelled frames in all, the start frames included; null: no limit"
+    )
+    uncertainty_below: float | None = Field(
+        default=None,
+        gt=0,
+        description="stop when 95 % of newly visited physical frames have an uncertainty below this, kJ/mol/nm",
+    )
+
+
+class Executor(Section):
+    """Where labels are computed and walker groups run."""
+
+    kind: Literal["process", "thread", "serial", "dask"] = Field(
+        default="process", description="process, thread, serial (in this process) or dask (needs dask.distributed)"
+    )
+    workers: Count = Field(default=2, description="tasks at the same time")
+    address: str | None = Field(default=None, description="dask scheduler to connect to; null: a local cluster")
+
+
+class Score(Section):
+    """Files that the campaign sees only to be scored against."""
+
+    test_set: str | None = Field(default=None, description="labelled extended-XYZ file for the error columns")
+    surface: str | None = Field(default=None, description="reference free-energy surface (npz) for the coverage column")
+    coordinates: dict[str, Dihedral] = Field(
+        default_factory=dict, description="name of each surface coordinate: the four atom indices of its dihedral"
+    )
+    basins: bool = Field(default=True, description="name the basins of the surface that labelled frames reached")
+
+
+class Campaign(Section):
+    """A whole campaign."""
+
+    name: str = Field(default="campaign", description="name of the campaign; the default directory is runs/NAME")
+    seed: int = Field(default=0, ge=0, description="all random numbers of the campaign derive from this")
+    system: System = Field(description="what is simulated")
+    oracle: OracleSection = Field(description="what labels cost: energies and forces taken as the truth")
+    potential: PotentialSection = Field(description="the machine-learned potential")
+    training: Training = Field(default=Training(), description="how it is trained")
+    cv: UncertaintySection = Field(
+        default=driver(), description="driver: the uncertainty that the bias acts on; it must move slow modes"
+    )
+    uncertainty: UncertaintySection = Field(
+        default=judge(),
+        description="judge: decides what is harvested, when a walker is stopped, when the campaign ends",
+    )
+    calibration: Calibration = Field(default=Calibration(), description="how the judge is calibrated")
+    sampler: Literal["metadynamics", "md"] = Field(
+        default="metadynamics", description="metadynamics (MD with the biases below) or md (no bias, at md.temperature)"
+    )
+    bias: list[BiasSection] = Field(default_factory=biases, description="the parts of the bias on the driver CV")
+    old_bias: Literal["fresh", "keep"] = Field(
+        default="fresh",
+        description="the bias after retraining: fresh (begin at zero) or keep (carry the hills of the last round on)",
+    )
+    md: MD = Field(default=MD(), description="the exploration: walkers in one Context sharing one bias")
+    guards: Guards = Field(default=Guards(), description="when a walker is stopped and restarted from a safe frame")
+    harvest: Harvest = Field(default=Harvest(), description="from visited frames to frames worth a label")
+    stop: Stop = Field(default=Stop(), description="when the campaign ends")
+    executor: Executor = Field(default=Executor(), description="where labels are computed and walker groups run")
+    score: Score | None = Field(
+        default=None, description="reference data that only score the campaign; null: no scores"
+    )
