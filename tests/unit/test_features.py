@@ -1,0 +1,190 @@
+"""Feature spaces: values against independent formulas, invariance, gradients, stiffness rule, bad input."""
+
+import json
+
+import mdtraj
+import numpy as np
+import pytest
+import torch
+from ase.build import molecule
+
+from uqbias.errors import UqbiasError
+from uqbias.features.base import build_features, describe_features, rebuild_features, select_atoms
+from uqbias.topology import Topology
+
+N_LATENTS = 3
+SPECS = [
+    {"kind": "torsions"},
+    {"kind": "torsions", "heavy_only": False, "stiff_below": 0.0},
+    {"kind": "pair_distances"},
+    {"kind": "concatenated", "parts": ["torsions", {"kind": "pair_distances", "scale": 10.0}]},
+    {"kind": "latents", "atoms": "heavy"},
+]
+
+
+@pytest.fixture(scope="module")
+def butane():
+    atoms = molecule("trans-butane")
+    return Topology.from_positions(atoms.numbers.tolist(), atoms.positions * 0.1), atoms.positions * 0.1
+
+
+def frames(positions, n, scale, seed=0):
+    rng = np.random.default_rng(seed)
+    return torch.tensor(positions + rng.normal(0.0, scale, (n, *positions.shape)))
+
+
+def latents_of(positions):
+    """Invariant stand-in for a network's latents, [1, W, N, 3]."""
+    distances = torch.cdist(positions, positions, compute_mode="donot_use_mm_for_euclid_dist")
+    return torch.stack([torch.exp(-((distances / s) ** 2)).sum(-1) for s in (0.1, 0.2, 0.4)], -1)[None]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_rebuilt_from_json(butane, spec):
+    topology, positions = butane
+    x = frames(positions, 5, 0.02)
+    features = build_features(spec, topology, N_LATENTS).double()
+    features.prepare(frames(positions, 50, 0.05))
+    twin = rebuild_features(json.loads(json.dumps(describe_features(features)))).double()
+    twin.load_state_dict(features.state_dict())
+    found = features(x, latents_of(x))
+    assert found.shape[-1] == features.dim == twin.dim
+    torch.testing.assert_close(twin(x, latents_of(x)), found, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_gradient_against_differences(butane, spec):
+    topology, positions = butane
+    features = build_features(spec, topology, N_LATENTS).double()
+    features.prepare(frames(positions, 50, 0.05))
+    x = frames(positions, 2, 0.01, seed=1).requires_grad_(True)
+    assert torch.autograd.gradcheck(lambda p: features(p, latents_of(p)), (x,), eps=1e-6, atol=1e-6, rtol=1e-6)
+
+
+def test_torsions_are_those_of_mdtraj(butane):
+    topology, positions = butane
+    features = build_features({"kind": "torsions", "heavy_only": False}, topology, 0).double()
+    x = frames(positions, 20, 0.01)
+    trajectory = mdtraj.Trajectory(x.numpy(), topology.to_mdtraj())
+    expected = mdtraj.compute_dihedrals(trajectory, features.dihedrals).astype(float)
+    f = features(x, latents_of(x)).detach().numpy() / np.sqrt(np.tile(features.weights.numpy(), 2))
+    cosine, sine = np.split(f, 2, axis=1)
+    away = np.arctan2(sine, cosine) - expected
+    assert np.abs((away + np.pi) % (2 * np.pi) - np.pi).max() < 1e-4
+
+
+def test_torsion_products_are_weighted_cosines(butane):
+    topology, positions = butane
+    features = build_features({"kind": "torsions", "heavy_only": False, "stiff_below": 0.0}, topology, 0).double()
+    x = frames(positions, 4, 0.02)
+    f = features(x, latents_of(x))
+    trajectory = mdtraj.Trajectory(x.numpy(), topology.to_mdtraj())
+    angles = mdtraj.compute_dihedrals(trajectory, features.dihedrals).astype(float)
+    expected = (features.weights.numpy() * np.cos(angles[:, None] - angles[None])).sum(-1)
+    np.testing.assert_allclose((f @ f.T).numpy(), expected, atol=1e-3)
+    # 3 C-C bonds, each counted once whatever the number of dihedrals on it.
+    assert features.total_weight().item() == pytest.approx(3.0)
+    assert len(features.dihedrals) == 27
+
+
+def test_stiff_torsions_get_no_weight():
+    """Ethene's hydrogens are stiff, a freely turned bond is soft."""
+    atoms = molecule("C3H6_Cs")  # propene: H-C=C-H stiff, methyl free
+    topology = Topology.from_positions(atoms.numbers.tolist(), atoms.positions * 0.1)
+    features = build_features({"kind": "torsions", "heavy_only": False}, topology, 0).double()
+    methyl = next(i for i in range(9) if atoms.numbers[i] == 6 and len(topology.neighbours[i]) == 4)
+    hydrogens = [i for i in topology.neighbours[methyl] if atoms.numbers[i] == 1]
+    anchor = next(i for i in topology.neighbours[methyl] if atoms.numbers[i] == 6)
+    x = frames(atoms.positions * 0.1, 60, 0.002).numpy()
+    axis = atoms.positions[methyl] - atoms.positions[anchor]
+    for index, angle in enumerate(np.linspace(0, 2 * np.pi, 60)):
+        rotated = molecule("C3H6_Cs")[hydrogens]
+        rotated.positions -= atoms.positions[methyl]
+        rotated.rotate(np.degrees(angle), axis)
+        x[index, hydrogens] = (rotated.positions + atoms.positions[methyl]) * 0.1
+    features.prepare(torch.tensor(x))
+    assert features.is_prepared
+    assert {frozenset(four[1:3]) for four in features.soft_dihedrals} == {frozenset((methyl, anchor))}
+    assert features.stiff_deviation(torch.tensor(x)).max() < 20
+    flipped = x[:1].copy()
+    other = next(i for i in topology.neighbours[anchor] if i != methyl and atoms.numbers[i] == 6)
+    ends = [i for i in topology.neighbours[other] if atoms.numbers[i] == 1]
+    flipped[0, ends[0]], flipped[0, ends[1]] = x[0, ends[1]], x[0, ends[0]]
+    assert features.stiff_deviation(torch.tensor(flipped)).item() > 150
+
+
+def test_all_torsions_stiff_is_an_error(butane):
+    topology, positions = butane
+    features = build_features("torsions", topology, 0)
+    with pytest.raises(UqbiasError, match=r"all 1 torsions are stiff over 30 start frames.*stiff_below 20"):
+        features.prepare(frames(positions, 30, 0.001))
+
+
+def test_collinear_chain_is_left_out_and_finite():
+    atoms = molecule("2-butyne")
+    topology = Topology.from_positions(atoms.numbers.tolist(), atoms.positions * 0.1)
+    features = build_features({"kind": "torsions", "heavy_only": False, "stiff_below": 5.0}, topology, 0).double()
+    x = frames(atoms.positions * 0.1, 30, 0.002).requires_grad_(True)
+    with pytest.raises(UqbiasError, match="stiff"):
+        features.prepare(x)  # every dihedral of 2-butyne has a linear flank
+    straight = torch.tensor(atoms.positions * 0.1)[None].requires_grad_(True)
+    (gradient,) = torch.autograd.grad(features(straight, latents_of(straight)).sum(), straight)
+    assert torch.isfinite(gradient).all()
+
+
+def test_pair_distances(butane):
+    topology, positions = butane
+    features = build_features("pair_distances", topology, 0).double()
+    carbons = [i for i, number in enumerate(topology.numbers) if number == 6]
+    ends = [i for i in carbons if sum(topology.numbers[j] == 6 for j in topology.neighbours[i]) == 1]
+    assert sorted(features.pairs[0]) == sorted(ends)
+    assert len(features.pairs) == 1
+    expected = np.linalg.norm(positions[ends[0]] - positions[ends[1]])
+    x = torch.tensor(positions)[None]
+    assert features(x, latents_of(x)).item() == pytest.approx(expected, abs=1e-5)
+
+
+def third_party(positions, latents):
+    return (positions[:, 0] - positions[:, 1]).pow(2).sum(-1, keepdim=True)
+
+
+def test_function_by_name(butane):
+    topology, positions = butane
+    features = build_features(f"{__name__}:third_party", topology, N_LATENTS)
+    twin = rebuild_features(describe_features(features))
+    x = frames(positions, 3, 0.01)
+    assert twin.dim == 1
+    torch.testing.assert_close(twin(x, latents_of(x)), third_party(x, None))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("torsion", "did you mean 'torsions'"),
+        ({"kind": "torsions", "stiff": 3}, "unknown option 'stiff'.*did you mean 'stiff_below'"),
+        ({"kind": "latents", "atoms": [99]}, "99 in a molecule of 14 atoms"),
+        ({"kind": "latents", "atoms": ["CA"]}, "no atom is called 'CA'"),
+        ({"kind": "pair_distances", "min_separation": 9}, "no such atom pair"),
+        ({"kind": "concatenated", "parts": ["latents"]}, "per atom"),
+        ("os:system", "a builtin_function_or_method"),
+        ("nowhere.at.all:f", "cannot be imported"),
+    ],
+)
+def test_bad_input(butane, spec, message):
+    topology, _ = butane
+    with pytest.raises(UqbiasError, match=message):
+        build_features(spec, topology, N_LATENTS)
+
+
+def test_no_dihedral():
+    atoms = molecule("NH3")
+    topology = Topology.from_positions(atoms.numbers.tolist(), atoms.positions * 0.1)
+    with pytest.raises(UqbiasError, match="no such dihedral"):
+        build_features("torsions", topology, 0)
+
+
+def test_select_atoms(butane):
+    topology, _ = butane
+    assert select_atoms(topology, "heavy") == tuple(i for i, number in enumerate(topology.numbers) if number == 6)
+    assert select_atoms(topology, [3, 1]) == (1, 3)
+    assert len(select_atoms(topology, None)) == 14

@@ -1,0 +1,89 @@
+"""From per-atom values to one value a walker."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.features.base import check_options, select_atoms
+from uqbias.topology import Topology
+
+KINDS = ("mean", "max", "sum", "local_mean_max")
+
+
+class Aggregation(nn.Module):
+    """Mean, sum or smooth maximum over groups of atoms.
+
+    The smooth maximum is ``ln Σ_g exp(β v_g) / β``: at least the maximum, at most ln(groups)/β above it.
+
+    Parameters
+    ----------
+    kind : ``mean``, ``sum``, ``max``, or ``local_mean_max`` (mean over an atom and its bonded neighbours, then max).
+    groups : for each value that is aggregated, the positions along the atom axis that it averages.
+    n_inputs : length A of the atom axis.
+    sharpness : β, in reciprocal units of the values.
+    """
+
+    matrix: Tensor
+
+    def __init__(self, kind: str, groups: Sequence[Sequence[int]], n_inputs: int, sharpness: float = 1.0) -> None:
+        super().__init__()
+        if kind not in KINDS:
+            raise UqbiasError(f"unknown aggregation '{kind}'", did_you_mean(kind, KINDS))
+        if sharpness <= 0:
+            raise UqbiasError(f"sharpness of the aggregation: {sharpness}", "give a number above 0")
+        self.kind = kind
+        self.groups = tuple(tuple(group) for group in groups)
+        self.n_inputs = n_inputs
+        self.sharpness = float(sharpness)
+        matrix = torch.zeros(n_inputs, len(self.groups))
+        for column, group in enumerate(self.groups):
+            matrix[list(group), column] = 1.0 / len(group)
+        self.register_buffer("matrix", matrix, persistent=False)
+
+    @classmethod
+    def build(cls, topology: Topology, atoms: Sequence[int], spec: str | Mapping[str, Any]) -> Aggregation:
+        """Make an aggregation from a campaign file.
+
+        Parameters
+        ----------
+        topology : bond graph.
+        atoms : atoms that have a value, in the order of the atom axis.
+        spec : a name, or ``{kind, atoms, sharpness}``; ``atoms`` (``all``, ``heavy``, indices and names) restricts
+            what is aggregated, while local means still see all neighbours that have a value.
+        """
+        values: dict[str, Any] = {"kind": spec} if isinstance(spec, str) else dict(spec)
+        check_options("aggregation", values, ("kind", "atoms", "sharpness"))
+        kind = values.get("kind", "mean")
+        column = {atom: at for at, atom in enumerate(atoms)}
+        chosen = [atom for atom in select_atoms(topology, values.get("atoms")) if atom in column]
+        if not chosen:
+            raise UqbiasError(f"aggregation over atoms {values['atoms']!r}, none of which has a value")
+        groups = [[column[atom]] for atom in chosen]
+        if kind == "local_mean_max":
+            for group, atom in zip(groups, chosen, strict=True):
+                bonded = [j if i == atom else i for i, j in topology.bonds if atom in (i, j)]
+                group.extend(column[other] for other in bonded if other in column)
+        return cls(kind, groups, len(atoms), values.get("sharpness", 1.0))
+
+    def options(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {
+            "kind": self.kind,
+            "groups": [list(group) for group in self.groups],
+            "n_inputs": self.n_inputs,
+            "sharpness": self.sharpness,
+        }
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Aggregate [W, A] to [W]."""
+        grouped = values @ self.matrix
+        if self.kind == "mean":
+            return grouped.mean(-1)
+        if self.kind == "sum":
+            return grouped.sum(-1)
+        return torch.logsumexp(self.sharpness * grouped, -1) / self.sharpness

@@ -1,0 +1,188 @@
+"""The contract of an uncertainty, and making one from a campaign file or a model file."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from uqbias.errors import UqbiasError
+from uqbias.features.base import Features, check_options, describe_features, keywords, rebuild_features
+from uqbias.registry import UNCERTAINTIES
+from uqbias.topology import Topology
+
+#: Frames per evaluation while fitting, to bound the memory.
+CHUNK = 512
+
+
+class Uncertainty(nn.Module, ABC):
+    """A smooth scalar u of a geometry that grows where the training set has nothing.
+
+    All that `fit` changes is in floating-point buffers whose shapes follow from the options, so that a compiled graph
+    stays valid over retraining. ``forward`` is finite for any finite geometry.
+
+    Parameters
+    ----------
+    features : feature space of the density.
+
+    Attributes
+    ----------
+    kind : name in the registry and in the model file.
+    """
+
+    kind: str
+    features: Features
+
+    def __init__(self, features: Features) -> None:
+        super().__init__()
+        self.features = features
+
+    @classmethod
+    @abstractmethod
+    def build(cls, topology: Topology, n_latents: int, *_: Any, **user_options: Any) -> Uncertainty:
+        """Make an unfitted uncertainty of one molecule from the options of a campaign file."""
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Uncertainty:
+        """Inverse of `options`: a twin whose buffers still have to be loaded."""
+        values = dict(options)
+        return cls(rebuild_features(values.pop("features")), **values)
+
+    def options(self) -> dict[str, Any]:
+        """JSON-able constructor arguments, with the features as ``{"kind", "options"}``."""
+        return {"features": describe_features(self.features)}
+
+    @property
+    def requires_latents(self) -> bool:
+        """Whether the potential's latents are used."""
+        return self.features.requires_latents
+
+    def prepare(self, positions: Tensor) -> None:
+        """Set what the features learn from the start frames [n, N, 3] nm; once per campaign, before `fit`."""
+        self.features.prepare(positions)
+
+    @abstractmethod
+    def fit(self, positions: Tensor, energy: Tensor, latents: Tensor, *, seed: int) -> None:
+        """Set the buffers from the training set.
+
+        The features are prepared with these frames if `prepare` was not called before.
+
+        Parameters
+        ----------
+        positions : [n, N, 3] nm.
+        energy : [M, n] kJ/mol.
+        latents : [M, n, N, F].
+        seed : of every random choice.
+
+        Raises
+        ------
+        UqbiasError
+            If the frames are too few, all the same or not finite, or the fit fails.
+        """
+
+    @abstractmethod
+    def forward(self, positions: Tensor, energy: Tensor, latents: Tensor) -> Tensor:
+        """Uncertainty of W walkers, [W].
+
+        Parameters
+        ----------
+        positions : [W, N, 3] nm.
+        energy : [M, W] kJ/mol.
+        latents : [M, W, N, F].
+        """
+
+    def per_atom(self, positions: Tensor, energy: Tensor, latents: Tensor) -> Tensor | None:
+        """Uncertainty of each atom [W, N], 0 for atoms without a value; None where there are no per-atom values."""
+        return None
+
+    def _training_features(self, positions: Tensor, latents: Tensor) -> NDArray[np.float64]:
+        """Features of the training frames, [n, D] or [n, A, D], checked."""
+        if len(positions) < 2:
+            raise UqbiasError(f"{len(positions)} training frames for the uncertainty '{self.kind}'", "give 2 or more")
+        if not self.features.is_prepared:
+            self.features.prepare(positions)
+        dtype = self._dtype()
+        with torch.no_grad():
+            chunks = [
+                self.features(positions[at : at + CHUNK].to(dtype), latents[:, at : at + CHUNK].to(dtype))
+                for at in range(0, len(positions), CHUNK)
+            ]
+        found: NDArray[np.float64] = torch.cat(chunks).cpu().numpy().astype(np.float64)
+        finite = np.isfinite(found.reshape(len(found), -1)).all(axis=1)
+        if not finite.all():
+            raise UqbiasError(
+                f"features '{self.features.kind}' of training frame {int(np.argmin(finite))} are not finite",
+                "remove that frame, or train the potential again",
+            )
+        return found
+
+    def _evaluate(
+        self, positions: Tensor, energy: Tensor, latents: Tensor, function: Callable[..., Tensor] | None = None
+    ) -> NDArray[np.float64]:
+        """``function`` (``forward`` if None) of training frames, [n], a chunk at a time."""
+        function = function or self.forward
+        dtype = self._dtype()
+        with torch.no_grad():
+            chunks = [
+                function(
+                    positions[at : at + CHUNK].to(dtype),
+                    energy[:, at : at + CHUNK].to(dtype),
+                    latents[:, at : at + CHUNK].to(dtype),
+                )
+                for at in range(0, len(positions), CHUNK)
+            ]
+        values: NDArray[np.float64] = torch.cat(chunks).cpu().numpy().astype(np.float64)
+        return values
+
+    def _dtype(self) -> torch.dtype:
+        return next(buffer.dtype for buffer in self.buffers() if buffer.is_floating_point())
+
+
+def build_uncertainty(
+    kind: str, options: Mapping[str, Any], topology: Topology, n_latents: int, n_atoms: int | None = None
+) -> Uncertainty:
+    """Make an unfitted uncertainty from a campaign file.
+
+    Parameters
+    ----------
+    kind : name in the registry.
+    options : of that kind, e.g. ``{"features": {"kind": "torsions"}, "kappa": 5}``; an entry ``kind`` is skipped.
+    topology : bond graph of the molecule.
+    n_latents : latent features per atom of the potential, F.
+    n_atoms : atoms of the potential, checked against the topology.
+
+    Raises
+    ------
+    UqbiasError
+        For an unknown kind or option, or features that the molecule does not have.
+    """
+    if n_atoms is not None and n_atoms != len(topology.numbers):
+        raise UqbiasError(
+            f"the topology has {len(topology.numbers)} atoms, the potential {n_atoms}", "use the same molecule for both"
+        )
+    values = {name: value for name, value in options.items() if name != "kind"}
+    found = UNCERTAINTIES.get(kind)
+    check_options(f"uncertainty '{kind}'", values, keywords(found.build))
+    made: Uncertainty = found.build(topology, n_latents, **values)
+    made.kind = kind
+    return made
+
+
+def rebuild_uncertainty(manifest: Mapping[str, Any]) -> Uncertainty:
+    """Make an uncertainty from the ``{"kind", "options"}`` of a model file."""
+    made: Uncertainty = UNCERTAINTIES.get(manifest["kind"]).from_options(manifest["options"])
+    made.kind = manifest["kind"]
+    return made
+
+
+def set_buffers(module: nn.Module, **values: Any) -> None:
+    """Copy arrays or numbers into the buffers of the same names, in place, so that shapes and dtypes stay."""
+    with torch.no_grad():
+        for name, value in values.items():
+            buffer = module.get_buffer(name)
+            buffer.copy_(torch.as_tensor(value, dtype=torch.float64).to(buffer.dtype))

@@ -1,0 +1,159 @@
+"""Negative logarithm of a kernel density over the labelled frames."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.features.base import Features, build_features
+from uqbias.topology import Topology
+from uqbias.uncertainty.base import Uncertainty, set_buffers
+from uqbias.uncertainty.whitening import Whitening
+
+KERNELS = ("von_mises", "gaussian")
+#: Log-weight of an empty place of the reference set: never seen, yet finite in float32.
+PADDING = -1e9
+
+
+class KernelDensity(Uncertainty):
+    """u = −ln Σ_k w_k K(f, f_k) − median over the references, in nats.
+
+    - ``von_mises``, for torsions: K = exp(κ Σ_t w_t (cos(θ_t − θ_tk) − 1)) = exp(κ (f·f_k − f_k·f_k)). Bounded above
+      by ln(references) + 2 κ Σ_t w_t, so that stiff modes cannot drive it.
+    - ``gaussian``, for any features of whole geometries: K = exp(−|z − z_k|² / 2h²) of the whitened features z.
+
+    References are the labelled frames with equal weights, padded to ``capacity`` so that the graph stays when labels
+    are added. Evaluation is one matrix product and a logsumexp.
+
+    Parameters
+    ----------
+    features : feature space, one vector per geometry.
+    kernel : ``von_mises`` or ``gaussian``.
+    kappa : concentration κ of the von Mises kernel.
+    bandwidth : h, in standard deviations of the whitened features.
+    capacity : places for references; rounded up to a power of two, and doubled by `fit` when labels exceed it
+        (which changes the graph).
+    whitening, dims : of the Gaussian kernel; see `Whitening`.
+    """
+
+    kind = "kernel_density"
+    references: Tensor
+    offsets: Tensor
+    median: Tensor
+
+    def __init__(
+        self,
+        features: Features,
+        kernel: str = "von_mises",
+        kappa: float = 5.0,
+        bandwidth: float = 0.5,
+        capacity: int = 1024,
+        whitening: str = "pca",
+        dims: int | None = None,
+    ) -> None:
+        super().__init__(features)
+        for name, value in (("kappa", kappa), ("bandwidth", bandwidth), ("capacity", capacity)):
+            if not value > 0:
+                raise UqbiasError(f"{name} of the kernel density: {value}", "give a number above 0")
+        if kernel not in KERNELS:
+            raise UqbiasError(f"unknown kernel '{kernel}'", did_you_mean(kernel, KERNELS))
+        if features.per_atom:
+            raise UqbiasError(
+                f"a kernel density of '{features.kind}', which are per atom",
+                "choose torsions or pair_distances, or gmm",
+            )
+        if kernel == "von_mises" and not features.angular:
+            raise UqbiasError(f"a von Mises kernel on '{features.kind}', which are not angles", "set kernel: gaussian")
+        self.kernel = kernel
+        self.kappa = float(kappa)
+        self.bandwidth = float(bandwidth)
+        self.dims = dims
+        self.whitening_kind = whitening
+        self.whitening = Whitening(features.dim, whitening, dims) if kernel == "gaussian" else None
+        width = features.dim if self.whitening is None else self.whitening.dim
+        self._allocate(_power_of_two(capacity), width)
+        self.register_buffer("median", torch.zeros(()))
+
+    @classmethod
+    def build(
+        cls,
+        topology: Topology,
+        n_latents: int,
+        *,
+        features: str | Mapping[str, Any] = "torsions",
+        kernel: str = "von_mises",
+        kappa: float = 5.0,
+        bandwidth: float = 0.5,
+        capacity: int = 1024,
+        whitening: str = "pca",
+        dims: int | None = None,
+    ) -> KernelDensity:
+        """Options of a campaign file."""
+        made = build_features(features, topology, n_latents)
+        return cls(made, kernel, kappa, bandwidth, capacity, whitening, dims)
+
+    def options(self) -> dict[str, Any]:
+        """Constructor arguments, with the capacity as it is now."""
+        return super().options() | {
+            "kernel": self.kernel,
+            "kappa": self.kappa,
+            "bandwidth": self.bandwidth,
+            "capacity": self.capacity,
+            "whitening": self.whitening_kind,
+            "dims": self.dims,
+        }
+
+    @property
+    def capacity(self) -> int:
+        """Places for references."""
+        return len(self.references)
+
+    def _allocate(self, capacity: int, width: int, like: Tensor | None = None) -> None:
+        like = torch.zeros(()) if like is None else like
+        self.register_buffer("references", like.new_zeros(capacity, width))
+        self.register_buffer("offsets", like.new_full((capacity,), PADDING))
+
+    def fit(self, positions: Tensor, energy: Tensor, latents: Tensor, *, seed: int) -> None:
+        """Take the frames as references; see `Uncertainty.fit`. Nothing is random here."""
+        features = self._training_features(positions, latents)
+        count = len(features)
+        if count > self.capacity:
+            self._allocate(_power_of_two(count), self.references.shape[1], self.references)
+        if self.whitening is not None:
+            self.whitening.fit(features)
+            features = self.whitening.transform(features)
+            self_products = 0.5 * (features**2).sum(axis=1)
+        else:
+            self_products = (features**2).sum(axis=1)
+        references = np.zeros(self.references.shape)
+        offsets = np.full(self.capacity, PADDING)
+        references[:count] = features
+        offsets[:count] = -math.log(count) - self._concentration * self_products
+        set_buffers(self, references=references, offsets=offsets, median=0.0)
+        set_buffers(self, median=np.median(self._evaluate(positions, energy, latents)))
+
+    @property
+    def _concentration(self) -> float:
+        return self.kappa if self.whitening is None else self.bandwidth**-2
+
+    def forward(self, positions: Tensor, energy: Tensor, latents: Tensor) -> Tensor:
+        """Return u [W] in nats above the median of the references."""
+        f = self.features(positions, latents)
+        if self.whitening is None:
+            own: Tensor | float = 0.0
+        else:
+            f = self.whitening(f)
+            own = (0.5 * self._concentration) * (f * f).sum(-1)
+        kernels = self._concentration * (f @ self.references.t()) + self.offsets
+        return own - torch.logsumexp(kernels, -1) - self.median
+
+
+def _power_of_two(count: int) -> int:
+    """Smallest power of two that is not below ``count``."""
+    return 1 << (int(count) - 1).bit_length()
