@@ -110,6 +110,7 @@ def compile_function(
     for index, tensor in enumerate(example_inputs):
         if not tensor.is_contiguous():
             raise UqbiasError(f"example input {index} of {name} is not contiguous", "call .contiguous() on it")
+    requested = runner
     dynamic = dict(dynamic or {})
     directory = default_cache_dir() if cache_dir is None else Path(cache_dir)
     graph_module = flatten(function, example_inputs, dynamic=dynamic)
@@ -127,12 +128,18 @@ def compile_function(
     elif runner == "torchscript":
         run = _torchscript(graph_module, example_inputs)
     else:
-        run = load_or_build(
-            directory,
-            entry,
-            lambda path: _build_aoti(graph_module, example_inputs, dynamic, options, name, path),
-            _load_aoti,
-        )
+        try:
+            run = load_or_build(
+                directory,
+                entry,
+                lambda path: _build_aoti(graph_module, example_inputs, dynamic, options, name, path),
+                _load_aoti,
+            )
+        except Exception as error:
+            if requested == "aoti":
+                raise
+            logger.warning("compiling %s failed, it runs as TorchScript, about 3 times slower: %s", name, error)
+            run, runner = _torchscript(graph_module, example_inputs), "torchscript"
     return CompiledFunction(run, runner, example_inputs, dynamic)
 
 
@@ -190,10 +197,17 @@ def _build_aoti(
     shapes = tuple(
         {dynamic[index]: torch.export.Dim.DYNAMIC} if index in dynamic else None for index in range(len(example_inputs))
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.export.export(graph_module, tuple(example_inputs), dynamic_shapes=shapes, strict=False)
-        torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=dict(options))
+    # A CUDA toolkit without a GPU makes this logger complain about what the graph does not use.
+    chatty = logging.getLogger("torch.utils.cpp_extension")
+    level = chatty.level
+    chatty.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(graph_module, tuple(example_inputs), dynamic_shapes=shapes, strict=False)
+            torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=dict(options))
+    finally:
+        chatty.setLevel(level)
 
 
 def _load_aoti(path: Path) -> Callable[[list[Tensor]], Sequence[Tensor]]:
