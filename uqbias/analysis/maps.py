@@ -10,10 +10,13 @@ from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 
 from uqbias.analysis.coordinates import Array, Coordinates
-from uqbias.analysis.run_data import Round, RunData, Surface
+from uqbias.analysis.free_energy_surface import ALANINE_BASINS, ReferenceSurface
+from uqbias.analysis.run_data import Round, RunData, section
 from uqbias.analysis.style import (
+    BLACK,
     BLUE,
     GREY,
     RED,
@@ -28,7 +31,10 @@ from uqbias.analysis.style import (
 
 #: Energy above the minimum, in kT, up to which a bin counts as accessible.
 ACCESSIBLE = 10.0
+#: Pale where the model is right, red where it errs; cut before the darkest red so that dark contours stay visible.
+ERROR = LinearSegmentedColormap.from_list("error", ["#FFFFE5", "#FEE08B", "#FDAE61", "#F46D43", "#D7301F", "#B30000"])
 VISITED = LinearSegmentedColormap.from_list("visited", ["#DDEAF5", "#9DC3E2", "#5C9ACB"])
+BASIN_TEXT = {"C7eq": "C7$_{eq}$", "C7ax": "C7$_{ax}$", "alphaR": "α$_R$", "alphaL": "α$_L$"}
 #: Bin width of the error maps in degrees.
 BIN = 15.0
 
@@ -48,6 +54,7 @@ def ramachandran(run: RunData) -> Figure | None:
     figure, axes = panels(rows, columns, 0.55 + rows * width / columns * 0.98, width=width, sharex=True, sharey=True)
     for ax, entry in zip(axes.flat, shown, strict=False):
         _reference(ax, run.surface)
+        _basin_names(ax, run)
         _visited(ax, run, entry)
         earlier, new = label_points(run, entry.index)
         _dots(ax, earlier, "#6B6B6B", 5, zorder=3)
@@ -90,7 +97,7 @@ def error_maps(run: RunData) -> Figure | None:
         for key, label, logarithmic, cmap in (
             ("cv", f"driver u{_unit(run)}", False, "cividis"),
             ("uncertainty", "judge (kJ/mol/nm)", False, "cividis"),
-            ("force_mae_frame", "force MAE (meV/Å)", True, "magma"),
+            ("force_mae_frame", "force MAE (meV/Å)", True, ERROR),
         )
         if all(entry.scores is not None and key in entry.scores for entry in shown)
     ]
@@ -107,7 +114,7 @@ def error_maps(run: RunData) -> Figure | None:
         for column, (entry, values) in enumerate(zip(shown, binned, strict=True)):
             ax = axes[row, column]
             mesh = draw_bins(ax, values, run.coordinates, norm, cmap)
-            _reference(ax, run.surface, fill=False, colour="white")
+            _reference(ax, run.surface, fill=False, colour=BLACK if logarithmic else "white")
             frame_axes(ax, run.coordinates)
             if row == 0:
                 ax.set_title(f"round {entry.index}")
@@ -138,29 +145,29 @@ def hero_figure(run: RunData) -> Figure:
     points = run.test_points
     scored = run.scored_on_map()
     ends = [scored[0], scored[-1]] if len(scored) > 1 else [run.rounds[0], run.rounds[-1]]
-    mesh = None
+    mesh, norm = None, Normalize()
     if len(scored) > 1 and points is not None:
-        binned = [bin_mean(points, entry.scores["force_mae_frame"], run.coordinates) for entry in ends if entry.scores]
-        low, high = robust_limits(np.stack(binned))
+        x, y = (np.linspace(*limits, 73) for limits in run.coordinates.limits)
+        errors = [entry.scores["force_mae_frame"] for entry in ends if entry.scores is not None]
+        smooth = [kernel_mean(points, values, x, y, run.coordinates) for values in errors]
+        low, high = robust_limits(np.stack(smooth), 1.0, 99.0)
         norm = LogNorm(max(low, 1e-3 * high), high)
-        for ax, values in zip(maps, binned, strict=False):
-            mesh = draw_bins(ax, values, run.coordinates, norm, "YlGnBu_r")
+        for ax, values in zip(maps, smooth, strict=False):
+            mesh = ax.pcolormesh(x, y, values.T, norm=norm, cmap=ERROR, shading="gouraud", rasterized=True)
     for ax, entry in zip(maps, ends, strict=False):
         if mesh is None:
             _visited(ax, run, entry)
-        _reference(ax, run.surface, fill=False, colour="white" if mesh is not None else GREY)
-        earlier, new = label_points(run, entry.index)
-        labelled = np.concatenate([earlier, new])
-        ax.scatter(
-            labelled[:, 0], labelled[:, 1], s=13, color=RED, edgecolors="white", linewidths=0.4, zorder=4, clip_on=True
-        )
+        _reference(ax, run.surface, fill=False, colour=BLACK)
+        _basin_names(ax, run)
+        labelled = np.concatenate(label_points(run, entry.index))
+        ax.scatter(labelled[:, 0], labelled[:, 1], s=14, color=BLUE, edgecolors="white", linewidths=0.5, zorder=4)
         ax.set_title(f"round {entry.index}: {len(labelled)} labels")
         ax.set_xlabel(run.coordinates.labels[0])
         frame_axes(ax, run.coordinates)
     maps[0].set_ylabel(run.coordinates.labels[1])
     if mesh is not None:
         bar = figure.colorbar(mesh, ax=list(maps[:2]), extend="both", pad=0.01, fraction=0.03, aspect=22)
-        bar.set_label("force MAE on the test set (meV/Å)")
+        bar.set_label("force MAE (meV/Å)")
         plain_log_ticks(bar.ax.yaxis, norm)
     _hero_curve(maps[2], run)
     return figure
@@ -168,12 +175,13 @@ def hero_figure(run: RunData) -> Figure:
 
 def _hero_curve(ax: Axes, run: RunData) -> None:
     for key, colour, label in (
-        ("force_mae_phi_positive_meV_per_A", RED, "unseen side, 15° < φ < 135°"),
+        ("force_mae_phi_positive_meV_per_A", RED, "15° < φ < 135°"),
         ("force_mae_meV_per_A", BLUE, "whole map"),
     ):
         rows = [row for row in run.rows if is_number(row.get(key)) and is_number(row.get("labels"))]
         if rows:
             ax.plot([row["labels"] for row in rows], [row[key] for row in rows], "o-", color=colour, label=label)
+            ax.set_xticks([row["labels"] for row in spread(rows, 6)])
     ax.set_ylim(bottom=0.0)
     ax.set_xlabel("labelled frames")
     ax.set_ylabel("force MAE (meV/Å)")
@@ -208,7 +216,20 @@ def bin_mean(points: Array, values: Array, coordinates: Coordinates) -> Array:
     return np.where(count > 0, total / np.maximum(count, 1.0), np.nan)
 
 
-def draw_bins(ax: Axes, values: Array, coordinates: Coordinates, norm: Normalize, cmap: str) -> Any:
+def kernel_mean(points: Array, values: Array, x: Array, y: Array, coordinates: Coordinates) -> Array:
+    """Mean of ``values`` [n] at the grid points [x, y], weighted by a Gaussian of 1/30 of the axis (12° for angles)."""
+    weight = []
+    for axis, ticks in enumerate((x, y)):
+        span = coordinates.limits[axis][1] - coordinates.limits[axis][0]
+        apart = ticks[:, None] - points[None, :, axis]
+        if coordinates.periodic:
+            apart = (apart + 180.0) % 360.0 - 180.0
+        weight.append(np.exp(-0.5 * (apart / (span / 30.0)) ** 2))
+    total = weight[0] @ (weight[1] * values).T
+    return np.asarray(total / np.maximum(weight[0] @ weight[1].T, 1e-30))
+
+
+def draw_bins(ax: Axes, values: Array, coordinates: Coordinates, norm: Normalize, cmap: Any) -> Any:
     """Coloured bins [x, y]; empty ones stay light grey."""
     ax.set_facecolor(UNVISITED)
     x, y = bin_edges(coordinates)
@@ -249,18 +270,30 @@ def _has_map(run: RunData, entry: Round) -> bool:
     return labelled or entry.observations is not None
 
 
-def _reference(ax: Axes, surface: Surface | None, *, fill: bool = True, colour: str = "#9A9A9A") -> None:
+def _reference(ax: Axes, surface: ReferenceSurface | None, *, fill: bool = True, colour: str = "#9A9A9A") -> None:
     """Contours of the reference every 2 kT; the accessible area is shaded where ``fill``."""
     if surface is None:
         return
-    x = np.concatenate([[surface.x[-1] - 360.0], surface.x, [surface.x[0] + 360.0]])
-    y = np.concatenate([[surface.y[-1] - 360.0], surface.y, [surface.y[0] + 360.0]])
+    x = y = np.concatenate([[surface.centres[-1] - 360.0], surface.centres, [surface.centres[0] + 360.0]])
     values = np.pad(surface.free_energy, 1, mode="wrap")
     values = np.where(np.isfinite(values), np.minimum(values, 4 * ACCESSIBLE), 4 * ACCESSIBLE).T
     if fill:
         ax.contourf(x, y, values, levels=[-1e9, ACCESSIBLE], colors=["#F0F0F0"], zorder=0)
     levels = np.arange(2.0, ACCESSIBLE + 1e-9, 2.0)
     ax.contour(x, y, values, levels=levels, colors=colour, linewidths=0.6, zorder=2, alpha=0.9)
+
+
+def _basin_names(ax: Axes, run: RunData) -> None:
+    """Names of the basins beside their minima, where the campaign names basins of φ and ψ."""
+    score = section(run.config, "score")
+    if run.surface is None or not score.get("basins", True) or list(score["coordinates"])[:2] != ["phi", "psi"]:
+        return
+    outline = [withStroke(linewidth=2.0, foreground="white", alpha=0.85)]
+    for name, box in ALANINE_BASINS.items():
+        x, y = (low + ((high - low) % 360.0) / 2.0 for low, high in (box["phi"], box["psi"]))
+        x, y = ((value + 180.0) % 360.0 - 180.0 for value in (x, y))
+        text = BASIN_TEXT.get(name, name)
+        ax.text(x, y, text, ha="center", va="center", fontsize=8, path_effects=outline, zorder=5, clip_on=True)
 
 
 def _visited(ax: Axes, run: RunData, entry: Round) -> None:

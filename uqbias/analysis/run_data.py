@@ -13,6 +13,7 @@ import yaml
 from numpy.typing import NDArray
 
 from uqbias.analysis.coordinates import Coordinates, dihedral_coordinates, principal_components
+from uqbias.analysis.free_energy_surface import ReferenceSurface
 from uqbias.errors import UqbiasError
 
 Array = NDArray[np.float64]
@@ -21,7 +22,7 @@ OBSERVED = ("step", "positions", "energy", "cv", "uncertainty", "bias")
 
 @dataclass(frozen=True)
 class Labels:
-    """Labelled frames in the order of the ledger.
+    """Labelled frames in the order (round, index).
 
     Attributes
     ----------
@@ -84,21 +85,6 @@ class Hills:
         return value
 
 
-@dataclass(frozen=True)
-class Surface:
-    """Reference free energy on a periodic grid of two dihedrals.
-
-    Attributes
-    ----------
-    x, y : bin centres in degrees.
-    free_energy : [x, y] kT above the minimum, NaN or inf where never visited.
-    """
-
-    x: Array
-    y: Array
-    free_energy: Array
-
-
 @dataclass
 class Round:
     """Files of ``round_XX``; each attribute is None or empty until the campaign has written it."""
@@ -137,7 +123,7 @@ class RunData:
     events: list[dict[str, Any]] = field(default_factory=list)
     labels: Labels | None = None
     numbers: NDArray[np.int64] | None = None
-    surface: Surface | None = None
+    surface: ReferenceSurface | None = None
     test_positions: Array | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -291,6 +277,7 @@ class _Reader:
         events = [event for event in self.run.events if event.get("event") == "label" and "positions" in event]
         if not events:
             return None
+        events.sort(key=lambda event: (int(event.get("round", 0)), int(event.get("index", 0))))
         return Labels(
             round=np.array([int(event.get("round", 0)) for event in events]),
             positions=np.array([event["positions"] for event in events], dtype=np.float64),
@@ -362,32 +349,22 @@ class _Reader:
             from uqbias.data import read_frames
 
             try:
-                self.run.test_positions = read_frames(test_set).positions
+                self.run.test_positions = read_frames(test_set, labelled=False).positions
             except UqbiasError as error:
                 self.note(test_set, error)
         surface = self.find(score.get("surface"))
         if surface is not None and score.get("coordinates"):
             try:
-                self.run.surface = read_surface(surface)
-            except (UqbiasError, ValueError, OSError, KeyError) as error:
+                self.run.surface = ReferenceSurface.load(surface)
+            except (UqbiasError, ValueError, OSError) as error:
                 self.note(surface, error)
 
     def find(self, name: Any) -> Path | None:
-        """A configured file: as it is, or beside the run directory's configuration."""
+        """A file named in the configuration, relative to the run directory."""
         if not isinstance(name, str):
             return None
-        for candidate in (Path(name), self.path / name):
-            if candidate.is_file():
-                return candidate
+        candidate = self.path / name
+        if candidate.is_file():
+            return candidate
         self.run.notes.append(f"{name} is named in the configuration and not found from here")
         return None
-
-
-def read_surface(path: Path) -> Surface:
-    """Read an npz with ``phi`` and ``psi`` (bin centres, degrees) and ``free_energy`` [phi, psi] in kT."""
-    with np.load(path, allow_pickle=False) as archive:
-        x, y = (np.asarray(archive[key], dtype=np.float64) for key in ("phi", "psi"))
-        free_energy = np.asarray(archive["free_energy"], dtype=np.float64)
-    if free_energy.shape != (len(x), len(y)):
-        raise ValueError(f"free_energy has shape {free_energy.shape}, the axes say {(len(x), len(y))}")
-    return Surface(x, y, free_energy)

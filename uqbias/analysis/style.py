@@ -27,9 +27,9 @@ WIDTH = 10.0
 
 RC: dict[Any, Any] = {
     "font.size": 10,
-    "axes.titlesize": 10.5,
+    "axes.titlesize": 10,
     "axes.labelsize": 10,
-    "axes.titleweight": "semibold",
+    "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
