@@ -1,0 +1,260 @@
+"""Walkers on a toy molecule: evaluations counted, statistics, determinism, guards, constraints."""
+
+import numpy as np
+import pytest
+import torch
+
+from uqbias.bias.base import BiasSum
+from uqbias.bias.metadynamics import Metadynamics
+from uqbias.bias.walls import UpperWall
+from uqbias.compile.fused import FusedEvaluator
+from uqbias.errors import UqbiasError
+from uqbias.md.constraints import choose_constraints
+from uqbias.md.guards import Guard, StiffTorsions
+from uqbias.md.walkers import Walkers
+from uqbias.topology import Topology, dihedral_angles
+from uqbias.units import kt
+
+torch.set_num_threads(1)
+
+PEROXIDE = Topology((1, 8, 8, 1), ((0, 1), (1, 2), (2, 3)))
+
+
+def peroxide(phi=np.pi / 2):
+    bond, oxygen, angle = 0.097, 0.147, np.radians(100.0)
+    x, r = -bond * np.cos(angle), bond * np.sin(angle)
+    return np.array([[-x, r, 0], [0, 0, 0], [oxygen, 0, 0], [oxygen + x, r * np.cos(phi), r * np.sin(phi)]])
+
+
+class Peroxide(torch.nn.Module):
+    """H2O2 with harmonic bonds and 1-3 distances, V(φ) = 6(1 + cos 2φ) kJ/mol, driver 3(1 + sin φ)."""
+
+    numbers = PEROXIDE.numbers
+
+    def __init__(self):
+        super().__init__()
+        self.pairs = [(0, 1), (1, 2), (2, 3), (0, 2), (1, 3)]
+        x = torch.tensor(peroxide())
+        lengths = [float((x[i] - x[j]).norm()) for i, j in self.pairs]
+        self.lengths = torch.nn.Parameter(torch.tensor(lengths, dtype=torch.float64))
+        self.stiffness = torch.nn.Parameter(torch.tensor([2e5, 1e5, 2e5, 5e4, 5e4], dtype=torch.float64))
+
+    def forward(self, x):
+        energy = 0
+        for n, (i, j) in enumerate(self.pairs):
+            distance = (x[:, i] - x[:, j]).pow(2).sum(-1).sqrt()
+            energy = energy + 0.5 * self.stiffness[n] * (distance - self.lengths[n]) ** 2
+        b, a, c = x[:, 1] - x[:, 0], x[:, 2] - x[:, 1], x[:, 3] - x[:, 2]
+        m, n = torch.linalg.cross(b, a), torch.linalg.cross(a, c)
+        norm = (m.pow(2).sum(-1) * n.pow(2).sum(-1) + 1e-20).sqrt()
+        cosine = (m * n).sum(-1) / norm
+        sine = a.pow(2).sum(-1).sqrt() * (b * n).sum(-1) / norm
+        energy = energy + 12.0 * cosine**2
+        return energy, 3 * (1 + sine), 10 * (1 + cosine)
+
+
+def make(n_walkers=4, bias=None, dtype=torch.float64, start=None, **options):
+    evaluator = FusedEvaluator(Peroxide(), bias, n_walkers, runner="eager", dtype=dtype)
+    settings = {"temperature": 300.0, "friction_per_ps": 5.0, "seed": 7, "backend": "pythonforce", **options}
+    return Walkers(PEROXIDE, evaluator, peroxide()[None] if start is None else start, **settings)
+
+
+@pytest.mark.parametrize("backend", ["pythonforce", "torchforce"])
+def test_one_evaluation_a_step(backend):
+    if backend == "torchforce":
+        pytest.importorskip("openmmtorch")
+    bias = BiasSum([Metadynamics(pace=20, sigma=0.3), UpperWall(at=5.5)])
+    walkers = make(bias=bias, backend=backend)
+    seen = []
+    walkers.run(100, pace=10, observers=[seen.append])
+    # One for each of the 101 places visited, the start and the end included.
+    assert walkers.evaluator.n_evaluations == 101
+    walkers.run(100, pace=10, observers=[seen.append])
+    assert walkers.evaluator.n_evaluations == 201
+    assert [o.step for o in seen] == list(range(0, 201, 10))
+    assert len(bias.biases[0].hills) == 4 * 10
+    assert seen[-1].time_ps == pytest.approx(0.1)
+
+
+def test_observations_are_of_the_current_positions():
+    bias = Metadynamics(pace=10, sigma=0.5, height=2.0)
+    walkers = make(bias=bias)
+    seen = []
+    walkers.run(100, pace=10, observers=[seen.append])
+    model = Peroxide()
+    for o in seen:
+        energy, cv, uncertainty = model(torch.tensor(o.positions))
+        np.testing.assert_allclose(o.energy, energy.detach(), rtol=1e-12)
+        np.testing.assert_allclose(o.cv, cv.detach(), rtol=1e-12)
+        np.testing.assert_allclose(o.uncertainty, uncertainty.detach(), rtol=1e-9)
+    # Hills of step k act from step k+1 on: the bias seen at a deposition is that of the earlier hills.
+    last = seen[-1]
+    earlier = bias.hills[bias.hills["step"] < last.step]
+    gauss = earlier["height"] * np.exp(-0.5 * ((last.cv[:, None] - earlier["centre"]) / earlier["sigma"]) ** 2)
+    np.testing.assert_allclose(last.bias, gauss.sum(1), atol=1e-4)
+    np.testing.assert_allclose(bias.hills["centre"][-4:], last.cv)
+
+
+def test_same_seed_same_run():
+    runs = []
+    for seed in (3, 3, 4):
+        seen = []
+        bias = Metadynamics(pace=10, sigma=0.3)
+        make(bias=bias, seed=seed).run(200, pace=10, observers=[seen.append])
+        runs.append(np.concatenate([o.positions for o in seen] + [bias.value(np.linspace(0, 6, 12))], axis=None))
+    np.testing.assert_array_equal(runs[0], runs[1])
+    assert np.abs(runs[0] - runs[2]).max() > 1e-3
+
+
+def test_canonical_torsion_and_temperature():
+    walkers = make(n_walkers=32, seed=1, friction_per_ps=20.0)
+    # Half the walkers start in either well, so that only the shape of the wells is tested.
+    for walker in range(16):
+        walkers.place(walker, peroxide(-np.pi / 2))
+    seen, temperatures = [], []
+    walkers.run(4000, pace=20, observers=[seen.append, lambda o: temperatures.append(walkers.kinetic_temperatures())])
+    assert np.mean(temperatures[50:]) == pytest.approx(300.0, rel=0.03)
+    phi = np.concatenate([dihedral_angles(o.positions, [(0, 1, 2, 3)])[:, 0] for o in seen[50:]])
+    grid = np.linspace(-np.pi, np.pi, 2001)
+    weight = np.exp(-12.0 * np.cos(grid) ** 2 / kt(300.0))
+    expected = (weight * np.cos(grid) ** 2).sum() / weight.sum()
+    assert np.mean(np.cos(phi) ** 2) == pytest.approx(expected, rel=0.12)
+
+
+def test_guard_restarts_one_walker_and_leaves_the_others():
+    guard = Guard(PEROXIDE, peroxide())
+    alone, disturbed = [], []
+    make(seed=5, guard=guard).run(100, pace=10, observers=[alone.append])
+    walkers = make(seed=5, guard=guard)
+    walkers.run(50, pace=10, observers=[disturbed.append])
+    x, v = walkers.snapshot(2)
+    v[0] += 400.0
+    walkers.place(2, x, v)
+    walkers.run(50, pace=10, observers=[disturbed.append])
+    assert [event.walker for event in walkers.events] == [2]
+    event = walkers.events[0]
+    assert event.step == 60
+    assert event.reason in {"bond", "force"}
+    stopped = next(o for o in disturbed if o.restarted.any())
+    assert stopped.restarted.tolist() == [False, False, True, False]
+    others = [0, 1, 3]
+    for one, other in zip(alone, disturbed, strict=True):
+        np.testing.assert_array_equal(one.positions[others], other.positions[others])
+        assert np.isfinite(other.positions).all()
+    assert not guard.check(disturbed[-1].positions)
+    # The restart costs one evaluation, since the next step starts elsewhere.
+    assert walkers.evaluator.n_evaluations == 101 + 1
+
+
+@pytest.mark.parametrize("platform", ["Reference", "CPU"])
+@pytest.mark.parametrize("constraints", ["none", "bonds_angles"])
+def test_not_finite_walker_is_restarted(platform, constraints):
+    walkers = make(guard=Guard(PEROXIDE, peroxide()), platform=platform, constraints=constraints)
+    walkers.run(10, pace=10)
+    x, v = walkers.snapshot(1)
+    walkers._place({1: (np.full_like(x, np.nan), v)})
+    seen = []
+    walkers.run(20, pace=10, observers=[seen.append])
+    assert [(e.walker, e.reason) for e in walkers.events] == [(1, "not_finite")]
+    assert seen[0].restarted[1]
+    assert np.isfinite(seen[1].positions).all()
+    assert np.isfinite(walkers.kinetic_temperatures()).all()
+
+
+def test_stopped_walkers_deposit_no_hill():
+    bias = Metadynamics(pace=10, sigma=0.3)
+    guard = Guard(PEROXIDE, peroxide(), cv_cap=5.0)
+    safe = np.stack([peroxide(-0.5 * np.pi), peroxide(-0.4 * np.pi)])
+    walkers = make(bias=bias, guard=guard, safe_frames=safe, choose_restart=lambda walker, frames, rng: 1)
+    walkers.run(10, pace=10)
+    assert len(bias.hills) == 0 or (bias.hills["centre"] <= 5.0).all()
+    first = [e for e in walkers.events if e.step == 0]
+    assert [(e.walker, e.reason, e.restart_frame) for e in first] == [(w, "cv", 1) for w in range(4)]
+    assert first[0].values["cv"] == pytest.approx(6.0)
+
+
+def test_walker_without_a_safe_place_is_an_error():
+    walkers = make(n_walkers=1, guard=Guard(PEROXIDE, peroxide(), cv_cap=-1.0))
+    with pytest.raises(UqbiasError, match="20 observations in a row"):
+        walkers.run(1000, pace=10)
+
+
+def test_unphysical_safe_frames_are_refused():
+    wrong = np.stack([peroxide(), peroxide() * 1.4])
+    with pytest.raises(UqbiasError, match=r"safe frame 1 violates the guard itself: 'bond'"):
+        make(guard=Guard(PEROXIDE, peroxide()), safe_frames=wrong)
+
+
+def test_reasons_of_the_guard():
+    lactic = Topology((6, 1, 9, 17, 35), tuple((0, i) for i in range(1, 5)))
+    tetrahedron = 0.15 * np.array([[0, 0, 0], [1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) / np.sqrt(3)
+    guard = Guard(lactic, tetrahedron)
+    mirrored = tetrahedron * [1, 1, -1]
+    assert [(v.walker, v.reason) for v in guard.check(np.stack([tetrahedron, mirrored]))] == [(1, "chirality")]
+
+    x = np.stack([peroxide(), peroxide(-np.pi / 2), peroxide(), peroxide(), peroxide()])
+    x[2, 0] = x[2, 3] + [0.0, 0.03, 0.0]
+    stiff = StiffTorsions([(0, 1, 2, 3)], peroxide())
+    guard = Guard(PEROXIDE, peroxide(), bond_range=(0.1, 9.0), turned=stiff, cv_cap=1.0, uncertainty_cap=5.0)
+    found = guard.check(x, np.array([0, 0, 0, 2.0, 0]), np.array([0, 0, 0, 0, 6.0]))
+    assert [(v.walker, v.reason) for v in found] == [
+        (1, "torsion"),
+        (2, "clash"),
+        (3, "cv"),
+        (4, "uncertainty"),
+    ]
+    assert found[0].values["degrees"] == pytest.approx(180.0)
+    broken = guard.check(x[:1], broken=np.array([True]))
+    assert broken[0].reason == "force"
+
+
+@pytest.mark.parametrize(("kind", "number"), [("none", 0), ("hbonds", 2), ("bonds", 3), ("bonds_angles", 5)])
+def test_constraints_hold(kind, number):
+    walkers = make(constraints=kind, start=np.stack([peroxide(), peroxide(2.0)]) * 1.02, constraint_geometry=peroxide())
+    assert len(walkers.constraints) == number
+    seen = []
+    walkers.run(400, pace=100, observers=[seen.append])
+    for o in seen:
+        for i, j, length in walkers.constraints:
+            np.testing.assert_allclose(
+                np.linalg.norm(o.positions[:, i] - o.positions[:, j], axis=-1), length, rtol=1e-5
+            )
+    assert walkers.evaluator.n_evaluations == 401
+
+
+def test_constraints_are_independent():
+    """Cyclobutane-like ring: all bonds and both diagonals are more than the ring's internal coordinates allow."""
+    ring = Topology((6, 6, 6), ((0, 1), (1, 2), (0, 2)))
+    triangle = np.array([[0, 0, 0], [0.15, 0, 0], [0.075, 0.13, 0]])
+    assert len(choose_constraints(ring, triangle, "bonds_angles")) == 3
+    methane = Topology((6, 1, 1, 1, 1), tuple((0, i) for i in range(1, 5)))
+    x = 0.109 * np.array([[0, 0, 0], [1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) / np.sqrt(3)
+    assert len(choose_constraints(methane, x, "bonds_angles")) == 9
+    planar = Topology((6, 8, 1, 1), ((0, 1), (0, 2), (0, 3)))
+    x = np.array([[0, 0, 0], [0, 0.12, 0], [0.095, -0.055, 0], [-0.095, -0.055, 0]])
+    pairs = [(i, j) for i, j, _ in choose_constraints(planar, x, "bonds_angles")]
+    assert pairs == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3)]
+    with pytest.raises(UqbiasError, match="did you mean 'bonds'"):
+        choose_constraints(planar, x, "bond")
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (lambda: make().run(15, pace=10), "multiple"),
+        (lambda: make(bias=Metadynamics(pace=25)).run(100, pace=10), "misses updates"),
+        (lambda: make(platform="CUDAA"), "platform"),
+        (lambda: make(start=np.zeros((2, 3, 3))), "shape"),
+        (lambda: make(start=np.full((1, 4, 3), np.nan)), "finite"),
+    ],
+)
+def test_bad_input(action, message):
+    with pytest.raises(UqbiasError, match=message):
+        action()
+
+
+def test_an_error_inside_the_evaluation_comes_out_as_itself():
+    walkers = make()
+    walkers.evaluator._run = lambda inputs: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        walkers.run(10, pace=10)

@@ -1,0 +1,185 @@
+"""Guards: when a walker has left the physical region and is to be restarted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uqbias.errors import UqbiasError
+from uqbias.topology import BOND_TOLERANCE, Quadruple, Topology, chirality, dihedral_angles
+from uqbias.units import ANGSTROM
+
+Array = NDArray[np.float64]
+#: Largest turn of a stiff torsion per walker: positions [W, N, 3] nm -> [W] degrees.
+Turned = Callable[[Array], NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Violation:
+    """Why a walker is stopped.
+
+    Attributes
+    ----------
+    walker : its index.
+    reason : ``"not_finite"``, ``"force"``, ``"bond"``, ``"clash"``, ``"chirality"``, ``"torsion"``, ``"cv"`` or
+        ``"uncertainty"``.
+    values : the numbers that led to it, such as ``{"ratio": 1.4, "i": 3, "j": 5}``.
+    """
+
+    walker: int
+    reason: str
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class GuardEvent:
+    """A walker that was stopped, and the safe frame it was restarted from."""
+
+    step: int
+    time_ps: float
+    walker: int
+    reason: str
+    values: dict[str, float]
+    restart_frame: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return asdict(self)
+
+
+class StiffTorsions:
+    """Largest turn of given torsions away from their values in a reference geometry.
+
+    Parameters
+    ----------
+    quadruples : [T, 4] atom indices of the stiff torsions.
+    reference : [N, 3] nm.
+    """
+
+    def __init__(self, quadruples: Sequence[Sequence[int]], reference: NDArray[Any]) -> None:
+        self.quadruples = [tuple(int(i) for i in four) for four in quadruples]
+        self.reference = dihedral_angles(np.asarray(reference)[None], self.quadruples)
+
+    def __call__(self, positions: Array) -> Array:
+        """Turn in degrees, [W], of ``positions`` [W, N, 3]."""
+        if not self.quadruples:
+            return np.zeros(len(positions))
+        turn = dihedral_angles(positions, self.quadruples) - self.reference
+        return np.asarray(np.degrees(np.abs((turn + np.pi) % (2 * np.pi) - np.pi)).max(axis=1), dtype=np.float64)
+
+
+class Guard:
+    """Judges each walker by its geometry and its uncertainty.
+
+    Parameters
+    ----------
+    topology : bond graph of the molecule.
+    reference : [N, 3] nm, geometry that gives bond lengths and chirality.
+    bond_range : shortest and longest bond as multiples of its length in the reference.
+    clash : atoms three or more bonds apart may not come nearer than this multiple of the sum of their covalent radii
+        (default 1.25: where they would count as bonded); None for no such test.
+    cv_cap : largest value of the driver; None for no cap.
+    uncertainty_cap : largest value of the judge, kJ/mol/nm; None for no cap.
+    turned : gives the largest turn of a stiff torsion in degrees, for instance `StiffTorsions`.
+    max_turn : largest such turn allowed, degrees.
+    keep_chirality : stop a walker whose stereocentre flips.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        reference: NDArray[Any],
+        *,
+        bond_range: tuple[float, float] = (0.8, 1.25),
+        clash: float | None = BOND_TOLERANCE,
+        cv_cap: float | None = None,
+        uncertainty_cap: float | None = None,
+        turned: Turned | None = None,
+        max_turn: float = 60.0,
+        keep_chirality: bool = True,
+    ) -> None:
+        from ase.data import covalent_radii
+
+        x = np.asarray(reference, dtype=np.float64)
+        if x.shape != (len(topology), 3):
+            raise UqbiasError(f"reference of shape {x.shape} for {len(topology)} atoms", "give [N, 3] in nm")
+        if not 0 <= bond_range[0] < 1 < bond_range[1]:
+            raise UqbiasError(f"bond range {bond_range}", "give multiples of the reference length, such as (0.8, 1.25)")
+        self.bond_range, self.max_turn, self.turned = bond_range, max_turn, turned
+        self.cv_cap, self.uncertainty_cap = cv_cap, uncertainty_cap
+        self._bonds = np.asarray(topology.bonds, dtype=int).reshape(-1, 2)
+        self._lengths = np.linalg.norm(x[self._bonds[:, 0]] - x[self._bonds[:, 1]], axis=-1)
+        far = np.argwhere(np.triu(topology.bond_separation() >= 3, k=1)) if clash is not None else np.zeros((0, 2), int)
+        radii = covalent_radii[list(topology.numbers)] * ANGSTROM
+        self._far = far.astype(int)
+        self._nearest = (clash or 0.0) * (radii[far[:, 0]] + radii[far[:, 1]])
+        self._centres: list[Quadruple] = topology.chiral_centres() if keep_chirality else []
+        self._handedness = chirality(x[None], self._centres)
+
+    def check(
+        self,
+        positions: NDArray[Any],
+        cv: NDArray[Any] | None = None,
+        uncertainty: NDArray[Any] | None = None,
+        broken: NDArray[Any] | None = None,
+    ) -> list[Violation]:
+        """Find the walkers to stop, each with the first reason that holds.
+
+        Parameters
+        ----------
+        positions : [W, N, 3] nm.
+        cv, uncertainty : [W]; None leaves these tests out.
+        broken : [W] bool, walkers whose energy or forces were not finite or beyond any bound.
+        """
+        x = np.asarray(positions, dtype=np.float64)
+        found: dict[int, Violation] = {}
+
+        def note(reason: str, bad: NDArray[Any], values: Callable[[int], dict[str, float]]) -> None:
+            for walker in np.flatnonzero(bad).tolist():
+                found.setdefault(walker, Violation(walker, reason, values(walker)))
+
+        finite = np.asarray(np.isfinite(x).all(axis=(1, 2)))
+        scalars = [values for values in (cv, uncertainty) if values is not None]
+        note("not_finite", ~finite, lambda w: {"atoms": float((~np.isfinite(x[w])).any(axis=1).sum())})
+        if broken is not None:
+            note("force", np.asarray(broken, dtype=bool), lambda w: {})
+        for values in scalars:
+            note("not_finite", ~np.isfinite(values), lambda w: {})
+        x = np.where(finite[:, None, None], x, 0.0)
+        self._check_geometry(x, finite, note)
+        if self.cv_cap is not None and cv is not None:
+            u, cap = np.asarray(cv), self.cv_cap
+            note("cv", u > cap, lambda w: {"cv": float(u[w]), "cap": cap})
+        if self.uncertainty_cap is not None and uncertainty is not None:
+            judged, most = np.asarray(uncertainty), self.uncertainty_cap
+            note("uncertainty", judged > most, lambda w: {"uncertainty": float(judged[w]), "cap": most})
+        return [found[walker] for walker in sorted(found)]
+
+    def _check_geometry(self, x: Array, finite: NDArray[Any], note: Callable[..., None]) -> None:
+        if len(self._bonds):
+            ratio = np.linalg.norm(x[:, self._bonds[:, 0]] - x[:, self._bonds[:, 1]], axis=-1) / self._lengths
+            low, high = self.bond_range
+            outside = (ratio < low) | (ratio > high)
+            bad = outside.any(axis=1) & finite
+            off = np.where(outside, np.abs(np.log(np.maximum(ratio, 1e-12))), -1.0).argmax(axis=1)
+            note("bond", bad, lambda w: _pair("ratio", ratio[w, off[w]], self._bonds[off[w]]))
+        if len(self._far):
+            distance = np.linalg.norm(x[:, self._far[:, 0]] - x[:, self._far[:, 1]], axis=-1)
+            margin = distance / self._nearest
+            at = margin.argmin(axis=1)
+            bad = (margin.min(axis=1) < 1) & finite
+            note("clash", bad, lambda w: _pair("distance", distance[w, at[w]], self._far[at[w]]))
+        if self._centres:
+            flipped = chirality(x, self._centres) != self._handedness
+            note("chirality", flipped.any(axis=1) & finite, lambda w: {"centre": self._centres[flipped[w].argmax()][0]})
+        if self.turned is not None:
+            turn = np.asarray(self.turned(x))
+            note("torsion", (turn > self.max_turn) & finite, lambda w: {"degrees": float(turn[w])})
+
+
+def _pair(name: str, value: Any, pair: NDArray[Any]) -> dict[str, float]:
+    return {name: float(value), "i": int(pair[0]), "j": int(pair[1])}

@@ -1,0 +1,379 @@
+"""Walkers: W copies of the molecule in one Context that share one evaluation a step and one bias."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uqbias.bias.base import Bias
+from uqbias.compile.fused import FusedEvaluator
+from uqbias.errors import UqbiasError
+from uqbias.md.constraints import TOLERANCE, Projector, choose_constraints
+from uqbias.md.force import make_force
+from uqbias.md.guards import Guard, GuardEvent, Violation
+from uqbias.md.stack import available_platforms, check_platform, choose_backend
+from uqbias.topology import Topology
+from uqbias.units import kt
+
+Array = NDArray[np.float64]
+#: Chooses the safe frame a walker restarts from: (walker, safe frames [n, N, 3] nm, generator) -> index.
+ChooseRestart = Callable[[int, Array, np.random.Generator], int]
+#: A walker stopped at this many observations in a row has no safe frame to live on.
+MAX_RESTARTS_IN_A_ROW = 20
+
+
+@dataclass(frozen=True)
+class Observation:
+    """The walkers at one step, all from one evaluation.
+
+    A walker with ``restarted`` True was stopped here by the guard: its values are those that it was stopped for, it
+    deposits no hill, and it goes on from a safe frame.
+
+    Attributes
+    ----------
+    step : MD step.
+    time_ps : time in ps.
+    positions : [W, N, 3] nm.
+    energy : [W] kJ/mol, of the model.
+    cv : [W] driver.
+    uncertainty : [W] judge, kJ/mol/nm.
+    bias : [W] kJ/mol, as it acted on this step, before the hills of this step.
+    restarted : [W] bool.
+    events : one entry per restarted walker.
+    """
+
+    step: int
+    time_ps: float
+    positions: Array
+    energy: Array
+    cv: Array
+    uncertainty: Array
+    bias: Array
+    restarted: NDArray[np.bool_]
+    events: tuple[GuardEvent, ...] = ()
+
+
+Observer = Callable[[Observation], object]
+
+
+class Walkers:
+    """MD of W walkers with LangevinMiddle (Zhang et al., J. Phys. Chem. A 123, 6056, 2019) or Verlet dynamics.
+
+    On the Reference platform the same seed gives bit-identical runs (one Walkers object at a time in a process, since
+    that platform has one random number generator).
+
+    Parameters
+    ----------
+    topology : bond graph of the molecule, N atoms.
+    evaluator : energy and forces of its ``n_walkers`` walkers; its bias is updated at each observation.
+    positions : [W, N, 3] nm, where the walkers start; or [n, N, 3] with n < W, of which each walker takes the next.
+    temperature : K.
+    timestep_fs : fs.
+    friction_per_ps : 1/ps; None for Verlet dynamics at constant energy.
+    platform : ``Reference`` (double precision), ``CPU``, ``CUDA``, or ``auto``: CUDA where the evaluator is on a GPU,
+        else Reference.
+    backend : of the force, see `uqbias.md.force.make_force`.
+    constraints : ``none``, ``hbonds``, ``bonds`` or ``bonds_angles``; see `uqbias.md.constraints`.
+    constraint_geometry : [N, 3] nm, gives the lengths; the first of ``positions`` if None.
+    guard : judges the walkers at each observation; None lets them run.
+    safe_frames : [n, N, 3] nm, where stopped walkers restart; ``positions`` if None.
+    choose_restart : chooses among them; uniformly at random if None.
+    seed : of velocities, noise and restarts.
+
+    Attributes
+    ----------
+    context : openmm.Context of the W*N particles, walker after walker.
+    step : MD steps so far.
+    events : what the guard stopped so far.
+
+    Raises
+    ------
+    UqbiasError
+        If the platform is missing, shapes do not fit, or a safe frame violates the guard's geometry.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        evaluator: FusedEvaluator,
+        positions: NDArray[Any],
+        *,
+        temperature: float,
+        timestep_fs: float = 0.5,
+        friction_per_ps: float | None = 1.0,
+        platform: str = "auto",
+        backend: str = "auto",
+        constraints: str = "none",
+        constraint_geometry: NDArray[Any] | None = None,
+        guard: Guard | None = None,
+        safe_frames: NDArray[Any] | None = None,
+        choose_restart: ChooseRestart | None = None,
+        seed: int = 0,
+    ) -> None:
+        import openmm
+
+        self.topology, self.evaluator, self.guard = topology, evaluator, guard
+        self.bias = cast("Bias | None", evaluator.bias)
+        self.temperature, self.timestep_fs, self.seed = float(temperature), float(timestep_fs), int(seed)
+        self.step = 0
+        self.events: list[GuardEvent] = []
+        self._choose_restart = choose_restart
+        if tuple(topology.numbers) != tuple(evaluator.numbers):
+            raise UqbiasError(
+                f"topology with elements {topology.numbers}, model with {evaluator.numbers}",
+                "use the topology that the model was trained on, in the same order of atoms",
+            )
+        start = self._frames(positions, "positions")
+        self.safe_frames = start if safe_frames is None else self._frames(safe_frames, "safe_frames")
+        self._check_safe_frames()
+        self._rngs = [np.random.default_rng([self.seed, walker]) for walker in range(self.n_walkers)]
+        self._in_a_row = np.zeros(self.n_walkers, dtype=int)
+        self._parked: dict[int, Violation] = {}
+        self._observed_start = False
+
+        masses = topology.masses()
+        self._sigma = np.sqrt(kt(self.temperature) / masses)[:, None]
+        geometry = start[0] if constraint_geometry is None else np.asarray(constraint_geometry, dtype=np.float64)
+        self.constraints = choose_constraints(topology, geometry, constraints)
+        self._project = Projector(masses, self.constraints)
+        system = openmm.System()
+        for walker in range(self.n_walkers):
+            for mass in masses:
+                system.addParticle(float(mass))
+            shift = walker * self.n_atoms
+            for i, j, length in self.constraints:
+                system.addConstraint(i + shift, j + shift, length)
+        chosen = _platform(platform, backend, evaluator)
+        system.addForce(make_force(evaluator, backend))
+        timestep = self.timestep_fs * 1e-3
+        if friction_per_ps is None:
+            integrator = openmm.VerletIntegrator(timestep)
+        else:
+            integrator = openmm.LangevinMiddleIntegrator(self.temperature, float(friction_per_ps), timestep)
+            # 0 would make OpenMM choose a seed of its own.
+            integrator.setRandomNumberSeed(int(np.random.default_rng(self.seed).integers(1, 2**31 - 1)))
+        integrator.setConstraintTolerance(TOLERANCE)
+        self.context = openmm.Context(system, integrator, chosen)
+        self._integrator, self._system = integrator, system
+        placed = [self._project(start[w % len(start)], self._thermal(w)) for w in range(self.n_walkers)]
+        self.context.setPositions(np.concatenate([x for x, _ in placed]))
+        self.context.setVelocities(np.concatenate([v for _, v in placed]))
+
+    @property
+    def n_walkers(self) -> int:
+        """W."""
+        return int(self.evaluator.n_walkers)
+
+    @property
+    def n_atoms(self) -> int:
+        """N."""
+        return len(self.topology)
+
+    @property
+    def time_ps(self) -> float:
+        """Time simulated so far by each walker, ps."""
+        return self.step * self.timestep_fs * 1e-3
+
+    def run(self, steps: int, *, pace: int, observers: Sequence[Observer] = ()) -> None:
+        """Run ``steps`` steps and observe the walkers every ``pace`` steps, before the first step too.
+
+        Each MD step costs one evaluation; an observation costs none, since the evaluation it makes is handed to the
+        integrator's next step. At an observation come, in this order: the guard, the bias update, the observers, the
+        restarts.
+
+        Parameters
+        ----------
+        steps : a multiple of ``pace``.
+        pace : steps between observations; a divisor of the bias's own pace.
+        observers : called with each `Observation`.
+
+        Raises
+        ------
+        UqbiasError
+            If the numbers do not divide, or a walker breaks again and again however it is restarted.
+        """
+        if pace < 1 or steps % pace:
+            raise UqbiasError(f"{steps} steps observed every {pace}", "give a number of steps that is a multiple of it")
+        if self.bias is not None and self.bias.pace and self.bias.pace % pace:
+            raise UqbiasError(
+                f"observing every {pace} steps misses updates of a bias with pace {self.bias.pace}",
+                "observe at a divisor of the bias's pace",
+            )
+        if not self._observed_start:
+            self._observe(observers)
+            self._observed_start = True
+        for _ in range(steps // pace):
+            self._advance(pace)
+            self.step += pace
+            self._observe(observers)
+
+    def snapshot(self, walker: int) -> tuple[Array, Array]:
+        """Positions [N, 3] nm and velocities [N, 3] nm/ps of one walker, to be put back by `place`."""
+        state = self.context.getState(positions=True, velocities=True)
+        part = self._slice(walker)
+        return _array(state.getPositions(asNumpy=True))[part], _array(state.getVelocities(asNumpy=True))[part]
+
+    def place(self, walker: int, positions: NDArray[Any], velocities: NDArray[Any] | None = None) -> None:
+        """Put one walker elsewhere; the others are not touched.
+
+        Parameters
+        ----------
+        positions : [N, 3] nm; moved onto the constraints, if there are any.
+        velocities : [N, 3] nm/ps; drawn at the temperature from the seed if None.
+        """
+        v = self._thermal(walker) if velocities is None else np.asarray(velocities, dtype=np.float64)
+        self._place({walker: self._project(np.asarray(positions, dtype=np.float64), v)})
+
+    def kinetic_temperatures(self) -> Array:
+        """Kinetic temperature of each walker, [W] K."""
+        velocities = _array(self.context.getState(velocities=True).getVelocities(asNumpy=True))
+        v = velocities.reshape(self.n_walkers, self.n_atoms, 3)
+        freedom = 3 * self.n_atoms - len(self.constraints)
+        # The masses are in _sigma: (v/sigma)² has mean 1 per degree of freedom at the temperature of the thermostat.
+        return np.asarray(((v / self._sigma) ** 2).sum(axis=(1, 2)) / freedom * self.temperature, dtype=np.float64)
+
+    def _observe(self, observers: Sequence[Observer]) -> None:
+        import openmm
+
+        # Forces, not the energy: these are what makes OpenMM evaluate; E, u and V come along in the evaluator.
+        try:
+            state = self.context.getState(positions=True, forces=True)
+        except openmm.OpenMMException:
+            self.evaluator.reraise()
+            if not self._park():
+                raise
+            state = self.context.getState(positions=True, forces=True)
+        positions = _array(state.getPositions(asNumpy=True)).reshape(self.n_walkers, self.n_atoms, 3).copy()
+        if (last := self.evaluator.last) is None:
+            raise UqbiasError("the force made no evaluation", "leave the Context's force groups as they are")
+        energy, cv, uncertainty, bias = (
+            values.detach().cpu().numpy().astype(np.float64)
+            for values in (last.energy, last.cv, last.uncertainty, last.bias)
+        )
+        violations: list[Violation] = []
+        if self.guard is not None:
+            violations = [
+                self._parked.get(violation.walker, violation)
+                for violation in self.guard.check(
+                    positions,
+                    cv,
+                    uncertainty,
+                    self.evaluator.broken | np.isin(np.arange(self.n_walkers), [*self._parked]),
+                )
+            ]
+        self._parked.clear()
+        self.evaluator.broken[:] = False
+        restarted = np.zeros(self.n_walkers, dtype=bool)
+        restarted[[violation.walker for violation in violations]] = True
+        if self.bias is not None:
+            self.bias.update(self.step, np.where(restarted, np.nan, cv), energy)
+        events = tuple(self._event(violation) for violation in violations)
+        self.events += events
+        observation = Observation(self.step, self.time_ps, positions, energy, cv, uncertainty, bias, restarted, events)
+        for observer in observers:
+            observer(observation)
+        self.evaluator.arm_memo()
+        self._in_a_row = np.where(restarted, self._in_a_row + 1, 0)
+        if events:
+            self._restart(events)
+
+    def _event(self, violation: Violation) -> GuardEvent:
+        walker = violation.walker
+        rng = self._rngs[walker]
+        if self._choose_restart is None:
+            frame = int(rng.integers(len(self.safe_frames)))
+        else:
+            frame = int(self._choose_restart(walker, self.safe_frames, rng))
+        return GuardEvent(self.step, self.time_ps, walker, violation.reason, violation.values, frame)
+
+    def _restart(self, events: Sequence[GuardEvent]) -> None:
+        for event in events:
+            if self._in_a_row[event.walker] >= MAX_RESTARTS_IN_A_ROW:
+                raise UqbiasError(
+                    f"walker {event.walker} was stopped at {MAX_RESTARTS_IN_A_ROW} observations in a row, last at step "
+                    f"{event.step} for '{event.reason}' {event.values}",
+                    "widen the guard, or give safe frames that the model describes",
+                )
+        self._place(
+            {e.walker: self._project(self.safe_frames[e.restart_frame], self._thermal(e.walker)) for e in events}
+        )
+
+    def _place(self, placed: dict[int, tuple[Array, Array]]) -> None:
+        state = self.context.getState(positions=True, velocities=True)
+        positions = _array(state.getPositions(asNumpy=True)).copy()
+        velocities = _array(state.getVelocities(asNumpy=True)).copy()
+        for walker, (x, v) in placed.items():
+            positions[self._slice(walker)] = x
+            velocities[self._slice(walker)] = v
+        self.context.setPositions(positions)
+        self.context.setVelocities(velocities)
+
+    def _slice(self, walker: int) -> slice:
+        return slice(walker * self.n_atoms, (walker + 1) * self.n_atoms)
+
+    def _thermal(self, walker: int) -> Array:
+        """Velocities [N, 3] nm/ps from the Maxwell-Boltzmann distribution."""
+        return np.asarray(self._sigma * self._rngs[walker].normal(size=(self.n_atoms, 3)), dtype=np.float64)
+
+    def _frames(self, frames: NDArray[Any], name: str) -> Array:
+        x = np.asarray(frames, dtype=np.float64)
+        if x.ndim != 3 or x.shape[1:] != (self.n_atoms, 3) or not len(x):
+            raise UqbiasError(f"{name} of shape {x.shape} for {self.n_atoms} atoms", "give [n, N, 3] in nm")
+        if not np.isfinite(x).all():
+            raise UqbiasError(f"{name} are not all finite", "remove the frames with NaN")
+        return x
+
+    def _check_safe_frames(self) -> None:
+        if self.guard is None:
+            return
+        bad = self.guard.check(self.safe_frames)
+        if bad:
+            raise UqbiasError(
+                f"safe frame {bad[0].walker} violates the guard itself: '{bad[0].reason}' {bad[0].values}",
+                "remove it, or widen the guard",
+            )
+
+    def _advance(self, steps: int) -> None:
+        """Integrate; a walker whose coordinates overflow waits on a safe frame for the next observation."""
+        import openmm
+
+        end = self.context.getStepCount() + steps
+        while (left := end - self.context.getStepCount()) > 0:
+            try:
+                self._integrator.step(left)
+            except openmm.OpenMMException:
+                self.evaluator.reraise()
+                if not self._park():
+                    raise
+
+    def _park(self) -> bool:
+        """Put walkers with coordinates that are not finite on a safe frame; False if that is not what went wrong.
+
+        The Reference platform integrates them without complaint, CPU and CUDA stop with an exception.
+        """
+        x = _array(self.context.getState(positions=True).getPositions(asNumpy=True))
+        atoms = (~np.isfinite(x)).any(axis=1).reshape(self.n_walkers, self.n_atoms).sum(axis=1)
+        bad = np.flatnonzero(atoms).tolist()
+        if self.guard is None or not bad:
+            return False
+        self._parked |= {walker: Violation(walker, "not_finite", {"atoms": float(atoms[walker])}) for walker in bad}
+        self._place({walker: self._project(self.safe_frames[0], self._thermal(walker)) for walker in bad})
+        return True
+
+
+def _platform(name: str, backend: str, evaluator: FusedEvaluator) -> Any:
+    import openmm
+
+    if name == "auto":
+        name = "CUDA" if evaluator.device.type == "cuda" and "CUDA" in available_platforms() else "Reference"
+    check_platform(name, choose_backend(backend))
+    return openmm.Platform.getPlatformByName(name)
+
+
+def _array(quantity: Any) -> Array:
+    """The float64 array inside an OpenMM Quantity, which is in nm or nm/ps."""
+    return np.asarray(quantity._value, dtype=np.float64)
