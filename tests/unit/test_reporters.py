@@ -1,0 +1,176 @@
+"""HILLS, COLVAR, trajectories and observations are read back as they were."""
+
+import json
+
+import mdtraj
+import numpy as np
+import pytest
+
+from uqbias.bias.metadynamics import Metadynamics
+from uqbias.errors import UqbiasError
+from uqbias.md.guards import GuardEvent
+from uqbias.md.reporters import (
+    ColvarFiles,
+    HillsFile,
+    ObservationRecorder,
+    Trajectories,
+    colvar_paths,
+    read_colvar,
+    read_hills,
+)
+from uqbias.md.walkers import Observation
+from uqbias.topology import Topology
+
+WATER = Topology((8, 1, 1), ((0, 1), (0, 2)), ("O", "H1", "H2"), ("HOH1",) * 3)
+
+
+def observation(step, n_walkers=2, events=()):
+    rng = np.random.default_rng(step)
+    values = rng.normal(size=(4, n_walkers)) * 100
+    restarted = np.zeros(n_walkers, dtype=bool)
+    restarted[[e.walker for e in events]] = True
+    return Observation(step, step * 0.0005, rng.normal(size=(n_walkers, 3, 3)), *values, restarted, tuple(events))
+
+
+def run(bias, file, steps):
+    rng = np.random.default_rng(0)
+    for step in steps:
+        bias.update(step, rng.normal(3, 1, 2), np.zeros(2))
+        file()
+
+
+@pytest.mark.parametrize("gamma", [None, 10.0])
+def test_hills_as_plumed_writes_them(tmp_path, gamma):
+    bias = Metadynamics(height=1.2, sigma=0.5, pace=10, biasfactor=gamma)
+    file = HillsFile(tmp_path / "HILLS", bias, timestep_fs=0.5)
+    run(bias, file, range(0, 101, 10))
+    file.close()
+    lines = (tmp_path / "HILLS").read_text().splitlines()
+    assert lines[:3] == [
+        "#! FIELDS time u sigma_u height biasf",
+        "#! SET multivariate false",
+        "#! SET kerneltype gaussian",
+    ]
+    first = [float(word) for word in lines[3].split()]
+    # PLUMED scales the height of a well-tempered run by γ/(γ-1), and writes biasf -1 for an untempered one.
+    assert first[0] == 0.005
+    assert first[3:] == pytest.approx([1.2 * 10 / 9, 10.0] if gamma else [1.2, -1.0])
+    hills = read_hills(tmp_path / "HILLS", timestep_fs=0.5)
+    assert len(hills) == 20
+    for name in ("step", "centre", "sigma", "biasfactor"):
+        np.testing.assert_array_equal(hills[name], bias.hills[name])
+    np.testing.assert_allclose(hills["height"], bias.hills["height"], rtol=1e-14)
+    again = Metadynamics(height=1.2, sigma=0.5, pace=10, biasfactor=gamma)
+    again.load_hills(hills)
+    x = np.linspace(-1, 7, 99)
+    np.testing.assert_allclose(again.value(x), bias.value(x), atol=1e-5)
+
+
+def test_sum_of_hills_in_the_file_is_minus_the_free_energy(tmp_path):
+    bias = Metadynamics(height=1.2, sigma=0.5, pace=10, biasfactor=6.0)
+    file = HillsFile(tmp_path / "HILLS", bias, timestep_fs=0.5)
+    run(bias, file, range(10, 2001, 10))
+    rows = np.loadtxt(tmp_path / "HILLS")
+    u, energy = bias.free_energy()
+    total = -(rows[:, 3] * np.exp(-0.5 * ((u[:, None] - rows[:, 1]) / rows[:, 2]) ** 2)).sum(1)
+    np.testing.assert_allclose(energy, total - total.min(), atol=1e-4)
+
+
+def test_a_line_cut_short_is_left_out_and_repaired(tmp_path):
+    path = tmp_path / "HILLS"
+    bias = Metadynamics(height=1.0, sigma=0.5, pace=10)
+    file = HillsFile(path, bias, timestep_fs=0.5)
+    run(bias, file, range(10, 51, 10))
+    file.close()
+    path.write_bytes(path.read_bytes()[:-9])
+    assert len(read_hills(path, 0.5)) == 9
+    again = Metadynamics(height=1.0, sigma=0.5, pace=10)
+    again.load_hills(read_hills(path, 0.5))
+    file = HillsFile(path, again, timestep_fs=0.5, append=True)
+    run(again, file, [60])
+    assert read_hills(path, 0.5)["step"].tolist() == [10, 10, 20, 20, 30, 30, 40, 40, 50, 60, 60]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("#! FIELDS time u sigma_u height biasf\n1 2 3 4 5\n1 2 x 4 5\n", "HILLS, line 3"),
+        ("#! FIELDS time u sigma_u height biasf\n1 2 3 4\n1 2 3 4 5\n", "HILLS, line 2: 4 numbers for 5 fields"),
+        ("#! FIELDS time phi psi sigma_phi sigma_psi height biasf\n", "one variable"),
+        ("1 2 3 4 5\n", "HILLS, line 1"),
+        ("", "FIELDS"),
+        (None, "no such file"),
+    ],
+)
+def test_bad_hills(tmp_path, content, message):
+    path = tmp_path / "HILLS"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UqbiasError, match=message):
+        read_hills(path, 0.5)
+
+
+def test_plumeds_own_hills_are_read(tmp_path):
+    path = tmp_path / "HILLS"
+    path.write_text(
+        "#! FIELDS time cv sigma_cv height biasf clock\n#! SET multivariate false\n"
+        "#! SET kerneltype stretched-gaussian\n"
+        "     1     0.5     0.2     1.3333333     4   1700000000\n"
+    )
+    hills = read_hills(path, 2.0)
+    assert hills["step"][0] == 500
+    assert hills["height"][0] == pytest.approx(1.0)
+
+
+def test_colvar(tmp_path):
+    seen = [observation(step) for step in range(0, 50, 10)]
+    files = ColvarFiles(tmp_path / "COLVAR", 2)
+    for o in seen:
+        files(o)
+    assert [path.name for path in colvar_paths(tmp_path / "COLVAR", 2)] == ["COLVAR.0", "COLVAR.1"]
+    assert colvar_paths("a/colvar.dat", 2)[1].name == "colvar.1.dat"
+    assert colvar_paths("COLVAR", 1)[0].name == "COLVAR"
+    # Read before closing: rows are flushed as they come.
+    table = read_colvar(tmp_path / "COLVAR.1")
+    assert list(table) == ["time", "u", "energy", "uncertainty", "bias", "restarted"]
+    np.testing.assert_allclose(table["time"], [o.time_ps for o in seen])
+    np.testing.assert_allclose(table["u"], [o.cv[1] for o in seen], rtol=1e-8)
+    np.testing.assert_allclose(table["bias"], [o.bias[1] for o in seen], rtol=1e-8)
+    files.close()
+
+
+def test_trajectories_are_read_by_mdtraj(tmp_path):
+    seen = [observation(step) for step in range(0, 60, 10)]
+    files = Trajectories(tmp_path, WATER, 2, stride=2)
+    for o in seen:
+        files(o)
+    files.close()
+    for walker in range(2):
+        trajectory = mdtraj.load(str(tmp_path / f"walker_{walker}.xtc"), top=str(tmp_path / "topology.pdb"))
+        np.testing.assert_allclose(trajectory.xyz, [o.positions[walker] for o in seen[::2]], atol=1e-3)
+        np.testing.assert_allclose(trajectory.time, [0, 0.01, 0.02], atol=1e-6)
+        assert [atom.name for atom in trajectory.top.atoms] == ["O", "H1", "H2"]
+        assert trajectory.top.n_bonds == 2
+
+
+def test_recorder(tmp_path):
+    event = GuardEvent(20, 0.01, 1, "bond", {"ratio": 1.4}, 3)
+    recorder = ObservationRecorder(tmp_path, stride=2)
+    seen = [observation(step, events=[event] if step == 10 else []) for step in range(0, 60, 10)]
+    with pytest.raises(UqbiasError, match="no observations"):
+        recorder.save()
+    for o in seen:
+        recorder(o)
+    # The event is on disk although its observation is not kept and nothing was closed.
+    assert json.loads((tmp_path / "events.jsonl").read_text()) == event.to_dict()
+    with np.load(recorder.save()) as file:
+        assert file["positions"].shape == (3, 2, 3, 3)
+        assert file["positions"].dtype == np.float32
+        np.testing.assert_array_equal(file["step"], [0, 20, 40])
+        for name in ("energy", "cv", "uncertainty", "bias", "restarted"):
+            np.testing.assert_array_equal(file[name], [getattr(o, name) for o in seen[::2]])
+    recorder.close()
+    memory = ObservationRecorder()
+    memory(seen[0])
+    with pytest.raises(UqbiasError, match="nowhere"):
+        memory.save()

@@ -1,0 +1,322 @@
+"""Files of a run: PLUMED's HILLS and COLVAR, trajectories, and the observations themselves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uqbias.bias.metadynamics import HILL, Metadynamics
+from uqbias.errors import UqbiasError
+from uqbias.files import atomic_path
+from uqbias.md.guards import GuardEvent
+from uqbias.md.walkers import Observation
+from uqbias.topology import Topology
+from uqbias.units import ANGSTROM
+
+
+class _Files:
+    """Open streams that close with the block, on `close`, or when the object goes."""
+
+    def __init__(self) -> None:
+        self._streams: list[TextIO] = []
+
+    def close(self) -> None:
+        """Close the files."""
+        for stream in getattr(self, "_streams", ()):
+            stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class HillsFile(_Files):
+    """Hills in PLUMED's HILLS format, one file for all walkers, as METAD with WALKERS_MPI writes it.
+
+    Columns ``time u sigma_u height biasf``: time in ps, height in kJ/mol. PLUMED's convention for the height holds
+    (MetaD.cpp, writeGaussian): of a well-tempered run the file holds h·γ/(γ-1), where h was added to the bias, so that
+    the sum of the hills in the file is -F; of an untempered run it holds h, and biasf is -1. The kernel is
+    ``gaussian``; PLUMED cuts it at 3.5 sigma, this bias at 6.
+
+    Parameters
+    ----------
+    path : the file, written anew unless ``append``.
+    bias : whose hills are written.
+    timestep_fs : to convert steps to time.
+    label : name of the variable.
+    append : continue a file; hills already in the bias count as written.
+    """
+
+    def __init__(
+        self, path: str | Path, bias: Metadynamics, timestep_fs: float, *, label: str = "u", append: bool = False
+    ) -> None:
+        self.bias, self.timestep_ps = bias, timestep_fs * 1e-3
+        self._written = len(bias.hills) if append else 0
+        header = f"#! FIELDS time {label} sigma_{label} height biasf\n"
+        header += "#! SET multivariate false\n#! SET kerneltype gaussian\n"
+        self._streams = [_open(Path(path), header, append)]
+
+    def __call__(self, observation: Observation | None = None) -> None:
+        """Write the hills that came since the last call, and flush."""
+        hills = self.bias.hills
+        if len(hills) < self._written:  # the bias was reset
+            self._written = 0
+        for step, centre, sigma, height, gamma in hills[self._written :].tolist():
+            stated, biasf = (height * gamma / (gamma - 1), gamma) if gamma > 1 else (height, -1.0)
+            self._streams[0].write(
+                f"{step * self.timestep_ps:14.6f} {centre:24.17g} {sigma:24.17g} {stated:24.17g} {biasf:10.6g}\n"
+            )
+        if len(hills) > self._written:
+            self._written = len(hills)
+            self._streams[0].flush()
+
+
+def read_hills(path: str | Path, timestep_fs: float) -> NDArray[Any]:
+    """Read a HILLS file of one variable; heights come back as they were added to the bias.
+
+    Parameters
+    ----------
+    timestep_fs : to convert time to steps.
+
+    Returns
+    -------
+    Record array with the fields of `uqbias.bias.metadynamics.HILL`, fit for `Metadynamics.load_hills`.
+
+    Raises
+    ------
+    UqbiasError
+        If the file is missing or a line other than a last one cut short is bad; the message names the line.
+    """
+    fields, rows = _read_plumed(Path(path))
+    if (
+        len(fields) < 5
+        or fields[0] != "time"
+        or fields[2] != f"sigma_{fields[1]}"
+        or fields[3:5] != ["height", "biasf"]
+    ):
+        raise UqbiasError(
+            f"{path}, line 1: fields {' '.join(fields)}",
+            "a HILLS file of one variable has time, u, sigma_u, height, biasf",
+        )
+    hills = np.empty(len(rows), dtype=HILL)
+    gamma = rows[:, 4]
+    tempered = gamma > 1
+    hills["step"] = np.rint(rows[:, 0] / (timestep_fs * 1e-3))
+    hills["centre"], hills["sigma"] = rows[:, 1], rows[:, 2]
+    hills["height"] = rows[:, 3] * np.where(tempered, (gamma - 1) / np.where(tempered, gamma, 1.0), 1.0)
+    hills["biasfactor"] = np.where(tempered, gamma, 1.0)
+    return hills
+
+
+class ColvarFiles(_Files):
+    """Time series in PLUMED's COLVAR format: ``time u energy uncertainty bias restarted``; ps, kJ/mol, kJ/mol/nm.
+
+    One file a walker, named as PLUMED names those of replicas: ``COLVAR.0``, ``COLVAR.1``, ... and, with a suffix,
+    ``colvar.0.dat``; plain ``COLVAR`` for a single walker. A row with ``restarted`` 1 is where the guard stopped the
+    walker.
+
+    Parameters
+    ----------
+    path : name for a single walker.
+    n_walkers : W.
+    label : name of the variable.
+    append : continue the files.
+    """
+
+    def __init__(self, path: str | Path, n_walkers: int, *, label: str = "u", append: bool = False) -> None:
+        header = f"#! FIELDS time {label} energy uncertainty bias restarted\n"
+        self._streams = [_open(name, header, append) for name in colvar_paths(path, n_walkers)]
+
+    def __call__(self, observation: Observation) -> None:
+        """Write one row a walker; the files are line-buffered."""
+        o = observation
+        columns = np.stack([o.cv, o.energy, o.uncertainty, o.bias], axis=1)
+        for stream, row, restarted in zip(self._streams, columns.tolist(), o.restarted.tolist(), strict=True):
+            stream.write(f"{o.time_ps:14.6f} " + " ".join(f"{x:16.9g}" for x in row) + f" {restarted:d}\n")
+
+
+def colvar_paths(path: str | Path, n_walkers: int) -> list[Path]:
+    """Names of the COLVAR files of W walkers."""
+    path = Path(path)
+    if n_walkers == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}.{walker}{path.suffix}") for walker in range(n_walkers)]
+
+
+def read_colvar(path: str | Path) -> dict[str, NDArray[np.float64]]:
+    """Read one COLVAR file into arrays [T] by field name.
+
+    Raises
+    ------
+    UqbiasError
+        If the file is missing or a line other than a last one cut short is bad; the message names the line.
+    """
+    fields, rows = _read_plumed(Path(path))
+    return {name: rows[:, column] for column, name in enumerate(fields)}
+
+
+class Trajectories:
+    """One XTC file a walker, ``walker_0.xtc``, ..., and ``topology.pdb``: ``mdtraj.load(xtc, top=pdb)`` reads them.
+
+    Parameters
+    ----------
+    directory : for the files; made if missing.
+    topology : of the molecule.
+    n_walkers : W.
+    stride : write every so many observations.
+    """
+
+    def __init__(self, directory: str | Path, topology: Topology, n_walkers: int, *, stride: int = 1) -> None:
+        from mdtraj.formats import XTCTrajectoryFile
+
+        self.directory, self.stride, self._topology = Path(directory), stride, topology
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.paths = [self.directory / f"walker_{walker}.xtc" for walker in range(n_walkers)]
+        self._files = [XTCTrajectoryFile(str(path), "w") for path in self.paths]
+        self._seen = 0
+
+    def __call__(self, observation: Observation) -> None:
+        """Append the positions; a walker that is not finite or far out of the format's range is left out."""
+        if self._seen == 0:
+            self._write_topology(observation.positions[0])
+        if self._seen % self.stride == 0:
+            time = np.array([observation.time_ps], dtype=np.float32)
+            step = np.array([observation.step], dtype=np.int32)
+            for file, x in zip(self._files, observation.positions, strict=True):
+                # XTC holds 0.001 nm in 32-bit integers.
+                if np.isfinite(x).all() and np.abs(x).max() < 1e6:
+                    file.write(x[None].astype(np.float32), time=time, step=step)
+                    file.flush()
+        self._seen += 1
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._files:
+            file.close()
+
+    def _write_topology(self, positions: NDArray[Any]) -> None:
+        from openmm import app
+
+        x = np.nan_to_num(positions) / ANGSTROM
+        with atomic_path(self.directory / "topology.pdb") as temporary, temporary.open("w") as stream:
+            app.PDBFile.writeFile(self._topology.to_openmm(), x, stream, keepIds=True)
+
+
+class ObservationRecorder(_Files):
+    """Keeps observations in memory and writes them to one file; guard events go to a file at once.
+
+    ``observations.npz``: step [T], time [T] ps, positions [T, W, N, 3] nm (float32), energy, cv, uncertainty, bias
+    [T, W], restarted [T, W]. ``events.jsonl``: one JSON object per stopped walker, as `GuardEvent`.
+
+    Parameters
+    ----------
+    directory : for the files; None keeps everything in memory only.
+    stride : keep every so many observations; events are all kept.
+    """
+
+    def __init__(self, directory: str | Path | None = None, *, stride: int = 1) -> None:
+        self.directory, self.stride = None if directory is None else Path(directory), stride
+        self.events: list[GuardEvent] = []
+        self._kept: list[Observation] = []
+        self._seen = 0
+        self._streams = [] if self.directory is None else [_open(self.directory / "events.jsonl", "", append=False)]
+
+    def __call__(self, observation: Observation) -> None:
+        """Keep the observation."""
+        if self._seen % self.stride == 0:
+            self._kept.append(observation)
+        self._seen += 1
+        for event in observation.events:
+            self.events.append(event)
+            for stream in self._streams:
+                stream.write(json.dumps(event.to_dict()) + "\n")
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The observations kept so far, as in the file."""
+        if not self._kept:
+            raise UqbiasError("no observations to write", "run with this recorder among the observers first")
+
+        def stacked(name: str) -> NDArray[Any]:
+            return np.stack([getattr(observation, name) for observation in self._kept])
+
+        return {
+            "step": stacked("step"),
+            "time": stacked("time_ps"),
+            "positions": stacked("positions").astype(np.float32),
+            **{name: stacked(name) for name in ("energy", "cv", "uncertainty", "bias", "restarted")},
+        }
+
+    def save(self, path: str | Path | None = None) -> Path:
+        """Write ``observations.npz`` (or ``path``) atomically and return its path."""
+        if path is None and self.directory is None:
+            raise UqbiasError("a recorder without a directory has nowhere to save", "give a path")
+        target = Path(path) if path is not None else Path(self.directory or ".") / "observations.npz"
+        with atomic_path(target) as temporary:
+            np.savez_compressed(temporary, **self.arrays())  # type: ignore[arg-type]
+        return target
+
+
+def _open(path: Path, header: str, append: bool) -> TextIO:
+    """Open for line-buffered writing; the header is written to a new file only."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = not (append and path.is_file() and path.stat().st_size)
+    if not fresh:
+        _drop_cut_line(path)
+    stream = path.open("w" if fresh else "a", buffering=1, encoding="utf-8")
+    if fresh:
+        stream.write(header)
+    return stream
+
+
+def _drop_cut_line(path: Path) -> None:
+    """Remove a last line without its end, so that appending does not run into it."""
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        with path.open("r+b") as stream:
+            stream.truncate(len(whole))
+
+
+def _read_plumed(path: Path) -> tuple[list[str], NDArray[np.float64]]:
+    """Field names and rows [T, fields] of a PLUMED file; a last line without its end is left out."""
+    if not path.is_file():
+        raise UqbiasError(f"no such file: {path}", "give a HILLS or COLVAR file")
+    fields: list[str] = []
+    rows: list[Sequence[float]] = []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        if not line.endswith("\n"):
+            break
+        words = line.split()
+        if words[:2] == ["#!", "FIELDS"]:
+            if fields and words[2:] != fields:
+                raise UqbiasError(f"{path}, line {number}: other fields than before", "keep one run per file")
+            fields = words[2:]
+        elif not words or words[0].startswith("#"):
+            continue
+        else:
+            try:
+                row = [float(word) for word in words]
+            except ValueError as error:
+                raise UqbiasError(f"{path}, line {number}: {error}", "remove or repair that line") from error
+            if len(row) != len(fields):
+                raise UqbiasError(
+                    f"{path}, line {number}: {len(row)} numbers for {len(fields)} fields", "remove or repair that line"
+                )
+            rows.append(row)
+    if not fields:
+        raise UqbiasError(f"{path}, line 1: no '#! FIELDS' line", "give a HILLS or COLVAR file as PLUMED writes it")
+    return fields, np.array(rows, dtype=np.float64).reshape(len(rows), len(fields))
