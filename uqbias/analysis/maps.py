@@ -10,7 +10,6 @@ from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.patheffects import withStroke
 
 from uqbias.analysis.coordinates import Array, Coordinates
 from uqbias.analysis.free_energy_surface import ALANINE_BASINS, ReferenceSurface
@@ -28,6 +27,7 @@ from uqbias.analysis.style import (
     spread,
     styled,
 )
+from uqbias.errors import UqbiasError
 
 #: Energy above the minimum, in kT, up to which a bin counts as accessible.
 ACCESSIBLE = 10.0
@@ -54,7 +54,8 @@ def ramachandran(run: RunData) -> Figure | None:
     figure, axes = panels(rows, columns, 0.55 + rows * width / columns * 0.98, width=width, sharex=True, sharey=True)
     for ax, entry in zip(axes.flat, shown, strict=False):
         _reference(ax, run.surface)
-        _basin_names(ax, run)
+        if entry is shown[0]:
+            _basin_names(ax, run)
         _visited(ax, run, entry)
         earlier, new = label_points(run, entry.index)
         _dots(ax, earlier, "#6B6B6B", 5, zorder=3)
@@ -135,11 +136,13 @@ def hero_figure(run: RunData) -> Figure:
 
     Raises
     ------
-    ValueError
+    UqbiasError
         If no frame is labelled yet.
     """
     if run.coordinates is None or run.label_points is None or not run.rounds:
-        raise ValueError("no labelled frames to draw yet")
+        raise UqbiasError(
+            f"{run.directory} holds no labelled frames to draw", "let 'uqbias run' finish its first round"
+        )
     figure = Figure(figsize=(13.0, 3.9), layout="constrained")
     maps = figure.subplots(1, 3, width_ratios=(1.0, 1.0, 1.05))
     points = run.test_points
@@ -288,12 +291,12 @@ def _basin_names(ax: Axes, run: RunData) -> None:
     score = section(run.config, "score")
     if run.surface is None or not score.get("basins", True) or list(score["coordinates"])[:2] != ["phi", "psi"]:
         return
-    outline = [withStroke(linewidth=2.0, foreground="white", alpha=0.85)]
+    box_style = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6}
     for name, box in ALANINE_BASINS.items():
         x, y = (low + ((high - low) % 360.0) / 2.0 for low, high in (box["phi"], box["psi"]))
         x, y = ((value + 180.0) % 360.0 - 180.0 for value in (x, y))
         text = BASIN_TEXT.get(name, name)
-        ax.text(x, y, text, ha="center", va="center", fontsize=8, path_effects=outline, zorder=5, clip_on=True)
+        ax.text(x, y, text, ha="center", va="center", fontsize=8, bbox=box_style, zorder=5, clip_on=True)
 
 
 def _visited(ax: Axes, run: RunData, entry: Round) -> None:

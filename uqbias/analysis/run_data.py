@@ -156,6 +156,14 @@ class RunData:
         """Summary entries, one a scored round."""
         return [entry for entry in self.summary.get("rounds", []) if isinstance(entry, dict)]
 
+    @property
+    def finished(self) -> bool:
+        """Whether the campaign ended by its stop rule or has done every round that it may."""
+        if any(event.get("event") in ("stop", "end", "finished") for event in self.events):
+            return True
+        planned = section(self.config, "stop").get("rounds")
+        return isinstance(planned, int) and len(self.rows) > planned
+
     @cached_property
     def coordinates(self) -> Coordinates | None:
         """Configured dihedrals, else principal components of the labelled frames, else None."""
