@@ -33,7 +33,7 @@ def openmm_oracle():
 
 
 def ase_oracle():
-    return ASEOracle(calculator=EMT, options={"asap_cutoff": False}, numbers=[6, 8, 8])
+    return ASEOracle(calculator=EMT, calculator_options={"asap_cutoff": False}, numbers=[6, 8, 8])
 
 
 def distorted():
@@ -121,7 +121,7 @@ def test_hopeless_geometries_are_refused(positions, message):
         ("ase", {"calculator": "absent_package:X", "numbers": [1]}, "absent_package.*pip install"),
         ("ase", {"calculator": "ase.calculators.emt:EMU", "numbers": [1]}, "no 'EMU'"),
         ("ase", {"calculator": "EMT", "numbers": [1]}, "not an import path"),
-        ("ase", {"calculator": "ase:Atoms", "options": {"x": 1}, "numbers": [1]}, "cannot be built"),
+        ("ase", {"calculator": "ase:Atoms", "calculator_options": {"x": 1}, "numbers": [1]}, "cannot be built"),
         ("ase", {"calculator": EMT}, "neither numbers nor structure"),
     ],
 )

@@ -21,7 +21,7 @@ class ASEOracle(Oracle):
     ----------
     calculator : import path of the class or of a function that returns a calculator, as ``module:attribute``
         or ``module.attribute``, for example ``tblite.ase:TBLite`` or ``ase.calculators.emt.EMT``.
-    options : keyword arguments for it, for example ``{"method": "GFN2-xTB"}``.
+    calculator_options : keyword arguments for it, for example ``{"method": "GFN2-xTB"}``.
     numbers : [N] atomic numbers; or give
     structure : PDB file to take them from.
 
@@ -37,7 +37,7 @@ class ASEOracle(Oracle):
     def __init__(
         self,
         calculator: str,
-        options: dict[str, Any] | None = None,
+        calculator_options: dict[str, Any] | None = None,
         numbers: list[int] | tuple[int, ...] | None = None,
         structure: str | Path | None = None,
     ) -> None:
@@ -49,14 +49,14 @@ class ASEOracle(Oracle):
             numbers = Topology.from_pdb(structure).numbers
         self.numbers = tuple(int(number) for number in numbers)
         self.calculator = calculator
-        self._options = dict(options or {})
+        self.calculator_options = dict(calculator_options or {})
         factory = import_attribute(calculator)
         try:
-            built = factory(**self._options)
+            built = factory(**self.calculator_options)
         except Exception as error:
             raise UqbiasError(
-                f"calculator '{calculator}' cannot be built with {self._options} ({error})",
-                "check the options of the calculator",
+                f"calculator '{calculator}' cannot be built with {self.calculator_options} ({error})",
+                "check calculator_options of the oracle",
             ) from error
         self._atoms = Atoms(numbers=self.numbers, positions=np.zeros((len(self.numbers), 3)))
         self._atoms.calc = built
@@ -65,7 +65,7 @@ class ASEOracle(Oracle):
         """JSON-able keyword arguments that rebuild this oracle."""
         return {
             "calculator": self.calculator,
-            "options": self._options,
+            "calculator_options": self.calculator_options,
             "numbers": list(self.numbers),
         }
 
