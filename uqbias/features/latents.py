@@ -20,6 +20,7 @@ class Latents(Features):
     ----------
     n_latents : latent features per atom, F.
     atoms : indices of the atoms that count.
+    n_atoms : atoms of the molecule, N.
     member : committee member whose latents are used (members have unrelated latent spaces).
     """
 
@@ -27,7 +28,7 @@ class Latents(Features):
     per_atom: ClassVar[bool] = True
     index: Tensor
 
-    def __init__(self, n_latents: int, atoms: Sequence[int], member: int = 0) -> None:
+    def __init__(self, n_latents: int, atoms: Sequence[int], n_atoms: int, member: int = 0) -> None:
         super().__init__()
         if n_latents < 1:
             raise UqbiasError(
@@ -35,6 +36,7 @@ class Latents(Features):
             )
         self.dim = n_latents
         self.atoms = tuple(atoms)
+        self.n_atoms = n_atoms
         self.member = member
         self.requires_latents = True
         self.register_buffer("index", torch.tensor(self.atoms, dtype=torch.int64), persistent=False)
@@ -49,13 +51,13 @@ class Latents(Features):
         member: int = 0,
     ) -> Latents:
         """Latents of ``atoms`` (``all``, ``heavy``, or a list of indices and names)."""
-        return cls(n_latents, select_atoms(topology, atoms), member)
+        return cls(n_latents, select_atoms(topology, atoms), len(topology.numbers), member)
 
     def options(self) -> dict[str, Any]:
         """Constructor arguments."""
-        return {"n_latents": self.dim, "atoms": list(self.atoms), "member": self.member}
+        return {"n_latents": self.dim, "atoms": list(self.atoms), "n_atoms": self.n_atoms, "member": self.member}
 
     def forward(self, positions: Tensor, latents: Tensor) -> Tensor:
         """Latents of one member, [W, A, F]."""
         chosen = latents[self.member]
-        return chosen if len(self.atoms) == chosen.shape[1] else chosen.index_select(1, self.index)
+        return chosen if len(self.atoms) == self.n_atoms else chosen.index_select(1, self.index)

@@ -11,8 +11,8 @@ from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.uncertainty.base import set_buffers
 
 KINDS = ("none", "standard", "pca")
-#: Directions whose variance is below this share of the largest carry rounding noise only.
-RELATIVE_VARIANCE = 1e-8
+#: Directions whose variance is below this share of the largest are left out: in float32 they would be rounding noise.
+RELATIVE_VARIANCE = 1e-6
 #: Standard deviations; beyond this z is bent smoothly to a bound, so that z² stays finite in float32.
 BOUND = 1e4
 
