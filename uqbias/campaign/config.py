@@ -180,6 +180,8 @@ def _explain(fault: Any, settings: Any) -> str:
         where.append("kind")
         value = context["kind"]
     name = ".".join(where)
+    if not name:
+        return message
     if fault["type"] == "missing":
         return f"'{name}' is missing; add it (see `uqbias template`)"
     if isinstance(value, dict) and fault["type"] == "value_error":

@@ -6,7 +6,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from uqbias.campaign.kinds import BiasSection, OracleSection, PotentialSection, UncertaintySection, driver, judge
+from uqbias.campaign.kinds import (
+    BiasSection,
+    OpenMMSection,
+    OracleSection,
+    PotentialSection,
+    PowerSpectrumSection,
+    UncertaintySection,
+    driver,
+    judge,
+)
 from uqbias.campaign.kinds import default_biases as biases
 from uqbias.campaign.sections import Section
 
@@ -66,17 +75,19 @@ class MD(Section):
     temperature: Positive = Field(default=300.0, description="K")
     timestep_fs: Positive = Field(default=0.5, description="fs; 0.5 with free hydrogens, 2 with constraints")
     friction_per_ps: Positive = Field(default=1.0, description="friction of the Langevin thermostat, 1/ps")
-    steps: Count = Field(default=20000, description="steps of every walker in a round")
+    steps: Count = Field(default=20000, description="steps of every walker in a round; a multiple of pace")
     pace: Count = Field(default=50, description="steps between looks at the walkers: hills, guards")
-    observe_every: Count = Field(
-        default=100, description="steps between frames kept as candidates and for COLVAR; a multiple of pace"
-    )
+    observe_every: Count = Field(default=100, description="steps between frames kept as candidates; a multiple of pace")
     trajectory_every: Count = Field(default=200, description="steps between trajectory frames; a multiple of pace")
-    constraints: Literal["none", "h_bonds", "all_bonds", "all_bonds_and_angles"] = Field(
-        default="none",
-        description="bonds and angles held rigid during exploration: none, h_bonds, all_bonds, all_bonds_and_angles",
+    start_from: Literal["start", "labelled", "sparse"] = Field(
+        default="sparse",
+        description="where walkers begin, and begin again: start (the start frames), labelled (any labelled frame) or "
+        "sparse (labelled frames, those where the driver's density is low more often)",
     )
-    platform: str = Field(default="CPU", description="OpenMM platform: CPU, CUDA, Reference")
+    constraints: Literal["none", "hbonds", "bonds", "bonds_angles"] = Field(
+        default="none", description="held rigid during exploration: none, hbonds, bonds, bonds_angles"
+    )
+    platform: str = Field(default="auto", description="OpenMM platform: auto, Reference, CPU, CUDA")
     backend: Literal["auto", "torchforce", "pythonforce"] = Field(
         default="auto", description="how the model enters OpenMM: torchforce, pythonforce, or auto"
     )
@@ -87,7 +98,7 @@ class MD(Section):
 
     @model_validator(mode="after")
     def _multiples(self) -> MD:
-        for name in ("observe_every", "trajectory_every"):
+        for name in ("steps", "observe_every", "trajectory_every"):
             value = getattr(self, name)
             if value % self.pace:
                 raise ValueError(f"{name} = {value} is not a multiple of pace = {self.pace}")
@@ -95,17 +106,18 @@ class MD(Section):
 
 
 class Guards(Section):
-    """When a walker is stopped, recorded and restarted from a safe frame."""
+    """When a walker is stopped, recorded and restarted from a labelled frame."""
 
+    cv_cap: float | None = Field(default=14.0, description="value of the driver CV; null: no cap")
     uncertainty_cap: float | None = Field(
         default=None, gt=0, description="calibrated uncertainty, kJ/mol/nm; null: no cap"
     )
-    cv_cap: float | None = Field(default=None, description="value of the driver CV; null: no cap")
-    bond_low: float = Field(default=0.6, gt=0, lt=1, description="shortest bond, as a multiple of the reference length")
-    bond_high: float = Field(default=1.6, gt=1, description="longest bond, as a multiple of the reference length")
+    bond_low: float = Field(default=0.7, gt=0, lt=1, description="shortest bond, as a multiple of the reference length")
+    bond_high: float = Field(default=1.4, gt=1, description="longest bond, as a multiple of the reference length")
     stiff_torsion: float = Field(
         default=60.0, gt=0, le=180, description="degrees that a torsion found stiff in the start frames may turn"
     )
+    chirality: bool = Field(default=True, description="stop a walker whose stereocentre flips")
 
 
 class Selection(Section):
@@ -158,7 +170,7 @@ class Harvest(Section):
         default=0.6,
         gt=0,
         lt=1,
-        description="closest approach of atoms four or more bonds apart, as a share of the sum of van der Waals radii",
+        description="closest approach of atoms three or more bonds apart, as a share of the sum of van der Waals radii",
     )
     stiff_torsion: float = Field(default=60.0, gt=0, le=180, description="degrees that a stiff torsion may turn")
     label_energy_window: Positive = Field(
@@ -195,15 +207,29 @@ class Executor(Section):
     address: str | None = Field(default=None, description="dask scheduler to connect to; null: a local cluster")
 
 
+Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
+
+
 class Score(Section):
     """Files that the campaign sees only to be scored against."""
 
     test_set: str | None = Field(default=None, description="labelled extended-XYZ file for the error columns")
-    surface: str | None = Field(default=None, description="reference free-energy surface (npz) for the coverage column")
+    surface: str | None = Field(default=None, description="reference free-energy surface for the coverage column")
     coordinates: dict[str, Dihedral] = Field(
         default_factory=dict, description="name of each surface coordinate: the four atom indices of its dihedral"
     )
-    basins: bool = Field(default=True, description="name the basins of the surface that labelled frames reached")
+    basins: dict[str, dict[str, Interval]] = Field(
+        default_factory=dict,
+        description="name of each basin: for each coordinate [from, to] in degrees, going up, through 180 if need be",
+    )
+
+    @model_validator(mode="after")
+    def _named(self) -> Score:
+        for basin, box in self.basins.items():
+            for name in box:
+                if name not in self.coordinates:
+                    raise ValueError(f"basin {basin} names '{name}', which is not among the coordinates")
+        return self
 
 
 class Campaign(Section):
@@ -212,8 +238,10 @@ class Campaign(Section):
     name: str = Field(default="campaign", description="name of the campaign; the default directory is runs/NAME")
     seed: int = Field(default=0, ge=0, description="all random numbers of the campaign derive from this")
     system: System = Field(description="what is simulated")
-    oracle: OracleSection = Field(description="what labels cost: energies and forces taken as the truth")
-    potential: PotentialSection = Field(description="the machine-learned potential")
+    oracle: OracleSection = Field(
+        default=OpenMMSection(), description="what labels cost: energies and forces taken as the truth"
+    )
+    potential: PotentialSection = Field(default=PowerSpectrumSection(), description="the machine-learned potential")
     training: Training = Field(default=Training(), description="how it is trained")
     cv: UncertaintySection = Field(
         default=driver(), description="driver: the uncertainty that the bias acts on; it must move slow modes"
@@ -239,3 +267,11 @@ class Campaign(Section):
     score: Score | None = Field(
         default=None, description="reference data that only score the campaign; null: no scores"
     )
+
+    @model_validator(mode="after")
+    def _paces(self) -> Campaign:
+        for index, section in enumerate(self.bias):
+            pace = getattr(section, "pace", None)
+            if isinstance(pace, int) and pace % self.md.pace:
+                raise ValueError(f"bias.{index}.pace = {pace} is not a multiple of md.pace = {self.md.pace}")
+        return self

@@ -55,16 +55,19 @@ def by_kind(default: str, builtin: tuple[str, ...]) -> Discriminator:
     return Discriminator(tag)
 
 
-def known_kind(registry: Registry | tuple[str, ...], default: str | None = None) -> BeforeValidator:
-    """Refuse a ``kind`` that is not in the registry, and fill in the default one."""
+def known_kind(registry: Registry, default: str | None = None, *, imports: bool = False) -> BeforeValidator:
+    """Refuse a ``kind`` that is not in the registry, and fill in the default one.
+
+    With ``imports`` a name ``module:attribute`` is let through; whoever builds the part imports it.
+    """
 
     def check(value: Any) -> Any:
         if not isinstance(value, dict):
             return value
         if "kind" not in value and default is not None:
             return {"kind": default, **value}
-        names = registry.names() if isinstance(registry, Registry) else list(registry)
-        if (kind := value.get("kind")) not in names:
+        names = registry.names()
+        if (kind := value.get("kind")) not in names and not (imports and ":" in str(kind)):
             hint = did_you_mean(str(kind), names)
             raise PydanticCustomError(
                 "unknown_kind", "unknown kind '{kind}'; {hint}", {"kind": str(kind), "hint": hint}

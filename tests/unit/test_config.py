@@ -1,0 +1,111 @@
+import pytest
+import yaml
+
+from uqbias.campaign.config import check_campaign, flatten, load_campaign
+from uqbias.campaign.template import campaign_template, example_campaign
+from uqbias.errors import UqbiasError
+
+MINIMAL = {"system": {"structure": "molecule.pdb", "start": "start.xyz"}}
+
+
+def write(folder, text):
+    (folder / "molecule.pdb").write_text("pdb")
+    (folder / "start.xyz").write_text("xyz")
+    path = folder / "campaign.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ({"md": {"walkres": 8}}, "md.walkres = 8: unknown key 'walkres'; did you mean 'walkers'?"),
+        ({"md": {"walkers": "8"}}, "md.walkers = '8': input should be a valid integer"),
+        ({"md": {"walkers": 0}}, "md.walkers = 0: input should be greater than"),
+        ({"md": {"observe_every": 30}}, "md: observe_every = 30 is not a multiple of pace = 50"),
+        ({"cv": {"kind": "gm"}}, "cv.kind = 'gm': unknown kind 'gm'; did you mean 'gmm'?"),
+        ({"cv": {"kind": "gmm", "features": {"kind": "latnts"}}}, "cv.features.kind = 'latnts'"),
+        ({"cv": {"kind": "gmm", "features": {"kind": "torsions", "heavy": 1}}}, "cv.features.heavy = 1: unknown key"),
+        ({"bias": [{"kind": "metadynamics", "height": -1}]}, "bias.0.height = -1: input should be greater"),
+        ({"bias": [{"kind": "metadynamics", "pace": 70}]}, "bias.0.pace = 70 is not a multiple of md.pace"),
+        ({"oracle": {"kind": "ase"}}, "'oracle.calculator' is missing"),
+        ({"oracle": None}, "oracle = None"),
+        ({"sistem": {}}, "sistem = {}: unknown key 'sistem'; did you mean 'system'?"),
+        ({"md": {"temperature": float("nan")}}, "md.temperature = nan"),
+        ({"score": {"coordinates": {}, "basins": {"A": {"phi": [0.0, 1.0]}}}}, "names 'phi'"),
+    ],
+)
+def test_a_fault_is_one_line_with_key_value_and_cure(section, expected):
+    with pytest.raises(UqbiasError) as caught:
+        check_campaign({**MINIMAL, **section})
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_section_and_number_of_further_faults():
+    with pytest.raises(UqbiasError, match="'system' is missing"):
+        check_campaign({})
+    with pytest.raises(UqbiasError, match=r"and 1 more"):
+        check_campaign({**MINIMAL, "seed": -1, "md": {"steps": 0}})
+    with pytest.raises(UqbiasError, match="no mapping"):
+        check_campaign([1])
+
+
+def test_template_is_the_example_and_every_key_is_explained():
+    text = campaign_template()
+    assert check_campaign(yaml.safe_load(text)) == example_campaign()
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        if ":" in line and not line.lstrip().startswith("#"):
+            assert "#" in line or lines[number - 1].lstrip().startswith("#"), line
+
+
+def test_yaml_numbers_duplicates_and_garbage(tmp_path):
+    path = write(tmp_path, "system: {structure: molecule.pdb, start: start.xyz}\ntraining: {learning_rate: 1e-3}\n")
+    assert load_campaign(path).campaign.training.learning_rate == 1e-3
+    with pytest.raises(UqbiasError, match=r"key 'seed' is given twice \(line 2\)"):
+        load_campaign(write(tmp_path, "seed: 1\nseed: 2\n"))
+    with pytest.raises(UqbiasError, match="is not YAML"):
+        load_campaign(write(tmp_path, "seed: [1\n"))
+    with pytest.raises(UqbiasError, match="no such campaign file"):
+        load_campaign(tmp_path / "nothing.yaml")
+
+
+def test_paths_are_relative_to_the_file_and_must_exist(tmp_path):
+    path = write(tmp_path, yaml.safe_dump(MINIMAL))
+    file = load_campaign(path)
+    assert file.path("system", "start") == tmp_path / "start.xyz"
+    (tmp_path / "start.xyz").unlink()
+    with pytest.raises(UqbiasError, match=r"system\.start = start\.xyz: no such file"):
+        load_campaign(path)
+
+
+def test_resolved_file_says_the_same_from_another_folder(tmp_path):
+    file = load_campaign(write(tmp_path, yaml.safe_dump(MINIMAL)))
+    (tmp_path / "run").mkdir()
+    file.write(tmp_path / "run" / "campaign.yaml")
+    again = load_campaign(tmp_path / "run" / "campaign.yaml")
+    assert again.files() == file.files()
+    assert again.identity() == file.identity()
+
+
+def test_identity_follows_settings_and_file_contents_but_not_the_stop_rule(tmp_path):
+    def identity(**sections):
+        return load_campaign(write(tmp_path, yaml.safe_dump({**MINIMAL, **sections}))).identity()
+
+    base = identity()
+    assert identity(stop={"rounds": 9}, executor={"kind": "serial"}) == base
+    changed = identity(md={"walkers": 3})
+    assert {key for key in base if base[key] != changed[key]} == {"md.walkers"}
+    file = load_campaign(write(tmp_path, yaml.safe_dump(MINIMAL)))
+    (tmp_path / "start.xyz").write_text("other")
+    assert file.identity()["system.start"] != base["system.start"]
+
+
+def test_third_party_kinds_keep_their_options(monkeypatch):
+    from uqbias.registry import UNCERTAINTIES
+
+    monkeypatch.setitem(UNCERTAINTIES.builtin, "theirs", "somewhere:Theirs")
+    campaign = check_campaign({**MINIMAL, "cv": {"kind": "theirs", "anything": 3}})
+    assert campaign.cv.arguments() == {"anything": 3}
+    assert flatten(campaign.model_dump())["cv.anything"] == 3

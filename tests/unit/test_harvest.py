@@ -1,0 +1,162 @@
+import numpy as np
+import pytest
+
+from uqbias.data import Frames
+from uqbias.errors import UqbiasError
+from uqbias.harvest.filters import PHYSICAL, Limits, PhysicalFilter
+from uqbias.harvest.post_label import label_verdicts
+from uqbias.harvest.selection import STRATEGIES, Candidates, SelectionOptions, select
+from uqbias.topology import Topology
+
+# CHFClBr: a stereocentre with four different neighbours; positions in nm.
+CENTRE = np.array(
+    [[0, 0, 0], [0.063, 0.063, 0.063], [-0.08, -0.08, 0.08], [-0.102, 0.102, -0.102], [0.11, -0.11, -0.11]]
+)
+CHIRAL = Topology(
+    numbers=(6, 1, 9, 17, 35), bonds=((0, 1), (0, 2), (0, 3), (0, 4)), names=("",) * 5, residues=("",) * 5
+)
+# A chain of five carbons, bent so that its ends are far apart.
+CHAIN = Topology(numbers=(6,) * 5, bonds=((0, 1), (1, 2), (2, 3), (3, 4)), names=("",) * 5, residues=("",) * 5)
+ZIGZAG = np.array([[0.125 * i, 0.09 * (i % 2), 0.0] for i in range(5)])
+
+
+def test_each_fault_is_named_with_its_value():
+    chiral = PhysicalFilter(CHIRAL, CENTRE[None], reference_energy=10.0)
+    stretched = CENTRE.copy()
+    stretched[3] *= 1.4
+    squeezed = CENTRE.copy()
+    squeezed[2] *= 0.5
+    mirrored = CENTRE * [1, 1, -1]
+    infinite = CENTRE.copy()
+    infinite[0, 0] = np.inf
+    frames = np.stack([CENTRE, stretched, squeezed, mirrored, infinite, CENTRE])
+    verdicts = chiral.verdicts(frames, energy=np.array([0.0, 0, 0, 0, 0, 135.0]))
+    assert verdicts == [
+        PHYSICAL,
+        "bond 0-3 is 1.40 x reference",
+        "bond 0-2 is 0.50 x reference",
+        "chirality of atom 0 inverted",
+        "not finite",
+        "energy 125 kJ/mol above mean",
+    ]
+
+
+def test_angle_clash_and_stiff_torsion():
+    chain = PhysicalFilter(CHAIN, ZIGZAG[None], limits=Limits(angle_tolerance=20.0))
+    bent = ZIGZAG.copy()
+    turn = np.deg2rad(30)
+    rotation = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
+    bent[3:] = (bent[3:] - bent[2]) @ rotation.T + bent[2]
+    verdicts = chain.verdicts(np.stack([ZIGZAG, bent, ZIGZAG]), stiff_deviation=np.array([0.0, 0.0, 75.0]))
+    assert verdicts[0] == PHYSICAL
+    assert verdicts[1] == "angle 1-2-3 is 30 degrees off reference"
+    assert verdicts[2] == "stiff torsion turned by 75 degrees"
+    # Bonds and angles as they were, the ends folded onto each other: only the distances tell.
+    loose = PhysicalFilter(CHAIN, ZIGZAG[None], limits=Limits(angle_tolerance=180.0, bond_low=0.01, bond_high=50.0))
+    folded = ZIGZAG.copy()
+    folded[4] = folded[0] - [0.1, 0.0, 0.0]
+    assert loose.verdicts(folded[None])[0] == "clash of 0 and 4 at 1.00 Å"
+
+
+def test_start_frames_of_alanine_dipeptide_are_physical():
+    from pathlib import Path
+
+    from uqbias.data import read_frames
+
+    folder = Path(__file__).parents[2] / "systems" / "alanine_dipeptide"
+    start = read_frames(folder / "start.xyz")
+    check = PhysicalFilter(Topology.from_pdb(folder / "structure.pdb"), start.positions, float(start.energies.mean()))
+    assert set(check.verdicts(start.positions, start.energies)) == {PHYSICAL}
+    assert not set(check.verdicts(start.positions * [1, 1, -1])) & {PHYSICAL}
+
+
+def candidates(features, **columns):
+    n = len(features)
+    base = {"cv": np.ones(n), "uncertainty": np.ones(n), "energy": np.zeros(n), "verdicts": [""] * n}
+    return Candidates(features=np.asarray(features, dtype=float), **{**base, **columns})
+
+
+def test_windows_duplicates_and_budget_give_reasons():
+    given = candidates(
+        [[0.0], [1.0], [2.0], [3.0], [4.0], [4.0], [9.0]],
+        cv=np.array([1.0, 0.4, 20.0, 1.0, 1.0, 1.0, np.nan]),
+        verdicts=["bond 3-5 is 1.4 x reference", "", "", "", "", "", ""],
+    )
+    options = SelectionOptions(kind="farthest_point", cv_window=(0.8, 14.0))
+    picks, reasons = select(given, np.array([[3.0]]), 5, options, seed=0)
+    assert picks.tolist() == [4]
+    assert reasons == [
+        "refused: bond 3-5 is 1.4 x reference",
+        "refused: cv 0.4 below window",
+        "refused: cv 20 above window",
+        "refused: same as a labelled frame",
+        "taken: farthest point",
+        "not taken: same as a taken frame",
+        "refused: cv is not finite",
+    ]
+    _, reasons = select(given, np.array([[3.0]]), 0, options, seed=0)
+    assert reasons[4] == "not taken: budget of 0"
+
+
+def test_farthest_points_start_from_the_labelled_set_and_spread():
+    line = np.linspace(0, 10, 101)[:, None]
+    picks, _ = select(candidates(line), np.array([[0.0]]), 3, SelectionOptions(kind="farthest_point"), seed=0)
+    np.testing.assert_allclose(line[picks, 0], [10.0, 5.0, 2.5], atol=0.11)
+
+
+@pytest.mark.parametrize("kind", list(STRATEGIES))
+def test_strategies_keep_the_budget_and_the_seed(kind):
+    random = np.random.default_rng(0)
+    given = candidates(random.normal(size=(60, 3)), uncertainty=random.random(60), energy=random.normal(size=60))
+    options = SelectionOptions(kind=kind, energy_temperature=500.0)
+    first, reasons = select(given, np.zeros((1, 3)), 20, options, seed=4)
+    again, _ = select(given, np.zeros((1, 3)), 20, options, seed=4)
+    assert first.tolist() == again.tolist()
+    assert len(set(first.tolist())) == 20
+    assert sum(reason.startswith("taken") for reason in reasons) == 20
+    few, _ = select(given, np.zeros((0, 3)), 100, options, seed=4)
+    assert len(few) == 60
+
+
+def test_mixed_is_half_farthest_half_random():
+    given = candidates(np.random.default_rng(1).normal(size=(50, 2)))
+    _, reasons = select(given, np.zeros((1, 2)), 10, SelectionOptions(kind="mixed"), seed=1)
+    assert reasons.count("taken: farthest point") == 5
+    assert reasons.count("taken: random") == 5
+
+
+@pytest.mark.parametrize("kind", ["farthest_point", "random", "mixed"])
+def test_energy_weights_prefer_low_energies(kind):
+    random = np.random.default_rng(2)
+    energy = np.repeat([0.0, 100.0], 100)
+    given = candidates(random.random(size=(200, 2)), energy=energy)
+    cold = SelectionOptions(kind=kind, energy_temperature=1000.0)
+    picks, _ = select(given, np.zeros((1, 2)), 20, cold, seed=3)
+    free, _ = select(given, np.zeros((1, 2)), 20, SelectionOptions(kind=kind), seed=3)
+    assert energy[picks].mean() < 10.0
+    assert energy[free].mean() > 25.0
+
+
+def test_random_weights_are_boltzmann():
+    energy = np.repeat([0.0, 8.314462618e-3 * 300 * np.log(3)], 4000)
+    given = candidates(np.random.default_rng(5).random(size=(8000, 2)), energy=energy)
+    options = SelectionOptions(kind="random", energy_temperature=300.0, minimum_distance=0.0)
+    picks, _ = select(given, np.zeros((0, 2)), 400, options, seed=5)
+    low = (energy[picks] == 0).mean()
+    assert abs(low - 0.75) < 4 * np.sqrt(0.75 * 0.25 / 400)
+
+
+def test_unknown_strategy_is_refused():
+    with pytest.raises(UqbiasError, match="did you mean"):
+        select(candidates([[0.0]]), np.zeros((0, 1)), 1, SelectionOptions(kind="farthest_points"), seed=0)
+
+
+def test_labels_are_rejected_only_far_out():
+    forces = np.zeros((3, 2, 3))
+    forces[1, 1, 2] = -16000.0
+    frames = Frames(np.array([1, 1]), np.zeros((3, 2, 3)), np.array([299.0, 0.0, 301.0]), forces)
+    assert label_verdicts(frames, 0.0) == [
+        "",
+        "rejected: force component 16000 kJ/mol/nm",
+        "rejected: oracle energy 301 kJ/mol above mean",
+    ]

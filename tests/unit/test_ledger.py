@@ -1,0 +1,194 @@
+import json
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from uqbias.campaign.executors import LabelRequest, OracleSpec, SerialExecutor, label_all, make_executor
+from uqbias.campaign.ledger import NAME, label_key, open_ledger
+from uqbias.errors import UqbiasError
+from uqbias.registry import ORACLES
+
+NUMBERS = np.array([1, 1])
+IDENTITY = {"seed": 0, "md.walkers": 8}
+
+
+def opened(folder, identity=IDENTITY):
+    return open_ledger(folder, identity, NUMBERS, {"seed": 0})
+
+
+def add(ledger, index, round_index=0):
+    positions = np.random.default_rng([round_index, index]).normal(size=(2, 3))
+    key = label_key(positions, "oracle")
+    values = {"positions": positions, "energy": np.float64(1 / 3 + index), "forces": positions / 7, "info": {}}
+    ledger.append("label", round=round_index, index=index, key=key, **values)
+    return key, positions
+
+
+def test_labels_come_back_exactly_and_in_order(tmp_path):
+    with opened(tmp_path) as ledger:
+        keys = {(r, i): add(ledger, i, r) for r, i in [(1, 0), (0, 2), (0, 0), (0, 1)]}
+        ledger.append("phase", round=0, phase="label", wall_s=1.0)
+    with opened(tmp_path) as ledger:
+        frames = ledger.labels()
+        assert [(info["round"], info["index"]) for info in frames.info] == [(0, 0), (0, 1), (0, 2), (1, 0)]
+        np.testing.assert_array_equal(frames.positions[3], keys[1, 0][1])
+        np.testing.assert_array_equal(frames.forces[3], keys[1, 0][1] / 7)
+        assert frames.energies[2] == 1 / 3 + 2
+        assert len(ledger.labels(0)) == 3
+        assert ledger.has_label(keys[0, 2][0])
+        assert ledger.phase_done(0, "label")
+        assert not ledger.phase_done(0, "train")
+
+
+def test_torn_last_line_never_happened_wherever_it_was_cut(tmp_path):
+    with opened(tmp_path) as ledger:
+        kept, _ = add(ledger, 0)
+        before = (tmp_path / NAME).stat().st_size
+        add(ledger, 1)
+    whole = (tmp_path / NAME).read_bytes()
+    for cut in (before + 1, (before + len(whole)) // 2, len(whole) - 1):
+        (tmp_path / NAME).write_bytes(whole[:cut])
+        with opened(tmp_path) as ledger:
+            assert len(ledger.labels()) == 1
+            assert ledger.has_label(kept)
+            add(ledger, 5)
+        with opened(tmp_path) as ledger:
+            assert len(ledger.labels()) == 2
+
+
+@pytest.mark.parametrize("line", ["nonsense", '{"event": "label", "round": 0}', "[1]"])
+def test_any_other_damage_is_refused_with_its_line(tmp_path, line):
+    with opened(tmp_path) as ledger:
+        add(ledger, 0)
+    path = tmp_path / NAME
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], line, lines[1]]) + "\n")
+    with pytest.raises(UqbiasError, match="line 2 is not a ledger event"):
+        opened(tmp_path)
+    path.write_text("\n".join(lines[1:]) + "\n")
+    with pytest.raises(UqbiasError, match="line 1 does not begin a campaign"):
+        opened(tmp_path)
+
+
+def test_directory_of_another_campaign_is_refused_and_left_as_it_is(tmp_path):
+    opened(tmp_path).close()
+    content = (tmp_path / NAME).read_bytes()
+    with pytest.raises(UqbiasError, match=r"md\.walkers \(8 there, 4 here\)"):
+        opened(tmp_path, {"seed": 0, "md.walkers": 4})
+    with pytest.raises(UqbiasError, match="new"):
+        opened(tmp_path, {**IDENTITY, "new.key": 1})
+    assert (tmp_path / NAME).read_bytes() == content
+    opened(tmp_path).close()
+
+
+def test_second_process_is_refused_until_the_first_is_killed(tmp_path):
+    code = (
+        "import sys, numpy as np\nfrom uqbias.campaign.ledger import open_ledger\n"
+        f"ledger = open_ledger(sys.argv[1], {IDENTITY!r}, np.array([1, 1]), {{'seed': 0}})\n"
+        "print('open', flush=True)\nsys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "open\n"
+        with pytest.raises(UqbiasError, match=f"in use by the process with pid {other.pid}"):
+            opened(tmp_path)
+        other.kill()
+        other.wait()
+    opened(tmp_path).close()
+
+
+def test_an_event_is_on_disk_when_append_returns(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+    with opened(tmp_path) as ledger:
+        add(ledger, 0)
+        assert synced[-1] == (tmp_path / NAME).stat().st_size
+    with pytest.raises(UqbiasError, match="closed"):
+        ledger.append("phase", round=0, phase="md", wall_s=0.0)
+
+
+def test_not_a_number_is_not_written(tmp_path):
+    with opened(tmp_path) as ledger, pytest.raises(ValueError, match="not JSON compliant"):
+        ledger.append("phase", round=0, phase="md", wall_s=float("nan"))
+    with opened(tmp_path) as ledger:
+        assert not ledger.phase_done(0, "md")
+
+
+class CountingOracle:
+    """Labels by a formula, counts its calls, fails where the first coordinate is above 5."""
+
+    calls: list = []  # noqa: RUF012
+    lock = threading.Lock()
+
+    def __init__(self, scale):
+        self.scale = scale
+
+    def label(self, positions):
+        from uqbias.oracles.base import Label, OracleError
+
+        with self.lock:
+            self.calls.append(positions[0, 0])
+        if positions[0, 0] > 5:
+            raise OracleError("no convergence")
+        return Label(float(self.scale * positions.sum()), -self.scale * np.ones_like(positions))
+
+
+@pytest.fixture
+def oracle(monkeypatch):
+    monkeypatch.setitem(ORACLES.builtin, "counting", f"{__name__}:CountingOracle")
+    monkeypatch.setattr(CountingOracle, "calls", [])
+    return OracleSpec("counting", {"scale": 2.0})
+
+
+def requests(values):
+    frames = [np.full((2, 3), float(value)) for value in values]
+    return [LabelRequest(i, label_key(x, "counting"), x, {"reason": "test"}) for i, x in enumerate(frames)]
+
+
+@pytest.mark.parametrize("kind", ["serial", "thread"])
+def test_labels_are_paid_once_and_failures_are_skipped(tmp_path, oracle, kind):
+    ticks = []
+    with opened(tmp_path) as ledger, make_executor(kind, 2) as executor:
+        wanted = requests([0, 1, 9, 2, 1])  # one fails, one is there twice
+        assert label_all(executor, oracle, wanted[:2], ledger, 1) == 0
+        assert label_all(executor, oracle, wanted, ledger, 1, progress=lambda n, note: ticks.append((n, note))) == 1
+        assert sorted(CountingOracle.calls) == [0, 1, 2, 9]
+        assert sum(n for n, _ in ticks) == 5
+        assert any("no convergence" in note for _, note in ticks)
+        assert len(ledger.labels()) == 3
+        assert ledger.labels().energies[2] == 2.0 * 2 * 6
+        assert label_all(executor, oracle, wanted, ledger, 1) == 0
+        assert len(CountingOracle.calls) == 4
+
+
+def test_each_label_is_kept_when_a_later_one_breaks_everything(tmp_path, oracle, monkeypatch):
+    wanted = requests([0, 1, 2])
+
+    def broken(self, positions):
+        if positions[0, 0] == 2:
+            raise MemoryError("gone")
+        return CountingOracle.original(self, positions)
+
+    monkeypatch.setattr(CountingOracle, "original", CountingOracle.label, raising=False)
+    monkeypatch.setattr(CountingOracle, "label", broken)
+    with opened(tmp_path) as ledger, pytest.raises(MemoryError):
+        label_all(SerialExecutor(), oracle, wanted, ledger, 0, in_flight=1)
+    with opened(tmp_path) as ledger:
+        assert len(ledger.labels()) == 2
+
+
+def test_unknown_executor_and_missing_dask():
+    with pytest.raises(UqbiasError, match="unknown executor 'threads'"):
+        make_executor("threads", 1)
+
+
+def test_ledger_lines_are_json_objects(tmp_path):
+    with opened(tmp_path) as ledger:
+        add(ledger, 0)
+    events = [json.loads(line) for line in (tmp_path / NAME).read_text().splitlines()]
+    assert [event["event"] for event in events] == ["campaign", "label"]

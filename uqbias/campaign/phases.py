@@ -1,0 +1,261 @@
+"""The phases of a round that find and buy labels: MD, harvest, label."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from concurrent.futures import FIRST_COMPLETED, wait
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uqbias.campaign.evaluation import evaluate_frames, selection_features, stiff_deviations
+from uqbias.campaign.executors import LabelRequest, label_all
+from uqbias.campaign.exploration import Exploration, explore
+from uqbias.campaign.ledger import label_key
+from uqbias.campaign.work import Work
+from uqbias.data import Frames, write_frames
+from uqbias.errors import UqbiasError
+from uqbias.files import atomic_path, write_text
+from uqbias.harvest.filters import PHYSICAL, Limits, PhysicalFilter
+from uqbias.harvest.selection import Candidates, SelectionOptions, select
+from uqbias.model import UncertaintyModel
+
+Array = NDArray[np.float64]
+
+
+def md_phase(work: Work, round_index: int) -> dict[str, Any]:
+    """Explore with the model of the last round; writes ``round_XX/md``, which appears only when it is whole."""
+    campaign, folder = work.campaign, work.folder(round_index)
+    final, partial = folder / "md", folder / "md.partial"
+    for leftover in (final, partial):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    jobs = [_exploration(work, round_index, group) for group in range(campaign.md.groups)]
+    work.progress.phase(f"round {round_index}: MD", campaign.md.steps * campaign.md.groups)
+    if len(jobs) == 1:
+        results = [explore(jobs[0], work.progress.advance)]
+    else:
+        pending = {work.executor.submit(explore, job) for job in jobs}
+        results = []
+        while pending:
+            done, pending = wait(pending, return_when=FIRST_COMPLETED)
+            for future in done:
+                results.append(future.result())
+                work.progress.advance(campaign.md.steps, f"{len(results)} of {len(jobs)} groups")
+    partial.rename(final)
+    return {
+        "md_steps": sum(result["steps"] for result in results),
+        "stopped": sum(result["stopped"] for result in results),
+        "runner": results[0]["runner"],
+    }
+
+
+def _exploration(work: Work, round_index: int, group: int) -> Exploration:
+    campaign = work.campaign
+    partial = work.folder(round_index) / "md.partial"
+    several = campaign.md.groups > 1
+    frames = work.accepted(round_index - 1)
+    model = UncertaintyModel.load(work.model_path(round_index - 1))
+    physical = _filter(work).verdicts(frames.positions, frames.labels()[0], stiff_deviations(model, frames.positions))
+    safe = np.array([verdict == PHYSICAL for verdict in physical], dtype=bool)
+    if not safe.any():
+        raise UqbiasError("no labelled frame passes the physical filters", "widen the tolerances under harvest")
+    frames = frames[safe]
+    if campaign.md.start_from == "start":
+        frames = frames[np.array([entry["round"] == 0 for entry in frames.info], dtype=bool)]
+    weights = np.ones(len(frames))
+    if campaign.md.start_from == "sparse":
+        cv = evaluate_frames(model, frames.positions).cv
+        weights = np.exp(np.minimum(cv - cv.max(), 0.0))
+    earlier = None
+    if campaign.old_bias == "keep" and round_index > 1 and campaign.sampler == "metadynamics":
+        earlier = work.folder(round_index - 1) / "md" / (f"group_{group}" if several else "") / "bias.npz"
+    biases = campaign.bias if campaign.sampler == "metadynamics" else []
+    start = work.ledger.labels(0)
+    return Exploration(
+        model=work.model_path(round_index - 1),
+        folder=partial / f"group_{group}" if several else partial,
+        biases=tuple((section.kind, section.arguments()) for section in biases),
+        md=campaign.md.model_dump(),
+        guards=campaign.guards.model_dump(),
+        safe_frames=frames.positions,
+        safe_weights=weights / weights.sum(),
+        reference=start.positions[int(start.labels()[0].argmin())],
+        seed=work.seed(round_index, f"md/{group}"),
+        earlier_bias=earlier,
+    )
+
+
+def _filter(work: Work) -> PhysicalFilter:
+    options = work.campaign.harvest
+    limits = Limits(
+        bond_low=options.bond_low,
+        bond_high=options.bond_high,
+        angle_tolerance=options.angle_tolerance,
+        clash=options.clash,
+        stiff_torsion=options.stiff_torsion,
+        energy_window=options.energy_window,
+    )
+    return PhysicalFilter(work.topology, work.ledger.labels(0).positions, work.reference_energy, limits)
+
+
+def harvest_phase(work: Work, round_index: int) -> dict[str, Any]:
+    """Choose the frames to label; writes ``harvest.json`` (every candidate) and ``harvest.npz`` (the taken ones)."""
+    campaign, folder = work.campaign, work.folder(round_index)
+    options = campaign.harvest
+    seen = _observed(work, round_index)
+    work.progress.phase(f"round {round_index}: harvest", len(seen["cv"]))
+    model = UncertaintyModel.load(work.model_path(round_index - 1))
+    finite = np.isfinite(seen["positions"]).all(axis=(1, 2))
+    positions = np.where(finite[:, None, None], seen["positions"], seen["positions"][np.argmax(finite)])
+    verdicts = _filter(work).verdicts(seen["positions"], seen["energy"], stiff_deviations(model, positions))
+    known = work.ledger.labels(round_index - 1)
+    space = options.selection.space
+    budget = options.labels_per_round
+    if campaign.stop.labels is not None:
+        budget = max(0, min(budget, campaign.stop.labels - len(known)))
+    picks, reasons = select(
+        Candidates(
+            seen["cv"], seen["uncertainty"], seen["energy"], selection_features(model, positions, space), verdicts
+        ),
+        selection_features(model, known.positions, space),
+        budget,
+        SelectionOptions(
+            kind=options.selection.kind,
+            random_share=options.selection.random_share,
+            energy_temperature=options.selection.energy_temperature,
+            minimum_distance=options.selection.minimum_distance,
+            cv_window=(options.cv_window[0], options.cv_window[1]),
+            uncertainty_window=(options.uncertainty_window[0], options.uncertainty_window[1]),
+        ),
+        work.seed(round_index, "harvest"),
+    )
+    work.progress.advance(len(reasons), f"{len(picks)} taken")
+    physical = np.array([verdict == PHYSICAL for verdict in verdicts], dtype=bool)
+    facts = {
+        "candidates": len(reasons),
+        "physical": int(physical.sum()),
+        "taken": len(picks),
+        "visited_uncertainty": float(np.quantile(seen["uncertainty"][physical], 0.95)) if physical.any() else None,
+    }
+    taken = set(picks.tolist())
+    candidates = [
+        {name: seen[name][i].item() for name in ("group", "walker", "step")}
+        | {name: _finite(seen[name][i]) for name in ("cv", "uncertainty", "energy")}
+        | {"taken": i in taken, "reason": reasons[i]}
+        for i in range(len(reasons))
+    ]
+    counts = dict(Counter(category(reason) for reason in reasons))
+    with atomic_path(folder / "harvest.npz") as temporary, temporary.open("wb") as stream:
+        np.savez(stream, positions=seen["positions"][picks], candidate=picks)
+    write_text(folder / "harvest.json", json.dumps({**facts, "counts": counts, "candidates": candidates}, indent=0))
+    return facts
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _observed(work: Work, round_index: int) -> dict[str, NDArray[Any]]:
+    """Recorded frames of all groups as flat columns, without the frames that the walkers began from."""
+    folder = work.folder(round_index) / "md"
+    columns: dict[str, list[NDArray[Any]]] = {}
+    for path in sorted(folder.rglob("observations.npz")):
+        group = int(path.parent.name.removeprefix("group_")) if path.parent != folder else 0
+        with np.load(path) as arrays:
+            later = arrays["step"] > 0
+            step = arrays["step"][later]
+            data = {name: arrays[name][later] for name in ("positions", "energy", "cv", "uncertainty")}
+        walkers = data["cv"].shape[1]
+        data["step"] = np.repeat(step[:, None], walkers, axis=1)
+        data["walker"] = np.tile(np.arange(walkers), (len(step), 1))
+        data["group"] = np.full((len(step), walkers), group)
+        for name, values in data.items():
+            columns.setdefault(name, []).append(values.reshape(-1, *values.shape[2:]))
+    return {name: np.concatenate(parts) for name, parts in columns.items()}
+
+
+def category(reason: str) -> str:
+    """Short name of a harvest reason, for counting: ``taken``, ``bond``, ``cv window``, ``budget``, ..."""
+    verdict, _, detail = reason.partition(": ")
+    if verdict == "taken":
+        return "taken"
+    if verdict == "not taken":
+        return "not selected"
+    for name in ("cv", "uncertainty"):
+        if detail.startswith(name):
+            return f"{name} window"
+    for name in ("bond", "angle", "clash", "chirality", "stiff torsion", "energy", "same"):
+        if detail.startswith(name):
+            return "duplicate" if name == "same" else name
+    return detail or "other"
+
+
+def label_phase(work: Work, round_index: int) -> dict[str, Any]:
+    """Label the frames taken (round 0: the start frames); each label is in the ledger as soon as it arrives."""
+    requests = _start_requests(work) if round_index == 0 else _harvested_requests(work, round_index)
+    work.progress.phase(f"round {round_index}: label", len(requests))
+    if round_index == 0 and work.start.labelled:
+        _adopt(work, requests)
+    else:
+        label_all(
+            work.executor,
+            work.oracle,
+            requests,
+            work.ledger,
+            round_index,
+            in_flight=2 * work.campaign.executor.workers,
+            progress=work.progress.advance,
+        )
+    frames, verdicts = work.labels(round_index)
+    kept = [{**entry, "verdict": verdict or "accepted"} for entry, verdict in zip(frames.info, verdicts, strict=True)]
+    write_frames(work.directory / "dataset.xyz", Frames(frames.numbers, frames.positions, *frames.labels(), kept))
+    new = [verdict for entry, verdict in zip(frames.info, verdicts, strict=True) if entry["round"] == round_index]
+    return {
+        "labelled": len(new),
+        "rejected": sum(bool(verdict) for verdict in new),
+        "failures": len(work.ledger.failed(round_index)),
+    }
+
+
+def _start_requests(work: Work) -> list[LabelRequest]:
+    return [
+        LabelRequest(index, label_key(x, work.oracle_identity), x, {"reason": "start"})
+        for index, x in enumerate(work.start.positions)
+    ]
+
+
+def _adopt(work: Work, requests: list[LabelRequest]) -> None:
+    """Take the labels of the start file into the ledger."""
+    energies, forces = work.start.labels()
+    for request in requests:
+        if not work.ledger.has_label(request.key):
+            work.ledger.append(
+                "label",
+                round=0,
+                index=request.index,
+                key=request.key,
+                positions=request.positions,
+                energy=energies[request.index],
+                forces=forces[request.index],
+                info={**request.info, "source": "start file"},
+            )
+        work.progress.advance(1, "labels of the start file")
+
+
+def _harvested_requests(work: Work, round_index: int) -> list[LabelRequest]:
+    folder = work.folder(round_index)
+    candidates = json.loads((folder / "harvest.json").read_text(encoding="utf-8"))["candidates"]
+    with np.load(folder / "harvest.npz") as arrays:
+        positions, chosen = arrays["positions"], arrays["candidate"]
+    requests = []
+    for index, (x, candidate) in enumerate(zip(positions, chosen, strict=True)):
+        entry = candidates[int(candidate)]
+        info = {name: entry[name] for name in ("group", "walker", "step", "cv", "uncertainty", "reason")}
+        requests.append(
+            LabelRequest(index, label_key(x, work.oracle_identity), x, {**info, "model_energy": entry["energy"]})
+        )
+    return requests

@@ -1,0 +1,137 @@
+"""The campaign: round after round, resumable at any moment."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import uqbias
+from uqbias.campaign.config import CampaignFile, digest
+from uqbias.campaign.ledger import open_ledger
+from uqbias.campaign.progress import Progress, SilentProgress
+from uqbias.campaign.work import Work, read_start
+from uqbias.topology import Topology
+
+Phase = Callable[[Work, int], dict[str, Any]]
+
+
+def run_campaign(file: CampaignFile, directory: str | Path, progress: Progress | None = None) -> dict[str, Any]:
+    """Run a campaign, or continue it where it stopped.
+
+    Round 0 labels the start frames and trains. Each later round explores with the last model, harvests, labels and
+    trains again. A finished phase is never done again, an unfinished one is redone from its beginning with the same
+    seeds, a label that is in the ledger is never paid again.
+
+    Parameters
+    ----------
+    file : checked campaign file, from `uqbias.campaign.config.load_campaign`.
+    directory : run directory; made if it is not there.
+    progress : told what is going on.
+
+    Returns
+    -------
+    dict
+        Content of ``summary.json``.
+
+    Raises
+    ------
+    UqbiasError
+        For bad input, a directory that is in use or of another campaign; what is on disk stays as it is.
+    """
+    import torch
+
+    # Small models run fastest on one thread, and sums in one order make training repeatable.
+    torch.set_num_threads(1)
+    directory = Path(directory)
+    topology = Topology.from_pdb(file.path("system", "structure"))
+    start = read_start(file, topology)
+    identity = file.identity()
+    facts = {"digest": digest(identity), "seed": file.campaign.seed, "versions": _versions()}
+    ledger = open_ledger(directory, identity, np.array(topology.numbers, dtype=np.int64), facts)
+    work = Work(file, directory, ledger, topology, start, progress or SilentProgress())
+    try:
+        file.write(directory / "campaign.yaml")
+        return _rounds(work)
+    finally:
+        work.close()
+        ledger.close()
+
+
+def _rounds(work: Work) -> dict[str, Any]:
+    from uqbias.campaign.phases import harvest_phase, label_phase, md_phase
+    from uqbias.campaign.retraining import train_phase
+    from uqbias.campaign.scoring import write_summary
+
+    stop = work.campaign.stop
+    reason = f"all {stop.rounds} rounds are done"
+    for round_index in range(stop.rounds + 1):
+        if round_index > 0:
+            if not _has_labels(work, round_index) and stop.labels is not None:
+                count = len(work.ledger.labels(round_index - 1))
+                if count >= stop.labels:
+                    reason = f"{count} labels reach stop.labels = {stop.labels}"
+                    break
+            _finish(work, round_index, "md", md_phase)
+            _finish(work, round_index, "harvest", harvest_phase)
+            if (ending := _enough(work, round_index)) is not None:
+                reason = ending
+                break
+        _finish(work, round_index, "label", label_phase)
+        _finish(work, round_index, "train", train_phase)
+        _finish(work, round_index, "score", _score)
+        write_summary(work, stopped="")
+    work.progress.message(f"campaign ends: {reason}")
+    return write_summary(work, stopped=reason)
+
+
+def _score(work: Work, round_index: int) -> dict[str, Any]:
+    from uqbias.campaign.scoring import score_phase
+
+    return {"entry": score_phase(work, round_index)}
+
+
+def _finish(work: Work, round_index: int, name: str, phase: Phase) -> None:
+    """Run a phase unless the ledger says that it is done; it is done once its files and its event are on disk."""
+    if work.ledger.phase_done(round_index, name):
+        return
+    work.folder(round_index).mkdir(parents=True, exist_ok=True)
+    begun = time.monotonic()
+    facts = phase(work, round_index)
+    work.ledger.append("phase", round=round_index, phase=name, wall_s=round(time.monotonic() - begun, 3), **facts)
+
+
+def _has_labels(work: Work, round_index: int) -> bool:
+    """Whether labelling of this round was begun: then the round is finished, whatever the budget says now."""
+    return any(event["round"] == round_index for event in work.ledger.events("label"))
+
+
+def _enough(work: Work, round_index: int) -> str | None:
+    """Why the campaign ends after this round's harvest, or None."""
+    harvest = next(
+        event for event in work.ledger.events("phase") if event["round"] == round_index and event["phase"] == "harvest"
+    )
+    threshold, visited = work.campaign.stop.uncertainty_below, harvest["visited_uncertainty"]
+    if threshold is not None and visited is not None and visited < threshold:
+        return (
+            f"95 % of the frames visited in round {round_index} have an uncertainty below {visited:.3g} kJ/mol/nm, "
+            f"under stop.uncertainty_below = {threshold:g}"
+        )
+    if harvest["taken"] == 0:
+        return f"round {round_index} found no frame worth a label"
+    return None
+
+
+def _versions() -> dict[str, str]:
+    found = {"uqbias": uqbias.__version__, "python": platform.python_version()}
+    for name in ("torch", "openmm", "openmmtorch", "numpy", "scikit-learn", "ase"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found

@@ -1,0 +1,156 @@
+"""Scoring a round against reference data that the campaign never trains on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uqbias.campaign.evaluation import evaluate_frames
+from uqbias.campaign.schema import Score
+from uqbias.campaign.work import Work
+from uqbias.data import Frames, read_frames
+from uqbias.errors import UqbiasError
+from uqbias.files import atomic_path, write_text
+from uqbias.model import UncertaintyModel
+from uqbias.topology import dihedral_angles
+from uqbias.units import EV, EV_PER_ANGSTROM
+
+Array = NDArray[np.float64]
+
+
+def angles_of(positions: NDArray[Any], coordinates: Mapping[str, Sequence[int]]) -> dict[str, Array]:
+    """Named dihedral angles of ``positions`` [n, N, 3]: name to [n] degrees."""
+    found = np.degrees(dihedral_angles(positions, list(coordinates.values())))
+    return {name: found[:, column] for column, name in enumerate(coordinates)}
+
+
+def basins_of(angles: Mapping[str, Array], boxes: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
+    """Names of the boxes that hold at least one frame; an interval with from > to goes through 180 degrees."""
+    found = []
+    for name, box in boxes.items():
+        inside = np.ones(len(next(iter(angles.values()))), dtype=bool)
+        for coordinate, (low, high) in box.items():
+            inside &= (angles[coordinate] - low) % 360.0 <= ((high - low) % 360.0 or 360.0)
+        if inside.any():
+            found.append(name)
+    return found
+
+
+def force_errors(test: Frames, model: UncertaintyModel) -> dict[str, Array]:
+    """Errors of a model on labelled frames.
+
+    Returns
+    -------
+    dict
+        ``force_mae_frame`` [n] meV/Å (mean over components), ``energy_error_frame`` [n] meV/atom (absolute),
+        ``cv`` [n], ``uncertainty`` [n] kJ/mol/nm.
+    """
+    energies, forces = test.labels()
+    found = evaluate_frames(model, test.positions, forces=True)
+    assert found.forces is not None
+    return {
+        "force_mae_frame": np.abs(found.forces - forces).mean(axis=(1, 2)) / EV_PER_ANGSTROM * 1000.0,
+        "energy_error_frame": np.abs(found.energy - energies) / len(test.numbers) / EV * 1000.0,
+        "cv": found.cv,
+        "uncertainty": found.uncertainty,
+    }
+
+
+def score_phase(work: Work, round_index: int) -> dict[str, Any]:
+    """Compute the round's entry of the summary; writes ``round_XX/scores.npz`` where there is a test set."""
+    score = work.campaign.score
+    work.progress.phase(f"round {round_index}: score", 1)
+    entry = _counts(work, round_index)
+    if score is not None:
+        entry |= _reached(work, round_index, score)
+        if score.test_set is not None:
+            entry |= _errors(work, round_index, score)
+    work.progress.advance(1)
+    return entry
+
+
+def _counts(work: Work, round_index: int) -> dict[str, Any]:
+    """What it cost up to this round, and what this round rejected."""
+    events = [event for event in work.ledger.events() if event.get("round", round_index + 1) <= round_index]
+    frames, verdicts = work.labels(round_index)
+    phases = [event for event in events if event["event"] == "phase"]
+    paid = [event for event in events if event["event"] == "label" and event["info"].get("source") != "start file"]
+    failures = [event for event in events if event["event"] == "failure"]
+    return {
+        "round": round_index,
+        "labels": len(frames),
+        "accepted": sum(not verdict for verdict in verdicts),
+        "oracle_calls": len(paid) + len(failures),
+        "failures": len(failures),
+        "md_steps": sum(event.get("md_steps", 0) for event in phases),
+        "rejected": sum(
+            bool(verdict) for info, verdict in zip(frames.info, verdicts, strict=True) if info["round"] == round_index
+        ),
+        "wall_s": round(sum(event["wall_s"] for event in phases if event["round"] == round_index), 3),
+    }
+
+
+def _reached(work: Work, round_index: int, score: Score) -> dict[str, Any]:
+    if not score.coordinates:
+        return {}
+    angles = angles_of(work.accepted(round_index).positions, score.coordinates)
+    entry: dict[str, Any] = {}
+    if score.surface is not None:
+        from uqbias.analysis.free_energy_surface import ReferenceSurface
+
+        if len(angles) < 2:
+            raise UqbiasError("score.surface needs two score.coordinates", "name the two dihedrals of the surface")
+        surface = ReferenceSurface.load(work.file.path("score", "surface"))
+        first, second = list(angles.values())[:2]
+        entry["coverage"] = surface.coverage(first, second)
+        entry["bins"] = int((surface.occupied(first, second) & surface.accessible()).sum())
+    if score.basins:
+        entry["basins"] = basins_of(angles, score.basins)
+    if "phi" in angles:
+        entry["labels_phi_positive"] = int(_positive(angles["phi"]).sum())
+    return entry
+
+
+def _errors(work: Work, round_index: int, score: Score) -> dict[str, Any]:
+    path = work.file.path("score", "test_set")
+    test = read_frames(path)
+    if tuple(test.numbers.tolist()) != tuple(work.topology.numbers):
+        raise UqbiasError(f"score.test_set: {path} is of another molecule", "use the atoms and order of the structure")
+    errors = force_errors(test, UncertaintyModel.load(work.model_path(round_index)))
+    with atomic_path(work.folder(round_index) / "scores.npz") as temporary, temporary.open("wb") as stream:
+        np.savez(stream, **errors)  # type: ignore[arg-type]
+    entry = {
+        "force_mae_meV_per_A": float(errors["force_mae_frame"].mean()),
+        "energy_mae_meV_per_atom": float(errors["energy_error_frame"].mean()),
+    }
+    if "phi" in score.coordinates:
+        there = _positive(angles_of(test.positions, {"phi": score.coordinates["phi"]})["phi"])
+        if there.any():
+            entry["force_mae_phi_positive_meV_per_A"] = float(errors["force_mae_frame"][there].mean())
+            entry["energy_mae_phi_positive_meV_per_atom"] = float(errors["energy_error_frame"][there].mean())
+    return entry
+
+
+def _positive(phi: Array) -> NDArray[np.bool_]:
+    """15° < φ < 135°: beyond the barrier, without what wraps around at ±180°."""
+    return (phi > 15.0) & (phi < 135.0)
+
+
+def write_summary(work: Work, **facts: Any) -> dict[str, Any]:
+    """Write ``summary.json`` from the score events of the ledger, and return it."""
+    latest: dict[int, dict[str, Any]] = {}
+    for event in work.ledger.events("phase"):
+        if event["phase"] == "score":
+            latest[event["round"]] = event["entry"]
+    summary = {
+        "name": work.campaign.name,
+        "seed": work.campaign.seed,
+        **facts,
+        "rounds": [latest[index] for index in sorted(latest)],
+    }
+    write_text(work.directory / "summary.json", json.dumps(summary, indent=1) + "\n")
+    return summary

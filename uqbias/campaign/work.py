@@ -1,0 +1,167 @@
+"""What every phase of a campaign needs: settings, files, seeds, the labelled frames so far."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uqbias.campaign.config import CampaignFile
+from uqbias.campaign.executors import OracleSpec, make_executor
+from uqbias.campaign.ledger import Ledger
+from uqbias.campaign.progress import Progress
+from uqbias.campaign.schema import Campaign
+from uqbias.data import Frames, read_frames
+from uqbias.errors import UqbiasError
+from uqbias.files import sha256
+from uqbias.harvest.post_label import ACCEPTED, label_verdicts
+from uqbias.topology import Topology
+
+Array = NDArray[np.float64]
+
+
+@dataclass
+class Work:
+    """One campaign in one directory.
+
+    Attributes
+    ----------
+    file : settings and the folder that their paths are relative to.
+    directory : run directory.
+    ledger : its open ledger.
+    topology : bond graph of the molecule.
+    start : the frames of the start file, labelled or not.
+    progress : where to tell what is going on.
+    """
+
+    file: CampaignFile
+    directory: Path
+    ledger: Ledger
+    topology: Topology
+    start: Frames
+    progress: Progress
+    _executor: Executor | None = field(default=None, repr=False)
+
+    @property
+    def campaign(self) -> Campaign:
+        """The settings."""
+        return self.file.campaign
+
+    @property
+    def executor(self) -> Executor:
+        """The executor of the campaign, started at first use."""
+        if self._executor is None:
+            options = self.campaign.executor
+            self._executor = make_executor(options.kind, options.workers, options.address)
+        return self._executor
+
+    def close(self) -> None:
+        """End the executor's workers."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+            self._executor = None
+
+    def folder(self, round_index: int) -> Path:
+        """Directory of a round."""
+        return self.directory / f"round_{round_index:02d}"
+
+    def model_path(self, round_index: int) -> Path:
+        """Model file of a round."""
+        return self.folder(round_index) / "model.uqb"
+
+    def seed(self, round_index: int, purpose: str) -> int:
+        """Seed in [1, 2³¹) of one purpose in one round, the same in every run of the campaign."""
+        text = f"{self.campaign.seed}/{round_index}/{purpose}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") % (2**31 - 1) + 1
+
+    @cached_property
+    def oracle(self) -> OracleSpec:
+        """The oracle by name, with what it takes from the system section."""
+        section = self.campaign.oracle
+        options = section.arguments()
+        if section.kind == "openmm":
+            options["structure"] = str(self.file.path("system", "structure"))
+        elif section.kind == "ase":
+            options["numbers"] = list(self.topology.numbers)
+        return OracleSpec(section.kind, options)
+
+    @cached_property
+    def oracle_identity(self) -> str:
+        """Text that tells this oracle from another, wherever its files lie."""
+        options: dict[str, Any] = {**self.oracle.options, "numbers": list(self.topology.numbers)}
+        if "structure" in options:
+            options["structure"] = sha256(options["structure"])
+        return json.dumps([self.oracle.kind, options], sort_keys=True)
+
+    @cached_property
+    def reference_energy(self) -> float:
+        """Mean oracle energy of the labelled start frames, kJ/mol; known once round 0 is labelled."""
+        energies, _ = self.ledger.labels(0).labels()
+        if not len(energies):
+            raise UqbiasError("no start frame has a label", "see the failures in ledger.jsonl, and check the oracle")
+        return float(energies.mean())
+
+    def labels(self, last_round: int) -> tuple[Frames, list[str]]:
+        """Labelled frames up to a round, and the verdict on each (empty: accepted)."""
+        frames = self.ledger.labels(last_round)
+        options = self.campaign.harvest
+        verdicts = label_verdicts(
+            frames,
+            self.reference_energy,
+            energy_window=options.label_energy_window,
+            force_limit=options.label_force_limit,
+        )
+        # The start frames are what the campaign is given: they are the reference, not up for rejection.
+        return frames, [
+            ACCEPTED if entry["round"] == 0 else verdict for entry, verdict in zip(frames.info, verdicts, strict=True)
+        ]
+
+    def accepted(self, last_round: int) -> Frames:
+        """The frames that are trained on: labelled up to a round and accepted."""
+        frames, verdicts = self.labels(last_round)
+        return frames[np.array([verdict == ACCEPTED for verdict in verdicts], dtype=bool)]
+
+    def calibration_mask(self, frames: Frames) -> NDArray[np.bool_]:
+        """Frames held out for calibration; a frame once held out stays so in every later round.
+
+        Parameters
+        ----------
+        frames : accepted frames with ``round`` in their info.
+        """
+        options = self.campaign.calibration
+        rounds = np.array([entry["round"] for entry in frames.info])
+        mask = np.zeros(len(frames), dtype=bool)
+        for round_index in np.unique(rounds):
+            members = np.flatnonzero(rounds == round_index)
+            count = int(np.ceil(options.fraction * len(members)))
+            if round_index == 0:
+                count = max(count, int(np.ceil(1 / options.alpha - 1e-9)))
+            count = min(count, len(members) // 2)
+            random = np.random.default_rng(self.seed(int(round_index), "calibration"))
+            mask[random.choice(members, count, replace=False)] = True
+        return mask
+
+
+def read_start(file: CampaignFile, topology: Topology) -> Frames:
+    """Read the start frames and see that they are of the molecule.
+
+    Raises
+    ------
+    UqbiasError
+        If the file cannot be read or holds other atoms than the structure.
+    """
+    path = file.path("system", "start")
+    start = read_frames(path, labelled=False)
+    if tuple(start.numbers.tolist()) != tuple(topology.numbers):
+        raise UqbiasError(
+            f"{path} has atoms {start.numbers.tolist()}, system.structure has {list(topology.numbers)}",
+            "use the same molecule, in the same order of atoms, in both",
+        )
+    return start
