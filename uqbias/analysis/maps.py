@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from uqbias.analysis.coordinates import Array, Coordinates
-from uqbias.analysis.free_energy_surface import ALANINE_BASINS, ReferenceSurface
+from uqbias.analysis.free_energy_surface import ReferenceSurface
 from uqbias.analysis.run_data import Round, RunData, section
 from uqbias.analysis.style import (
     BLACK,
@@ -52,6 +52,7 @@ def ramachandran(run: RunData) -> Figure | None:
     rows = -(-len(shown) // columns)
     width = WIDTH if columns > 2 else 3.4 * columns + 0.5
     figure, axes = panels(rows, columns, 0.55 + rows * width / columns * 0.98, width=width, sharex=True, sharey=True)
+    any_rejected = False
     for ax, entry in zip(axes.flat, shown, strict=False):
         _reference(ax, run.surface)
         if entry is shown[0]:
@@ -60,6 +61,9 @@ def ramachandran(run: RunData) -> Figure | None:
         earlier, new = label_points(run, entry.index)
         _dots(ax, earlier, "#6B6B6B", 5, zorder=3)
         _dots(ax, new, RED, 9, zorder=4)
+        rejected = rejected_points(run, entry.index)
+        ax.plot(rejected[:, 0], rejected[:, 1], "x", color=BLACK, markersize=3.5, zorder=5)
+        any_rejected = any_rejected or len(rejected) > 0
         count = f"{len(earlier)} + {len(new)} labels" if entry.index else f"{len(new)} start labels"
         ax.set_title(f"round {entry.index}: {count}")
         frame_axes(ax, run.coordinates)
@@ -78,7 +82,9 @@ def ramachandran(run: RunData) -> Figure | None:
     ]
     if run.surface is not None:
         handles.append(Line2D([], [], color=GREY, linewidth=0.8, label="reference free energy, every 2 kT up to 10 kT"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 2 * columns))
+    if any_rejected:
+        handles.insert(1, Line2D([], [], marker="x", linestyle="", markersize=4, color=BLACK, label="label rejected"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 2 * columns), columnspacing=1.2)
     return figure
 
 
@@ -195,10 +201,18 @@ def _hero_curve(ax: Axes, run: RunData) -> None:
 
 
 def label_points(run: RunData, index: int) -> tuple[Array, Array]:
-    """Labelled frames on the map: [n, 2] of earlier rounds, [m, 2] of round ``index``."""
+    """Accepted labelled frames on the map: [n, 2] of earlier rounds, [m, 2] of round ``index``."""
     if run.labels is None or run.label_points is None:
         return np.empty((0, 2)), np.empty((0, 2))
-    return run.label_points[run.labels.round < index], run.label_points[run.labels.round == index]
+    kept, rounds = run.labels.accepted, run.labels.round
+    return run.label_points[kept & (rounds < index)], run.label_points[kept & (rounds == index)]
+
+
+def rejected_points(run: RunData, index: int) -> Array:
+    """[n, 2] frames whose label in round ``index`` was paid and then rejected."""
+    if run.labels is None or run.label_points is None:
+        return np.empty((0, 2))
+    return np.asarray(run.label_points[~run.labels.accepted & (run.labels.round == index)])
 
 
 def bin_edges(coordinates: Coordinates) -> tuple[Array, Array]:
@@ -287,15 +301,18 @@ def _reference(ax: Axes, surface: ReferenceSurface | None, *, fill: bool = True,
 
 
 def _basin_names(ax: Axes, run: RunData) -> None:
-    """Names of the basins beside their minima, where the campaign names basins of φ and ψ."""
+    """Names of the configured basins in the middle of their boxes."""
     score = section(run.config, "score")
-    if run.surface is None or not score.get("basins", True) or list(score["coordinates"])[:2] != ["phi", "psi"]:
+    boxes, names = score.get("basins"), list(score.get("coordinates") or {})[:2]
+    if not isinstance(boxes, dict):
         return
     box_style = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6}
-    for name, box in ALANINE_BASINS.items():
-        x, y = (low + ((high - low) % 360.0) / 2.0 for low, high in (box["phi"], box["psi"]))
+    for name, box in boxes.items():
+        if any(coordinate not in box for coordinate in names):
+            continue
+        x, y = (low + ((high - low) % 360.0) / 2.0 for low, high in (box[names[0]], box[names[1]]))
         x, y = ((value + 180.0) % 360.0 - 180.0 for value in (x, y))
-        text = BASIN_TEXT.get(name, name)
+        text = BASIN_TEXT.get(str(name), str(name))
         ax.text(x, y, text, ha="center", va="center", fontsize=8, bbox=box_style, zorder=5, clip_on=True)
 
 

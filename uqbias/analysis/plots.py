@@ -117,7 +117,11 @@ def walkers_in_time(run: RunData) -> Figure | None:
     shown = spread([entry for entry in run.rounds if entry.observations is not None], 4)
     if not shown:
         return None
-    rows = 3 if run.coordinates is not None else 2
+    biased = any(entry.observations is not None and np.any(entry.observations.bias) for entry in shown)
+    labels = ["driver u"] + (["bias V (kJ/mol)"] if biased else [])
+    if run.coordinates is not None:
+        labels.append(run.coordinates.labels[0])
+    rows = len(labels)
     figure, axes = panels(rows, len(shown), 0.7 + 1.95 * rows, width=WIDTH, sharex="col", sharey="row")
     timestep = float(section(run.config, "md").get("timestep_fs", 0.5)) / 1000.0
     cap = section(run.config, "guards").get("cv_cap")
@@ -126,24 +130,24 @@ def walkers_in_time(run: RunData) -> Figure | None:
         assert seen is not None
         time = seen.step * timestep
         _per_walker(axes[0, column], time, seen.cv, line=True)
-        _per_walker(axes[1, column], time, seen.bias, line=True)
         _guard_marks(axes[0, column], entry, seen.cv, seen.step, timestep)
         if is_number(cap):
             axes[0, column].axhline(cap, color=GREY, linestyle=":", linewidth=1.0)
+        if biased:
+            _per_walker(axes[1, column], time, seen.bias, line=True)
         points = run.visited_points(entry)
         if points is not None and run.coordinates is not None:
-            _per_walker(axes[2, column], time, points[..., 0], line=False)
-            axes[2, column].set_ylim(*run.coordinates.limits[0])
+            _per_walker(axes[-1, column], time, points[..., 0], line=False)
+            axes[-1, column].set_ylim(*run.coordinates.limits[0])
+            if run.coordinates.short[0] == "φ":
+                axes[-1, column].axhspan(15.0, 135.0, color="#F0F0F0", zorder=0)
             if run.coordinates.periodic:
-                axes[2, column].set_yticks([-180, -90, 0, 90, 180])
-                axes[2, column].axhspan(15.0, 135.0, color="#F3F3F3", zorder=0)
+                axes[-1, column].set_yticks([-180, -90, 0, 90, 180])
         axes[0, column].set_title(f"round {entry.index}")
         axes[-1, column].set_xlabel("time per walker (ps)")
         axes[-1, column].margins(x=0.02)
-    axes[0, 0].set_ylabel("driver u")
-    axes[1, 0].set_ylabel("bias V (kJ/mol)")
-    if rows == 3 and run.coordinates is not None:
-        axes[2, 0].set_ylabel(run.coordinates.labels[0])
+    for row, label in enumerate(labels):
+        axes[row, 0].set_ylabel(label)
     for ax in axes.flat:
         grid(ax, "y")
     return figure
@@ -152,17 +156,19 @@ def walkers_in_time(run: RunData) -> Figure | None:
 @styled
 def final_bias(run: RunData) -> Figure | None:
     """V(u) at the end of each round from the hills, over a histogram of the u that was visited."""
-    biased = [entry for entry in run.rounds if entry.hills is not None]
+    biased = [entry for entry in run.rounds if entry.hills]
     if not biased:
         return None
     shown = spread(biased, len(CYCLE))
     figure, axes = panels(1, 2, 3.3)
-    low = min(float((entry.hills.centre - 3 * entry.hills.sigma).min()) for entry in shown if entry.hills)
-    high = max(float((entry.hills.centre + 3 * entry.hills.sigma).max()) for entry in shown if entry.hills)
+    every = [hills for entry in shown for hills in entry.hills]
+    low = min(float((hills.centre - 3 * hills.sigma).min()) for hills in every)
+    high = max(float((hills.centre + 3 * hills.sigma).max()) for hills in every)
     u = np.linspace(low, high, 400)
     for colour, entry in zip(CYCLE, shown, strict=False):
-        assert entry.hills is not None
-        axes[0, 0].plot(u, entry.hills.potential(u), color=colour, label=f"round {entry.index}")
+        for group, hills in enumerate(entry.hills):
+            label = f"round {entry.index}" if group == 0 else None
+            axes[0, 0].plot(u, hills.potential(u), color=colour, label=label)
         if entry.observations is not None:
             values = entry.observations.cv[np.isfinite(entry.observations.cv)]
             axes[0, 1].hist(

@@ -28,11 +28,13 @@ class Labels:
     ----------
     round : [n] round in which each label was paid.
     positions : [n, N, 3] nm.
+    accepted : [n] False where the label was paid and then left out of the training.
     info : n dicts (reason, cv, uncertainty, walker, step where known).
     """
 
     round: NDArray[np.int64]
     positions: Array
+    accepted: NDArray[np.bool_]
     info: list[dict[str, Any]]
 
     def __len__(self) -> int:
@@ -63,31 +65,28 @@ class Observations:
 
 @dataclass(frozen=True)
 class Hills:
-    """Gaussians of a PLUMED ``HILLS`` file on one CV; the heights carry PLUMED's factor γ/(γ - 1)."""
+    """Gaussians that were added to the bias on one CV: centre and sigma in its units, height in kJ/mol, [H] each."""
 
-    time: Array
     centre: Array
     sigma: Array
     height: Array
-    bias_factor: Array
 
     def potential(self, u: Array) -> Array:
         """Bias V(u) in kJ/mol at the values ``u`` [n]."""
-        well_tempered = self.bias_factor > 1.0
-        height = np.where(
-            well_tempered, self.height * (self.bias_factor - 1.0) / np.maximum(self.bias_factor, 1.0), self.height
-        )
         value = np.zeros(len(u))
-        for start in range(0, len(height), 2048):
+        for start in range(0, len(self.height), 2048):
             part = slice(start, start + 2048)
             reduced = (u[:, None] - self.centre[None, part]) / self.sigma[None, part]
-            value += np.exp(-0.5 * reduced**2) @ height[part]
+            value += np.exp(-0.5 * reduced**2) @ self.height[part]
         return value
 
 
 @dataclass
 class Round:
-    """Files of ``round_XX``; each attribute is None or empty until the campaign has written it."""
+    """Files of ``round_XX``; each attribute is None or empty until the campaign has written it.
+
+    Several groups of walkers become one set of walkers, with one element of ``hills`` a group.
+    """
 
     index: int
     summary: dict[str, Any] = field(default_factory=dict)
@@ -96,7 +95,7 @@ class Round:
     harvest: dict[str, Any] | None = None
     observations: Observations | None = None
     guard_events: list[dict[str, Any]] = field(default_factory=list)
-    hills: Hills | None = None
+    hills: list[Hills] = field(default_factory=list)
 
 
 @dataclass
@@ -158,11 +157,8 @@ class RunData:
 
     @property
     def finished(self) -> bool:
-        """Whether the campaign ended by its stop rule or has done every round that it may."""
-        if any(event.get("event") in ("stop", "end", "finished") for event in self.events):
-            return True
-        planned = section(self.config, "stop").get("rounds")
-        return isinstance(planned, int) and len(self.rows) > planned
+        """Whether the campaign ended; ``summary["stopped"]`` says why."""
+        return bool(self.summary.get("stopped"))
 
     @cached_property
     def coordinates(self) -> Coordinates | None:
@@ -230,8 +226,7 @@ class _Reader:
                 self.note(config_file, error)
         run.summary = self.json(self.path / "summary.json") or {}
         run.events = self.json_lines(self.path / "ledger.jsonl")
-        run.labels = self.labels()
-        run.numbers = self.numbers()
+        run.labels, run.numbers = self.labels()
         run.rounds = self.rounds()
         self.scoring_files()
         return run
@@ -281,29 +276,32 @@ class _Reader:
             return None
         return content
 
-    def labels(self) -> Labels | None:
-        events = [event for event in self.run.events if event.get("event") == "label" and "positions" in event]
-        if not events:
-            return None
-        events.sort(key=lambda event: (int(event.get("round", 0)), int(event.get("index", 0))))
-        return Labels(
-            round=np.array([int(event.get("round", 0)) for event in events]),
-            positions=np.array([event["positions"] for event in events], dtype=np.float64),
-            info=[event.get("info") or {} for event in events],
-        )
+    def labels(self) -> tuple[Labels | None, NDArray[np.int64] | None]:
+        """Labels from the ledger; verdicts and atomic numbers from the data set that is derived from it."""
+        from uqbias.data import read_frames
 
-    def numbers(self) -> NDArray[np.int64] | None:
+        verdicts: dict[tuple[int, int], str] = {}
+        numbers = None
         path = self.path / "dataset.xyz"
-        if not path.is_file():
-            return None
-        import ase.io
-
-        try:
-            first = ase.io.read(path, 0, format="extxyz")
-        except Exception as error:  # ASE raises many kinds on a torn file
-            self.note(path, error)
-            return None
-        return np.asarray(first.numbers, dtype=np.int64)
+        if path.is_file():
+            try:
+                frames = read_frames(path)
+                numbers = frames.numbers
+                verdicts = {(int(e["round"]), int(e["index"])): str(e["verdict"]) for e in frames.info}
+            except (UqbiasError, KeyError, ValueError) as error:
+                self.note(path, error)
+        paid = [event for event in self.run.events if event.get("event") == "label" and "positions" in event]
+        found = {(int(event.get("round", 0)), int(event.get("index", 0))): event for event in paid}
+        if not found:
+            return None, numbers
+        keys = sorted(found)
+        labels = Labels(
+            round=np.array([key[0] for key in keys]),
+            positions=np.array([found[key]["positions"] for key in keys], dtype=np.float64),
+            accepted=np.array([verdicts.get(key, "accepted") == "accepted" for key in keys], dtype=bool),
+            info=[found[key].get("info") or {} for key in keys],
+        )
+        return labels, numbers
 
     def rounds(self) -> list[Round]:
         folders = {
@@ -311,43 +309,42 @@ class _Reader:
             for folder in self.path.glob("round_*")
             if folder.is_dir() and folder.name[6:].isdigit()
         }
-        rows = dict(enumerate(self.run.rows))
+        rows = {int(row.get("round", position)): row for position, row in enumerate(self.run.rows)}
         return [self.round(index, folders.get(index), rows.get(index, {})) for index in sorted({*folders, *rows})]
 
     def round(self, index: int, folder: Path | None, row: dict[str, Any]) -> Round:
         if folder is None:
             return Round(index, row)
-        observations = self.npz(folder / "md" / "observations.npz", OBSERVED)
+        groups = sorted((folder / "md").glob("group_*")) or [folder / "md"]
+        seen = [content for group in groups if (content := self.npz(group / "observations.npz", OBSERVED)) is not None]
+        n_walkers = np.cumsum([0] + [content["cv"].shape[1] for content in seen])
+        events = [
+            event | {"walker": event["walker"] + int(offset)} if isinstance(event.get("walker"), int) else event
+            for group, offset in zip(groups, n_walkers, strict=False)
+            for event in self.json_lines(group / "events.jsonl")
+        ]
         return Round(
             index=index,
             summary=row,
             training=self.json(folder / "training.json"),
             scores=self.npz(folder / "scores.npz"),
             harvest=self.json(folder / "harvest.json"),
-            observations=None if observations is None else Observations(*(observations[key] for key in OBSERVED)),
-            guard_events=self.json_lines(folder / "md" / "events.jsonl"),
-            hills=self.hills(folder / "md" / "HILLS"),
+            observations=_joined(seen),
+            guard_events=events,
+            hills=[hills for group in groups if (hills := self.hills(group / "HILLS")) is not None],
         )
 
     def hills(self, path: Path) -> Hills | None:
         if not path.is_file():
             return None
-        fields: list[str] = []
-        values = []
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("#! FIELDS"):
-                fields = line.split()[2:]
-            elif line and not line.startswith("#"):
-                try:
-                    row = [float(word) for word in line.split()]
-                except ValueError:
-                    continue  # a torn last line
-                if len(row) == len(fields):
-                    values.append(row)
-        if len(fields) < 5 or not values:
+        from uqbias.md.reporters import read_hills
+
+        try:
+            rows = read_hills(path, float(section(self.run.config, "md").get("timestep_fs", 0.5)))
+        except UqbiasError as error:
+            self.note(path, error)
             return None
-        columns = np.array(values).T
-        return Hills(*(columns[i] for i in range(5)))  # time, CV, sigma, height, bias factor
+        return Hills(rows["centre"], rows["sigma"], rows["height"]) if len(rows) else None
 
     def scoring_files(self) -> None:
         """Reference surface and test set, where the configuration names them and they can be found."""
@@ -376,3 +373,12 @@ class _Reader:
             return candidate
         self.run.notes.append(f"{name} is named in the configuration and not found from here")
         return None
+
+
+def _joined(groups: list[dict[str, Array]]) -> Observations | None:
+    """Observations of all groups side by side, cut to the shortest."""
+    if not groups:
+        return None
+    length = min(len(content["step"]) for content in groups)
+    walkers = (np.concatenate([content[key][:length] for content in groups], axis=1) for key in OBSERVED[1:])
+    return Observations(groups[0]["step"][:length], *walkers)

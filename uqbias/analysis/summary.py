@@ -55,7 +55,7 @@ def round_table(run: RunData) -> tuple[list[str], list[list[str]]]:
     """Headings and one row of text per scored round; columns without any value are left out."""
     used = [column for column in COLUMNS if any(row.get(column[0]) is not None for row in run.rows)]
     rows = [
-        [str(index), *(show(row[key]) if row.get(key) is not None else "-" for key, _, show in used)]
+        [str(row.get("round", index)), *(show(row[key]) if row.get(key) is not None else "-" for key, _, show in used)]
         for index, row in enumerate(run.rows)
     ]
     return ["round", *(heading for _, heading, _ in used)], rows
@@ -74,9 +74,9 @@ def campaign_story(run: RunData) -> list[str]:
 
 
 def status(run: RunData) -> str:
-    """``finished``, or how far it is."""
+    """``finished`` and why, or how far it is."""
     if run.finished:
-        return "finished"
+        return f"finished: {run.summary['stopped']}"
     planned = section(run.config, "stop").get("rounds")
     of = f" of {planned}" if isinstance(planned, int) else ""
     if not run.rows:
@@ -97,13 +97,12 @@ def summary_json(run: RunData) -> dict[str, Any]:
 
 def print_summary(run: RunData, console: Console | None = None) -> None:
     """Print one screen: a table of rounds (force MAE in meV/Å, energy MAE in meV/atom) and the story."""
-    from rich import box
     from rich.console import Console as RichConsole
     from rich.table import Table
     from rich.text import Text
 
     console = console or RichConsole()
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("round", justify="right")
     used = [key for key in NARROW if any(row.get(key) is not None for row in run.rows)]
     show = {key: text for key, _, text in COLUMNS}
@@ -116,7 +115,7 @@ def print_summary(run: RunData, console: Console | None = None) -> None:
         cells = {key: show[key](row[key]) if row.get(key) is not None else "-" for key in used} | {
             "basins": ", ".join(fresh)
         }
-        table.add_row(str(index), *(cells[key] for key in used))
+        table.add_row(str(row.get("round", index)), *(cells[key] for key in used))
     console.print(Text(f"{run.name} ({status(run)})", style="bold"))
     if run.rows:
         console.print(table)
@@ -193,9 +192,9 @@ def _price(run: RunData) -> str:
     wall = sum(row["wall_s"] for row in run.rows if is_number(row.get("wall_s")))
     last = run.rows[-1]
     parts = [f"{last['oracle_calls']} oracle calls"] if is_number(last.get("oracle_calls")) else []
-    rejected = last.get("rejected")
-    if is_number(rejected):
-        parts.append(f"{rejected} labels rejected")
+    rejected = [row["rejected"] for row in run.rows if is_number(row.get("rejected"))]
+    if rejected:
+        parts.append(f"{sum(rejected)} labels rejected")
     if wall:
         parts.append(f"{duration(wall)} of wall time")
     return f"It cost {_join(parts)}." if parts else ""
