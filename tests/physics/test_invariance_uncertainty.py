@@ -114,11 +114,8 @@ def exploded():
     )
 
 
-@pytest.mark.parametrize("name", OPTIONS)
-def test_soft_torsions_are_phi_and_psi(fitted, molecule, name):
-    features = fitted[name].features
-    if features.kind != "torsions" or features.dim > 40:
-        pytest.skip("heavy-atom torsions only")
+def test_soft_torsions_are_phi_and_psi(fitted, molecule):
+    features = fitted["torsions"].features
     names = molecule[0].names
     central = {frozenset(names[i] for i in four[1:3]) for four in features.soft_dihedrals}
     assert central == {frozenset(("N", "CA")), frozenset(("CA", "C"))}

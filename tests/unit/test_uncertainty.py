@@ -266,7 +266,7 @@ def test_conformal_before_fit_is_the_identity():
 
 
 def test_conformal_refuses():
-    with pytest.raises(UqbiasError, match="9 calibration frames for alpha 0.1; hold out at least 10"):
+    with pytest.raises(UqbiasError, match=r"9 calibration frames for alpha 0\.1; hold out at least 10"):
         Conformal().fit(np.arange(9.0), np.ones(9), alpha=0.1)
     with pytest.raises(UqbiasError, match="not finite"):
         Conformal().fit(np.arange(10.0), np.full(10, np.nan))
