@@ -53,3 +53,36 @@ def tiny_positions() -> torch.Tensor:
 def graph_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Cache directory of the session: each graph is compiled once."""
     return tmp_path_factory.mktemp("graphs")
+
+
+@pytest.fixture(scope="session")
+def alanine_frames():
+    """Labelled start frames of alanine dipeptide."""
+    from uqbias.data import read_frames
+
+    return read_frames(Path(__file__).parents[1] / "systems" / "alanine_dipeptide" / "start.xyz")
+
+
+@pytest.fixture(scope="session")
+def alanine_model(alanine_frames):
+    """Small untrained potential, torsion density as driver, mixture on latents as judge, float64."""
+    from uqbias.model import UncertaintyModel
+    from uqbias.potentials.power_spectrum import PowerSpectrum
+    from uqbias.topology import Topology
+    from uqbias.uncertainty.base import build_uncertainty
+
+    frames = alanine_frames
+    numbers = tuple(int(number) for number in frames.numbers)
+    topology = Topology.from_pdb(Path(__file__).parents[1] / "systems" / "alanine_dipeptide" / "structure.pdb")
+    potential = PowerSpectrum(numbers, n_members=2, n_radial=5, n_channels=4, l_max=2, hidden=(16, 8)).double()
+    energies, forces = frames.labels()
+    positions = torch.tensor(frames.positions)
+    potential.standardise(positions, torch.tensor(energies), torch.tensor(forces))
+    judge = build_uncertainty("gmm", {"features": "latents"}, topology, potential.n_latents, len(numbers)).double()
+    driver = build_uncertainty("kernel_density", {"capacity": 128}, topology, potential.n_latents).double()
+    with torch.no_grad():
+        energy, latents = potential(positions)
+    for part in (judge, driver):
+        part.prepare(positions)
+        part.fit(positions, energy, latents, seed=0)
+    return UncertaintyModel(potential, judge, topology, driver).double().eval()

@@ -42,16 +42,23 @@ def flatten(
     """
     graph_module = _trace(function, example_inputs)
     if dynamic:
-        grown = list(example_inputs)
-        for index, dim in dynamic.items():
-            grown[index] = torch.cat([grown[index], grown[index]], dim=dim)
-        if _trace(function, grown).code != graph_module.code:
-            shapes = {index: tuple(example_inputs[index].shape) for index in dynamic}
-            raise UqbiasError(
-                f"the graph depends on the length of a dynamic input (index: shape {shapes})",
-                "read that input by index_select only, and pass its length as a tensor",
-            )
+        check_dynamic(graph_module, function, example_inputs, dynamic)
     return graph_module
+
+
+def check_dynamic(
+    graph_module: GraphModule, function: TensorFunction, example_inputs: Sequence[Tensor], dynamic: Mapping[int, int]
+) -> None:
+    """Trace again with longer dynamic inputs; raise UqbiasError where that gives another graph."""
+    grown = list(example_inputs)
+    for index, dim in dynamic.items():
+        grown[index] = torch.cat([grown[index], grown[index]], dim=dim)
+    if _trace(function, grown).code != graph_module.code:
+        shapes = {index: tuple(example_inputs[index].shape) for index in dynamic}
+        raise UqbiasError(
+            f"the graph depends on the length of a dynamic input (index: shape {shapes})",
+            "read that input by index_select only, and pass its length as a tensor",
+        )
 
 
 def _trace(function: TensorFunction, inputs: Sequence[Tensor]) -> GraphModule:

@@ -61,13 +61,15 @@ class FusedEvaluator:
     device : where the graph runs.
     cache_dir : of compiled graphs.
     energy_only : leave out uncertainties and bias (zeros in the `Evaluation`).
+    include_energy : False to leave -dE/dx out of the forces and E out of ``total_energy``: only the bias acts, on top
+        of another force field.
 
     Attributes
     ----------
     n_walkers, n_atoms, numbers : sizes and atomic numbers.
     runner : name of the runner in use.
     last : the latest `Evaluation`, or None.
-    total_energy : sum of E + V over walkers that are not broken, of the latest evaluation; tensor [], kJ/mol.
+    total_energy : sum of E + V (or V) over walkers that are not broken, of the latest evaluation; tensor [], kJ/mol.
     n_evaluations : evaluations so far, memo hits not counted.
     broken : [W] host array; True where an energy or force was not finite or above 1e6 kJ/mol/nm in any evaluation
         since the caller last set it to False. The forces of such a walker are zero.
@@ -90,9 +92,12 @@ class FusedEvaluator:
         device: torch.device | str = "cpu",
         cache_dir: Path | None = None,
         energy_only: bool = False,
+        include_energy: bool = True,
     ) -> None:
         if n_walkers < 1:
             raise UqbiasError(f"{n_walkers} walkers", "give at least one")
+        if not include_energy and (energy_only or bias is None):
+            raise UqbiasError("neither energy nor bias is to act", "give a bias, or include the energy")
         if dtype not in {torch.float32, torch.float64}:
             raise UqbiasError(f"evaluation in {dtype}", "choose float32 or float64")
         self.numbers: tuple[int, ...] = tuple(int(number) for number in model.numbers)  # type: ignore[union-attr, arg-type]
@@ -123,10 +128,10 @@ class FusedEvaluator:
                     dynamic[index] = 0
                 self._inputs.append(tensor)
         compiled = compile_function(
-            _fused_function(model, self._weight_names, self._state_slots, self.bias, energy_only=energy_only),
+            _fused_function(model, self._weight_names, self._state_slots, self.bias, energy_only, include_energy),
             self._inputs,
             runner=runner,
-            name="energy" if energy_only else "fused",
+            name="energy" if energy_only else "fused" if include_energy else "bias",
             dynamic=dynamic,
             cache_dir=cache_dir,
         )
@@ -220,8 +225,8 @@ def _fused_function(
     weight_names: list[str],
     state_slots: list[tuple[int, str]],
     bias: BiasLike | None,
-    *,
     energy_only: bool,
+    include_energy: bool,
 ) -> Any:
     """The function to flatten: inputs as in FusedEvaluator._inputs, outputs as evaluate unpacks them."""
 
@@ -234,7 +239,7 @@ def _fused_function(
             cv, uncertainty = added, added
         elif bias is not None:
             added = bias.energy(cv, energy, {name: inputs[index] for index, name in state_slots})
-        total = energy + added
+        total = energy + added if include_energy else added
         (gradient,) = torch.autograd.grad(total.sum(), positions)
         # A comparison with NaN is false, so this also finds what is not finite.
         sound = (gradient.abs() <= FORCE_LIMIT).flatten(1).all(1) & torch.isfinite(total)

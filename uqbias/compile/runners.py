@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from uqbias.compile.cache import default_cache_dir, graph_key, is_cached, load_or_build
-from uqbias.compile.flatten import TensorFunction, flatten
+from uqbias.compile.flatten import TensorFunction, check_dynamic, flatten
 from uqbias.errors import UqbiasError, did_you_mean
 
 RUNNERS = ("aoti", "torchscript", "eager")
@@ -113,10 +113,13 @@ def compile_function(
     requested = runner
     dynamic = dict(dynamic or {})
     directory = default_cache_dir() if cache_dir is None else Path(cache_dir)
-    graph_module = flatten(function, example_inputs, dynamic=dynamic)
+    graph_module = flatten(function, example_inputs)
     options = {"cpp.threads": threads}
     entry = f"{name}-{graph_key(graph_module, example_inputs, dynamic=dynamic, options=options)[:32]}.pt2"
-    if runner in {"auto", "aoti"} and find_compiler() is None and not is_cached(directory, entry):
+    cached = runner in {"auto", "aoti"} and is_cached(directory, entry)
+    if dynamic and not cached:  # a graph in the cache passed this check when it was made
+        check_dynamic(graph_module, function, example_inputs, dynamic)
+    if runner in {"auto", "aoti"} and not cached and find_compiler() is None:
         if runner == "aoti":
             raise UqbiasError("runner 'aoti' needs a C++ compiler and none was found", "install g++ or set CXX")
         logger.warning("no C++ compiler found: %s runs as TorchScript, about 3 times slower; install g++", name)
