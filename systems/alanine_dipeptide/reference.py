@@ -1,8 +1,9 @@
 """Make the start frames, the reference surface and the test set of alanine dipeptide with the oracle's force field.
 
-    python systems/alanine_dipeptide/reference.py start               # start.xyz, ~20 s
-    python systems/alanine_dipeptide/reference.py surface             # reference/surface.csv, test_set.xyz; ~10 min
-    python systems/alanine_dipeptide/reference.py training-benchmark DIRECTORY   # train.xyz, test.xyz, ~10 s
+    python systems/alanine_dipeptide/reference.py start               # start.xyz, 5 s
+    python systems/alanine_dipeptide/reference.py surface             # reference/surface.csv, test_set.xyz; ~7 min
+    python systems/alanine_dipeptide/reference.py figure              # reference/surface.png from these
+    python systems/alanine_dipeptide/reference.py training-benchmark DIRECTORY   # train.xyz, test.xyz, 5 s
 
 All runs: Amber ff14SB in vacuum, no cutoff, no constraints, LangevinMiddle with 0.5 fs, double precision.
 
@@ -32,8 +33,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from uqbias.analysis.free_energy_surface import ReferenceSurface, phi_positive
-from uqbias.files import write_text
+from uqbias.analysis.free_energy_surface import ALANINE_BASINS, ReferenceSurface, phi_positive
+from uqbias.data import read_frames
+from uqbias.files import atomic_path, write_text
 from uqbias.oracles.openmm import OpenMMOracle
 from uqbias.topology import Topology, chirality, dihedral_angles, read_pdb
 from uqbias.units import ANGSTROM, EV, EV_PER_ANGSTROM, kt
@@ -209,7 +211,8 @@ def surface(directory: Path, seeds: list[int], build_ns: float, sample_ns: float
         free_energy = -np.log(probabilities.mean(axis=0))
     free_energy -= free_energy.min()
     accessible = free_energy <= 10
-    difference = (each[0] - each[1])[accessible]
+    both = accessible & np.isfinite(each).all(axis=0)
+    difference = each[0][both] - each[1][both]
     difference -= difference.mean()
     comments = [
         "free energy of alanine dipeptide in kT at 300 K, 15 degree bins",
@@ -218,7 +221,7 @@ def surface(directory: Path, seeds: list[int], build_ns: float, sample_ns: float
         f"{', '.join(FORCEFIELD)}, vacuum, no cutoff, no constraints, LangevinMiddle 0.5 fs, 1/ps",
         f"{len(seeds)} runs of {build_ns:g} ns well-tempered metadynamics and {sample_ns:g} ns with the bias frozen, "
         "reweighted",
-        f"the runs differ over the {accessible.sum()} bins with F <= 10 kT by {np.sqrt((difference**2).mean()):.3f} kT "
+        f"the runs differ over the {both.sum()} bins with F <= 10 kT by {np.sqrt((difference**2).mean()):.3f} kT "
         f"(root mean square), {np.abs(difference).max():.3f} kT (largest)",
     ]
     found = ReferenceSurface(free_energy)
@@ -234,6 +237,33 @@ def surface(directory: Path, seeds: list[int], build_ns: float, sample_ns: float
         inside = np.flatnonzero((cell == (row, column)).all(axis=1))
         picked += sorted(generator.choice(inside, size=per_bin, replace=False))
     write_labelled(directory / "test_set.xyz", positions[picked], f"at 300 K, {per_bin} in each accessible bin")
+
+
+def figure(directory: Path) -> None:
+    """Draw the surface with its basins and the start frames."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    values = ReferenceSurface.load(directory / "surface.csv").free_energy
+    start = map_angles(read_frames(HERE / "start.xyz").positions)
+    figure, axes = plt.subplots(figsize=(4.6, 3.8), layout="constrained")
+    image = axes.imshow(
+        np.where(values <= 20, values, np.nan).T, origin="lower", extent=(-180, 180, -180, 180), cmap="viridis", vmin=0
+    )
+    axes.contour(np.linspace(-172.5, 172.5, 24), np.linspace(-172.5, 172.5, 24), values.T, levels=[10], colors="white")
+    axes.plot(*start, ".", color="crimson", markersize=3, label="start frames")
+    for name, box in ALANINE_BASINS.items():
+        centre = [low + ((high - low) % 360) / 2 for low, high in (box["phi"], box["psi"])]
+        x, y = ((angle + 180) % 360 - 180 for angle in centre)
+        axes.text(x, y, name, color="black", ha="center", va="center", fontsize=8, bbox={"fc": "white", "alpha": 0.6})
+    ticks = [-180, -90, 0, 90, 180]
+    axes.set(xlabel="φ (°)", ylabel="ψ (°)", xticks=ticks, yticks=ticks)
+    axes.legend(loc="lower right", fontsize=8)
+    figure.colorbar(image, label="F (kT at 300 K); white line 10 kT")
+    with atomic_path(directory / "surface.png") as temporary:
+        figure.savefig(temporary, dpi=110)
 
 
 def main() -> None:
@@ -253,11 +283,15 @@ def main() -> None:
     reference.add_argument("--build-ns", type=float, default=4.0)
     reference.add_argument("--sample-ns", type=float, default=8.0)
     reference.add_argument("--per-bin", type=int, default=7)
+    drawing = commands.add_parser("figure", help="surface.png from surface.csv and start.xyz")
+    drawing.add_argument("--directory", type=Path, default=HERE / "reference")
     given = parser.parse_args()
     if given.command == "start":
         start_frames(given.output, given.frames, given.seed)
     elif given.command == "training-benchmark":
         training_benchmark(given.directory, given.seed)
+    elif given.command == "figure":
+        figure(given.directory)
     else:
         surface(given.directory, given.seeds, given.build_ns, given.sample_ns, given.per_bin)
 
