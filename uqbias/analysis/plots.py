@@ -70,6 +70,7 @@ def learning_curve(run: RunData) -> Figure | None:
                 color=colour,
                 fontsize=9,
             )
+        ax.set_xticks(spread(sorted(set(points_of(run, keys[0])[0].tolist())), 6))
         ax.set_xlabel("labelled frames")
         ax.set_ylabel(label)
         ax.set_ylim(0.0, 100.0 if keys == ["coverage"] else 1.12 * ax.get_ylim()[1])

@@ -49,7 +49,7 @@ SECTIONS = (
         "maps",
         "Where the molecule went",
         maps.ramachandran,
-        "Each panel is one round. Blue shows where the biased walkers were (darker: more often), orange dots are the "
+        "Each panel is one round. Blue shows where the walkers were (darker: more often), orange dots are the "
         "frames bought from the oracle in that round, grey dots those bought before. A campaign that works spreads "
         "over the contoured area; orange dots in a region without grey ones are new discoveries.",
         "no frame is labelled yet",
@@ -58,7 +58,7 @@ SECTIONS = (
         "learning",
         "What was learned per label",
         plots.learning_curve,
-        "Errors on a test set that the campaign never sees, against the number of labels paid for. "
+        "Errors on a test set that the campaign never sees, against the number of labelled frames. "
         "Both curves should fall; the gap between them is what the model does not know about the far side of the map. "
         "Coverage counts the accessible bins of the reference surface that hold at least one labelled frame.",
         "no round is scored yet, or no test set is configured",

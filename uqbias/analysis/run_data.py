@@ -265,7 +265,7 @@ class _Reader:
         if not path.is_file():
             return None
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
                 content = {key: np.asarray(archive[key]) for key in archive.files}
         except Exception as error:  # zipfile, zlib and numpy each raise their own on a torn file
             self.note(path, error)

@@ -1,0 +1,481 @@
+"""The report of a small made-up run: complete, half-finished, without a reference."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import yaml
+
+from uqbias.analysis import maps, plots, report
+from uqbias.analysis.coordinates import dihedral_coordinates
+from uqbias.analysis.free_energy_surface import ALANINE_BASINS, ReferenceSurface
+from uqbias.analysis.report import SECTIONS, write_figures, write_report
+from uqbias.analysis.run_data import RunData
+from uqbias.analysis.summary import campaign_story, print_summary, summary_json
+from uqbias.data import Frames, write_frames
+from uqbias.errors import UqbiasError
+
+NUMBERS = np.array([6, 7, 6, 6, 7])
+COORDINATES = {"phi": [0, 1, 2, 3], "psi": [1, 2, 3, 4]}
+N_WALKERS = 8
+N_OBSERVED = 120
+
+
+def chain(phi, psi):
+    """Five atoms in a chain, 0.15 nm apart, with the dihedrals ``phi`` and ``psi`` [...] in degrees."""
+    phi, psi = np.broadcast_arrays(np.radians(phi), np.radians(psi))
+    length, angle = 0.15, np.radians(111.0)
+    atoms = [np.zeros((*phi.shape, 3)), np.zeros((*phi.shape, 3)), np.zeros((*phi.shape, 3))]
+    atoms[1] = atoms[1] + [length, 0.0, 0.0]
+    atoms[2] = atoms[1] + length * np.array([-np.cos(angle), np.sin(angle), 0.0])
+    for torsion in (phi, psi):
+        a, b, c = atoms[-3:]
+        along = (c - b) / length
+        normal = np.cross(b - a, along)
+        normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
+        across = np.cross(normal, along)
+        local = np.stack(
+            [
+                np.full(torsion.shape, -np.cos(angle)),
+                np.sin(angle) * np.cos(torsion),
+                np.sin(angle) * np.sin(torsion),
+            ],
+            axis=-1,
+        )
+        step = local[..., :1] * along + local[..., 1:2] * across + local[..., 2:] * normal
+        atoms.append(c + length * step)
+    return np.stack(atoms, axis=-2)
+
+
+def surface():
+    """A rough alanine dipeptide: F(phi, psi) in kT on 15° bins."""
+    centres = np.arange(-172.5, 180.0, 15.0)
+    phi, psi = np.meshgrid(centres, centres, indexing="ij")
+
+    def well(at_phi, at_psi, depth, width):
+        near = np.cos(np.radians(phi - at_phi)) + np.cos(np.radians(psi - at_psi)) - 2
+        return depth * np.exp(near / np.radians(width) ** 2)
+
+    wells = well(-80, 75, 16, 45) + well(-150, 155, 14, 35) + well(-75, -20, 13, 35) + well(67, -37, 13, 30)
+    return wells.max() - wells
+
+
+def draw(rng, centre, spread, n):
+    return (rng.normal(centre, spread, (n, 2)) + 180.0) % 360.0 - 180.0
+
+
+def make_run(path, n_rounds=4, *, crossing=True, reference=True, seed=0):
+    """Write a made-up run directory in the campaign's format."""
+    rng = np.random.default_rng(seed)
+    path.mkdir(parents=True)
+    test_angles = rng.uniform(-180, 180, (1200, 2))
+    config = {
+        "name": "made_up",
+        "seed": seed,
+        "cv": {"kind": "kernel_density", "features": {"kind": "torsions"}},
+        "uncertainty": {"kind": "gmm"},
+        "sampler": "metadynamics",
+        "md": {"walkers": N_WALKERS, "temperature": 300.0, "timestep_fs": 0.5, "steps": 12000},
+        "guards": {"cv_cap": 14.0},
+        "score": None,
+    }
+    if reference:
+        write_frames(path / "test_set.xyz", Frames(NUMBERS, chain(*test_angles.T)))
+        free_energy = surface()
+        ReferenceSurface(free_energy).save(path / "surface.csv")
+        config["score"] = {
+            "test_set": "test_set.xyz",
+            "surface": "surface.csv",
+            "coordinates": COORDINATES,
+            "basins": ALANINE_BASINS,
+        }
+    (path / "campaign.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False))
+    events, rows, n_labels, labelled = [{"event": "campaign", "versions": {"torch": "2.9.1"}}], [], 0, np.empty((0, 2))
+    for index in range(n_rounds):
+        folder = path / f"round_{index:02d}"
+        folder.mkdir()
+        n_right = int(50 * index / 5) if crossing and index else 0
+        n_new = 100 if index == 0 else 50
+        angles = np.concatenate(
+            [
+                draw(rng, (-90, 80), (20 + 18 * index, 30 + 22 * index), n_new - n_right),
+                draw(rng, (67, -37), 22, n_right),
+            ]
+        )
+        angles[:, 0] = np.where(np.arange(n_new) < n_new - n_right, -np.abs(angles[:, 0]), angles[:, 0])
+        labelled = np.concatenate([labelled, angles])
+        for row in chain(*angles.T):
+            events.append(
+                {
+                    "event": "label",
+                    "round": index,
+                    "index": n_labels,
+                    "positions": row.tolist(),
+                    "energy": 1.0,
+                    "forces": np.zeros((5, 3)).tolist(),
+                    "info": {"reason": "start" if index == 0 else "farthest_point", "round": index},
+                }
+            )
+            n_labels += 1
+        for phase, wall in (("md", 22.0 if index else 0.0), ("label", 0.3), ("train", 16.0 - index), ("score", 1.2)):
+            events.append({"event": "phase", "round": index, "phase": phase, "wall_s": wall})
+        (folder / "training.json").write_text(
+            json.dumps({"history": [{"epoch": 0, "validation_force_mae": 100.0}], "wall_s": 16.0 - index})
+        )
+        separation = (test_angles[:, None] - labelled[None] + 180) % 360 - 180
+        distance = np.sqrt(((separation / 30.0) ** 2).sum(-1)).min(axis=1)
+        error = (18.0 + 25.0 * distance**1.2) * rng.lognormal(0, 0.25, len(distance))
+        cv = -np.log(np.exp(-0.5 * (separation / 30) ** 2).prod(-1).mean(-1) + 1e-6) - 1.5
+        judge = (error / 1.0364) * rng.lognormal(0.3, 0.5, len(error))
+        np.savez(
+            folder / "scores.npz",
+            force_mae_frame=error,
+            energy_error_frame=error / 20,
+            cv=cv,
+            uncertainty=np.where(judge < 1.5, 0.0, judge),
+        )
+        right = (test_angles[:, 0] > 15) & (test_angles[:, 0] < 135)
+        row = {
+            "labels": n_labels,
+            "oracle_calls": n_labels + index,
+            "md_steps": index * 12000 * N_WALKERS,
+            "coverage": 0.21 + 0.15 * index,
+            "basins": ["C5", "C7eq"] + (["C7ax"] if crossing and index else []),
+            "force_mae_meV_per_A": float(error.mean()),
+            "energy_mae_meV_per_atom": float(error.mean() / 20),
+            "force_mae_phi_positive_meV_per_A": float(error[right].mean()),
+            "energy_mae_phi_positive_meV_per_atom": float(error[right].mean() / 20),
+            "rejected": 2 if index else 0,
+            "wall_s": 18.0 + (22.0 if index else 0.0),
+        }
+        rows.append(
+            row
+            if reference
+            else {k: v for k, v in row.items() if k in ("labels", "oracle_calls", "md_steps", "rejected", "wall_s")}
+        )
+        if index:
+            make_exploration(folder, rng, index, crossing)
+    labels = [event for event in events if event["event"] == "label"]
+    verdicts = [{"verdict": "energy" if e["round"] and e["index"] % 50 < 2 else "accepted"} for e in labels]
+    info = [{"round": e["round"], "index": e["index"], **v} for e, v in zip(labels, verdicts, strict=True)]
+    positions = np.array([event["positions"] for event in labels])
+    energies = np.array([event["energy"] for event in labels])
+    write_frames(path / "dataset.xyz", Frames(NUMBERS, positions, energies, 0 * positions, info))
+    (path / "ledger.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    (path / "summary.json").write_text(
+        json.dumps({"name": "made_up", "seed": seed, "stopped": f"all {n_rounds - 1} rounds are done", "rounds": rows})
+    )
+    return path
+
+
+def make_exploration(folder, rng, index, crossing):
+    (folder / "md").mkdir()
+    step = np.arange(1, N_OBSERVED + 1) * 100
+    angles = np.array([-85.0, 75.0]) + np.cumsum(rng.normal(0, 9 + 2 * index, (N_OBSERVED, N_WALKERS, 2)), axis=0)
+    if crossing:
+        angles[60:, : 2 * index] = np.array([67, -37]) + rng.normal(0, 18, (60, 2 * index, 2))
+    angles = (angles + 180) % 360 - 180
+    ramp = np.linspace(0, 5 + index, N_OBSERVED)[:, None]
+    cv = np.abs(ramp + rng.normal(0, 1.2, (N_OBSERVED, N_WALKERS)))
+    bias = 3 * ramp + rng.normal(0, 0.7, cv.shape) ** 2
+    uncertainty = 4 * cv + rng.normal(0, 1, cv.shape) ** 2
+    np.savez(
+        folder / "md" / "observations.npz",
+        step=step,
+        positions=chain(angles[..., 0], angles[..., 1]).astype(np.float32),
+        energy=rng.normal(0, 15, cv.shape) + 4 * cv,
+        cv=cv,
+        uncertainty=uncertainty,
+        bias=bias,
+    )
+    event = {"step": 4000, "walker": 3, "reason": "cv cap"}
+    (folder / "md" / "events.jsonl").write_text(json.dumps(event) + "\n" + '{"step": 50')
+    hills = "#! FIELDS time cv sigma_cv height biasf\n#! SET multivariate false\n"
+    for i in range(300):
+        hills += f"{0.025 * i} {abs(rng.normal(i / 60, 1.0)):.4f} 1.0 {np.exp(-i / 200) * 10 / 9:.5f} 10\n"
+    (folder / "md" / "HILLS").write_text(hills)
+    n = cv.size
+    fate = rng.choice(
+        [
+            "taken",
+            "refused: angle",
+            "refused: clash",
+            "refused: chirality",
+            "refused: cv below window",
+            "not taken: budget spent",
+        ],
+        n,
+        p=[0.05, 0.1, 0.04, 0.02, 0.3, 0.49],
+    )
+    energy = rng.normal(0, 15, n) + 4 * cv.ravel()
+    candidates = [
+        {
+            "walker": int(i % N_WALKERS),
+            "step": int(step[i // N_WALKERS]),
+            "cv": float(cv.ravel()[i]),
+            "uncertainty": float(uncertainty.ravel()[i]),
+            "energy": float(energy[i]),
+            "taken": bool(fate[i] == "taken"),
+            "reason": str(fate[i]),
+        }
+        for i in range(n)
+    ]
+    reasons, numbers = np.unique(fate, return_counts=True)
+    counts = {str(reason): int(number) for reason, number in zip(reasons, numbers, strict=True)}
+    (folder / "harvest.json").write_text(json.dumps({"candidates": candidates, "counts": counts}))
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("runs") / "complete", 3)
+
+
+@pytest.fixture(scope="module")
+def run(complete):
+    return RunData.load(complete)
+
+
+def offsets(ax):
+    """Number of dots of each scatter in ``ax``."""
+    return [len(c.get_offsets()) for c in ax.collections if type(c).__name__ == "PathCollection"]
+
+
+def test_made_up_geometries_have_their_dihedrals():
+    angles = np.array([[-80.0, 75.0], [67.0, -37.0], [179.0, -179.0]])
+    assert np.allclose(dihedral_coordinates(COORDINATES).project(chain(*angles.T)), angles)
+
+
+def test_reads_everything(run):
+    assert run.notes == []
+    assert [entry.index for entry in run.rounds] == [0, 1, 2]
+    assert len(run.labels) == 200
+    assert (~run.labels.accepted).sum() == 4
+    assert run.test_points.shape == (1200, 2)
+    assert run.rounds[1].observations.positions.shape == (N_OBSERVED, N_WALKERS, 5, 3)
+    assert run.rounds[1].guard_events[0]["walker"] == 3
+    assert len(run.rounds[2].hills[0].height) == 300
+    assert run.finished
+
+
+def test_hills_sum_to_the_bias(run):
+    hills = run.rounds[1].hills[0]
+    assert hills.height[0] == pytest.approx(1.0, rel=1e-4)  # the file holds h·γ/(γ-1)
+    u = np.array([0.5, 2.0])
+    expected = [
+        sum(
+            h * np.exp(-0.5 * ((x - c) / s) ** 2)
+            for c, s, h in zip(hills.centre, hills.sigma, hills.height, strict=True)
+        )
+        for x in u
+    ]
+    assert np.allclose(hills.potential(u), expected)
+
+
+def test_report_holds_the_numbers_and_nothing_from_elsewhere(run, tmp_path):
+    path = write_report(run, tmp_path / "report.html")
+    page = path.read_text()
+    for row in run.rows:
+        for text in (f"{row['force_mae_meV_per_A']:.1f}", f"{row['energy_mae_meV_per_atom']:.2f}", str(row["labels"])):
+            assert f"<td>{text}</td>" in page
+    assert "reached C7ax in round 1" in page
+    assert "No barrier was crossed" not in page
+    assert page.count("data:image/svg+xml;base64,") == len(SECTIONS)
+    assert "Nothing to show" not in page
+    assert not re.search(r"https?://|<script|<link|@import|url\(", page)
+    assert path.stat().st_size < 5e6
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_report_says_when_no_barrier_was_crossed(tmp_path):
+    run = RunData.load(make_run(tmp_path / "stuck", 2, crossing=False))
+    story = " ".join(campaign_story(run))
+    assert "No barrier was crossed" in story
+    assert "C7ax" not in story
+
+
+def test_story_says_when_the_error_rose(tmp_path):
+    path = make_run(tmp_path / "worse", 2)
+    summary = json.loads((path / "summary.json").read_text())
+    summary["rounds"][1]["force_mae_meV_per_A"] = 2 * summary["rounds"][0]["force_mae_meV_per_A"]
+    (path / "summary.json").write_text(json.dumps(summary))
+    assert "force MAE rose" in " ".join(campaign_story(RunData.load(path)))
+
+
+def test_half_finished_run(complete, tmp_path):
+    path = tmp_path / "half"
+    shutil.copytree(complete, path)
+    summary = json.loads((path / "summary.json").read_text())
+    (path / "summary.json").write_text(json.dumps(summary | {"stopped": "", "rounds": summary["rounds"][:1]}))
+    shutil.rmtree(path / "round_02")
+    for name in ("scores.npz", "harvest.json", "md/HILLS"):
+        (path / "round_01" / name).unlink()
+    lines = [line for line in (path / "ledger.jsonl").read_text().splitlines() if '"round": 2' not in line]
+    (path / "ledger.jsonl").write_text("\n".join(lines) + '\n{"event": "label", "round": 2, "posi')
+    run = RunData.load(path)
+    assert run.notes == []
+    assert not run.finished
+    assert len(run.labels) == 150
+    page = write_report(run).read_text()
+    assert "not finished" in page
+    assert "Nothing to show: nothing is harvested yet." in page
+    assert page.count("data:image/svg+xml;base64,") == len(SECTIONS) - 2
+
+
+def test_campaign_that_has_just_begun(complete, tmp_path):
+    shutil.copy(complete / "campaign.yaml", tmp_path)
+    run = RunData.load(tmp_path)
+    assert len(run.notes) == 2  # surface and test set are not beside it
+    assert "No round is finished yet." in write_report(run).read_text()
+    with pytest.raises(UqbiasError, match="no labelled frames"):
+        maps.hero_figure(run)
+
+
+def test_run_without_reference(tmp_path):
+    path = make_run(tmp_path / "no_reference", 2, reference=False)
+    run = RunData.load(path)
+    assert run.surface is None
+    assert run.coordinates.labels == ("component 1 (nm)", "component 2 (nm)")
+    page = write_report(run).read_text()
+    assert "principal components" in page
+    assert "errors are unknown" in page
+    assert "No barrier was crossed" not in page
+    assert "principal" not in page.split("error-maps")[-1].split("<h2")[0]
+
+
+def test_damaged_files_are_said_and_not_fatal(complete, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "SECTIONS", ())  # the figures do not matter here
+    path = tmp_path / "damaged"
+    shutil.copytree(complete, path)
+    scores = path / "round_01" / "scores.npz"
+    scores.write_bytes(scores.read_bytes()[:200])
+    run = RunData.load(path)
+    assert run.rounds[1].scores is None
+    assert any("scores.npz" in note for note in run.notes)
+    assert "scores.npz could not be read" in write_report(run).read_text()
+
+
+def test_not_a_run_directory(tmp_path):
+    with pytest.raises(UqbiasError, match="not a run directory"):
+        RunData.load(tmp_path)
+    with pytest.raises(UqbiasError, match="no such run directory"):
+        RunData.load(tmp_path / "absent")
+
+
+def test_groups_of_walkers_are_joined(complete, tmp_path):
+    path = tmp_path / "groups"
+    shutil.copytree(complete, path)
+    md = path / "round_01" / "md"
+    for group in ("group_0", "group_1"):
+        (md / group).mkdir()
+        for name in ("observations.npz", "events.jsonl", "HILLS"):
+            shutil.copy(md / name, md / group)
+    entry = RunData.load(path).rounds[1]
+    assert entry.observations.cv.shape == (N_OBSERVED, 2 * N_WALKERS)
+    assert [event["walker"] for event in entry.guard_events] == [3, 3 + N_WALKERS]
+    assert len(entry.hills) == 2
+
+
+def test_ramachandran_draws_every_label_once(run):
+    figure = maps.ramachandran(run)
+    panels = [ax for ax in figure.axes if ax.get_visible()]
+    assert [sum(offsets(ax)) for ax in panels] == [100, 148, 196]
+    assert "100 + 48 labels" in panels[1].get_title(loc="left")
+    crosses = [line.get_xdata() for line in panels[2].lines if line.get_marker() == "x"]
+    assert [len(x) for x in crosses] == [2]
+
+
+def test_error_map_holds_the_mean_of_each_bin(run):
+    figure = maps.error_maps(run)
+    assert len(figure.axes) == 3 * 3 + 3  # quantities x rounds, and colour bars
+    drawn = figure.axes[6].collections[0].get_array()
+    assert drawn.shape == (24, 24)
+    points, error = run.test_points, run.rounds[0].scores["force_mae_frame"]
+    bins = np.floor((points + 180) / 15).astype(int)
+    column, row = bins[0]
+    expected = error[(bins == bins[0]).all(axis=1)].mean()
+    assert drawn[row, column] == pytest.approx(expected)
+
+
+def test_kernel_mean_is_periodic():
+    coordinates = dihedral_coordinates(COORDINATES)
+    points = np.array([[179.0, 0.0], [0.0, 0.0]])
+    mean = maps.kernel_mean(points, np.array([5.0, 1.0]), np.array([-179.0, 0.0]), np.array([0.0]), coordinates)
+    assert np.allclose(mean[:, 0], [5.0, 1.0], atol=1e-6)
+
+
+def test_hero_shows_first_and_last_round(run):
+    figure = maps.hero_figure(run)
+    assert [ax.get_title(loc="left") for ax in figure.axes[:2]] == ["round 0: 100 labels", "round 2: 196 labels"]
+    curve = figure.axes[2].lines[-1]
+    assert np.allclose(curve.get_ydata(), [row["force_mae_meV_per_A"] for row in run.rows])
+
+
+def test_learning_curve_shows_the_summary(run):
+    force, energy, coverage = plots.learning_curve(run).axes
+    assert np.allclose(force.lines[0].get_ydata(), [row["force_mae_meV_per_A"] for row in run.rows])
+    assert np.allclose(energy.lines[1].get_ydata(), [row["energy_mae_phi_positive_meV_per_atom"] for row in run.rows])
+    assert np.allclose(coverage.lines[0].get_ydata(), [100 * row["coverage"] for row in run.rows])
+    assert np.array_equal(coverage.lines[0].get_xdata(), [100, 150, 200])
+
+
+def test_calibration_figure_has_a_dot_per_test_frame(run):
+    axes = plots.uncertainty_against_error(run).axes
+    assert [offsets(ax) for ax in axes] == [[1200], [1200]]
+    u = run.rounds[0].scores["uncertainty"] * 1.03643
+    below = 100 * (run.rounds[0].scores["force_mae_frame"] <= u).mean()
+    assert f"{below:.0f} % below" in axes[0].get_title(loc="left")
+
+
+def test_walkers_figure_has_a_line_per_walker(run):
+    axes = plots.walkers_in_time(run).axes
+    assert len(axes) == 3 * 2
+    assert all(sum(len(line.get_xdata()) == N_OBSERVED for line in ax.lines) == N_WALKERS for ax in axes)
+    crosses = [line for line in axes[0].lines if line.get_marker() == "x"]
+    assert crosses[0].get_xdata() == pytest.approx([2.0])  # step 4000 of 0.5 fs
+
+
+def test_harvest_bars_add_up_to_the_candidates(run):
+    bars, candidates = plots.harvest_reasons(run).axes
+    heights = [
+        sum(patch.get_height() for patch in bars.patches if abs(patch.get_x() + 0.31 - i) < 0.01) for i in range(2)
+    ]
+    assert heights == [N_OBSERVED * N_WALKERS] * 2
+    assert sum(offsets(candidates)) == N_OBSERVED * N_WALKERS
+
+
+def test_cost_bars_are_the_phases_of_the_ledger(run):
+    ax = plots.cost(run).axes[0]
+    assert sum(patch.get_width() for patch in ax.patches) == pytest.approx(17.5 + 38.5 + 37.5)
+
+
+def test_rank_correlation():
+    x = np.arange(20.0)
+    assert plots.spearman(x, x**3) == pytest.approx(1.0)
+    assert plots.spearman(x, -x) == pytest.approx(-1.0)
+    assert np.isnan(plots.spearman(x, np.zeros(20)))
+
+
+def test_terminal_summary_fits_in_80_columns(run, capsys):
+    from rich.console import Console
+
+    print_summary(run, Console(width=80, force_terminal=False))
+    text = capsys.readouterr().out
+    assert "112.5" in text or f"{run.rows[0]['force_mae_meV_per_A']:.1f}" in text
+    assert "C7ax" in text
+    assert "…" not in text
+    assert max(len(line) for line in text.splitlines()) <= 80
+
+
+def test_json_summary_keeps_the_entries(run):
+    content = json.loads(json.dumps(summary_json(run)))
+    assert content["rounds"] == json.loads((run.directory / "summary.json").read_text())["rounds"]
+    assert content["status"] == "finished: all 2 rounds are done"
+
+
+def test_figures_as_files(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "SECTIONS", SECTIONS[:2])
+    written = write_figures(run, tmp_path, dpi=40)
+    assert {path.name for path in written} == {"maps.png", "learning.png", "hero.png"}
+    assert all(path.stat().st_size > 1000 for path in written)
