@@ -21,12 +21,14 @@ class Potential(torch.nn.Module, ABC):
     numbers : atomic numbers of the molecule, N of them, fixed.
     n_members : committee size M.
     n_latents : latent features per atom, F.
+    energy_shift : [] kJ/mol, buffer added to the energy of the molecule; training centres energies by it.
     """
 
     kind: ClassVar[str]
     numbers: tuple[int, ...]
     n_members: int
     n_latents: int
+    energy_shift: Tensor
 
     @abstractmethod
     def options(self) -> dict[str, Any]:

@@ -20,9 +20,9 @@ class PowerSpectrum(Potential):
     .. math:: A_{clm}^{(i)} = \sum_{j \ne i} \sum_k w_{ckl}^{z_j} b_k(r_{ij}) Y_{lm}(\hat r_{ij}),
 
     contracted to :math:`p_{cc'l} = \sum_m A_{clm} A_{c'lm} / \sqrt{2l + 1}` for :math:`c \le c'` (Bartók, Kondor and
-    Csányi, Phys. Rev. B 87, 184115 (2013), with the compression of the radial-species channel of Willatt, Musil and Ceriotti,
-    Phys. Chem. Chem. Phys. 20, 29661 (2018)), and mapped to an atomic energy by a network per element. The latents
-    are the last hidden layer.
+    Csányi, Phys. Rev. B 87, 184115 (2013), with the compression of the radial-species channel of Willatt, Musil and
+    Ceriotti, Phys. Chem. Chem. Phys. 20, 29661 (2018)), and mapped to an atomic energy by a network per element. The
+    latents are the last hidden layer.
 
     Parameters
     ----------
@@ -37,6 +37,15 @@ class PowerSpectrum(Potential):
     """
 
     kind: ClassVar[str] = "power_spectrum"
+
+    order: Tensor
+    inverse_order: Tensor
+    species: Tensor
+    upper: Tensor
+    self_shift: Tensor
+    power_mean: Tensor
+    power_scale: Tensor
+    energy_scale: Tensor
 
     def __init__(
         self,
