@@ -140,9 +140,14 @@ class ColvarFiles(_Files):
     def __call__(self, observation: Observation) -> None:
         """Write one row a walker; the files are line-buffered."""
         o = observation
-        columns = np.stack([o.cv, o.energy, o.uncertainty, o.bias], axis=1)
-        for stream, row, restarted in zip(self._streams, columns.tolist(), o.restarted.tolist(), strict=True):
-            stream.write(f"{o.time_ps:14.6f} " + " ".join(f"{x:16.9g}" for x in row) + f" {restarted:d}\n")
+        columns = np.stack([o.cv, o.energy, o.uncertainty, o.bias], axis=1).tolist()
+        for walker, values in enumerate(columns):
+            self.row(walker, o.time_ps, values, restarted=bool(o.restarted[walker]))
+
+    def row(self, walker: int, time_ps: float, values: Sequence[float], *, restarted: bool) -> None:
+        """Write u, energy, uncertainty, bias of one walker."""
+        numbers = " ".join(f"{value:16.9g}" for value in values)
+        self._streams[walker].write(f"{time_ps:14.6f} {numbers} {restarted:d}\n")
 
 
 def colvar_paths(path: str | Path, n_walkers: int) -> list[Path]:
