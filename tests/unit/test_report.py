@@ -403,6 +403,8 @@ def test_kernel_mean_is_periodic():
     points = np.array([[179.0, 0.0], [0.0, 0.0]])
     mean = maps.kernel_mean(points, np.array([5.0, 1.0]), np.array([-179.0, 0.0]), np.array([0.0]), coordinates)
     assert np.allclose(mean[:, 0], [5.0, 1.0], atol=1e-6)
+    far = maps.kernel_mean(points, np.array([5.0, 1.0]), np.array([90.0]), np.array([0.0]), coordinates)
+    assert np.isnan(far).all()
 
 
 def test_hero_shows_first_and_last_round(run):

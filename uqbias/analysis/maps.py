@@ -156,13 +156,14 @@ def hero_figure(run: RunData) -> Figure:
     ends = [scored[0], scored[-1]] if len(scored) > 1 else [run.rounds[0], run.rounds[-1]]
     mesh, norm = None, Normalize()
     if len(scored) > 1 and points is not None:
-        x, y = (np.linspace(*limits, 73) for limits in run.coordinates.limits)
+        x, y = (np.linspace(*limits, 181) for limits in run.coordinates.limits)
         errors = [entry.scores["force_mae_frame"] for entry in ends if entry.scores is not None]
         smooth = [kernel_mean(points, values, x, y, run.coordinates) for values in errors]
         low, high = robust_limits(np.stack(smooth), 1.0, 99.0)
         norm = LogNorm(max(low, 1e-3 * high), high)
         for ax, values in zip(maps, smooth, strict=False):
-            mesh = ax.pcolormesh(x, y, values.T, norm=norm, cmap=ERROR, shading="gouraud", rasterized=True)
+            shown = np.ma.masked_invalid(values.T)
+            mesh = ax.pcolormesh(x, y, shown, norm=norm, cmap=ERROR, shading="nearest", rasterized=True)
     for ax, entry in zip(maps, ends, strict=False):
         if mesh is None:
             _visited(ax, run, entry)
@@ -234,7 +235,10 @@ def bin_mean(points: Array, values: Array, coordinates: Coordinates) -> Array:
 
 
 def kernel_mean(points: Array, values: Array, x: Array, y: Array, coordinates: Coordinates) -> Array:
-    """Mean of ``values`` [n] at the grid points [x, y], weighted by a Gaussian of 1/30 of the axis (12° for angles)."""
+    """Mean of ``values`` [n] at the grid points [x, y], weighted by a Gaussian of 1/30 of the axis (12° for angles).
+
+    NaN where no point is within about 1.5 widths.
+    """
     weight = []
     for axis, ticks in enumerate((x, y)):
         span = coordinates.limits[axis][1] - coordinates.limits[axis][0]
@@ -242,8 +246,8 @@ def kernel_mean(points: Array, values: Array, x: Array, y: Array, coordinates: C
         if coordinates.periodic:
             apart = (apart + 180.0) % 360.0 - 180.0
         weight.append(np.exp(-0.5 * (apart / (span / 30.0)) ** 2))
-    total = weight[0] @ (weight[1] * values).T
-    return np.asarray(total / np.maximum(weight[0] @ weight[1].T, 1e-30))
+    total, near = weight[0] @ (weight[1] * values).T, weight[0] @ weight[1].T
+    return np.where(near > 0.3, total / np.maximum(near, 1e-30), np.nan)
 
 
 def draw_bins(ax: Axes, values: Array, coordinates: Coordinates, norm: Normalize, cmap: Any) -> Any:
@@ -304,7 +308,7 @@ def _basin_names(ax: Axes, run: RunData) -> None:
     """Names of the configured basins in the middle of their boxes."""
     score = section(run.config, "score")
     boxes, names = score.get("basins"), list(score.get("coordinates") or {})[:2]
-    if not isinstance(boxes, dict):
+    if not isinstance(boxes, dict) or len(names) < 2:
         return
     box_style = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6}
     for name, box in boxes.items():

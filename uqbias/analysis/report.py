@@ -245,7 +245,7 @@ def _fact(key: str, run: RunData) -> str:
         return f"Guards stopped {stops} walker{'' if stops == 1 else 's'} in all rounds together."
     if key == "maps" and run.surface is None and run.coordinates is not None and not run.coordinates.periodic:
         return (
-            "No coordinates are configured: the axes are the first two principal components of the heavy-atom "
+            "Two coordinates are not configured: the axes are the first two principal components of the heavy-atom "
             "pair distances of the labelled frames."
         )
     if key == "cost":

@@ -162,9 +162,9 @@ class RunData:
 
     @cached_property
     def coordinates(self) -> Coordinates | None:
-        """Configured dihedrals, else principal components of the labelled frames, else None."""
+        """The first two configured dihedrals, else principal components of the labelled frames, else None."""
         named = section(self.config, "score").get("coordinates") or {}
-        if named:
+        if len(named) >= 2:
             return dihedral_coordinates(named)
         if self.labels is not None and len(self.labels) >= 3:
             return principal_components(self.labels.positions, self.numbers)
@@ -358,7 +358,7 @@ class _Reader:
             except UqbiasError as error:
                 self.note(test_set, error)
         surface = self.find(score.get("surface"))
-        if surface is not None and score.get("coordinates"):
+        if surface is not None and len(score.get("coordinates") or ()) >= 2:
             try:
                 self.run.surface = ReferenceSurface.load(surface)
             except (UqbiasError, ValueError, OSError) as error:
