@@ -35,27 +35,43 @@ class System(Section):
 
 
 class Training(Section):
-    """How the potential is trained; see `uqbias.potentials.training.train`."""
+    """How the potential is trained; see `uqbias.potentials.training`."""
 
-    max_seconds: float | None = Field(default=None, gt=0, description="time limit of one training, s; null: no limit")
-    epochs: Count = Field(default=400, description="passes over the training set, at most")
-    patience: Count = Field(default=60, description="stop after this many epochs without a better validation loss")
-    batch_size: Count = Field(default=16, description="frames a gradient step")
-    learning_rate: Positive = Field(default=5e-3, description="highest learning rate of Adam")
-    force_weight: float = Field(default=1.0, ge=0, description="weight of the force error in the loss")
-    energy_weight: float = Field(default=1.0, ge=0, description="weight of the energy error per atom in the loss")
-    ema: float = Field(default=0.99, ge=0, lt=1, description="decay of the averaged weights, per step; 0: no averaging")
-    validation_fraction: float = Field(
-        default=0.1, gt=0, lt=1, description="share of the labelled frames kept for early stopping"
+    steps: Count = Field(
+        default=4000, description="optimiser steps of round 0; the learning rate falls to zero over them"
     )
-    warm_start: bool = Field(default=True, description="begin each round from the weights of the last one")
+    warm_start: bool = Field(default=True, description="begin each later round from the weights of the last one")
+    later_steps: Count | None = Field(
+        default=None, description="optimiser steps of each later round; null: as in round 0"
+    )
+    batch_size: Count = Field(default=8, description="frames a step")
+    learning_rate: Positive = Field(default=0.02, description="highest learning rate of Adam")
+    energy_weight: float = Field(default=0.1, ge=0, description="weight of the energy error beside the force error")
+    ema: float = Field(default=0.995, ge=0, lt=1, description="decay of the averaged weights, which are the result")
+    validation_fraction: float = Field(
+        default=0.1,
+        ge=0,
+        lt=0.5,
+        description="share of the labelled frames kept for early stopping; 0: no early stopping",
+    )
+    evaluate_every: Count = Field(default=250, description="steps between two looks at the validation frames")
+    patience: Count = Field(default=8, description="looks without improvement after which training stops")
+    max_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        description="end the schedule after this time instead; the result then depends on the machine's speed",
+    )
+    runner: Literal["auto", "aoti", "torchscript", "eager"] = Field(
+        default="auto",
+        description="how the training step is run: aoti (needs a C++ compiler), torchscript, eager, or auto",
+    )
 
 
 class Calibration(Section):
     """Held-out frames that turn the judge's u into an expected force error (conformal)."""
 
     fraction: float = Field(
-        default=0.1, gt=0, lt=1, description="share of the labelled frames kept from training for calibration"
+        default=0.1, gt=0, lt=0.5, description="share of the labelled frames kept from training for calibration"
     )
     alpha: float = Field(
         default=0.1,

@@ -128,25 +128,28 @@ class Work:
         frames, verdicts = self.labels(last_round)
         return frames[np.array([verdict == ACCEPTED for verdict in verdicts], dtype=bool)]
 
-    def calibration_mask(self, frames: Frames) -> NDArray[np.bool_]:
-        """Frames held out for calibration; a frame once held out stays so in every later round.
+    def deal(self, frames: Frames) -> tuple[Frames, Frames, Frames]:
+        """Training, validation and calibration frames; a frame once held out stays so in every later round.
 
         Parameters
         ----------
         frames : accepted frames with ``round`` in their info.
         """
-        options = self.campaign.calibration
+        options, training = self.campaign.calibration, self.campaign.training
         rounds = np.array([entry["round"] for entry in frames.info])
-        mask = np.zeros(len(frames), dtype=bool)
+        role = np.zeros(len(frames), dtype=np.int64)
         for round_index in np.unique(rounds):
             members = np.flatnonzero(rounds == round_index)
             count = int(np.ceil(options.fraction * len(members)))
             if round_index == 0:
+                # The conformal quantile of n frames exists for n of 1/α or more.
                 count = max(count, int(np.ceil(1 / options.alpha - 1e-9)))
             count = min(count, len(members) // 2)
-            random = np.random.default_rng(self.seed(int(round_index), "calibration"))
-            mask[random.choice(members, count, replace=False)] = True
-        return mask
+            random = np.random.default_rng(self.seed(int(round_index), "deal"))
+            order = random.permutation(members)
+            role[order[:count]] = 2
+            role[order[count : count + int(np.ceil(training.validation_fraction * len(members)))]] = 1
+        return frames[role == 0], frames[role == 1], frames[role == 2]
 
 
 def read_start(file: CampaignFile, topology: Topology) -> Frames:
