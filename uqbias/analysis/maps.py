@@ -10,6 +10,7 @@ from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from uqbias.analysis.coordinates import Array, Coordinates
 from uqbias.analysis.free_energy_surface import ReferenceSurface
@@ -149,8 +150,9 @@ def hero_figure(run: RunData) -> Figure:
         raise UqbiasError(
             f"{run.directory} holds no labelled frames to draw", "let 'uqbias run' finish its first round"
         )
-    figure = Figure(figsize=(13.0, 3.9), layout="constrained")
-    maps = figure.subplots(1, 3, width_ratios=(1.0, 1.0, 1.05))
+    curve = any(is_number(row.get("force_mae_meV_per_A")) for row in run.rows)
+    figure = Figure(figsize=(13.0 if curve else 8.6, 3.9), layout="constrained")
+    maps = figure.subplots(1, 3, width_ratios=(1.0, 1.0, 1.05)) if curve else figure.subplots(1, 2)
     points = run.test_points
     scored = run.scored_on_map()
     ends = [scored[0], scored[-1]] if len(scored) > 1 else [run.rounds[0], run.rounds[-1]]
@@ -179,7 +181,8 @@ def hero_figure(run: RunData) -> Figure:
         bar = figure.colorbar(mesh, ax=list(maps[:2]), extend="both", pad=0.01, fraction=0.03, aspect=22)
         bar.set_label("force MAE (meV/Å)")
         plain_log_ticks(bar.ax.yaxis, norm)
-    _hero_curve(maps[2], run)
+    if curve:
+        _hero_curve(maps[2], run)
     return figure
 
 
@@ -267,12 +270,13 @@ def frame_axes(ax: Axes, coordinates: Coordinates) -> None:
         ax.set_aspect("equal")
         ax.set_xticks([-180, -90, 0, 90, 180])
         ax.set_yticks([-180, -90, 0, 90, 180])
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(4))
+        ax.yaxis.set_major_locator(MaxNLocator(5))
 
 
 def plain_log_ticks(axis: Any, norm: Normalize) -> None:
     """Ticks 1, 2, 5 × 10ⁿ written as plain numbers."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
     low, high = float(norm.vmin or 1e-3), float(norm.vmax or 1.0)
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
     ticks = [m * 10.0**d for d in decades for m in (1, 2, 5) if low <= m * 10.0**d <= high]

@@ -363,10 +363,13 @@ def _candidates(ax: Axes, candidates: Sequence[dict[str, Any]], index: int) -> N
         label="taken",
         zorder=3,
     )
-    finite = values[np.isfinite(values).all(axis=1)]
-    low, high = np.percentile(finite[:, 1], [0.5, 99.0])
+    # An exploded geometry may lie thousands of kJ/mol away: the axis is that of the frames that could be taken.
+    fit = np.array([_fate(str(c.get("reason", ""))) < 2 for c in candidates])
+    low, high = np.percentile(values[fit if fit.any() else slice(None), 1], [0.5, 99.5])
     ax.set_ylim(low - 0.1 * (high - low) - 1.0, high + 0.25 * (high - low) + 1.0)
-    ax.set(xlabel="driver u", ylabel="model energy (kJ/mol)", title=f"round {index}")
+    hidden = int(((values[:, 1] < ax.get_ylim()[0]) | (values[:, 1] > ax.get_ylim()[1])).sum())
+    title = f"round {index}" + (f" ({hidden} outside the axes)" if hidden else "")
+    ax.set(xlabel="driver u", ylabel="model energy (kJ/mol)", title=title)
     ax.yaxis.set_major_locator(MaxNLocator(6))
     ax.legend(loc="upper left")
     grid(ax)

@@ -166,8 +166,8 @@ class RunData:
         named = section(self.config, "score").get("coordinates") or {}
         if len(named) >= 2:
             return dihedral_coordinates(named)
-        if self.labels is not None and len(self.labels) >= 3:
-            return principal_components(self.labels.positions, self.numbers)
+        if self.labels is not None and self.labels.accepted.sum() >= 3:
+            return principal_components(self.labels.positions[self.labels.accepted], self.numbers)
         return None
 
     @cached_property
