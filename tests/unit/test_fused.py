@@ -193,3 +193,11 @@ def test_missing_openmmtorch(monkeypatch):
     monkeypatch.setattr(stack.importlib.util, "find_spec", lambda name: None)
     assert "not installed" in str(stack.backend_faults()["torchforce"])
     assert stack.choose_backend("auto") == "pythonforce"
+
+
+def test_torchforce_as_variable_is_refused_where_it_kills_the_process(monkeypatch):
+    monkeypatch.setattr(stack, "_version", lambda openmm: (8, 6))
+    with pytest.raises(UqbiasError, match="kills the process"):
+        stack.check_torchforce_as_variable()
+    monkeypatch.setattr(stack, "_version", lambda openmm: (8, 5))
+    stack.check_torchforce_as_variable()

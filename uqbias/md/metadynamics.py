@@ -19,7 +19,7 @@ from uqbias.compile.fused import FusedEvaluator
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.md.force import make_force
 from uqbias.md.reporters import ColvarFiles, HillsFile, read_hills
-from uqbias.md.stack import choose_backend
+from uqbias.md.stack import check_torchforce_as_variable, choose_backend
 from uqbias.model import UncertaintyModel
 
 DRIVES = ("model", "bias")
@@ -261,12 +261,8 @@ def uncertainty_cv_force(
     import openmm
 
     chosen = choose_backend(backend)
-    version = tuple(int(part) for part in openmm.version.version.split(".")[:2])
-    if chosen == "torchforce" and version >= (8, 6):
-        raise UqbiasError(
-            f"OpenMM {openmm.version.version} crashes when it copies a TorchForce of openmmtorch 1.5",
-            "use backend 'pythonforce', or install openmm<8.6",
-        )
+    if chosen == "torchforce":
+        check_torchforce_as_variable()
     evaluator = FusedEvaluator(
         _loaded(model),
         _Itself(),

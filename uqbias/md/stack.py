@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-import io
+import logging
+from pathlib import Path
 from typing import Any
 
 from uqbias.errors import UqbiasError, did_you_mean
@@ -32,12 +33,30 @@ def check_torchforce() -> None:
     if importlib.util.find_spec("openmmtorch") is None:
         raise UqbiasError("openmmtorch is not installed", "pip install 'uqbias[torchforce]', or backend 'pythonforce'")
     _refuse_torch(torch.__version__, torch.version.cuda)
+    # openmmtorch imports simtk.openmm, whose deprecation warning would also set up logging for the whole process.
+    quiet, disabled = logging.NullHandler(), logging.root.manager.disable
+    logging.root.addHandler(quiet)
+    logging.disable(logging.WARNING)
     try:
-        # openmmtorch imports simtk.openmm, which prints a warning that is none of the user's business.
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            importlib.import_module("openmmtorch")
+        importlib.import_module("openmmtorch")
     except (ImportError, OSError) as error:
         raise UqbiasError(f"openmmtorch does not import ({error})", "use backend 'pythonforce'") from error
+    finally:
+        logging.disable(disabled)
+        logging.root.removeHandler(quiet)
+    _load_missing_plugins()
+
+
+def _load_missing_plugins() -> None:
+    """Load what failed when OpenMM was imported before torch, whose CUDA libraries the plugin links."""
+    import openmm
+
+    plugins = Path(openmm.version.openmm_library_path) / "plugins"
+    for library in sorted(plugins.glob("*OpenMMTorch*")):
+        if any(str(library) in failure for failure in openmm.Platform.getPluginLoadFailures()):
+            # One that fails again is for a platform whose driver is not here.
+            with contextlib.suppress(openmm.OpenMMException):
+                openmm.Platform.loadPluginLibrary(str(library))
 
 
 def _refuse_torch(version: str, cuda: str | None) -> None:
@@ -51,6 +70,21 @@ def _refuse_torch(version: str, cuda: str | None) -> None:
         raise UqbiasError(
             f"openmmtorch cannot be imported with the CPU-only torch {version}: it links CUDA libraries",
             "install torch 2.9 from PyPI (not the +cpu build), or use backend 'pythonforce'",
+        )
+
+
+def check_torchforce_as_variable() -> None:
+    """Raise UqbiasError where OpenMM cannot copy a TorchForce, as it must for a CustomCVForce or from XML.
+
+    OpenMM 8.6 changed the return type of ``SerializationNode::getStringProperty``, which openmmtorch 1.5 calls when a
+    TorchForce is copied: the process dies of a segmentation fault.
+    """
+    import openmm
+
+    if _version(openmm) >= (8, 6):
+        raise UqbiasError(
+            f"a TorchForce inside a CustomCVForce kills the process with OpenMM {openmm.version.version}",
+            "use backend 'pythonforce', or pip install 'openmm>=8.5,<8.6'",
         )
 
 

@@ -1,0 +1,149 @@
+"""Write a model as a plain TorchScript module that needs nothing but torch where it is used."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+import uqbias
+from uqbias.compile.flatten import flatten
+from uqbias.compile.fused import BiasLike
+from uqbias.compile.runners import trace_to_torchscript
+from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.files import atomic_path
+
+#: What an exported module may give, and its unit.
+OUTPUTS = {
+    "uncertainty": "kJ/mol/nm, expected force error",
+    "cv": "as stated by its kind",
+    "energy": "kJ/mol",
+    "biased": "kJ/mol",
+}
+
+
+def export_torchscript(
+    model: torch.nn.Module,
+    path: str | Path,
+    output: str = "uncertainty",
+    *,
+    with_forces: bool = False,
+    bias: BiasLike | None = None,
+    periodic: bool = False,
+    example_positions: Tensor | None = None,
+) -> None:
+    """Write ``forward(positions [N, 3] nm[, box [3, 3] nm]) -> scalar``, or ``-> (scalar, forces [N, 3])``, atomically.
+
+    The module holds the weights in float32 and no Python operator. It takes float32 or float64 positions and answers in
+    their dtype. The scalar form is differentiated by the host's autograd and survives ``torch.jit.freeze``, so
+    ``openmmtorch.TorchForce(path)``, C++ and PLUMED load it as it is. The form with forces is the flattened graph of
+    the value and of its negative gradient per nm: call ``TorchForce.setOutputsForces(True)``; it is faster, but cannot
+    be differentiated again.
+
+    The file carries ``manifest.json`` as an extra file: output, unit, atomic numbers, versions.
+
+    Parameters
+    ----------
+    model : `uqbias.model.UncertaintyModel`, or a module of that contract.
+    path : file to write, by custom ``.pt``.
+    output : ``uncertainty`` (the judge), ``cv`` (the driver), ``energy``, or ``biased`` (energy + bias).
+    with_forces : see above.
+    bias : for ``biased``: its state as of now is written into the file and stays fixed.
+    periodic : the module takes the box (rows are lattice vectors) as second argument, as a TorchForce hands it in after
+        ``setUsesPeriodicBoundaryConditions(True)``.
+    example_positions : [N, 3] nm, a geometry to trace with; a zigzag chain if None.
+
+    Raises
+    ------
+    UqbiasError
+        If ``output`` is unknown, or ``biased`` and ``bias`` do not come together.
+    """
+    if output not in OUTPUTS:
+        raise UqbiasError(f"unknown output '{output}'", did_you_mean(output, OUTPUTS))
+    if (output == "biased") != (bias is not None):
+        raise UqbiasError(f"output '{output}' with bias {bias!r}", "give a bias with output 'biased', and only with it")
+    numbers = [int(number) for number in model.numbers]  # type: ignore[union-attr, arg-type]
+    positions = _chain(len(numbers)) if example_positions is None else example_positions.detach().cpu().double()
+    if positions.shape != (len(numbers), 3):
+        raise UqbiasError(f"example positions of shape {tuple(positions.shape)}", f"give [{len(numbers)}, 3]")
+    scalar = _Scalar(model, output, bias).eval()
+    examples = [positions, 10.0 * torch.eye(3, dtype=torch.float64)] if periodic else [positions]
+    traced = _trace_value_and_forces(scalar, examples) if with_forces else trace_to_torchscript(scalar, examples)
+    manifest = {
+        "format": "uqbias-torchscript",
+        "output": output,
+        "unit": OUTPUTS[output],
+        "with_forces": with_forces,
+        "periodic": periodic,
+        "atomic_numbers": numbers,
+        "length_unit": "nm",
+        "versions": {"uqbias": uqbias.__version__, "torch": torch.__version__},
+    }
+    with atomic_path(path) as temporary:
+        torch.jit.save(traced, str(temporary), _extra_files={"manifest.json": json.dumps(manifest)})  # type: ignore[no-untyped-call]
+
+
+class _Scalar(torch.nn.Module):
+    """One output of a float32 copy of the model for one molecule, bias state in buffers."""
+
+    def __init__(self, model: torch.nn.Module, output: str, bias: BiasLike | None) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model).to("cpu", torch.float32).requires_grad_(False)
+        self._output, self._bias = output, bias
+        self._state_names: dict[str, str] = {}
+        for index, (name, tensor) in enumerate((bias.state() if bias is not None else {}).items()):
+            dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+            self._state_names[name] = f"bias_{index}"
+            self.register_buffer(f"bias_{index}", tensor.detach().to("cpu", dtype, copy=True))
+
+    def forward(self, positions: Tensor, box: Tensor | None = None) -> Tensor:
+        points = positions.float().unsqueeze(0)
+        energy, cv, uncertainty = self.model(points) if box is None else self.model(points, box.float())
+        if self._bias is not None:
+            state = {name: getattr(self, kept) for name, kept in self._state_names.items()}
+            energy = energy + self._bias.energy(cv, energy, state)
+        value: Tensor = {"cv": cv, "uncertainty": uncertainty}.get(self._output, energy)
+        # type_as, since .to(dtype) would be traced as the dtype of the example.
+        return value.squeeze(0).type_as(positions)
+
+
+def _trace_value_and_forces(scalar: _Scalar, examples: list[Tensor]) -> Any:
+    """TorchScript of the flattened graph; weights stay buffers, so that the module can be moved to another device."""
+    tensors = {**dict(scalar.named_parameters()), **dict(scalar.named_buffers())}
+
+    def function(inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
+        points, *box = inputs[: len(examples)]
+        points = points.detach().requires_grad_()
+        weights = dict(zip(tensors, inputs[len(examples) :], strict=True))
+        value = functional_call(scalar, weights, (points, *box))
+        (gradient,) = torch.autograd.grad(value, points)
+        return value, -gradient
+
+    embedded = [tensor.detach() for tensor in tensors.values()]
+    return trace_to_torchscript(_Embedded(flatten(function, [*examples, *embedded]), embedded), examples)
+
+
+class _Embedded(torch.nn.Module):
+    """A flattened graph whose last inputs are buffers of this module."""
+
+    def __init__(self, graph: torch.fx.GraphModule, tensors: list[Tensor]) -> None:
+        super().__init__()
+        self.graph = graph
+        self._names = [f"tensor_{index}" for index in range(len(tensors))]
+        for name, tensor in zip(self._names, tensors, strict=True):
+            self.register_buffer(name, tensor)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        value, forces = self.graph(*inputs, *(getattr(self, name) for name in self._names))
+        return value.type_as(inputs[0]), forces.type_as(inputs[0])
+
+
+def _chain(n_atoms: int) -> Tensor:
+    """[N, 3] nm, no two atoms in one place and no three in a line."""
+    index = torch.arange(float(n_atoms), dtype=torch.float64)
+    return torch.stack([0.13 * index, 0.08 * (index % 2), 0.05 * torch.sin(index)], dim=1)
