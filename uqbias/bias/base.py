@@ -111,8 +111,8 @@ class BiasSum(Bias):
 
     @property
     def pace(self) -> int | None:  # type: ignore[override]
-        """Greatest common divisor of the paces of the terms."""
-        paces = [bias.pace for bias in self.biases if bias.pace]
+        """Greatest common divisor of the paces of the terms that are not frozen."""
+        paces = [bias.pace for bias in self.biases if bias.pace and not bias.frozen]
         return int(np.gcd.reduce(paces)) if paces else None
 
     def state(self) -> dict[str, Tensor]:

@@ -209,6 +209,12 @@ class Trajectories:
         for file in self._files:
             file.close()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def _write_topology(self, positions: NDArray[Any]) -> None:
         from openmm import app
 

@@ -198,7 +198,7 @@ class Walkers:
         """
         if pace < 1 or steps % pace:
             raise UqbiasError(f"{steps} steps observed every {pace}", "give a number of steps that is a multiple of it")
-        if self.bias is not None and self.bias.pace and self.bias.pace % pace:
+        if self.bias is not None and not self.bias.frozen and self.bias.pace and self.bias.pace % pace:
             raise UqbiasError(
                 f"observing every {pace} steps misses updates of a bias with pace {self.bias.pace}",
                 "observe at a divisor of the bias's pace",
