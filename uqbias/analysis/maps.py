@@ -49,10 +49,11 @@ def ramachandran(run: RunData) -> Figure | None:
     shown = spread([entry for entry in run.rounds if _has_map(run, entry)], 8)
     if run.coordinates is None or not shown:
         return None
-    columns = min(4, len(shown))
+    columns = len(shown) if len(shown) <= 5 else -(-len(shown) // 2)
     rows = -(-len(shown) // columns)
-    width = WIDTH if columns > 2 else 3.4 * columns + 0.5
-    figure, axes = panels(rows, columns, 0.55 + rows * width / columns * 0.98, width=width, sharex=True, sharey=True)
+    cell = WIDTH / columns if columns > 2 else 3.2
+    width = WIDTH if columns > 2 else cell * columns + 3.2
+    figure, axes = panels(rows, columns, 0.65 + rows * cell, width=width, sharex=True, sharey=True)
     any_rejected = False
     for ax, entry in zip(axes.flat, shown, strict=False):
         _reference(ax, run.surface)
@@ -65,8 +66,8 @@ def ramachandran(run: RunData) -> Figure | None:
         rejected = rejected_points(run, entry.index)
         ax.plot(rejected[:, 0], rejected[:, 1], "x", color=BLACK, markersize=3.5, zorder=5)
         any_rejected = any_rejected or len(rejected) > 0
-        count = f"{len(earlier)} + {len(new)} labels" if entry.index else f"{len(new)} start labels"
-        ax.set_title(f"round {entry.index}: {count}")
+        count = f"{len(earlier)} + {len(new)}" if entry.index else f"{len(new)}"
+        ax.set_title(f"round {entry.index}: {count}" + (" labels" if columns < 5 else ""))
         frame_axes(ax, run.coordinates)
     for ax in axes.flat[len(shown) :]:
         ax.set_visible(False)
@@ -82,10 +83,13 @@ def ramachandran(run: RunData) -> Figure | None:
         Patch(color="#9DC3E2", label="visited by the walkers"),
     ]
     if run.surface is not None:
-        handles.append(Line2D([], [], color=GREY, linewidth=0.8, label="reference free energy, every 2 kT up to 10 kT"))
+        handles.append(Line2D([], [], color=GREY, linewidth=0.8, label="reference F, every 2 kT to 10 kT"))
     if any_rejected:
         handles.insert(1, Line2D([], [], marker="x", linestyle="", markersize=4, color=BLACK, label="label rejected"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 2 * columns), columnspacing=1.2)
+    if columns > 2:
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), columnspacing=1.2)
+    else:
+        figure.legend(handles=handles, loc="outside right center", ncols=1)
     return figure
 
 
@@ -101,34 +105,38 @@ def error_maps(run: RunData) -> Figure | None:
     if run.coordinates is None or points is None or not shown:
         return None
     quantities = [
-        (key, label, logarithmic, cmap)
-        for key, label, logarithmic, cmap in (
+        quantity
+        for quantity in (
             ("cv", f"driver u{_unit(run)}", False, "cividis"),
-            ("uncertainty", "judge (kJ/mol/nm)", False, "cividis"),
+            ("uncertainty", "judge (kJ/mol/nm)", True, "cividis"),
             ("force_mae_frame", "force MAE (meV/Å)", True, ERROR),
         )
-        if all(entry.scores is not None and key in entry.scores for entry in shown)
+        if all(entry.scores is not None and quantity[0] in entry.scores for entry in shown)
     ]
     columns = len(shown)
     cell = min(2.6, (WIDTH - 1.2) / columns)
-    width = cell * columns + 1.4
-    figure, axes = panels(
-        len(quantities), columns, 0.5 + len(quantities) * cell * 1.02, width=width, sharex=True, sharey=True
-    )
-    for row, (key, label, logarithmic, cmap) in enumerate(quantities):
+    size = (len(quantities), columns, 0.5 + len(quantities) * cell * 1.02, cell * columns + 1.4)
+    if columns == 1:  # one row of quantities instead of one column
+        size = (1, len(quantities), cell + 0.6, len(quantities) * (cell + 0.9))
+    figure, axes = panels(*size[:3], width=size[3], sharex=True, sharey=True)
+    axes = axes if columns > 1 else axes.T
+    for row, (key, label, wants_log, cmap) in enumerate(quantities):
         binned = [bin_mean(points, entry.scores[key], run.coordinates) for entry in shown if entry.scores is not None]
         low, high = robust_limits(np.stack(binned))
-        norm = LogNorm(max(low, 1e-3 * high), high) if logarithmic and high > 0 else Normalize(low, high)
+        logarithmic = wants_log and high > 0
+        low = max(low, 1e-2 * high) if logarithmic else low
+        norm = LogNorm(low, high) if logarithmic else Normalize(low, high)
         for column, (entry, values) in enumerate(zip(shown, binned, strict=True)):
             ax = axes[row, column]
-            mesh = draw_bins(ax, values, run.coordinates, norm, cmap)
-            _reference(ax, run.surface, fill=False, colour=BLACK if logarithmic else "white")
+            # A calibrated uncertainty may be 0, which a logarithmic scale would leave blank.
+            mesh = draw_bins(ax, np.maximum(values, low) if logarithmic else values, run.coordinates, norm, cmap)
+            _reference(ax, run.surface, fill=False, colour=BLACK if cmap is ERROR else "white")
             frame_axes(ax, run.coordinates)
-            if row == 0:
+            if row == 0 or columns == 1:
                 ax.set_title(f"round {entry.index}")
-            if row == len(quantities) - 1:
+            if row == len(quantities) - 1 or columns == 1:
                 ax.set_xlabel(run.coordinates.labels[0])
-            if column == 0:
+            if column == 0 and (row == 0 or columns > 1):
                 ax.set_ylabel(run.coordinates.labels[1])
         bar = figure.colorbar(mesh, ax=list(axes[row]), extend="both", pad=0.015, fraction=0.03, aspect=18)
         bar.set_label(label)
@@ -146,7 +154,7 @@ def hero_figure(run: RunData) -> Figure:
     UqbiasError
         If no frame is labelled yet.
     """
-    if run.coordinates is None or run.label_points is None or not run.rounds:
+    if run.coordinates is None or run.label_points is None or not any(_has_map(run, e) for e in run.rounds):
         raise UqbiasError(
             f"{run.directory} holds no labelled frames to draw", "let 'uqbias run' finish its first round"
         )
@@ -155,7 +163,8 @@ def hero_figure(run: RunData) -> Figure:
     maps = figure.subplots(1, 3, width_ratios=(1.0, 1.0, 1.05)) if curve else figure.subplots(1, 2)
     points = run.test_points
     scored = run.scored_on_map()
-    ends = [scored[0], scored[-1]] if len(scored) > 1 else [run.rounds[0], run.rounds[-1]]
+    drawn = scored if len(scored) > 1 else [entry for entry in run.rounds if _has_map(run, entry)]
+    ends = [drawn[0], drawn[-1]]
     mesh, norm = None, Normalize()
     if len(scored) > 1 and points is not None:
         x, y = (np.linspace(*limits, 181) for limits in run.coordinates.limits)
@@ -309,7 +318,7 @@ def _reference(ax: Axes, surface: ReferenceSurface | None, *, fill: bool = True,
 
 
 def _basin_names(ax: Axes, run: RunData) -> None:
-    """Names of the configured basins in the middle of their boxes."""
+    """Names of the configured basins at the right edges of their boxes, clear of the dots inside."""
     score = section(run.config, "score")
     boxes, names = score.get("basins"), list(score.get("coordinates") or {})[:2]
     if not isinstance(boxes, dict) or len(names) < 2:
@@ -318,10 +327,11 @@ def _basin_names(ax: Axes, run: RunData) -> None:
     for name, box in boxes.items():
         if any(coordinate not in box for coordinate in names):
             continue
-        x, y = (low + ((high - low) % 360.0) / 2.0 for low, high in (box[names[0]], box[names[1]]))
-        x, y = ((value + 180.0) % 360.0 - 180.0 for value in (x, y))
+        right = (box[names[0]][1] + 180.0) % 360.0 - 180.0
+        low, high = box[names[1]]
+        middle = (low + ((high - low) % 360.0) / 2.0 + 180.0) % 360.0 - 180.0
         text = BASIN_TEXT.get(str(name), str(name))
-        ax.text(x, y, text, ha="center", va="center", fontsize=8, bbox=box_style, zorder=5, clip_on=True)
+        ax.text(right, middle, text, ha="left", va="center", fontsize=8, bbox=box_style, zorder=5, clip_on=True)
 
 
 def _visited(ax: Axes, run: RunData, entry: Round) -> None:

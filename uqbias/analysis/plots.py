@@ -107,6 +107,8 @@ def uncertainty_against_error(run: RunData) -> Figure | None:
         ax.set_title(f"round {entry.index}: Spearman ρ = {rho:.2f}; {100 * below:.0f} % below the line", fontsize=10)
         ax.set_xlabel("calibrated uncertainty (meV/Å)")
         grid(ax)
+    axes[0, 0].set_xlim(0.7 * max(floor, _smallest(u_all)), 1.5 * max(float(u_all.max(initial=0.0)), 2 * floor))
+    axes[0, 0].set_ylim(0.5 * _smallest(error_all), 2.0 * float(error_all.max(initial=1.0)))
     axes[0, 0].set_ylabel("true force MAE of the frame (meV/Å)")
     axes[0, 0].legend(loc="lower right")
     return figure

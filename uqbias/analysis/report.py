@@ -49,7 +49,8 @@ SECTIONS = (
         "maps",
         "Where the molecule went",
         maps.ramachandran,
-        "Each panel is one round. Blue shows where the walkers were (darker: more often), orange dots are the "
+        "Each panel is one round, titled with the labels before it and those it added. "
+        "Blue shows where the walkers were (darker: more often), orange dots are the "
         "frames bought from the oracle in that round, grey dots those bought before. A campaign that works spreads "
         "over the contoured area; orange dots in a region without grey ones are new discoveries.",
         "no frame is labelled yet",
