@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from uqbias.analysis.coordinates import Array
-from uqbias.analysis.maps import is_number
+from uqbias.analysis.maps import is_number, plain_log_ticks
 from uqbias.analysis.run_data import Round, RunData, section
 from uqbias.analysis.style import (
     BLACK,
@@ -109,6 +110,9 @@ def uncertainty_against_error(run: RunData) -> Figure | None:
         grid(ax)
     axes[0, 0].set_xlim(0.7 * max(floor, _smallest(u_all)), 1.5 * max(float(u_all.max(initial=0.0)), 2 * floor))
     axes[0, 0].set_ylim(0.5 * _smallest(error_all), 2.0 * float(error_all.max(initial=1.0)))
+    for ax in axes[0]:
+        plain_log_ticks(ax.xaxis, LogNorm(*ax.get_xlim()))
+        plain_log_ticks(ax.yaxis, LogNorm(*ax.get_ylim()))
     axes[0, 0].set_ylabel("true force MAE of the frame (meV/Å)")
     axes[0, 0].legend(loc="lower right")
     return figure
