@@ -29,8 +29,8 @@ def test_each_fault_is_named_with_its_value():
     mirrored = CENTRE * [1, 1, -1]
     infinite = CENTRE.copy()
     infinite[0, 0] = np.inf
-    frames = np.stack([CENTRE, stretched, squeezed, mirrored, infinite, CENTRE])
-    verdicts = chiral.verdicts(frames, energy=np.array([0.0, 0, 0, 0, 0, 135.0]))
+    frames = np.stack([CENTRE, stretched, squeezed, mirrored, infinite, CENTRE, CENTRE])
+    verdicts = chiral.verdicts(frames, energy=np.array([0.0, 0, 0, 0, 0, 135.0, -400.0]))
     assert verdicts == [
         PHYSICAL,
         "bond 0-3 is 1.40 x reference",
@@ -38,6 +38,7 @@ def test_each_fault_is_named_with_its_value():
         "chirality of atom 0 inverted",
         "not finite",
         "energy 125 kJ/mol above mean",
+        "energy 410 kJ/mol below mean",
     ]
 
 

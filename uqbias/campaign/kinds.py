@@ -154,7 +154,10 @@ class MetadynamicsSection(KindSection):
         default="metadynamics", description="well-tempered metadynamics on the driver CV"
     )
     height: Positive = Field(default=1.0, description="height of a new hill, kJ/mol")
-    sigma: Positive = Field(default=1.0, description="width of a hill, in units of the CV")
+    sigma: Positive = Field(
+        default=0.3,
+        description="width of a hill, in units of the CV; wide hills trap walkers at the lower end of the CV",
+    )
     biasfactor: float | None = Field(
         default=10.0, gt=1, description="γ; the CV moves as if at γ T; null: hills keep their height"
     )

@@ -34,10 +34,12 @@ def md_phase(work: Work, round_index: int) -> dict[str, Any]:
         if leftover.exists():
             shutil.rmtree(leftover)
     jobs = [_exploration(work, round_index, group) for group in range(campaign.md.groups)]
-    work.progress.phase(f"round {round_index}: MD", campaign.md.steps * campaign.md.groups)
+    # The first call of a new architecture compiles it, which takes longer than an ordinary user expects of "MD".
+    work.progress.phase(f"round {round_index}: load or compile the model", None)
     if len(jobs) == 1:
-        results = [explore(jobs[0], work.progress.advance)]
+        results = [explore(jobs[0], _Announced(work, f"round {round_index}: MD", campaign.md.steps))]
     else:
+        work.progress.phase(f"round {round_index}: MD", campaign.md.steps * campaign.md.groups)
         pending = {work.executor.submit(explore, job) for job in jobs}
         results = []
         while pending:
@@ -51,6 +53,19 @@ def md_phase(work: Work, round_index: int) -> dict[str, Any]:
         "stopped": sum(result["stopped"] for result in results),
         "runner": results[0]["runner"],
     }
+
+
+class _Announced:
+    """Begins a phase of the progress display when the first step is reported."""
+
+    def __init__(self, work: Work, name: str, total: int) -> None:
+        self.work, self.name, self.total, self.begun = work, name, total, False
+
+    def __call__(self, count: int, note: str) -> None:
+        if not self.begun:
+            self.work.progress.phase(self.name, self.total)
+            self.begun = True
+        self.work.progress.advance(count, note)
 
 
 def _exploration(work: Work, round_index: int, group: int) -> Exploration:

@@ -65,21 +65,26 @@ def _potential(work: Work, round_index: int) -> Potential:
 
 def _train(work: Work, round_index: int, potential: Potential, training: Frames, validation: Frames) -> dict[str, Any]:
     settings = work.campaign.training
+    later = round_index > 0
     options = TrainingOptions(
-        steps=settings.later_steps if round_index > 0 and settings.later_steps is not None else settings.steps,
+        steps=settings.later_steps if later and settings.later_steps is not None else settings.steps,
         batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
+        learning_rate=settings.later_learning_rate
+        if later and settings.warm_start and settings.later_learning_rate is not None
+        else settings.learning_rate,
         energy_weight=settings.energy_weight,
         ema=settings.ema,
         evaluate_every=settings.evaluate_every,
         patience=settings.patience,
         max_seconds=settings.max_seconds,
     )
-    work.progress.phase(f"round {round_index}: train on {len(training)} frames", options.steps)
+    work.progress.phase(f"round {round_index}: load or compile the training step", None)
     told = 0
 
     def tell(step: int, steps: int, entry: dict[str, float]) -> None:
         nonlocal told
+        if step == 0:
+            work.progress.phase(f"round {round_index}: train on {len(training)} frames", steps)
         error = entry.get("validation_force_mae")
         if step - told >= 20 or step == steps:
             work.progress.advance(step - told, "" if error is None else f"validation force MAE {error:.1f} meV/Å")

@@ -46,6 +46,10 @@ class Training(Section):
     )
     batch_size: Count = Field(default=8, description="frames a step")
     learning_rate: Positive = Field(default=0.02, description="highest learning rate of Adam")
+    later_learning_rate: Positive | None = Field(
+        default=0.005,
+        description="highest learning rate of each later round; null: as in round 0 (0.02 from a warm start diverges)",
+    )
     energy_weight: float = Field(default=0.1, ge=0, description="weight of the energy error beside the force error")
     ema: float = Field(default=0.995, ge=0, lt=1, description="decay of the averaged weights, which are the result")
     validation_fraction: float = Field(
@@ -175,7 +179,8 @@ class Harvest(Section):
         description="[lowest, highest] calibrated uncertainty, kJ/mol/nm; null: open",
     )
     energy_window: Positive = Field(
-        default=120.0, description="model energy above the mean of the start frames that is still physical, kJ/mol"
+        default=120.0,
+        description="model energy from the mean of the start frames, up or down, that is still physical, kJ/mol",
     )
     bond_low: float = Field(default=0.8, gt=0, lt=1, description="shortest bond, as a multiple of the reference length")
     bond_high: float = Field(default=1.25, gt=1, description="longest bond, as a multiple of the reference length")

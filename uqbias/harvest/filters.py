@@ -27,7 +27,7 @@ class Limits:
     angle_tolerance : degrees.
     clash : share of the sum of van der Waals radii, for atoms three or more bonds apart.
     stiff_torsion : degrees that a stiff torsion may turn.
-    energy_window : model energy above the reference mean, kJ/mol.
+    energy_window : model energy above or below the reference mean, kJ/mol; a model may invent deep holes.
     """
 
     bond_low: float = 0.8
@@ -109,8 +109,9 @@ class PhysicalFilter:
                 result[index] = f"stiff torsion turned by {stiff_deviation[index]:.0f} degrees"
         if energy is not None and self.reference_energy is not None:
             excess = np.asarray(energy) - self.reference_energy
-            for index in np.flatnonzero((result == PHYSICAL) & (excess > self.limits.energy_window)):
-                result[index] = f"energy {excess[index]:.0f} kJ/mol above mean"
+            for index in np.flatnonzero((result == PHYSICAL) & (np.abs(excess) > self.limits.energy_window)):
+                side = "above" if excess[index] > 0 else "below"
+                result[index] = f"energy {abs(excess[index]):.0f} kJ/mol {side} mean"
         return [str(verdict) for verdict in result]
 
     def _geometry_faults(self, positions: Array) -> NDArray[Any]:
