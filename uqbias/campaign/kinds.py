@@ -19,8 +19,8 @@ class PowerSpectrumSection(KindSection):
 
     kind: Literal["power_spectrum"] = Field(default="power_spectrum", description="the embedded potential")
     n_members: Count = Field(default=1, description="committee size")
-    cutoff: Positive = Field(default=0.5, description="nm")
-    n_radial: Count = Field(default=8, description="radial basis functions")
+    cutoff: Positive = Field(default=0.8, description="nm")
+    n_radial: Count = Field(default=10, description="radial basis functions")
     n_channels: Count = Field(default=10, description="learned radial-species channels")
     l_max: int = Field(default=3, ge=0, le=3, description="highest angular momentum")
     hidden: list[Count] = Field(

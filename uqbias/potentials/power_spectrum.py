@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from uqbias.potentials.base import Potential
 
+#: nm; distances below it are resolved evenly, above it logarithmically.
+STRETCH = 0.1
+
 
 class PowerSpectrum(Potential):
     r"""Rotation-invariant power spectrum of a learned neighbour density and a per-element network.
@@ -29,7 +32,7 @@ class PowerSpectrum(Potential):
     numbers : atomic numbers.
     n_members : committee size.
     cutoff : nm.
-    n_radial : radial basis functions (Bessel, Klicpera et al., ICLR 2020).
+    n_radial : radial basis functions, see `radial_basis`.
     n_channels : learned radial-species channels C.
     l_max : highest angular momentum, at most 3.
     hidden : widths of the hidden layers; the last is the number of latents.
@@ -51,8 +54,8 @@ class PowerSpectrum(Potential):
         self,
         numbers: tuple[int, ...] | list[int],
         n_members: int = 1,
-        cutoff: float = 0.5,
-        n_radial: int = 8,
+        cutoff: float = 0.8,
+        n_radial: int = 10,
         n_channels: int = 10,
         l_max: int = 3,
         hidden: tuple[int, ...] | list[int] = (64, 32),
@@ -129,7 +132,7 @@ class PowerSpectrum(Potential):
             separation = separation - torch.round(fractional) @ box
         separation = separation + self.self_shift
         distance = (separation.square().sum(-1) + 1e-16).sqrt()
-        basis = bessel_basis(distance, self.cutoff, self.n_radial)  # [M', W, N, N, K]
+        basis = radial_basis(distance, self.cutoff, self.n_radial)  # [M', W, N, N, K]
         harmonics = spherical_harmonics(separation / distance.unsqueeze(-1), self.l_max)  # [M', W, N, N, L]
         mixing = self.mixing.index_select(1, self.species).unsqueeze(1)  # [M, 1, N, K, lC]
         # Neighbours j lead, so that each multiplies by the weights of its own element.
@@ -176,16 +179,19 @@ class PowerSpectrum(Potential):
             self.power_scale[:, element] = 1 / torch.maximum(spread, floor)
 
 
-def bessel_basis(distance: Tensor, cutoff: float, n_radial: int) -> Tensor:
-    """Bessel functions sin(kπr/rc)/r times a smooth cutoff: [...] nm -> [..., K].
+def radial_basis(distance: Tensor, cutoff: float, n_radial: int) -> Tensor:
+    """Sines of a logarithmically stretched distance, times a smooth cutoff over r: [...] nm -> [..., K].
 
-    Equation 7 of Klicpera, Groß and Günnemann, ICLR 2020 (arXiv:2003.03123), with a cosine cutoff squared, whose
-    first three derivatives vanish at the cutoff.
+    The form of the Bessel basis (equation 7 of Klicpera, Groß and Günnemann, ICLR 2020, arXiv:2003.03123), with
+    sin(kπs), s = ln(1 + r/r0)/ln(1 + rc/r0), in place of sin(kπr/rc): bonds, which vary by picometres, are resolved
+    about five times finer than the distances near the cutoff. The squared cosine cutoff has three vanishing
+    derivatives.
     """
     x = (distance / cutoff).clamp(max=1.0)
-    harmonics = torch.arange(1, n_radial + 1, device=distance.device, dtype=distance.dtype) * math.pi
-    envelope = (0.5 * (torch.cos(math.pi * x) + 1)).square() / x.clamp(min=1e-2)
-    return torch.sin(x.unsqueeze(-1) * harmonics) * envelope.unsqueeze(-1)
+    stretched = torch.log1p(x * (cutoff / STRETCH)) / math.log1p(cutoff / STRETCH)
+    order = torch.arange(1, n_radial + 1, device=distance.device, dtype=distance.dtype) * math.pi
+    envelope = (0.5 * (torch.cos(math.pi * x) + 1)).square() / (distance / STRETCH).clamp(min=0.05)
+    return torch.sin(stretched.unsqueeze(-1) * order) * envelope.unsqueeze(-1)
 
 
 def spherical_harmonics(unit: Tensor, l_max: int) -> Tensor:
