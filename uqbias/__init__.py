@@ -1,3 +1,42 @@
 """Enhanced sampling whose collective variable is the uncertainty of a machine-learned potential."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
 __version__ = "0.1.0"
+
+#: Public name to the module that holds it; imported when first asked for, so that ``import uqbias`` loads no torch.
+_PUBLIC = {
+    "Frames": "uqbias.data",
+    "FusedEvaluator": "uqbias.compile.fused",
+    "Metadynamics": "uqbias.md.metadynamics",
+    "Topology": "uqbias.topology",
+    "UncertaintyModel": "uqbias.model",
+    "UqbiasError": "uqbias.errors",
+    "Walkers": "uqbias.md.walkers",
+    "export_torchscript": "uqbias.export",
+    "fit_model": "uqbias.fit",
+    "load_campaign": "uqbias.campaign.config",
+    "make_force": "uqbias.md.force",
+    "read_frames": "uqbias.data",
+    "run_campaign": "uqbias.campaign.rounds",
+    "score_model": "uqbias.fit",
+    "uncertainty_cv_force": "uqbias.md.metadynamics",
+    "write_frames": "uqbias.data",
+}
+
+__all__ = ["__version__", *sorted(_PUBLIC)]  # noqa: PLE0604 - names of the lazy table
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'uqbias' has no attribute '{name}'")
+    value = getattr(import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

@@ -1,0 +1,185 @@
+"""Campaign commands: template, validate, run, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from uqbias.cli.output import INTERRUPTED, Json, Quiet, fail, print_json, print_pairs
+from uqbias.errors import UqbiasError
+
+CampaignPath = Annotated[Path, typer.Argument(metavar="CAMPAIGN.yaml", help="Campaign file.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    app.command(short_help="Write a commented campaign file.")(template)
+    for command, summary in (
+        (validate, "Check a campaign file without running it."),
+        (run, "Run a campaign, or continue it."),
+        (report, "Print a run's summary, write its HTML report."),
+    ):
+        app.command(no_args_is_help=True, short_help=summary)(command)
+
+
+def template(
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write it there; stdout if left out.")
+    ] = None,
+) -> None:
+    r"""Write a commented campaign file: every key, its default and its unit.
+
+    A campaign needs two files of your molecule: a PDB file (names and bonds) and an extended-XYZ file of frames to
+    begin with (eV, Å). All other keys have defaults.
+
+    \b
+    Example:
+      uqbias template -o campaign.yaml
+    """
+    from uqbias.campaign.template import campaign_template
+    from uqbias.files import write_text
+
+    text = campaign_template()
+    if output is None:
+        typer.echo(text, nl=False)
+        return
+    if output.exists():
+        raise UqbiasError(f"{output} is there already", "remove it, or choose another name")
+    write_text(output, text)
+    typer.echo(f"wrote {output}; fill in system.structure and system.start, then: uqbias validate {output}")
+
+
+def validate(path: CampaignPath, json: Json = False) -> None:
+    r"""Check a campaign file and the files it names, without running anything.
+
+    Tells the first fault with its key, value and cure (unknown keys with "did you mean"), or what would be run.
+
+    \b
+    Example:
+      uqbias validate campaign.yaml
+    """
+    from uqbias.campaign.config import load_campaign
+    from uqbias.campaign.work import read_start
+    from uqbias.data import read_frames
+    from uqbias.topology import Topology
+
+    file = load_campaign(path)
+    campaign = file.campaign
+    topology = Topology.from_pdb(file.path("system", "structure"))
+    start = read_start(file, topology)
+    facts: dict[str, Any] = {
+        "campaign": campaign.name,
+        "atoms": len(topology),
+        "bonds": len(topology.bonds),
+        "start_frames": len(start),
+        "start_frames_labelled": start.labelled,
+        "oracle": campaign.oracle.kind,
+        "potential": campaign.potential.kind,
+        "driver": campaign.cv.kind,
+        "judge": campaign.uncertainty.kind,
+        "sampler": campaign.sampler,
+        "rounds": campaign.stop.rounds,
+        "labels_at_most": len(start) + campaign.stop.rounds * campaign.harvest.labels_per_round,
+        "md_ps_per_round": campaign.md.walkers
+        * campaign.md.groups
+        * campaign.md.steps
+        * campaign.md.timestep_fs
+        * 1e-3,
+    }
+    if campaign.stop.labels is not None:
+        facts["labels_at_most"] = min(facts["labels_at_most"], max(campaign.stop.labels, len(start)))
+    if campaign.score is not None and campaign.score.test_set is not None:
+        facts["test_frames"] = len(read_frames(file.path("score", "test_set")))
+    if json:
+        print_json(facts)
+        return
+    print_pairs((name.replace("_", " "), value) for name, value in facts.items())
+    typer.echo(f"{path} is in order: uqbias run {path}")
+
+
+def run(
+    path: CampaignPath,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="DIR", help="Run directory; runs/NAME with the campaign's name."),
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    r"""Run a campaign, or continue it where it stopped.
+
+    Each round: train, sample with the bias on the uncertainty, harvest, have the oracle label, retrain. Labels are on
+    disk before they are used: after Ctrl-C, a kill or a crash the same command goes on and pays no label twice. At the
+    end it prints a summary and writes report.html into the run directory.
+
+    \b
+    Example:
+      uqbias run systems/alanine_dipeptide/campaign.yaml -o runs/alanine_dipeptide
+    """
+    from uqbias.campaign.config import load_campaign
+
+    file = load_campaign(path)
+    directory = Path("runs") / file.campaign.name if output is None else output
+    try:
+        _run(file, directory, json=json, quiet=quiet)
+    except KeyboardInterrupt:
+        fail(f"interrupted; every label is kept, `uqbias run {path} -o {directory}` goes on where it stopped")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _run(file: Any, directory: Path, *, json: bool, quiet: bool) -> None:
+    from uqbias.campaign.progress import make_progress
+    from uqbias.campaign.rounds import run_campaign
+
+    with make_progress(quiet) as progress:
+        run_campaign(file, directory, progress)
+    _tell(directory, directory / "report.html", json=json)
+
+
+def report(
+    directory: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, finished or not.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="The HTML file; RUN/report.html.")
+    ] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option("--figures", metavar="DIR", help="Also write each figure as a PNG file there, and hero.png."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    r"""Print the summary of a run and write its report, one HTML file that needs nothing else.
+
+    Shows the visited map round by round, the learning curve, uncertainty against true error, bias and walkers in time,
+    what was harvested and why, and what it cost. Errors are in meV/Å and meV/atom. Works while the run goes on.
+
+    \b
+    Example:
+      uqbias report runs/alanine_dipeptide --figures figures/
+    """
+    from uqbias.analysis.run_data import RunData
+
+    RunData.load(directory)
+    if figures is not None:
+        from uqbias.analysis.report import write_figures
+
+        write_figures(directory, figures)
+    _tell(directory, output or directory / "report.html", json=json)
+    if figures is not None and not json:
+        typer.echo(f"figures in {figures}")
+
+
+def _tell(directory: Path, target: Path, *, json: bool) -> None:
+    """Write the report, print the summary."""
+    from uqbias.analysis.report import write_report
+    from uqbias.analysis.run_data import RunData
+    from uqbias.analysis.summary import print_summary, summary_json
+
+    data = RunData.load(directory)
+    write_report(data, target)
+    if json:
+        print_json({**summary_json(data), "report": str(target)})
+    else:
+        print_summary(data)
+        typer.echo(f"report: {target}")

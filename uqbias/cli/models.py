@@ -1,0 +1,298 @@
+"""Model commands: train, evaluate, info, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from uqbias.cli.output import Json, Quiet, print_json, print_pairs
+from uqbias.errors import UqbiasError
+
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="Model file (.uqb).")]
+#: Key of a score, heading, what it means.
+SCORES = (
+    ("frames", "frames", ""),
+    ("force_mae_meV_per_A", "force MAE", "meV/Å"),
+    ("force_rmse_meV_per_A", "force RMSE", "meV/Å"),
+    ("energy_mae_meV_per_atom", "energy MAE", "meV/atom"),
+    ("energy_rmse_meV_per_atom", "energy RMSE", "meV/atom"),
+    ("spearman", "Spearman", "rank correlation of uncertainty and force error"),
+    ("auroc", "AUROC", "of finding the fifth of the frames with the largest error"),
+    ("coverage", "coverage", "share of frames whose error is not above the calibrated uncertainty"),
+    ("cv_spearman", "Spearman, driver", "rank correlation of the driver and force error"),
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    for command, summary in (
+        (train, "Train a model on your own frames."),
+        (evaluate, "Errors of a model, and of its uncertainty."),
+        (info, "What is in a model file."),
+        (export, "Write a plain TorchScript module."),
+    ):
+        app.command(no_args_is_help=True, short_help=summary)(command)
+
+
+def train(
+    data: Annotated[Path, typer.Argument(metavar="DATA.xyz", help="Labelled frames, extended XYZ in eV and Å.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Model file to write.")] = Path(
+        "model.uqb"
+    ),
+    structure: Annotated[
+        Path | None,
+        typer.Option(metavar="PDB", help="Atom names and bonds; bonds are guessed from distances if left out."),
+    ] = None,
+    cv: Annotated[
+        str | None, typer.Option(help="Driver, the uncertainty that a bias acts on: kernel_density or gmm.")
+    ] = None,
+    features: Annotated[
+        str | None, typer.Option(help="Feature space of the driver: torsions, pair_distances or latents.")
+    ] = None,
+    uncertainty: Annotated[
+        str | None, typer.Option(help="Judge, the calibrated uncertainty: gmm or kernel_density.")
+    ] = None,
+    members: Annotated[int | None, typer.Option(min=1, help="Committee size.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
+    max_seconds: Annotated[
+        float | None, typer.Option(min=1e-9, help="Train for this time in s instead of a number of steps.")
+    ] = None,
+    settings: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CAMPAIGN.yaml",
+            help="Take potential, training, cv, uncertainty, calibration and seed from this campaign file.",
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of weights, order of frames and held-out frames.")] = None,
+    runner: Annotated[str | None, typer.Option(help="auto, aoti, torchscript or eager.")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    r"""Train a potential with its uncertainties on your own frames.
+
+    A tenth of the frames is held out for early stopping and a tenth for the calibration of the uncertainty. The first
+    training of a molecule compiles its training step (under a minute, cached).
+
+    \b
+    Examples:
+      uqbias train data.xyz --structure molecule.pdb -o model.uqb
+      uqbias train data.xyz --cv gmm --features latents -o model.uqb
+    """
+    import torch
+
+    from uqbias.campaign.progress import make_progress
+    from uqbias.data import read_frames
+    from uqbias.fit import fit_model
+    from uqbias.topology import Topology
+
+    torch.set_num_threads(1)
+    sections = _sections(settings)
+    _choose(sections, cv, features, uncertainty)
+    for section, key, value in (
+        ("potential", "n_members", members),
+        ("training", "steps", steps),
+        ("training", "max_seconds", max_seconds),
+        ("training", "runner", runner),
+    ):
+        if value is not None:
+            sections.setdefault(section, {})[key] = value
+    if seed is not None:
+        sections["seed"] = seed
+    topology = None if structure is None else Topology.from_pdb(structure)
+    frames = read_frames(data)
+    with make_progress(quiet) as progress:
+        told = 0
+        progress.phase("load or compile the training step")
+
+        def tell(step: int, steps: int, entry: dict[str, float]) -> None:
+            nonlocal told
+            if step == 0:
+                progress.phase("train", steps)
+            error = entry.get("validation_force_mae")
+            if step - told >= 20 or step == steps:
+                progress.advance(step - told, "" if error is None else f"validation force MAE {error:.1f} meV/Å")
+                told = step
+
+        model, facts = fit_model(frames, topology, sections, progress=tell)
+    model.save(output)
+    if json:
+        print_json({"model": str(output), **facts})
+        return
+    typer.echo(f"trained on {facts['frames']} frames in {facts['wall_s']:.0f} s ({facts['steps']} steps)")
+    if facts.get("validation"):
+        typer.echo("on the frames kept for early stopping, which flatter it a little:")
+        _print_scores({key: value for key, value in facts["validation"].items() if "_m" in key})
+    typer.echo(f"model: {output}; next: uqbias evaluate {output} TEST.xyz, uqbias md {output} -o md/")
+
+
+def evaluate(
+    model: ModelPath,
+    data: Annotated[Path, typer.Argument(metavar="TEST.xyz", help="Labelled frames, extended XYZ in eV and Å.")],
+    json: Json = False,
+) -> None:
+    r"""Errors of a model on labelled frames, and how well its uncertainty ranks and bounds them.
+
+    Spearman and AUROC say whether frames with a larger uncertainty have a larger error (1 and 1 are perfect, 0 and 0.5
+    are chance). Coverage should be near 0.9 on frames like the training set, and tells how the calibration fares on
+    others.
+
+    \b
+    Example:
+      uqbias evaluate model.uqb test.xyz
+    """
+    from uqbias.data import read_frames
+    from uqbias.fit import score_model
+    from uqbias.model import UncertaintyModel
+
+    scores = score_model(UncertaintyModel.load(model), read_frames(data))
+    if json:
+        print_json({"model": str(model), "data": str(data), **scores})
+    else:
+        _print_scores(scores)
+
+
+def info(model: ModelPath, json: Json = False) -> None:
+    r"""What is in a model file: atoms, potential, driver, judge, calibration, training set, versions.
+
+    The file's SHA-256 is checked on reading. --json prints the whole manifest.
+
+    \b
+    Example:
+      uqbias info model.uqb
+    """
+    from uqbias.model import UncertaintyModel, read_manifest
+
+    manifest = read_manifest(model)
+    if json:
+        print_json(manifest)
+        return
+    loaded = UncertaintyModel.load(model)
+    driver = manifest["cv"] or manifest["uncertainty"]
+    residues = [name for name in dict.fromkeys(manifest["topology"].get("residues", [])) if name]
+    pairs: list[tuple[str, Any]] = [
+        ("file", f"{model}, format {manifest['format_version']}, SHA-256 {manifest['sha256'][:16]}"),
+        ("molecule", f"{_formula(manifest['atomic_numbers'])}, {len(manifest['topology']['bonds'])} bonds"),
+        *([("residues", " ".join(residues))] if residues else []),
+        ("potential", f"{manifest['potential']['kind']}, {loaded.potential.n_members} member(s), {manifest['dtype']}"),
+        ("parameters", sum(weight.numel() for weight in loaded.potential.parameters())),
+        ("driver (cv)", _describe(driver)),
+        ("judge (uncertainty)", _describe(manifest["uncertainty"])),
+        ("calibration", f"{float(loaded.calibration.scale):.4g} kJ/mol/nm per unit of the judge"),
+    ]
+    pairs += [
+        (name.replace("_", " "), value)
+        for name, value in manifest["provenance"].items()
+        if isinstance(value, str | int | float)
+    ]
+    pairs.append(("versions", ", ".join(f"{name} {value}" for name, value in manifest["versions"].items())))
+    print_pairs(pairs)
+
+
+def export(
+    model: ModelPath,
+    path: Annotated[Path, typer.Option("-o", "--to", metavar="FILE", help="TorchScript file to write.")] = Path(
+        "cv.pt"
+    ),
+    output: Annotated[
+        str,
+        typer.Option(help="cv (the driver), uncertainty (kJ/mol/nm), energy (kJ/mol), or biased (energy + bias)."),
+    ] = "cv",
+    with_forces: Annotated[
+        bool, typer.Option("--with-forces", help="Give (value, forces [N, 3]): faster, for setOutputsForces(True).")
+    ] = False,
+    hills: Annotated[
+        Path | None, typer.Option(metavar="HILLS", help="For biased: the hills, a file of `uqbias md` or a run.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    r"""Write a plain TorchScript module, forward(positions [N, 3] nm) -> value, that needs no uqbias where it is used.
+
+    It loads as it is in openmmtorch.TorchForce, in C++ and in PLUMED.
+
+    \b
+    Examples:
+      uqbias export model.uqb -o cv.pt
+      uqbias export model.uqb -o energy.pt --output energy --with-forces
+    """
+    from uqbias.export import OUTPUTS, export_torchscript
+    from uqbias.model import UncertaintyModel
+
+    loaded = UncertaintyModel.load(model)
+    if output == "biased" and hills is None:
+        raise UqbiasError("output 'biased' without a bias", "give --hills HILLS")
+    bias = None if hills is None else _bias_of(hills)
+    export_torchscript(loaded, path, output, with_forces=with_forces, bias=bias)
+    facts = {
+        "file": str(path),
+        "output": output,
+        "unit": OUTPUTS[output],
+        "with_forces": with_forces,
+        "atoms": len(loaded.numbers),
+    }
+    if json:
+        print_json(facts)
+        return
+    arguments = "positions [N, 3] nm"
+    returned = f"({output}, forces [N, 3] per nm)" if with_forces else f"{output}"
+    typer.echo(f"wrote {path}: forward({arguments}) -> {returned}; {output} in {OUTPUTS[output]}")
+    extra = "; force.setOutputsForces(True)" if with_forces else ""
+    typer.echo(f'use: force = openmmtorch.TorchForce("{path}"){extra}')
+
+
+def _sections(path: Path | None) -> dict[str, Any]:
+    """The sections of a campaign file that make a model."""
+    if path is None:
+        return {}
+    from uqbias.campaign.config import load_campaign
+
+    settings = load_campaign(path).campaign.model_dump()
+    return {name: settings[name] for name in ("seed", "potential", "training", "cv", "uncertainty", "calibration")}
+
+
+def _choose(sections: dict[str, Any], cv: str | None, features: str | None, uncertainty: str | None) -> None:
+    """Put the kinds named on the command line into the sections."""
+    if cv is not None and cv != sections.get("cv", {}).get("kind"):
+        sections["cv"] = {"kind": cv}
+    if features is not None:
+        section = sections.setdefault("cv", {"kind": "kernel_density"})
+        section["features"] = {"kind": features}
+        if section["kind"] == "kernel_density" and features != "torsions":
+            section["kernel"] = "gaussian"
+    if uncertainty is not None and uncertainty != sections.get("uncertainty", {}).get("kind"):
+        sections["uncertainty"] = {"kind": uncertainty}
+
+
+def _bias_of(path: Path) -> Any:
+    """A frozen bias from a HILLS file."""
+    from uqbias.bias.metadynamics import Metadynamics
+    from uqbias.md.reporters import read_hills
+
+    hills = read_hills(path, 1.0)
+    if not len(hills):
+        raise UqbiasError(f"{path} holds no hill", "give the HILLS file of a finished run")
+    bias = Metadynamics(sigma=float(hills["sigma"].min()))
+    bias.load_hills(hills)
+    return bias
+
+
+def _print_scores(scores: dict[str, Any]) -> None:
+    for key, name, meaning in SCORES:
+        if key in scores:
+            value = scores[key]
+            typer.echo(f"{name:<17} {value if isinstance(value, int) else f'{value:.3g}':>8}  {meaning}".rstrip())
+
+
+def _describe(part: dict[str, Any]) -> str:
+    options = part["options"]
+    features = options.get("features", {})
+    return f"{part['kind']} on {features.get('kind', '?')}" if features else str(part["kind"])
+
+
+def _formula(numbers: list[int]) -> str:
+    from ase.formula import Formula
+    from ase.symbols import Symbols
+
+    return f"{Formula(Symbols(numbers).get_chemical_formula()):hill}, {len(numbers)} atoms"

@@ -1,0 +1,80 @@
+"""What commands print: JSON, two-column tables, log messages; and how errors end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from uqbias.errors import UqbiasError
+
+#: Exit codes: bad input or a broken environment; Ctrl-C, as shells count it.
+BAD_INPUT, INTERRUPTED = 2, 130
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, for scripts.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+
+
+class CommandGroup(TyperGroup):
+    """Commands whose `UqbiasError` is one line on stderr and exit code 2, and whose Ctrl-C is 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the chosen command."""
+        show_log()
+        try:
+            return super().invoke(ctx)
+        except UqbiasError as error:
+            fail(str(error))
+            raise SystemExit(BAD_INPUT) from None
+        except KeyboardInterrupt:
+            fail("interrupted; give the same command again")
+            raise SystemExit(INTERRUPTED) from None
+
+
+class _Stderr(logging.Handler):
+    """Log messages as lines of the program."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        typer.echo(f"uqbias: {record.getMessage()}", err=True)
+
+
+def show_log() -> None:
+    """Let the package's messages (what is compiled, what falls back) appear on stderr."""
+    logger = logging.getLogger("uqbias")
+    if not any(isinstance(handler, _Stderr) for handler in logger.handlers):
+        logger.addHandler(_Stderr())
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+
+
+def fail(message: str) -> None:
+    """One line on stderr."""
+    typer.echo("uqbias: " + " ".join(message.split()), err=True)
+
+
+def print_json(value: Any) -> None:
+    """JSON on stdout; numbers that are not finite become null, which JSON has no word for."""
+    typer.echo(json.dumps(_finite(value), indent=1, ensure_ascii=False))
+
+
+def print_pairs(pairs: Iterable[tuple[str, Any]]) -> None:
+    """Name and value in two columns."""
+    rows = [(name, f"{value:.4g}" if isinstance(value, float) else str(value)) for name, value in pairs]
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, value in rows:
+        typer.echo(f"{name:<{width}}  {value}".rstrip())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

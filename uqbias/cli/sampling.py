@@ -1,0 +1,207 @@
+"""The md command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from uqbias.cli.output import Json, Quiet, print_json
+from uqbias.errors import UqbiasError
+
+#: Value of a kernel density (nats) beyond which a geometry is taken for broken.
+CAP = 14.0
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this file."""
+    app.command(no_args_is_help=True, short_help="MD with a model, biased on its uncertainty.")(md)
+
+
+def md(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file (.uqb).")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="For the files; must be empty or new.")
+    ] = Path("md"),
+    start: Annotated[
+        Path | None,
+        typer.Option(metavar="FRAMES.xyz", help="Where walkers begin and begin again; eV, Å, labels not needed."),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="MD steps of every walker; a multiple of --pace.")] = 20000,
+    temperature: Annotated[float, typer.Option(min=1e-6, help="K.")] = 300.0,
+    timestep: Annotated[float, typer.Option(min=1e-6, help="fs.")] = 0.5,
+    friction: Annotated[float, typer.Option(min=0.0, help="Of the Langevin thermostat, 1/ps.")] = 1.0,
+    walkers: Annotated[int, typer.Option(min=1, help="Copies of the molecule in one Context, sharing one bias.")] = 4,
+    bias: Annotated[str, typer.Option(help="metadynamics (well-tempered, on the driver) or none.")] = "metadynamics",
+    height: Annotated[float, typer.Option(help="Of a new hill, kJ/mol.")] = 1.0,
+    sigma: Annotated[float, typer.Option(help="Width of a hill, in units of the driver.")] = 1.0,
+    biasfactor: Annotated[float, typer.Option(help="γ of well-tempered metadynamics; > 1.")] = 10.0,
+    pace: Annotated[int, typer.Option(min=1, help="Steps between hills, rows of COLVAR and trajectory frames.")] = 50,
+    wall: Annotated[
+        float | None,
+        typer.Option(help="Driver value where a wall begins; 14 for a kernel density, none for others."),
+    ] = None,
+    cap: Annotated[
+        float | None,
+        typer.Option(help="Driver value at which a walker is stopped and restarted; as --wall + 2 by default."),
+    ] = None,
+    constraints: Annotated[str, typer.Option(help="none, hbonds, bonds or bonds_angles.")] = "none",
+    backend: Annotated[str, typer.Option(help="auto, pythonforce or torchforce.")] = "auto",
+    runner: Annotated[str, typer.Option(help="auto, aoti (compiled), torchscript or eager.")] = "auto",
+    platform: Annotated[str, typer.Option(help="OpenMM platform: auto, Reference, CPU or CUDA.")] = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="Of velocities, noise and restarts.")] = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    r"""Molecular dynamics with a model, biased by metadynamics on its uncertainty.
+
+    Writes HILLS and COLVAR in PLUMED's format (ps, kJ/mol), walker_N.xtc with topology.pdb (read by mdtraj as they
+    are), observations.npz and events.jsonl (walkers that were stopped, and why). A walker whose geometry breaks is
+    restarted from a start frame; the others run on.
+
+    \b
+    Examples:
+      uqbias md model.uqb --start data.xyz --steps 20000 -o md/
+      uqbias md model.uqb --bias none --temperature 500 -o md500/
+    """
+    from uqbias.campaign.config import check_campaign
+    from uqbias.campaign.exploration import Exploration, explore
+    from uqbias.campaign.progress import make_progress
+    from uqbias.errors import did_you_mean
+    from uqbias.model import UncertaintyModel
+
+    if bias not in {"metadynamics", "none"}:
+        raise UqbiasError(f"unknown bias '{bias}'", did_you_mean(bias, ["metadynamics", "none"]))
+    if steps % pace:
+        raise UqbiasError(f"{steps} steps with pace {pace}", "give a number of steps that is a multiple of --pace")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UqbiasError(f"{output} is not an empty directory", "choose another with -o; nothing there was touched")
+    loaded = UncertaintyModel.load(model)
+    frames = _start_frames(loaded, model, start)
+    if wall is None and loaded.cv.kind == "kernel_density":
+        wall = CAP
+    if cap is None and wall is not None:
+        cap = wall + 2.0
+    biases: list[dict[str, Any]] = []
+    if bias == "metadynamics":
+        biases.append(
+            {"kind": "metadynamics", "height": height, "sigma": sigma, "biasfactor": biasfactor, "pace": pace}
+        )
+    if bias == "metadynamics" and wall is not None:
+        biases.append({"kind": "upper_wall", "at": wall})
+    # The campaign's checks and defaults hold here too.
+    settings = check_campaign(
+        {
+            "system": {"structure": "-", "start": "-"},
+            "bias": biases,
+            "md": {
+                "walkers": walkers,
+                "temperature": temperature,
+                "timestep_fs": timestep,
+                "friction_per_ps": friction,
+                "steps": steps,
+                "pace": pace,
+                "observe_every": pace,
+                "trajectory_every": pace,
+                "constraints": constraints,
+                "platform": platform,
+                "backend": backend,
+                "runner": runner,
+            },
+            "guards": {"cv_cap": cap},
+        },
+        "options",
+    )
+    job = Exploration(
+        model=model,
+        folder=output,
+        biases=tuple((section.kind, section.arguments()) for section in settings.bias),
+        md=settings.md.model_dump(),
+        guards=settings.guards.model_dump(),
+        safe_frames=frames,
+        safe_weights=_equal(len(frames)),
+        reference=_reference(loaded, frames),
+        seed=seed,
+    )
+    with make_progress(quiet) as progress:
+        begun = False
+        progress.phase("load or compile the model")
+
+        def tell(count: int, note: str) -> None:
+            nonlocal begun
+            if not begun:
+                progress.phase("MD", steps)
+                begun = True
+            progress.advance(count, note)
+
+        facts = explore(job, tell)
+    _tell(output, facts, steps * timestep * 1e-3, walkers, json=json)
+
+
+def _start_frames(model: Any, path: Path, start: Path | None) -> Any:
+    """[n, N, 3] nm."""
+    import numpy as np
+
+    from uqbias.data import read_frames
+
+    if start is None:
+        kept = model.provenance.get("reference_positions_nm")
+        if kept is None:
+            raise UqbiasError(f"{path} holds no geometry to begin with", "give --start FRAMES.xyz")
+        return np.array([kept], dtype=np.float64)
+    frames = read_frames(start, labelled=False)
+    if tuple(frames.numbers.tolist()) != tuple(model.numbers):
+        raise UqbiasError(
+            f"{start} has atoms {frames.numbers.tolist()}, the model {list(model.numbers)}",
+            "give frames of the model's molecule, in the same order of atoms",
+        )
+    return frames.positions
+
+
+def _reference(model: Any, frames: Any) -> Any:
+    """Geometry that gives bond lengths and chirality: the model's lowest in energy, [N, 3] nm."""
+    from uqbias.campaign.evaluation import evaluate_frames
+
+    return frames[int(evaluate_frames(model, frames).energy.argmin())]
+
+
+def _equal(count: int) -> Any:
+    import numpy as np
+
+    return np.full(count, 1.0 / count)
+
+
+def _tell(folder: Path, facts: dict[str, Any], time_ps: float, walkers: int, *, json: bool) -> None:
+    """Print what was sampled."""
+    import numpy as np
+
+    with np.load(folder / "observations.npz") as seen:
+        cv, uncertainty, bias = seen["cv"], seen["uncertainty"], seen["bias"]
+    summary = {
+        "directory": str(folder),
+        "walkers": walkers,
+        "time_ps": time_ps,
+        "runner": facts["runner"],
+        "evaluations": facts["evaluations"],
+        "stopped": facts["stopped"],
+        "cv": {"first": float(np.nanmean(cv[0])), "highest": float(np.nanmax(cv))},
+        "uncertainty_kJ_per_mol_nm": {
+            "median": float(np.nanmedian(uncertainty)),
+            "highest": float(np.nanmax(uncertainty)),
+        },
+        "bias_kJ_per_mol": {"highest": float(np.nanmax(bias))},
+    }
+    if json:
+        print_json(summary)
+        return
+    typer.echo(
+        f"{walkers} walker(s), {time_ps:g} ps each, runner {facts['runner']}, {facts['stopped']} stopped by guards"
+    )
+    typer.echo(f"driver: {summary['cv']['first']:.3g} at the start, up to {summary['cv']['highest']:.3g}")
+    typer.echo(
+        f"uncertainty: median {summary['uncertainty_kJ_per_mol_nm']['median']:.3g}, up to "
+        f"{summary['uncertainty_kJ_per_mol_nm']['highest']:.3g} kJ/mol/nm"
+    )
+    typer.echo(f"bias: up to {summary['bias_kJ_per_mol']['highest']:.3g} kJ/mol")
+    typer.echo(f"files: {folder} (mdtraj.load('{folder}/walker_0.xtc', top='{folder}/topology.pdb'))")
