@@ -25,7 +25,7 @@ class Registry:
         return sorted({*self.builtin, *(entry.name for entry in self._entry_points())})
 
     def get(self, name: str) -> Any:
-        """Return the class called ``name``.
+        """Return the class called ``name``, or what ``name`` imports where it is ``module:attribute``.
 
         Raises
         ------
@@ -38,10 +38,39 @@ class Registry:
         for entry in self._entry_points():
             if entry.name == name:
                 return entry.load()
+        if ":" in name:
+            return import_attribute(name)
         raise UqbiasError(f"unknown {self.kind} '{name}'", did_you_mean(name, self.names()))
 
     def _entry_points(self) -> Any:
         return entry_points(group=f"uqbias.{self.kind}")
+
+
+def import_attribute(path: str) -> Any:
+    """Import what ``module:attribute`` or ``module.attribute`` names.
+
+    Raises
+    ------
+    UqbiasError
+        If the module or the attribute is not there.
+    """
+    module, separator, attribute = path.partition(":")
+    if not separator:
+        module, _, attribute = path.rpartition(".")
+    if not module or not attribute:
+        raise UqbiasError(f"'{path}' is not an import path", "write module:attribute, such as tblite.ase:TBLite")
+    try:
+        found: Any = import_module(module)
+    except Exception as error:  # a third party's module may fail in any way
+        raise UqbiasError(
+            f"module '{module}' cannot be imported ({error})",
+            f"install the package that provides it in this environment (pip install {module.partition('.')[0]}?)",
+        ) from error
+    for name in attribute.split("."):
+        if not hasattr(found, name):
+            raise UqbiasError(f"module '{module}' has no '{attribute}'", "check the import path")
+        found = getattr(found, name)
+    return found
 
 
 POTENTIALS = Registry("potential", {"power_spectrum": "uqbias.potentials.power_spectrum:PowerSpectrum"})
@@ -69,3 +98,7 @@ BIASES = Registry(
     },
 )
 ORACLES = Registry("oracle", {"openmm": "uqbias.oracles.openmm:OpenMMOracle", "ase": "uqbias.oracles.ase:ASEOracle"})
+SAMPLERS = Registry(
+    "sampler",
+    {"metadynamics": "uqbias.campaign.exploration:explore", "md": "uqbias.campaign.exploration:explore"},
+)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from uqbias.errors import UqbiasError
 from uqbias.files import atomic_path
 from uqbias.registry import BIASES
+
+if TYPE_CHECKING:
+    from uqbias.md.walkers import ExternalBias
 
 Array = NDArray[np.float64]
 
@@ -72,7 +75,9 @@ def build_bias(parts: tuple[tuple[str, dict[str, Any]], ...], temperature: float
     return BiasSum(built)
 
 
-def explore(job: Exploration, advance: Callable[[int, str], None] | None = None) -> dict[str, Any]:
+def explore(
+    job: Exploration, advance: Callable[[int, str], None] | None = None, *, external: ExternalBias | None = None
+) -> dict[str, Any]:
     """Run one group of walkers and write its folder.
 
     Writes ``observations.npz``, ``events.jsonl`` (walkers stopped), ``HILLS`` and ``COLVAR``, a trajectory a walker
@@ -81,6 +86,7 @@ def explore(job: Exploration, advance: Callable[[int, str], None] | None = None)
     Parameters
     ----------
     advance : told (steps done, note) while it runs.
+    external : further OpenMM forces on the walkers, for a sampler of one's own.
 
     Returns
     -------
@@ -140,6 +146,7 @@ def explore(job: Exploration, advance: Callable[[int, str], None] | None = None)
         guard=guard,
         safe_frames=frames,
         choose_restart=lambda _walker, places, rng: int(rng.choice(len(places), p=weights)),
+        external=external,
         seed=job.seed,
     )
     with ExitStack() as files:

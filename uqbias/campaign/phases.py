@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from uqbias.campaign.evaluation import evaluate_frames, selection_features, stiff_deviations
 from uqbias.campaign.executors import LabelRequest, label_all
-from uqbias.campaign.exploration import Exploration, explore
+from uqbias.campaign.exploration import Exploration
 from uqbias.campaign.ledger import label_key
 from uqbias.campaign.work import Work
 from uqbias.data import Frames, write_frames
@@ -22,6 +22,7 @@ from uqbias.files import atomic_path, write_text
 from uqbias.harvest.filters import PHYSICAL, Limits, PhysicalFilter
 from uqbias.harvest.selection import Candidates, SelectionOptions, select
 from uqbias.model import UncertaintyModel
+from uqbias.registry import SAMPLERS
 
 Array = NDArray[np.float64]
 
@@ -33,6 +34,7 @@ def md_phase(work: Work, round_index: int) -> dict[str, Any]:
     for leftover in (final, partial):
         if leftover.exists():
             shutil.rmtree(leftover)
+    explore = SAMPLERS.get(campaign.sampler)
     jobs = [_exploration(work, round_index, group) for group in range(campaign.md.groups)]
     # The first call of a new architecture compiles it, which takes longer than an ordinary user expects of "MD".
     work.progress.phase(f"round {round_index}: load or compile the model", None)

@@ -21,6 +21,7 @@ from uqbias.campaign.sections import Section
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Sampler = Annotated[str, Field(pattern=r"^(metadynamics|md|[\w.]+:\w+)$")]
 Dihedral = Annotated[list[int], Field(min_length=4, max_length=4)]
 
 
@@ -272,8 +273,10 @@ class Campaign(Section):
         description="judge: decides what is harvested, when a walker is stopped, when the campaign ends",
     )
     calibration: Calibration = Field(default=Calibration(), description="how the judge is calibrated")
-    sampler: Literal["metadynamics", "md"] = Field(
-        default="metadynamics", description="metadynamics (MD with the biases below) or md (no bias, at md.temperature)"
+    sampler: Sampler = Field(
+        default="metadynamics",
+        description="metadynamics (MD with the biases below), md (no bias, at md.temperature), or module:function with "
+        "the signature of uqbias.campaign.exploration.explore",
     )
     bias: list[BiasSection] = Field(default_factory=biases, description="the parts of the bias on the driver CV")
     old_bias: Literal["fresh", "keep"] = Field(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib import import_module
 from types import FunctionType
 from typing import Any, ClassVar
 
@@ -233,13 +232,7 @@ def select_atoms(topology: Topology, spec: str | Sequence[int | str] | None) -> 
 
 def _find(kind: str) -> Any:
     """Look a kind up in the registry, or import ``module:attribute``; only classes and plain functions are called."""
-    if ":" not in kind:
-        return FEATURES.get(kind)
-    module, _, attribute = kind.partition(":")
-    try:
-        found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UqbiasError(f"features '{kind}' cannot be imported ({error})", "install that module") from error
+    found = FEATURES.get(kind)
     if not (isinstance(found, FunctionType) or (isinstance(found, type) and issubclass(found, Features))):
         raise UqbiasError(f"features '{kind}' are a {type(found).__name__}", "name a Features class or a function")
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +60,16 @@ class Observation:
 Observer = Callable[[Observation], object]
 
 
+class ExternalBias(Protocol):
+    """Any other OpenMM forces on the walkers, with an update at each observation."""
+
+    def forces(self, topology: Topology, n_walkers: int) -> list[Any]:
+        """OpenMM Forces over the W*N particles; called once, before the Context is made."""
+
+    def update(self, context: Any, step: int, positions: Array) -> None:
+        """Change them by what the walkers [W, N, 3] nm do."""
+
+
 class Walkers:
     """MD of W walkers with LangevinMiddle (Zhang et al., J. Phys. Chem. A 123, 6056, 2019) or Verlet dynamics.
 
@@ -82,6 +92,7 @@ class Walkers:
     guard : judges the walkers at each observation; None lets them run.
     safe_frames : [n, N, 3] nm, where stopped walkers restart; ``positions`` if None.
     choose_restart : chooses among them; uniformly at random if None.
+    external : further forces on the walkers, beside the evaluator's.
     seed : of velocities, noise and restarts.
 
     Attributes
@@ -112,6 +123,7 @@ class Walkers:
         guard: Guard | None = None,
         safe_frames: NDArray[Any] | None = None,
         choose_restart: ChooseRestart | None = None,
+        external: ExternalBias | None = None,
         seed: int = 0,
     ) -> None:
         import openmm
@@ -122,6 +134,7 @@ class Walkers:
         self.step = 0
         self.events: list[GuardEvent] = []
         self._choose_restart = choose_restart
+        self._external = external
         if tuple(topology.numbers) != tuple(evaluator.numbers):
             raise UqbiasError(
                 f"topology with elements {topology.numbers}, model with {evaluator.numbers}",
@@ -149,6 +162,8 @@ class Walkers:
                 system.addConstraint(i + shift, j + shift, length)
         chosen = _platform(platform, backend, evaluator)
         system.addForce(make_force(evaluator, backend))
+        for force in external.forces(topology, self.n_walkers) if external is not None else ():
+            system.addForce(force)
         timestep = self.timestep_fs * 1e-3
         if friction_per_ps is None:
             integrator = openmm.VerletIntegrator(timestep)
@@ -271,6 +286,8 @@ class Walkers:
         restarted[[violation.walker for violation in violations]] = True
         if self.bias is not None:
             self.bias.update(self.step, np.where(restarted, np.nan, cv), energy)
+        if self._external is not None:
+            self._external.update(self.context, self.step, positions[~restarted])
         events = tuple(self._event(violation) for violation in violations)
         self.events += events
         observation = Observation(self.step, self.time_ps, positions, energy, cv, uncertainty, bias, restarted, events)

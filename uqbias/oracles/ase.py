@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from uqbias.errors import UqbiasError
 from uqbias.oracles.base import Array, Oracle
+from uqbias.registry import import_attribute
 from uqbias.topology import Topology
 from uqbias.units import ANGSTROM, EV, EV_PER_ANGSTROM
 
@@ -72,30 +72,3 @@ class ASEOracle(Oracle):
     def _evaluate(self, positions: Array) -> tuple[float, Array]:
         self._atoms.set_positions(positions / ANGSTROM)
         return self._atoms.get_potential_energy() * EV, self._atoms.get_forces() * EV_PER_ANGSTROM
-
-
-def import_attribute(path: str) -> Any:
-    """Import what ``module:attribute`` or ``module.attribute`` names.
-
-    Raises
-    ------
-    UqbiasError
-        If the module or the attribute is not there.
-    """
-    module, separator, attribute = path.partition(":")
-    if not separator:
-        module, _, attribute = path.rpartition(".")
-    if not module or not attribute:
-        raise UqbiasError(f"'{path}' is not an import path", "write module:attribute, such as tblite.ase:TBLite")
-    try:
-        found: Any = import_module(module)
-    except Exception as error:
-        raise UqbiasError(
-            f"calculator module '{module}' cannot be imported ({error})",
-            f"install the package that provides it in this environment (pip install {module.partition('.')[0]}?)",
-        ) from error
-    for name in attribute.split("."):
-        if not hasattr(found, name):
-            raise UqbiasError(f"module '{module}' has no '{attribute}'", "check the import path")
-        found = getattr(found, name)
-    return found
