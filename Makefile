@@ -1,0 +1,64 @@
+# make demo | test | lint | bench | bench-campaign | bench-training | gpu | clean
+# Everything is installed into .venv from PyPI; set PYTHON to choose the interpreter it is made with.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell for p in python3.11 python3.12; do \
+	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := runs/alanine_dipeptide
+# Small models run fastest on one thread, and two libraries' threads would fight for the cores.
+ONE := OMP_NUM_THREADS=1
+
+.PHONY: help demo test lint bench bench-campaign bench-training gpu clean
+
+help:
+	@echo "make demo            the campaign on alanine dipeptide, report at the end (about a quarter of an hour)"
+	@echo "make test            all tests"
+	@echo "make lint            ruff and mypy"
+	@echo "make bench           cost of an MD step, against the ordinary way"
+	@echo "make bench-campaign  five seeds of four samplers (hours)"
+	@echo "make bench-training  force error after two minutes of training on one core"
+	@echo "make gpu             the tests that need OpenMM's CUDA platform"
+	@echo "make clean           remove .venv and caches; runs/ stays"
+
+# The stamp is newer than pyproject.toml when nothing is to be installed.
+$(VENV)/.installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "make: needs python3.11 or python3.12, found neither; install one or set PYTHON=/path/to/it" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' || { echo "make: PYTHON=$(PYTHON) is not Python 3.11 or 3.12" >&2; exit 1; }
+	@echo "installing into $(VENV) (PyPI, about 7 GB with torch's CUDA libraries, a few minutes)"
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[torchforce,dev]'
+	@touch $@
+
+demo: $(VENV)/.installed
+	@$(BIN)/uqbias run systems/alanine_dipeptide/campaign.yaml -o $(RUN)
+	@echo "open $(CURDIR)/$(RUN)/report.html in a browser"
+
+test: $(VENV)/.installed
+	@$(ONE) $(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: $(VENV)/.installed
+	@$(ONE) $(BIN)/python tests/benchmarks/step_cost.py
+
+bench-campaign: $(VENV)/.installed
+	@$(ONE) $(BIN)/python tests/benchmarks/campaign.py
+
+bench-training: $(VENV)/.installed
+	@$(ONE) $(BIN)/python tests/benchmarks/training.py
+
+gpu: $(VENV)/.installed
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[torchforce,dev,cuda12]'
+	@$(BIN)/python -m pytest tests/gpu
+
+clean:
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,58 @@
+"""An ordinary OpenMM script, and three lines that make it metadynamics on a model's uncertainty.
+
+With ``--drive bias`` (default) the force field moves the molecule and the model only says where it is uncertain. With
+``--drive model`` the model gives the energy too, and the force field is left out.
+
+    python examples/openmm_script.py --steps 20000
+"""
+
+import argparse
+
+import numpy as np
+import torch  # noqa: F401 - before OpenMM, whose plugin for torch links its libraries
+from openmm import LangevinMiddleIntegrator, Platform, app, unit
+from quick_model import SYSTEM, quick_model
+
+import uqbias
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--model", default="model.uqb", help="model file; trained quickly if it is not there")
+parser.add_argument("--drive", choices=("bias", "model"), default="bias")
+parser.add_argument("--steps", type=int, default=20000, help="of 1 fs")
+parser.add_argument("--runner", default="auto", help="auto, aoti, torchscript or eager")
+arguments = parser.parse_args()
+model = quick_model(arguments.model)
+
+# --- the script as it was ---------------------------------------------------------------------------------------------
+pdb = app.PDBFile(str(SYSTEM / "structure.pdb"))
+system = app.ForceField("amber14/protein.ff14SB.xml").createSystem(pdb.topology, constraints=app.HBonds)
+if arguments.drive == "model":
+    for index in reversed(range(system.getNumForces())):
+        system.removeForce(index)
+
+# uqbias, line 1: well-tempered metadynamics on the model's driver u, with a wall where geometries become nonsense
+bias = uqbias.Metadynamics(
+    model, temperature=300, height=1.0, sigma=1.0, pace=50, wall=14.0, drive=arguments.drive, runner=arguments.runner
+)
+system.addForce(bias.force())  # uqbias, line 2: before the Simulation is made
+
+integrator = LangevinMiddleIntegrator(300 * unit.kelvin, 1 / unit.picosecond, 1 * unit.femtoseconds)
+integrator.setRandomNumberSeed(1)
+simulation = app.Simulation(pdb.topology, system, integrator, Platform.getPlatformByName("Reference"))
+simulation.context.setPositions(pdb.positions)
+simulation.minimizeEnergy()
+simulation.context.setVelocitiesToTemperature(300 * unit.kelvin, 1)
+simulation.reporters.append(app.DCDReporter("trajectory.dcd", 50))
+simulation.reporters.append(bias)  # uqbias, line 3: deposits the hills, writes HILLS and COLVAR
+simulation.step(arguments.steps)
+# --- end of the script ------------------------------------------------------------------------------------------------
+
+import mdtraj  # noqa: E402
+from uqbias.md.reporters import read_colvar  # noqa: E402
+
+simulation.reporters.clear()
+colvar = read_colvar("COLVAR")
+phi = np.degrees(mdtraj.compute_phi(mdtraj.load("trajectory.dcd", top=str(SYSTEM / "structure.pdb")))[1][:, 0])
+print(f"{arguments.steps} steps, {len(bias.metadynamics.hills)} hills, runner {bias.evaluator.runner}")
+print(f"driver u: from {colvar['u'].min():.2f} to {colvar['u'].max():.2f}; bias up to {colvar['bias'].max():.1f} kJ/mol")
+print(f"frames beyond the barrier (15° < φ < 135°): {np.mean((phi > 15) & (phi < 135)):.1%}")
