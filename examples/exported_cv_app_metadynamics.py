@@ -1,6 +1,6 @@
 """The exported CV with OpenMM's own metadynamics: where the CV is used, torch and openmmtorch are all it takes.
 
-    python examples/exported_cv_app_metadynamics.py --steps 4000
+    python examples/exported_cv_app_metadynamics.py --steps 20000
 
 uqbias writes the file (as `uqbias export model.uqb -o cv.pt` does); everything after that imports nothing of it.
 OpenMM 8.5 is needed: 8.6 cannot copy the TorchForce of openmmtorch 1.5, and a CustomCVForce copies what is in it.
@@ -14,7 +14,7 @@ from quick_model import SYSTEM, quick_model
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", default="model.uqb", help="model file; trained quickly if it is not there")
-parser.add_argument("--steps", type=int, default=4000, help="of 1 fs")
+parser.add_argument("--steps", type=int, default=20000, help="of 1 fs")
 arguments = parser.parse_args()
 if tuple(int(part) for part in version.version.split(".")[:2]) >= (8, 6):
     raise SystemExit(f"OpenMM {version.version} dies when it copies a TorchForce; pip install 'openmm>=8.5,<8.6'")

@@ -1,9 +1,9 @@
 """An ordinary OpenMM script, and three lines that make it metadynamics on a model's uncertainty.
 
-With ``--drive bias`` (default) the force field moves the molecule and the model only says where it is uncertain. With
-``--drive model`` the model gives the energy too, and the force field is left out.
+The force field moves the molecule; the model only says where it is uncertain. For a model that gives the energy too,
+leave the force field out and say ``drive="model"``.
 
-    python examples/openmm_script.py --steps 20000
+    python examples/openmm_script.py --steps 60000
 """
 
 import argparse
@@ -17,22 +17,18 @@ import uqbias
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", default="model.uqb", help="model file; trained quickly if it is not there")
-parser.add_argument("--drive", choices=("bias", "model"), default="bias")
-parser.add_argument("--steps", type=int, default=20000, help="of 1 fs")
+parser.add_argument("--steps", type=int, default=60000, help="of 1 fs")
 parser.add_argument("--runner", default="auto", help="auto, aoti, torchscript or eager")
 arguments = parser.parse_args()
-model = quick_model(arguments.model)
+model = quick_model(arguments.model, runner=arguments.runner)
 
 # --- the script as it was ---------------------------------------------------------------------------------------------
 pdb = app.PDBFile(str(SYSTEM / "structure.pdb"))
 system = app.ForceField("amber14/protein.ff14SB.xml").createSystem(pdb.topology, constraints=app.HBonds)
-if arguments.drive == "model":
-    for index in reversed(range(system.getNumForces())):
-        system.removeForce(index)
 
 # uqbias, line 1: well-tempered metadynamics on the model's driver u, with a wall where geometries become nonsense
 bias = uqbias.Metadynamics(
-    model, temperature=300, height=1.0, sigma=1.0, pace=50, wall=14.0, drive=arguments.drive, runner=arguments.runner
+    model, temperature=300, height=1.0, sigma=1.0, pace=50, wall=14.0, drive="bias", runner=arguments.runner
 )
 system.addForce(bias.force())  # uqbias, line 2: before the Simulation is made
 
@@ -48,11 +44,14 @@ simulation.step(arguments.steps)
 # --- end of the script ------------------------------------------------------------------------------------------------
 
 import mdtraj  # noqa: E402
+
 from uqbias.md.reporters import read_colvar  # noqa: E402
 
 simulation.reporters.clear()
 colvar = read_colvar("COLVAR")
 phi = np.degrees(mdtraj.compute_phi(mdtraj.load("trajectory.dcd", top=str(SYSTEM / "structure.pdb")))[1][:, 0])
 print(f"{arguments.steps} steps, {len(bias.metadynamics.hills)} hills, runner {bias.evaluator.runner}")
-print(f"driver u: from {colvar['u'].min():.2f} to {colvar['u'].max():.2f}; bias up to {colvar['bias'].max():.1f} kJ/mol")
+print(
+    f"driver u: from {colvar['u'].min():.2f} to {colvar['u'].max():.2f}; bias up to {colvar['bias'].max():.1f} kJ/mol"
+)
 print(f"frames beyond the barrier (15° < φ < 135°): {np.mean((phi > 15) & (phi < 135)):.1%}")

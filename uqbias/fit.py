@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ def fit_model(
     topology: Topology | None = None,
     settings: dict[str, Any] | Campaign | None = None,
     *,
+    begin: Callable[[], object] | None = None,
     progress: Progress | None = None,
 ) -> tuple[UncertaintyModel, dict[str, Any]]:
     """Train a potential, fit driver and judge, and calibrate the judge on frames held out.
@@ -44,6 +46,7 @@ def fit_model(
     topology : bond graph; guessed from the distances in the first frame if None.
     settings : sections ``potential``, ``training``, ``cv``, ``uncertainty``, ``calibration`` and ``seed`` as in a
         campaign file; what is left out has its default.
+    begin : called once the input is found to be in order, before the training step is loaded or compiled.
     progress : told ``(step, steps, last history entry)`` while the potential is trained.
 
     Returns
@@ -76,6 +79,8 @@ def fit_model(
     judge = _uncertainty(campaign.uncertainty, topology, potential, frames)
     driver = judge if same else _uncertainty(campaign.cv, topology, potential, frames)
     given = campaign.training.model_dump()
+    if begin is not None:
+        begin()
     result = train(
         potential,
         training,

@@ -105,7 +105,9 @@ def train(
     frames = read_frames(data)
     with make_progress(quiet) as progress:
         told = 0
-        progress.phase("load or compile the training step")
+
+        def begin() -> None:
+            progress.phase("load or compile the training step")
 
         def tell(step: int, steps: int, entry: dict[str, float]) -> None:
             nonlocal told
@@ -116,7 +118,7 @@ def train(
                 progress.advance(step - told, "" if error is None else f"validation force MAE {error:.1f} meV/Å")
                 told = step
 
-        model, facts = fit_model(frames, topology, sections, progress=tell)
+        model, facts = fit_model(frames, topology, sections, begin=begin, progress=tell)
     model.save(output)
     if json:
         print_json({"model": str(output), **facts})

@@ -49,7 +49,6 @@ def show_log() -> None:
     if not any(isinstance(handler, _Stderr) for handler in logger.handlers):
         logger.addHandler(_Stderr())
         logger.setLevel(logging.INFO)
-        logger.propagate = False
 
 
 def fail(message: str) -> None:

@@ -177,7 +177,10 @@ def _tell(folder: Path, facts: dict[str, Any], time_ps: float, walkers: int, *, 
     import numpy as np
 
     with np.load(folder / "observations.npz") as seen:
-        cv, uncertainty, bias = seen["cv"], seen["uncertainty"], seen["bias"]
+        # Where a walker was stopped, its values are those of a broken geometry.
+        cv, uncertainty, bias = (
+            np.where(seen["restarted"], np.nan, seen[name]) for name in ("cv", "uncertainty", "bias")
+        )
     summary = {
         "directory": str(folder),
         "walkers": walkers,

@@ -1,0 +1,72 @@
+"""The examples run as a user runs them, with tiny settings."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import openmm
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def launch(folder, *command, **variables):
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PATH": path, **variables},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """Output folder and text of the example that trains, evaluates and samples."""
+    folder = tmp_path_factory.mktemp("own")
+    text = launch(folder, EXAMPLES / "your_own_data" / "run.sh", STEPS="60", MD_STEPS="200", RUNNER="eager", OUT="out")
+    return folder / "out", text
+
+
+def test_your_own_data(own):
+    folder, text = own
+    assert (folder / "model.uqb").is_file()
+    assert {"HILLS", "COLVAR.3", "walker_3.xtc", "topology.pdb"} <= {path.name for path in (folder / "md").iterdir()}
+    found = re.search(r"^frames +1344\nforce MAE +([\d.]+)", text, re.MULTILINE)
+    assert found, text
+    assert 30 < float(found[1]) < 1000
+    assert "4 walker(s), 0.1 ps each" in text
+
+
+def test_openmm_script(own, tmp_path):
+    model = own[0] / "model.uqb"
+    text = launch(
+        tmp_path, sys.executable, EXAMPLES / "openmm_script.py", "--model", model, "--steps", 500, "--runner", "eager"
+    )
+    assert "500 steps, 10 hills, runner eager" in text
+    assert {"HILLS", "COLVAR", "trajectory.dcd"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_exported_cv_in_openmms_metadynamics(own, tmp_path):
+    pytest.importorskip("openmmtorch")
+    if tuple(int(part) for part in openmm.version.version.split(".")[:2]) >= (8, 6):
+        pytest.skip("this OpenMM cannot copy a TorchForce")
+    script = EXAMPLES / "exported_cv_app_metadynamics.py"
+    text = launch(tmp_path, sys.executable, script, "--model", own[0] / "model.uqb", "--steps", 200)
+    assert "200 steps, 4 hills" in text
+    depth = float(re.search(r"([\d.]+) kJ/mol deep", text)[1])
+    assert depth > 0.5
+
+
+def test_quick_model_is_trained_when_missing(tmp_path):
+    code = "from quick_model import quick_model; print(quick_model('made.uqb', steps=2, runner='eager'))"
+    text = launch(tmp_path, sys.executable, "-c", code, PYTHONPATH=str(EXAMPLES))
+    assert text.endswith("made.uqb\n")
+    assert (tmp_path / "made.uqb").is_file()

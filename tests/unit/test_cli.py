@@ -1,0 +1,283 @@
+"""Commands: what they print, what they refuse, and with which exit code."""
+
+import json
+import logging
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from uqbias import __version__
+from uqbias.cli import app
+from uqbias.data import Frames, read_frames, write_frames
+from uqbias.doctor import Row, peroxide_geometries
+from uqbias.md.reporters import read_hills
+from uqbias.model import UncertaintyModel
+from uqbias.topology import Topology
+
+COMMANDS = ("template", "validate", "run", "report", "train", "evaluate", "md", "info", "export", "doctor")
+NUMBERS = np.array([8, 8, 1, 1])
+TRAIN = ["--cv", "gmm", "--features", "latents", "--steps", "5", "--runner", "eager", "-q"]
+
+
+@pytest.fixture(autouse=True)
+def _log():
+    yield
+    logger = logging.getLogger("uqbias")
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """data.xyz, settings.yaml and a model trained on them."""
+    folder = tmp_path_factory.mktemp("cli")
+    x = peroxide_geometries(40, seed=5)
+    random = np.random.default_rng(0)
+    frames = Frames(NUMBERS, x, random.normal(size=40), 100.0 * random.normal(size=x.shape))
+    write_frames(folder / "data.xyz", frames)
+    (folder / "structure.pdb").write_text(PDB)
+    (folder / "settings.yaml").write_text(SETTINGS)
+    done = call("train", folder / "data.xyz", "-o", folder / "m.uqb", "--settings", folder / "settings.yaml", "-q")
+    assert done.exit_code == 0, done.output
+    return folder
+
+
+PDB = """\
+HETATM    1  O1  HOO A   1       0.000   0.000  -0.725  1.00  0.00           O
+HETATM    2  O2  HOO A   1       0.000   0.000   0.725  1.00  0.00           O
+HETATM    3  H1  HOO A   1       0.945   0.000  -0.915  1.00  0.00           H
+HETATM    4  H2  HOO A   1       0.000   0.945   0.915  1.00  0.00           H
+CONECT    1    2    3
+CONECT    2    1    4
+CONECT    3    1
+CONECT    4    2
+END
+"""
+SETTINGS = """\
+system: {structure: structure.pdb, start: data.xyz}
+potential: {n_channels: 2, n_radial: 4, l_max: 1, hidden: [8, 4]}
+training: {steps: 5, runner: eager}
+cv: {kind: kernel_density, features: {kind: torsions, heavy_only: false}, capacity: 64}
+uncertainty: {kind: gmm, n_components: 1}
+"""
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def refused(*arguments):
+    """The one line on stderr of a command that must end with exit code 2."""
+    done = call(*arguments)
+    assert done.exit_code == 2, done.output
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("uqbias: ")
+    return lines[0]
+
+
+def test_nothing_heavy_is_imported_for_help():
+    code = "import sys, uqbias.cli; print([m for m in ('torch', 'openmm', 'numpy', 'pydantic') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_top_level_names():
+    import uqbias
+
+    assert uqbias.read_frames is read_frames
+    assert {"UncertaintyModel", "run_campaign"} <= set(dir(uqbias))
+    for name in uqbias.__all__:
+        assert getattr(uqbias, name) is not None
+    with pytest.raises(AttributeError, match="nothing_such"):
+        _ = uqbias.nothing_such
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches(command):
+    done = call(command, "--help")
+    assert done.exit_code == 0
+    assert f"  uqbias {command}" in done.output
+    assert command in call("--help").output
+
+
+def test_version():
+    assert call("--version").stdout == f"uqbias {__version__}\n"
+
+
+def test_unknown_command_is_answered_with_the_nearest():
+    done = call("trian")
+    assert done.exit_code == 2
+    assert "train" in done.stderr
+
+
+def test_template_is_a_campaign_file(folder, tmp_path):
+    assert call("template").stdout.startswith("# Campaign file")
+    path = tmp_path / "campaign.yaml"
+    assert call("template", "-o", path).exit_code == 0
+    assert "there already" in refused("template", "-o", path)
+    assert "structure.pdb: no such file" in refused("validate", path)
+    for name in ("structure.pdb", "data.xyz"):
+        (tmp_path / name.replace("data", "start")).write_bytes((folder / name).read_bytes())
+    done = call("validate", path, "--json")
+    facts = json.loads(done.stdout)
+    assert (facts["atoms"], facts["start_frames"], facts["labels_at_most"]) == (4, 40, 240)
+    text = path.read_text().replace("walkers:", "wakers:")
+    path.write_text(text)
+    assert "did you mean 'walkers'" in refused("validate", path)
+    assert "no such campaign file" in refused("run", tmp_path / "nothing.yaml")
+
+
+def test_ctrl_c_says_how_to_go_on(folder, monkeypatch, tmp_path):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("uqbias.campaign.rounds.run_campaign", interrupted)
+    done = call("run", folder / "settings.yaml", "-o", tmp_path / "r", "-q")
+    assert done.exit_code == 130
+    assert f"`uqbias run {folder / 'settings.yaml'} -o {tmp_path / 'r'}` goes on" in done.stderr
+    monkeypatch.setattr("uqbias.fit.fit_model", interrupted)
+    done = call("train", folder / "data.xyz", "-o", tmp_path / "m.uqb")
+    assert done.exit_code == 130
+    assert done.stderr.count("\n") == 1
+
+
+def test_train_and_info(folder):
+    model = UncertaintyModel.load(folder / "m.uqb")
+    assert model.potential.options()["n_channels"] == 2
+    assert model.cv.kind == "kernel_density"
+    assert float(model.calibration.fitted) == 1
+    text = call("info", folder / "m.uqb").stdout
+    for part in ("H2O2, 4 atoms", "3 bonds", "kernel_density on torsions", "gmm on latents", "torch"):
+        assert part in text
+    manifest = json.loads(call("info", folder / "m.uqb", "--json").stdout)
+    assert manifest["provenance"]["calibration_frames"] == 10
+    assert manifest["provenance"]["frames"] == 26
+
+
+def test_training_repeats_and_options_reach_the_model(folder, tmp_path):
+    done = call("train", folder / "data.xyz", "-o", tmp_path / "a.uqb", "--members", 2, "--json", *TRAIN)
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout)
+    assert facts["steps"] == 5
+    call("train", folder / "data.xyz", "-o", tmp_path / "b.uqb", "--members", 2, *TRAIN)
+    first, second = (UncertaintyModel.load(tmp_path / f"{name}.uqb") for name in "ab")
+    assert first.potential.n_members == 2
+    assert first.cv is first.uncertainty
+    assert first.cv.features.kind == "latents"
+    assert first.topology.bonds == Topology.from_pdb(folder / "structure.pdb").bonds
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, second.state_dict()[name]), name
+
+
+def test_train_refuses_bad_data(folder, tmp_path):
+    target = tmp_path / "m.uqb"
+    frames = read_frames(folder / "data.xyz")
+    write_frames(tmp_path / "few.xyz", frames[:15])
+    assert "15 frames" in refused("train", tmp_path / "few.xyz", "-o", target, *TRAIN)
+    write_frames(tmp_path / "bare.xyz", Frames(NUMBERS, frames.positions))
+    assert "no energy or forces" in refused("train", tmp_path / "bare.xyz", "-o", target, *TRAIN)
+    (tmp_path / "nan.xyz").write_text((folder / "data.xyz").read_text().replace("energy=", "energy=nan old="))
+    assert "not finite" in refused("train", tmp_path / "nan.xyz", "-o", target, *TRAIN)
+    (tmp_path / "other.pdb").write_text(PDB.replace("           H\n", "           F\n"))
+    found = refused("train", folder / "data.xyz", "--structure", tmp_path / "other.pdb", "-o", target, *TRAIN)
+    assert "[8, 8, 1, 1]" in found
+    assert "[8, 8, 9, 9]" in found
+    found = refused("train", folder / "data.xyz", "--cv", "kernel_densty", "-o", target)
+    assert "did you mean 'kernel_density'" in found
+    assert not target.exists()
+
+
+def test_evaluate(folder, tmp_path):
+    scores = json.loads(call("evaluate", folder / "m.uqb", folder / "data.xyz", "--json").stdout)
+    assert scores["frames"] == 40
+    frames = read_frames(folder / "data.xyz")
+    x = torch.tensor(frames.positions, dtype=torch.float32, requires_grad=True)
+    (gradient,) = torch.autograd.grad(UncertaintyModel.load(folder / "m.uqb")(x).energy.sum(), x)
+    expected = np.abs(-gradient.numpy() - frames.labels()[1]).mean() / 964.853 * 1000
+    assert scores["force_mae_meV_per_A"] == pytest.approx(expected, rel=1e-4)
+    assert scores["force_rmse_meV_per_A"] > scores["force_mae_meV_per_A"]
+    assert 0 <= scores["coverage"] <= 1
+    assert "meV/atom" in call("evaluate", folder / "m.uqb", folder / "data.xyz").stdout
+    write_frames(tmp_path / "o.xyz", Frames(NUMBERS[::-1], frames.positions, *frames.labels()))
+    assert "[1, 1, 8, 8]" in refused("evaluate", folder / "m.uqb", tmp_path / "o.xyz")
+
+
+def test_damaged_model_files(folder, tmp_path):
+    content = (folder / "m.uqb").read_bytes()
+    (tmp_path / "short.uqb").write_bytes(content[:-100])
+    assert "not a whole model file" in refused("info", tmp_path / "short.uqb")
+    changed = bytearray(content)
+    changed[-1] ^= 1
+    (tmp_path / "changed.uqb").write_bytes(changed)
+    assert "changed after it was written" in refused("evaluate", tmp_path / "changed.uqb", folder / "data.xyz")
+    assert "no such model file" in refused("md", tmp_path / "none.uqb", "-o", tmp_path / "md")
+
+
+def test_md_writes_its_files_and_touches_no_others(folder, tmp_path):
+    target = tmp_path / "md"
+    options = ["--steps", 40, "--pace", 10, "--walkers", 2, "--runner", "eager", "--temperature", 50]
+    done = call("md", folder / "m.uqb", "-o", target, *options, "--start", folder / "data.xyz", "--json", "-q")
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout)
+    assert facts["walkers"] == 2
+    assert {path.name for path in target.iterdir()} >= {"HILLS", "COLVAR.0", "COLVAR.1", "walker_1.xtc", "topology.pdb"}
+    before = (target / "HILLS").read_text()
+    assert len([line for line in before.splitlines() if not line.startswith("#")]) <= 8
+    assert "not an empty directory" in refused("md", folder / "m.uqb", "-o", target)
+    assert (target / "HILLS").read_text() == before
+    done = call("md", folder / "m.uqb", "-o", tmp_path / "free", *options, "--bias", "none", "-q")
+    assert done.exit_code == 0, done.output
+    assert not (tmp_path / "free" / "HILLS").exists()
+    assert "multiple of --pace" in refused("md", folder / "m.uqb", "-o", tmp_path / "x", "--steps", 41, "--pace", 10)
+    assert "did you mean 'none'" in refused("md", folder / "m.uqb", "-o", tmp_path / "x", "--bias", "noe")
+    assert "no OpenMM platform 'Cuda'" in refused(
+        "md", folder / "m.uqb", "-o", tmp_path / "x", *options, "--platform", "Cuda", "-q"
+    )
+
+    # The exported bias is that of the HILLS file.
+    exported = tmp_path / "biased.pt"
+    assert call("export", folder / "m.uqb", "-o", exported, "--output", "biased", "--hills", target / "HILLS").stdout
+    x = torch.tensor(read_frames(folder / "data.xyz").positions[0])
+    with torch.no_grad():
+        plain = UncertaintyModel.load(folder / "m.uqb")(x[None].float())
+        added = float(torch.jit.load(str(exported))(x)) - float(plain.energy)
+    hills = read_hills(target / "HILLS", 0.5)
+    expected = (hills["height"] * np.exp(-0.5 * ((float(plain.cv) - hills["centre"]) / hills["sigma"]) ** 2)).sum()
+    assert added == pytest.approx(expected, abs=1e-3)
+    assert "give --hills" in refused("export", folder / "m.uqb", "-o", tmp_path / "y.pt", "--output", "biased")
+    assert "did you mean 'energy'" in refused("export", folder / "m.uqb", "-o", tmp_path / "y.pt", "--output", "enery")
+    assert not (tmp_path / "y.pt").exists()
+
+
+def test_export_with_forces(folder, tmp_path):
+    done = call("export", folder / "m.uqb", "-o", tmp_path / "cv.pt", "--with-forces", "--json")
+    assert json.loads(done.stdout)["with_forces"] is True
+    x = torch.tensor(read_frames(folder / "data.xyz").positions[0])
+    with torch.no_grad():
+        value, forces = torch.jit.load(str(tmp_path / "cv.pt"))(x)
+        expected = UncertaintyModel.load(folder / "m.uqb")(x[None].float()).cv
+    assert float(value) == pytest.approx(float(expected), abs=1e-4)
+    assert forces.shape == (4, 3)
+
+
+def test_report_refuses_what_is_no_run(tmp_path):
+    assert "no such run directory" in refused("report", tmp_path / "nothing")
+    assert "not a run directory" in refused("report", tmp_path)
+
+
+def test_doctor_exit_codes(monkeypatch):
+    good = Row("forces, pythonforce, eager, Reference", "ok", "differ by 1e-7")
+    bad = Row("backend torchforce", "failed", "compiled against torch 2.9", "pip install 'torch==2.9.*'")
+    monkeypatch.setattr("uqbias.doctor.examine", lambda **_: iter([good]))
+    assert call("doctor").exit_code == 0
+    monkeypatch.setattr("uqbias.doctor.examine", lambda **_: iter([good, bad]))
+    done = call("doctor")
+    assert done.exit_code == 2
+    assert "pip install 'torch==2.9.*'" in done.stdout
+    assert json.loads(call("doctor", "--json").stdout)["healthy"] is False
