@@ -195,6 +195,8 @@ class Metadynamics:
                 f"the simulation's atoms have elements {found}, the model's {self.evaluator.numbers}",
                 "give bias.force(atoms=...) the model's atoms in its order",
             )
+        # A minimisation before the first step may have tried geometries that nobody will simulate.
+        self.evaluator.broken[:] = False
         self._checked = True
 
 
