@@ -138,14 +138,14 @@ class PowerSpectrum(Potential):
         # Neighbours j lead, so that each multiplies by the weights of its own element.
         radial = torch.matmul(basis.transpose(2, 3), mixing)  # [M, W, Nj, Ni, lC]
         radial = radial.permute(0, 1, 3, 4, 2)  # [M, W, Ni, lC, Nj]
-        powers = []
-        C = self.n_channels
+        # One product with all harmonics wastes three quarters of its terms and is still faster than one for each l.
+        projected = torch.matmul(radial, harmonics)  # [M, W, Ni, lC, L]
+        powers, C = [], self.n_channels
         for l in range(self.l_max + 1):
-            channels = radial[:, :, :, l * C : (l + 1) * C]
-            projected = torch.matmul(channels, harmonics[..., l * l : (l + 1) ** 2])  # [M, W, N, C, 2l+1]
+            block = projected[:, :, :, l * C : (l + 1) * C, l * l : (l + 1) ** 2]  # [M, W, N, C, 2l+1]
             if l == 0:
-                powers.append(projected.squeeze(-1))
-            product = torch.matmul(projected, projected.transpose(-1, -2)).flatten(-2) / math.sqrt(2 * l + 1)
+                powers.append(block.squeeze(-1))
+            product = (block.unsqueeze(-2) * block.unsqueeze(-3)).sum(-1).flatten(-2) / math.sqrt(2 * l + 1)
             powers.append(product.index_select(-1, self.upper))
         return torch.cat(powers, dim=-1)
 
