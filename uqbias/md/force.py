@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from uqbias.compile.fused import FusedEvaluator
 from uqbias.errors import UqbiasError
 from uqbias.md.stack import choose_backend
+
+#: positions [n, 3] nm -> energy [] kJ/mol, forces [n, 3] kJ/mol/nm
+Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def make_force(evaluator: FusedEvaluator, backend: str = "auto", particles: Sequence[int] | None = None) -> Any:
@@ -41,23 +46,45 @@ def make_force(evaluator: FusedEvaluator, backend: str = "auto", particles: Sequ
             f"give {expected}",
         )
     if choose_backend(backend) == "pythonforce":
-        return _python_force(evaluator, chosen)
+        return python_force(evaluator.evaluate_for_host, chosen)
     return _torch_force(evaluator, chosen)
 
 
-def _python_force(evaluator: FusedEvaluator, particles: list[int] | None) -> Any:
+def python_force(evaluate: Evaluate, particles: list[int] | None) -> Any:
+    """An ``openmm.PythonForce`` of a function of positions [n, 3] in nm that gives energy [] and forces [n, 3].
+
+    Parameters
+    ----------
+    evaluate : the function; OpenMM pickles it where it copies the force.
+    particles : the n particles it is about; all of the System if None.
+    """
     import openmm
 
-    def compute(state: Any) -> tuple[float, Any]:
-        # ._value is the array in nm; value_in_unit would copy it.
-        positions = torch.from_numpy(state.getPositions(asNumpy=True)._value)
-        energy, forces = evaluator.evaluate_for_host(positions)
-        return float(energy), forces.to("cpu", torch.float64).numpy()
-
-    force = openmm.PythonForce(compute)
-    if particles is not None:
+    # PythonForce can be given particles from OpenMM 8.6 on.
+    narrow = particles is not None and hasattr(openmm.PythonForce, "setParticles")
+    force = openmm.PythonForce(_OfState(evaluate, None if narrow else particles))
+    if narrow:
         force.setParticles(particles)
     return force
+
+
+class _OfState:
+    """From an OpenMM State to energy and forces, of all its particles or of some."""
+
+    def __init__(self, evaluate: Evaluate, particles: list[int] | None) -> None:
+        self.evaluate, self.particles = evaluate, particles
+
+    def __call__(self, state: Any) -> tuple[float, Any]:
+        # ._value is the array in nm; value_in_unit would copy it.
+        positions = state.getPositions(asNumpy=True)._value
+        some = positions if self.particles is None else positions[self.particles]
+        energy, tensor = self.evaluate(torch.from_numpy(some))
+        forces = tensor.to("cpu", torch.float64).numpy()
+        if self.particles is None:
+            return float(energy), forces
+        everywhere = np.zeros_like(positions)
+        everywhere[self.particles] = forces
+        return float(energy), everywhere
 
 
 def _torch_force(evaluator: FusedEvaluator, particles: list[int] | None) -> Any:

@@ -17,7 +17,7 @@ from uqbias.bias.metadynamics import Metadynamics as MetadynamicsBias
 from uqbias.bias.walls import UpperWall
 from uqbias.compile.fused import FusedEvaluator
 from uqbias.errors import UqbiasError, did_you_mean
-from uqbias.md.force import make_force
+from uqbias.md.force import make_force, python_force
 from uqbias.md.reporters import ColvarFiles, HillsFile, read_hills
 from uqbias.md.stack import check_torchforce_as_variable, choose_backend
 from uqbias.model import UncertaintyModel
@@ -216,17 +216,15 @@ _handles = itertools.count()
 
 
 class _ByHandle:
-    """Function of a PythonForce that survives pickling within the process."""
+    """Energy and forces of an evaluator, pickled as a number within the process."""
 
     def __init__(self, handle: int) -> None:
         self.handle = handle
 
-    def __call__(self, state: Any) -> tuple[float, Any]:
+    def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         if self.handle not in _evaluators:
             raise UqbiasError("a force on the uncertainty was read in another process", "make it there again")
-        positions = torch.from_numpy(state.getPositions(asNumpy=True)._value)
-        energy, forces = _evaluators[self.handle].evaluate_for_host(positions)
-        return float(energy), forces.to("cpu", torch.float64).numpy()
+        return _evaluators[self.handle].evaluate_for_host(positions)
 
 
 def uncertainty_cv_force(
@@ -260,8 +258,6 @@ def uncertainty_cv_force(
         For backend ``torchforce`` with OpenMM 8.6 or later, where copying a TorchForce, as CustomCVForce does, kills
         the process: openmmtorch 1.5 is compiled against OpenMM 8.4.
     """
-    import openmm
-
     chosen = choose_backend(backend)
     if chosen == "torchforce":
         check_torchforce_as_variable()
@@ -279,12 +275,9 @@ def uncertainty_cv_force(
         return make_force(evaluator, chosen, atoms)
     handle = next(_handles)
     _evaluators[handle] = evaluator
-    force = openmm.PythonForce(_ByHandle(handle))
-    if atoms is not None:
-        if len(atoms) != evaluator.n_atoms:
-            raise UqbiasError(f"{len(atoms)} atoms for a model of {evaluator.n_atoms}", "give one index per model atom")
-        force.setParticles([int(atom) for atom in atoms])
-    return force
+    if atoms is not None and len(atoms) != evaluator.n_atoms:
+        raise UqbiasError(f"{len(atoms)} atoms for a model of {evaluator.n_atoms}", "give one index per model atom")
+    return python_force(_ByHandle(handle), None if atoms is None else [int(atom) for atom in atoms])
 
 
 def _loaded(model: torch.nn.Module | str | Path) -> torch.nn.Module:
