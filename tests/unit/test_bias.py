@@ -239,3 +239,18 @@ def test_hermite_traces_with_a_grid_of_any_length():
     arguments = [grid.state[name] for name in ("table", "origin", "spacing", "points")]
     u = torch.rand(3) * 40 - 10
     torch.testing.assert_close(graph(u, *arguments), force(u, *arguments))
+
+
+def test_hills_are_mirrored_at_a_bound():
+    """With a uniform histogram above the bound the reflected bias is flat there, the plain one falls off."""
+    u = np.linspace(0.0, 6.0, 601)
+    slopes = []
+    for reflect_at in (None, 0.0):
+        bias = Metadynamics(sigma=0.5, pace=1, biasfactor=None, reflect_at=reflect_at)
+        for step, centre in enumerate(u, start=1):
+            bias.update(step, np.array([centre]), np.zeros(1))
+        edge, inside = bias.value(np.array([0.0, 3.0]))
+        slopes.append(edge / inside)
+    assert slopes[0] == pytest.approx(0.5, abs=0.02)
+    assert slopes[1] == pytest.approx(1.0, abs=0.02)
+    assert (bias.hills["centre"] < 0).sum() == (np.abs(u[1:]) < 6 * 0.5).sum()

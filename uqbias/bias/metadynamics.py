@@ -41,6 +41,9 @@ class Metadynamics(Bias):
     pace : steps between depositions.
     biasfactor : γ > 1 for well-tempered, None for standard metadynamics.
     temperature : K; of use only for well-tempered metadynamics.
+    reflect_at : lowest value that u can take, or None. Each hill near it gets a mirror image beyond it, as a hill of
+        its own: without that V falls off towards the bound, and walkers are held there (Crespo, Marinelli, Pietrucci
+        and Laio, Phys. Rev. E 81, 055701, 2010).
 
     Attributes
     ----------
@@ -62,6 +65,7 @@ class Metadynamics(Bias):
         pace: int = 50,
         biasfactor: float | None = 10.0,
         temperature: float = 300.0,
+        reflect_at: float | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("height", height), ("sigma", sigma), ("pace", pace), ("temperature", temperature)):
@@ -72,6 +76,7 @@ class Metadynamics(Bias):
         self.height, self.sigma, self.pace = float(height), float(sigma), int(pace)
         self.biasfactor = None if biasfactor is None else float(biasfactor)
         self.temperature = float(temperature)
+        self.reflect_at = None if reflect_at is None else float(reflect_at)
         self.grid = GrowingGrid(self.sigma / POINTS_PER_SIGMA, self._state)
         self._hills = np.empty(256, dtype=HILL)
         self._count = 0
@@ -94,6 +99,10 @@ class Metadynamics(Bias):
         heights = np.full(len(centres), self.height)
         if self.biasfactor is not None:
             heights *= np.exp(-self.value(centres) / (kt(self.temperature) * (self.biasfactor - 1)))
+        if self.reflect_at is not None:
+            near = np.abs(centres - self.reflect_at) < SUPPORT * self.sigma
+            centres = np.concatenate([centres, 2 * self.reflect_at - centres[near]])
+            heights = np.concatenate([heights, heights[near]])
         hills = np.empty(len(centres), dtype=HILL)
         hills["step"], hills["centre"], hills["sigma"] = step, centres, self.sigma
         hills["height"], hills["biasfactor"] = heights, self.biasfactor or 1.0

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from uqbias.md.walkers import ExternalBias
 
 Array = NDArray[np.float64]
+#: (kind, options) of each part of a bias.
+BiasParts = tuple[tuple[str, dict[str, Any]], ...]
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Exploration:
 
     model: Path
     folder: Path
-    biases: tuple[tuple[str, dict[str, Any]], ...]
+    biases: BiasParts
     md: dict[str, Any]
     guards: dict[str, Any]
     safe_frames: Array
@@ -52,7 +54,7 @@ class Exploration:
     earlier_bias: Path | None = None
 
 
-def build_bias(parts: tuple[tuple[str, dict[str, Any]], ...], temperature: float) -> Any:
+def build_bias(parts: BiasParts, temperature: float) -> Any:
     """Sum of the biases named; a class that takes ``temperature`` gets that of the MD.
 
     Raises
@@ -73,6 +75,14 @@ def build_bias(parts: tuple[tuple[str, dict[str, Any]], ...], temperature: float
         except TypeError as error:
             raise UqbiasError(f"bias '{kind}' with {options}: {error}", "check its options") from None
     return BiasSum(built)
+
+
+def _bounded(parts: BiasParts, lowest: float) -> BiasParts:
+    """The parts with ``reflect_at: lowest`` turned into the lowest CV of the labelled frames."""
+    return tuple(
+        (kind, {key: lowest if (key, value) == ("reflect_at", "lowest") else value for key, value in options.items()})
+        for kind, options in parts
+    )
 
 
 def explore(
@@ -96,7 +106,7 @@ def explore(
     import torch
 
     from uqbias.bias.metadynamics import Metadynamics
-    from uqbias.campaign.evaluation import stiff_deviations
+    from uqbias.campaign.evaluation import evaluate_frames, stiff_deviations
     from uqbias.compile.fused import FusedEvaluator
     from uqbias.md.guards import Guard
     from uqbias.md.reporters import ColvarFiles, HillsFile, ObservationRecorder, Trajectories
@@ -107,7 +117,8 @@ def explore(
     md, guards = job.md, job.guards
     job.folder.mkdir(parents=True, exist_ok=True)
     model = UncertaintyModel.load(job.model)
-    bias = build_bias(job.biases, md["temperature"]) if job.biases else None
+    lowest = float(evaluate_frames(model, job.safe_frames).cv.min())
+    bias = build_bias(_bounded(job.biases, lowest), md["temperature"]) if job.biases else None
     if bias is not None and job.earlier_bias is not None:
         with np.load(job.earlier_bias) as arrays:
             bias.restore(dict(arrays))

@@ -162,6 +162,11 @@ class MetadynamicsSection(KindSection):
         default=10.0, gt=1, description="γ; the CV moves as if at γ T; null: hills keep their height"
     )
     pace: Count = Field(default=50, description="steps between hills of one walker; a multiple of md.pace")
+    reflect_at: float | Literal["lowest"] | None = Field(
+        default="lowest",
+        description="hills are mirrored at this value, so that walkers are not held below it: lowest (of the labelled "
+        "frames), a number, or null",
+    )
 
 
 class UpperWallSection(KindSection):

@@ -66,6 +66,8 @@ Progress = Callable[[int, int, dict[str, float]], None]
 
 # Keeps the gradient of a norm finite at zero; far below the errors that training reaches.
 NORM_FLOOR = 1e-4
+#: Gradients longer than this many times their recent length are shortened.
+CLIP = 2.0
 
 
 def force_and_energy_mae(potential: Potential, frames: Frames) -> tuple[float, float]:
@@ -161,6 +163,7 @@ class _Loop:
         self.optimiser = torch.optim.Adam(self.weights, lr=options.learning_rate, foreach=True)
         self.generator = torch.Generator().manual_seed(seed)
         self.order = torch.empty(0, dtype=torch.long)
+        self.typical_norm = math.inf
         self.step_function = compile_function(
             _step_function(potential, self.names, buffer_names, options.energy_weight),
             [*self.weights, *self.buffers, self.scale, *self._batch()],
@@ -178,9 +181,16 @@ class _Loop:
         return x[index], e[index], f[index]
 
     def _advance(self, step: int, fraction: float) -> float:
-        loss, *gradients = self.step_function([*self.weights, *self.buffers, self.scale, *self._batch()])
+        loss, *strided = self.step_function([*self.weights, *self.buffers, self.scale, *self._batch()])
+        gradients = [gradient.contiguous() for gradient in strided]
+        # A rare frame with a large gradient must not throw the weights away: Adam's own scale adapts too slowly.
+        norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
+        if norm > CLIP * self.typical_norm:
+            torch._foreach_mul_(gradients, CLIP * self.typical_norm / norm)
         for weight, gradient in zip(self.weights, gradients, strict=True):
-            weight.grad = gradient.contiguous()
+            weight.grad = gradient
+        limited = min(norm, CLIP * self.typical_norm)
+        self.typical_norm = limited if math.isinf(self.typical_norm) else 0.98 * self.typical_norm + 0.02 * limited
         warm_up = min(1.0, (step + 1) / 100)
         for group in self.optimiser.param_groups:
             group["lr"] = self.options.learning_rate * warm_up * 0.5 * (1 + math.cos(math.pi * min(fraction, 1.0)))
