@@ -46,10 +46,10 @@ class Training(Section):
         default=None, description="optimiser steps of each later round; null: as in round 0"
     )
     batch_size: Count = Field(default=8, description="frames a step")
-    learning_rate: Positive = Field(default=0.02, description="highest learning rate of Adam")
+    learning_rate: Positive = Field(default=0.01, description="highest learning rate of Adam")
     later_learning_rate: Positive | None = Field(
         default=0.005,
-        description="highest learning rate of each later round; null: as in round 0 (0.02 from a warm start diverges)",
+        description="highest learning rate of each later round; null: as in round 0",
     )
     energy_weight: float = Field(default=0.1, ge=0, description="weight of the energy error beside the force error")
     ema: float = Field(default=0.995, ge=0, lt=1, description="decay of the averaged weights, which are the result")

@@ -43,7 +43,7 @@ class TrainingOptions:
 
     steps: int = 4000
     batch_size: int = 8
-    learning_rate: float = 0.02
+    learning_rate: float = 0.01
     energy_weight: float = 0.1
     ema: float = 0.995
     evaluate_every: int = 250
