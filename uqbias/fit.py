@@ -85,7 +85,7 @@ def fit_model(
         potential,
         training,
         validation if len(validation) else None,
-        TrainingOptions(**{field.name: given[field.name] for field in fields(TrainingOptions)}),
+        TrainingOptions(**{field.name: given[field.name] for field in fields(TrainingOptions) if field.name in given}),
         seed=campaign.seed,
         runner=campaign.training.runner,
         progress=progress,

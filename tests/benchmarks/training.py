@@ -1,9 +1,9 @@
 """Force error after a fixed training time on one core.
 
-1000 frames of 500 K MD of alanine dipeptide, 0.1 ps apart, made by ``systems/alanine_dipeptide/reference.py``; tested on
-1000 frames of 500 K MD of alanine dipeptide, 0.1 ps apart, made by ``systems/alanine_dipeptide/reference.py``; 950 train,
-50 choose among the weights, and 500 frames of the same trajectory that begin 10 ps later test. The time counts the
+1000 frames of 500 K MD of alanine dipeptide, 0.1 ps apart, made by ``systems/alanine_dipeptide/reference.py``: 950
+train, 50 choose among the weights. 500 frames of the same trajectory that begin 10 ps later test. The time counts the
 training itself; compiling its step (once for an architecture) comes before it.
+
     python tests/benchmarks/training.py [--seconds 120] [--seeds 1] [--json PATH]
 """
 
