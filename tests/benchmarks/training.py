@@ -43,7 +43,9 @@ def main() -> None:
     rows = []
     for seed in range(arguments.seeds):
         potential = PowerSpectrum(frames.numbers, seed=seed)
-        options = TrainingOptions(max_seconds=arguments.seconds, evaluate_every=1000, patience=10**6)
+        options = TrainingOptions(
+            max_seconds=arguments.seconds, learning_rate=0.01, evaluate_every=1000, patience=10**6
+        )
         result = train(potential, training, held_out, options, seed=seed)
         force_mae, energy_mae = force_and_energy_mae(potential, test)
         rows.append({"seed": seed, "steps": result.steps, "force_mae": force_mae, "energy_mae": energy_mae})

@@ -113,6 +113,7 @@ def _filter(work: Work) -> PhysicalFilter:
         bond_high=options.bond_high,
         angle_tolerance=options.angle_tolerance,
         clash=options.clash,
+        hydrogen_bond=options.hydrogen_bond,
         stiff_torsion=options.stiff_torsion,
         energy_window=options.energy_window,
     )

@@ -46,7 +46,7 @@ class Training(Section):
         default=None, description="optimiser steps of each later round; null: as in round 0"
     )
     batch_size: Count = Field(default=8, description="frames a step")
-    learning_rate: Positive = Field(default=0.01, description="highest learning rate of Adam")
+    learning_rate: Positive = Field(default=0.02, description="highest learning rate of Adam")
     later_learning_rate: Positive | None = Field(
         default=0.005,
         description="highest learning rate of each later round; null: as in round 0",
@@ -96,7 +96,7 @@ class MD(Section):
     temperature: Positive = Field(default=300.0, description="K")
     timestep_fs: Positive = Field(default=0.5, description="fs; 0.5 with free hydrogens, 2 with constraints")
     friction_per_ps: Positive = Field(default=1.0, description="friction of the Langevin thermostat, 1/ps")
-    steps: Count = Field(default=20000, description="steps of every walker in a round; a multiple of pace")
+    steps: Count = Field(default=10000, description="steps of every walker in a round; a multiple of pace")
     pace: Count = Field(default=50, description="steps between looks at the walkers: hills, guards")
     observe_every: Count = Field(default=100, description="steps between frames kept as candidates; a multiple of pace")
     trajectory_every: Count = Field(default=200, description="steps between trajectory frames; a multiple of pace")
@@ -145,7 +145,7 @@ class Selection(Section):
     """Which of the frames that passed the filters are labelled."""
 
     kind: Literal["mixed", "farthest_point", "random", "highest_uncertainty"] = Field(
-        default="mixed",
+        default="farthest_point",
         description="farthest_point, random, highest_uncertainty, or mixed (farthest points and a random rest)",
     )
     space: Literal["cv_features", "latents"] = Field(
@@ -154,7 +154,7 @@ class Selection(Section):
     )
     random_share: float = Field(default=0.5, ge=0, le=1, description="share of the budget that `mixed` fills at random")
     energy_temperature: float | None = Field(
-        default=None,
+        default=3000.0,
         gt=0,
         description="K; weigh frames by their model energy, Boltzmann-like at this temperature; null: no preference",
     )
@@ -168,7 +168,7 @@ class Harvest(Section):
 
     labels_per_round: Count = Field(default=50, description="labels bought in a round, at most")
     cv_window: list[float | None] = Field(
-        default=[0.8, 14.0],
+        default=[None, 14.0],
         min_length=2,
         max_length=2,
         description="[lowest, highest] value of the driver CV; null: open",
@@ -189,10 +189,13 @@ class Harvest(Section):
         default=25.0, gt=0, le=180, description="degrees that an angle may differ from its reference"
     )
     clash: float = Field(
-        default=0.6,
+        default=0.7,
         gt=0,
         lt=1,
         description="closest approach of atoms three or more bonds apart, as a share of the sum of van der Waals radii",
+    )
+    hydrogen_bond: float = Field(
+        default=0.6, gt=0, lt=1, description="the same for hydrogen and N, O or F, which come closer"
     )
     stiff_torsion: float = Field(default=60.0, gt=0, le=180, description="degrees that a stiff torsion may turn")
     label_energy_window: Positive = Field(

@@ -17,6 +17,10 @@ Array = NDArray[np.float64]
 PHYSICAL = ""
 
 
+#: Elements that a hydrogen may approach in a hydrogen bond.
+HYDROGEN_BOND = (7, 8, 9)
+
+
 @dataclass(frozen=True)
 class Limits:
     """How far a physical geometry may be from the reference.
@@ -26,6 +30,7 @@ class Limits:
     bond_low, bond_high : bond length as a multiple of its reference.
     angle_tolerance : degrees.
     clash : share of the sum of van der Waals radii, for atoms three or more bonds apart.
+    hydrogen_bond : the same for hydrogen and N, O or F, which come closer.
     stiff_torsion : degrees that a stiff torsion may turn.
     energy_window : model energy above or below the reference mean, kJ/mol; a model may invent deep holes.
     """
@@ -33,7 +38,8 @@ class Limits:
     bond_low: float = 0.8
     bond_high: float = 1.25
     angle_tolerance: float = 25.0
-    clash: float = 0.6
+    clash: float = 0.7
+    hydrogen_bond: float = 0.6
     stiff_torsion: float = 60.0
     energy_window: float = 120.0
 
@@ -68,7 +74,10 @@ class PhysicalFilter:
         far = topology.bond_separation()[first, second] >= 3
         self._pairs = np.stack([first[far], second[far]], axis=1)
         radii = np.nan_to_num(vdw_radii[list(topology.numbers)], nan=1.7) * ANGSTROM
-        self._closest = self.limits.clash * radii[self._pairs].sum(axis=1)
+        light = np.array(topology.numbers)[self._pairs]
+        bridge = (light == 1).any(axis=1) & np.isin(light, HYDROGEN_BOND).any(axis=1)
+        share = np.where(bridge, self.limits.hydrogen_bond, self.limits.clash)
+        self._closest = share * radii[self._pairs].sum(axis=1)
         reference = np.asarray(reference, dtype=np.float64)
         self._bond_reference = _lengths(reference, self._bonds).mean(axis=0)
         self._angle_reference = _bond_angles(reference, self._angles).mean(axis=0)
