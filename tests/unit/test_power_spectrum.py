@@ -1,4 +1,4 @@
-"""The embedded potential: invariance, forces, committee axis, options; training and frame dealing."""
+"""The embedded potential: invariance, forces, committee axis, options; training."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from uqbias.data import Frames
 from uqbias.errors import UqbiasError
 from uqbias.potentials.power_spectrum import PowerSpectrum, radial_basis, spherical_harmonics
 from uqbias.potentials.prediction import predict
-from uqbias.potentials.training import TrainingOptions, force_and_energy_mae, split_frames, train
+from uqbias.potentials.training import TrainingOptions, force_and_energy_mae, train
 
 NUMBERS = (6, 1, 8, 1, 1, 7)
 
@@ -173,12 +173,3 @@ def test_predictions_do_not_depend_on_the_batch(potential, positions):
     whole, parts = predict(potential, positions), predict(potential, positions, batch_size=3)
     for left, right in zip(whole, parts, strict=True):
         torch.testing.assert_close(left, right)
-
-
-def test_a_frame_once_held_out_stays_held_out():
-    frames = harmonic_frames(200, 2)
-    early = split_frames(frames[:80], (0.1, 0.1), seed=5)
-    late = split_frames(frames, (0.1, 0.1), seed=5)
-    for before, after in zip(early, late, strict=True):
-        assert set(before) <= set(after)
-    assert sorted(np.concatenate(late).tolist()) == list(range(200))

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import functional_call
 
@@ -264,29 +263,3 @@ def _step_function(
         return (loss, *torch.autograd.grad(loss, weights))
 
     return step
-
-
-def split_frames(
-    frames: Frames, fractions: tuple[float, float], seed: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Disjoint indices of training, validation and calibration frames, stable under appending frames.
-
-    Each frame is dealt by a hash of its content, so that a frame once held out stays held out in later rounds.
-
-    Parameters
-    ----------
-    fractions : shares of validation and calibration frames.
-    seed : of the deal.
-    """
-    import hashlib
-
-    deal = np.array(
-        [
-            int.from_bytes(hashlib.sha256(f"{seed}".encode() + frame.tobytes()).digest()[:8], "big") / 2**64
-            for frame in np.ascontiguousarray(frames.positions)
-        ]
-    )
-    validation = deal < fractions[0]
-    calibration = (deal >= fractions[0]) & (deal < fractions[0] + fractions[1])
-    indices = np.arange(len(frames))
-    return indices[~validation & ~calibration], indices[validation], indices[calibration]
