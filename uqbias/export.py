@@ -40,10 +40,10 @@ def export_torchscript(
     """Write ``forward(positions [N, 3] nm[, box [3, 3] nm]) -> scalar``, or ``-> (scalar, forces [N, 3])``, atomically.
 
     The module holds the weights in float32 and no Python operator. It takes float32 or float64 positions and answers in
-    their dtype. The scalar form is differentiated by the host's autograd and survives ``torch.jit.freeze``, so
-    ``openmmtorch.TorchForce(path)``, C++ and PLUMED load it as it is. The form with forces is the flattened graph of
-    the value and of its negative gradient per nm: call ``TorchForce.setOutputsForces(True)``; it is faster, but cannot
-    be differentiated again.
+    their dtype; it may be moved to a GPU. The scalar form is differentiated by the host's autograd and survives
+    ``torch.jit.freeze``, so ``openmmtorch.TorchForce(path)``, C++ and PLUMED load it as it is. The form with forces is
+    the flattened graph of the value and of its negative gradient per nm: call ``TorchForce.setOutputsForces(True)``; it
+    is faster, but cannot be differentiated again.
 
     The file carries ``manifest.json`` as an extra file: output, unit, atomic numbers, versions.
 
@@ -74,6 +74,7 @@ def export_torchscript(
     scalar = _Scalar(model, output, bias).eval()
     examples = [positions, 10.0 * torch.eye(3, dtype=torch.float64)] if periodic else [positions]
     traced = _trace_value_and_forces(scalar, examples) if with_forces else trace_to_torchscript(scalar, examples)
+    _follow_positions(traced)
     manifest = {
         "format": "uqbias-torchscript",
         "output": output,
@@ -126,6 +127,28 @@ def _trace_value_and_forces(scalar: _Scalar, examples: list[Tensor]) -> Any:
 
     embedded = [tensor.detach() for tensor in tensors.values()]
     return trace_to_torchscript(_Embedded(flatten(function, [*examples, *embedded]), embedded), examples)
+
+
+def _follow_positions(traced: Any) -> None:
+    """Make new tensors on the device of the positions; tracing wrote that of the example, the CPU, into the graphs."""
+    for module in traced.modules():
+        if not module._c._has_method("forward"):
+            continue
+        graph = module.graph
+        pinned = [node for node in graph.findAllNodes("prim::Constant") if _is_device(node.output())]
+        tensors = [value for value in graph.inputs() if value.type().kind() == "TensorType"]
+        if not pinned or not tensors:
+            continue
+        found = graph.create("prim::device", [tensors[0]], 1)
+        found.output().setType(pinned[0].output().type())
+        graph.prependNode(found)
+        for node in pinned:
+            node.output().replaceAllUsesWith(found.output())
+        graph.lint()
+
+
+def _is_device(value: Any) -> bool:
+    return bool(value.type().kind() == "DeviceObjType")
 
 
 class _Embedded(torch.nn.Module):
