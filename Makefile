@@ -56,7 +56,7 @@ bench-training: $(VENV)/.installed
 	@$(ONE) $(BIN)/python tests/benchmarks/training.py
 
 gpu: $(VENV)/.installed
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[torchforce,dev,cuda12]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[torchforce,dev,cuda12]' 'openmmtorch[cuda12]==1.5'
 	@$(BIN)/python -m pytest tests/gpu
 
 clean:

@@ -103,14 +103,17 @@ def measure(sides, turns):
     return {side.name: side.median for side in sides}
 
 
-def evaluator_for(model, n_walkers, *, biased=True, runner="auto"):
+def evaluator_for(model, n_walkers, *, biased=True, **options):
+    """``options`` as of FusedEvaluator."""
     bias = BiasSum([Metadynamics(height=HEIGHT, sigma=SIGMA, pace=PACE), UpperWall(at=14.0)]) if biased else None
-    return FusedEvaluator(model, bias, n_walkers, runner=runner, energy_only=not biased)
+    return FusedEvaluator(model, bias, n_walkers, energy_only=not biased, **options)
 
 
-def walkers_side(name, model, positions, backend, n_walkers, chunk, *, biased=True, held=True, runner="auto"):
-    """Our walkers with hills deposited every PACE steps."""
-    evaluator = evaluator_for(model, n_walkers, biased=biased, runner=runner)
+def walkers_side(
+    name, model, positions, backend, n_walkers, chunk, *, biased=True, held=True, platform="Reference", **options
+):
+    """Our walkers with hills deposited every PACE steps; ``options`` as of FusedEvaluator."""
+    evaluator = evaluator_for(model, n_walkers, biased=biased, **options)
     start = np.repeat(positions[None], n_walkers, axis=0)
     walkers = Walkers(
         model.topology,
@@ -120,7 +123,7 @@ def walkers_side(name, model, positions, backend, n_walkers, chunk, *, biased=Tr
         timestep_fs=TIMESTEP_FS,
         friction_per_ps=FRICTION,
         backend=backend,
-        platform="Reference",
+        platform=platform,
     )
     if held:
         walkers._system.addForce(springs(positions, n_walkers))

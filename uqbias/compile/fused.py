@@ -168,7 +168,8 @@ class FusedEvaluator:
         """
         try:
             evaluation = self.evaluate(positions.view(self.n_walkers, self.n_atoms, 3))
-            return self.total_energy, evaluation.forces.reshape(-1, 3)
+            # TorchForce reads the memory without looking at strides, which compiled code may choose as it likes.
+            return self.total_energy, evaluation.forces.reshape(-1, 3).contiguous()
         except BaseException as error:
             self.exception = error
             raise

@@ -106,6 +106,11 @@ def check_platform(platform: str, backend: str) -> None:
             f"openmmtorch kills the process on platform OpenCL with OpenMM {openmm.version.version}",
             "choose platform CPU, Reference or CUDA, or backend 'pythonforce'",
         )
+    if platform == "CUDA" and backend == "torchforce" and not _has_plugin(openmm, "libOpenMMTorchCUDA.so"):
+        raise UqbiasError(
+            "openmmtorch has no plugin for platform CUDA here",
+            "pip install 'uqbias[torchforce,cuda12]' 'openmmtorch[cuda12]==1.5', or use backend 'pythonforce'",
+        )
 
 
 def available_platforms() -> list[str]:
@@ -147,6 +152,10 @@ def choose_backend(backend: str = "auto") -> str:
         raise UqbiasError(f"unknown backend '{backend}'", did_you_mean(backend, ["auto", *BACKENDS]))
     (check_pythonforce if backend == "pythonforce" else check_torchforce)()
     return backend
+
+
+def _has_plugin(openmm: Any, library: str) -> bool:
+    return (Path(openmm.version.openmm_library_path) / "plugins" / library).is_file()
 
 
 def _version(openmm: Any) -> tuple[int, int]:

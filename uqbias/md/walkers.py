@@ -84,8 +84,8 @@ class Walkers:
     temperature : K.
     timestep_fs : fs.
     friction_per_ps : 1/ps; None for Verlet dynamics at constant energy.
-    platform : ``Reference`` (double precision), ``CPU``, ``CUDA``, or ``auto``: CUDA where the evaluator is on a GPU,
-        else Reference.
+    platform : ``Reference`` (double precision), ``CPU``, ``CUDA`` (mixed precision), or ``auto``: CUDA where the
+        evaluator is on a GPU, else Reference.
     backend : of the force, see `uqbias.md.force.make_force`.
     constraints : ``none``, ``hbonds``, ``bonds`` or ``bonds_angles``; see `uqbias.md.constraints`.
     constraint_geometry : [N, 3] nm, gives the lengths; the first of ``positions`` if None.
@@ -172,7 +172,9 @@ class Walkers:
             # 0 would make OpenMM choose a seed of its own.
             integrator.setRandomNumberSeed(int(np.random.default_rng(self.seed).integers(1, 2**31 - 1)))
         integrator.setConstraintTolerance(TOLERANCE)
-        self.context = openmm.Context(system, integrator, chosen)
+        # The default of GPU platforms, single precision, would lose the small moves of a 0.5 fs step.
+        properties = {"Precision": "mixed"} if "Precision" in chosen.getPropertyNames() else {}
+        self.context = openmm.Context(system, integrator, chosen, properties)
         self._integrator, self._system = integrator, system
         placed = [self._project(start[w % len(start)], self._thermal(w)) for w in range(self.n_walkers)]
         self.context.setPositions(np.concatenate([x for x, _ in placed]))
