@@ -102,7 +102,9 @@ def test_top_level_names():
 def test_help_teaches(command):
     done = call(command, "--help")
     assert done.exit_code == 0
-    assert f"  uqbias {command}" in done.output
+    # Example lines stand on lines of their own, not run together.
+    assert any(line.startswith(f"    uqbias {command}") for line in done.output.splitlines())
+    assert "\\b" not in done.output
     assert command in call("--help").output
 
 

@@ -33,7 +33,7 @@ def _main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
     ] = False,
 ) -> None:
-    r"""Enhanced sampling whose collective variable is the uncertainty of a machine-learned potential.
+    """Enhanced sampling whose collective variable is the uncertainty of a machine-learned potential.
 
     A campaign, from a few labelled frames to a model that knows the whole molecule:
 

@@ -29,7 +29,7 @@ def template(
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write it there; stdout if left out.")
     ] = None,
 ) -> None:
-    r"""Write a commented campaign file: every key, its default and its unit.
+    """Write a commented campaign file: every key, its default and its unit.
 
     A campaign needs two files of your molecule: a PDB file (names and bonds) and an extended-XYZ file of frames to
     begin with (eV, Å). All other keys have defaults.
@@ -52,7 +52,7 @@ def template(
 
 
 def validate(path: CampaignPath, json: Json = False) -> None:
-    r"""Check a campaign file and the files it names, without running anything.
+    """Check a campaign file and the files it names, without running anything.
 
     Tells the first fault with its key, value and cure (unknown keys with "did you mean"), or what would be run.
 
@@ -108,7 +108,7 @@ def run(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    r"""Run a campaign, or continue it where it stopped.
+    """Run a campaign, or continue it where it stopped.
 
     Each round: train, sample with the bias on the uncertainty, harvest, have the oracle label, retrain. Labels are on
     disk before they are used: after Ctrl-C, a kill or a crash the same command goes on and pays no label twice. At the
@@ -149,7 +149,7 @@ def report(
     ] = None,
     json: Json = False,
 ) -> None:
-    r"""Print the summary of a run and write its report, one HTML file that needs nothing else.
+    """Print the summary of a run and write its report, one HTML file that needs nothing else.
 
     Shows the visited map round by round, the learning curve, uncertainty against true error, bias and walkers in time,
     what was harvested and why, and what it cost. Errors are in meV/Å and meV/atom. Works while the run goes on.

@@ -20,7 +20,7 @@ def doctor(
     ] = False,
     json: Json = False,
 ) -> None:
-    r"""Check this installation: versions, OpenMM platforms, compiler, and forces against finite differences.
+    """Check this installation: versions, OpenMM platforms, compiler, and forces against finite differences.
 
     A tiny molecule is run through each backend (pythonforce, torchforce), runner (aoti, torchscript, eager) and OpenMM
     platform; its forces are compared with central differences of its energies. Each check runs in a process of its

@@ -71,7 +71,7 @@ def train(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    r"""Train a potential with its uncertainties on your own frames.
+    """Train a potential with its uncertainties on your own frames.
 
     A tenth of the frames is held out for early stopping and a tenth for the calibration of the uncertainty. The first
     training of a molecule compiles its training step (under a minute, cached).
@@ -135,7 +135,7 @@ def evaluate(
     data: Annotated[Path, typer.Argument(metavar="TEST.xyz", help="Labelled frames, extended XYZ in eV and Å.")],
     json: Json = False,
 ) -> None:
-    r"""Errors of a model on labelled frames, and how well its uncertainty ranks and bounds them.
+    """Errors of a model on labelled frames, and how well its uncertainty ranks and bounds them.
 
     Spearman and AUROC say whether frames with a larger uncertainty have a larger error (1 and 1 are perfect, 0 and 0.5
     are chance). Coverage should be near 0.9 on frames like the training set, and tells how the calibration fares on
@@ -157,7 +157,7 @@ def evaluate(
 
 
 def info(model: ModelPath, json: Json = False) -> None:
-    r"""What is in a model file: atoms, potential, driver, judge, calibration, training set, versions.
+    """What is in a model file: atoms, potential, driver, judge, calibration, training set, versions.
 
     The file's SHA-256 is checked on reading. --json prints the whole manifest.
 
@@ -210,7 +210,7 @@ def export(
     ] = None,
     json: Json = False,
 ) -> None:
-    r"""Write a plain TorchScript module, forward(positions [N, 3] nm) -> value, that needs no uqbias where it is used.
+    """Write a plain TorchScript module, forward(positions [N, 3] nm) -> value, that needs no uqbias where it is used.
 
     It loads as it is in openmmtorch.TorchForce, in C++ and in PLUMED.
 

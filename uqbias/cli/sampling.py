@@ -54,7 +54,7 @@ def md(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    r"""Molecular dynamics with a model, biased by metadynamics on its uncertainty.
+    """Molecular dynamics with a model, biased by metadynamics on its uncertainty.
 
     Writes HILLS and COLVAR in PLUMED's format (ps, kJ/mol), walker_N.xtc with topology.pdb (read by mdtraj as they
     are), observations.npz and events.jsonl (walkers that were stopped, and why). A walker whose geometry breaks is
