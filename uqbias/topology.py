@@ -279,21 +279,21 @@ def dihedral_angles(positions: NDArray[Any], quadruples: Sequence[Sequence[int]]
 
     Parameters
     ----------
-    positions : [n, N, 3], any unit of length.
+    positions : [..., N, 3], any unit of length.
     quadruples : [T, 4] atom indices.
 
     Returns
     -------
-    [n, T] rad in (-π, π].
+    [..., T] rad in (-π, π].
     """
     x = np.asarray(positions, dtype=float)
     index = np.asarray(quadruples, dtype=int).reshape(-1, 4)
-    a, b, c, d = (x[:, index[:, column]] for column in range(4))
+    a, b, c, d = (x[..., index[:, column], :] for column in range(4))
     axis = c - b
     first = np.cross(b - a, axis)
     second = np.cross(axis, d - c)
-    sine = np.einsum("ntx,ntx->nt", b - a, second) * np.linalg.norm(axis, axis=-1)
-    angles: NDArray[np.float64] = np.arctan2(sine, np.einsum("ntx,ntx->nt", first, second))
+    sine = np.einsum("...x,...x->...", b - a, second) * np.linalg.norm(axis, axis=-1)
+    angles: NDArray[np.float64] = np.arctan2(sine, np.einsum("...x,...x->...", first, second))
     return angles
 
 

@@ -9,29 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uqbias.errors import UqbiasError
+from uqbias.topology import dihedral_angles
 
 Array = NDArray[np.float64]
 
 GREEK = {"phi": "φ", "psi": "ψ", "omega": "ω", "chi": "χ", "chi1": "χ₁", "chi2": "χ₂"}
-
-
-def dihedral(positions: Array, atoms: Sequence[int]) -> Array:
-    """Dihedral angle in degrees, -180 to 180, IUPAC sign.
-
-    Parameters
-    ----------
-    positions : [..., N, 3], any unit.
-    atoms : four atom indices.
-
-    Returns
-    -------
-    [...] degrees.
-    """
-    a, b, c, d = (np.asarray(positions[..., i, :], dtype=np.float64) for i in atoms)
-    axis = c - b
-    first, second = np.cross(b - a, axis), np.cross(axis, d - c)
-    sine = (np.cross(first, second) * axis).sum(-1) / np.maximum(np.linalg.norm(axis, axis=-1), 1e-12)
-    return np.asarray(np.degrees(np.arctan2(sine, (first * second).sum(-1))))
 
 
 @dataclass(frozen=True)
@@ -75,7 +57,7 @@ def dihedral_coordinates(named: Mapping[str, Sequence[int]]) -> Coordinates:
             raise UqbiasError(f"coordinate '{name}' has atoms {list(atoms)}", "a dihedral takes four atom indices")
 
     def project(positions: Array) -> Array:
-        return np.stack([dihedral(positions, x_atoms), dihedral(positions, y_atoms)], axis=-1)
+        return np.degrees(dihedral_angles(positions, [x_atoms, y_atoms]))
 
     labels = (f"{GREEK.get(x_name, x_name)} (°)", f"{GREEK.get(y_name, y_name)} (°)")
     return Coordinates(labels, ((-180.0, 180.0), (-180.0, 180.0)), True, project)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from uqbias.analysis.free_energy_surface import phi_positive
 from uqbias.campaign.evaluation import evaluate_frames
 from uqbias.campaign.schema import Score
 from uqbias.campaign.work import Work
@@ -111,7 +112,7 @@ def _reached(work: Work, round_index: int, score: Score) -> dict[str, Any]:
     if score.basins:
         entry["basins"] = basins_of(angles, score.basins)
     if "phi" in angles:
-        entry["labels_phi_positive"] = int(_positive(angles["phi"]).sum())
+        entry["labels_phi_positive"] = int(phi_positive(angles["phi"]).sum())
     return entry
 
 
@@ -128,16 +129,11 @@ def _errors(work: Work, round_index: int, score: Score) -> dict[str, Any]:
         "energy_mae_meV_per_atom": float(errors["energy_error_frame"].mean()),
     }
     if "phi" in score.coordinates:
-        there = _positive(angles_of(test.positions, {"phi": score.coordinates["phi"]})["phi"])
+        there = phi_positive(angles_of(test.positions, {"phi": score.coordinates["phi"]})["phi"])
         if there.any():
             entry["force_mae_phi_positive_meV_per_A"] = float(errors["force_mae_frame"][there].mean())
             entry["energy_mae_phi_positive_meV_per_atom"] = float(errors["energy_error_frame"][there].mean())
     return entry
-
-
-def _positive(phi: Array) -> NDArray[np.bool_]:
-    """15° < φ < 135°: beyond the barrier, without what wraps around at ±180°."""
-    return (phi > 15.0) & (phi < 135.0)
 
 
 def write_summary(work: Work, **facts: Any) -> dict[str, Any]:
