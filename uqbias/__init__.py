@@ -22,7 +22,7 @@ _PUBLIC = {
     "make_force": "uqbias.md.force",
     "read_frames": "uqbias.data",
     "run_campaign": "uqbias.campaign.rounds",
-    "score_model": "uqbias.fit",
+    "score_model": "uqbias.score",
     "uncertainty_cv_force": "uqbias.md.metadynamics",
     "write_frames": "uqbias.data",
 }

@@ -1,26 +1,27 @@
-"""A model from a data set in one call, and how good it is: what a campaign does each round, without the campaign."""
+"""A model from a data set: the potential, driver and judge, trained, fitted and calibrated on frames held out."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
-from uqbias.campaign.evaluation import evaluate_frames, latents_of
-from uqbias.data import Frames
+from uqbias.data import Frames, fingerprints
 from uqbias.errors import UqbiasError
+from uqbias.evaluation import residuals
 from uqbias.model import UncertaintyModel
+from uqbias.potentials.base import Potential
+from uqbias.potentials.prediction import predict
 from uqbias.potentials.training import Progress, TrainingOptions, train
-from uqbias.registry import POTENTIALS
+from uqbias.registry import POTENTIALS, UNCERTAINTIES
+from uqbias.score import score_model
 from uqbias.topology import Topology
 from uqbias.uncertainty.base import Uncertainty, build_uncertainty
-from uqbias.uncertainty.metrics import quality, spearman
-from uqbias.units import EV, EV_PER_ANGSTROM
 
 if TYPE_CHECKING:
     from uqbias.campaign.schema import Campaign
@@ -28,6 +29,17 @@ if TYPE_CHECKING:
 
 #: Fewest frames left to train on.
 FEWEST = 10
+
+
+class Split(NamedTuple):
+    """Labelled frames by what they are used for."""
+
+    #: the potential and the judge are made from these.
+    training: Frames
+    #: decide when training stops.
+    validation: Frames
+    #: seen by nothing but the calibration.
+    calibration: Frames
 
 
 def fit_model(
@@ -68,97 +80,166 @@ def fit_model(
             f"the frames have atoms {list(numbers)}, the structure {list(topology.numbers)}",
             "use the same molecule, in the same order of atoms, in both",
         )
-    training, validation, calibration = _deal(frames, campaign)
-    section = campaign.potential
-    options = section.arguments()
-    if section.kind == "power_spectrum":
-        options["seed"] = campaign.seed
-    potential = POTENTIALS.get(section.kind)(numbers=numbers, **options)
-    same = campaign.cv == campaign.uncertainty
+    split = _deal(frames, campaign)
     # Before the training: a wrong option is told at once.
-    judge = _uncertainty(campaign.uncertainty, topology, potential, frames)
-    driver = judge if same else _uncertainty(campaign.cv, topology, potential, frames)
+    potential = make_potential(campaign, numbers, campaign.seed)
+    judge, driver = make_uncertainties(campaign, topology, potential, frames)
     given = campaign.training.model_dump()
     if begin is not None:
         begin()
     result = train(
         potential,
-        training,
-        validation if len(validation) else None,
+        split.training,
+        split.validation if len(split.validation) else None,
         TrainingOptions(**{field.name: given[field.name] for field in fields(TrainingOptions) if field.name in given}),
+        uncertainties=distinct(judge, driver),
         seed=campaign.seed,
         runner=campaign.training.runner,
         progress=progress,
     )
-    model = UncertaintyModel(potential, judge, topology, cv=None if same else driver).eval()
-    # The judge must not know the frames that it is calibrated on; the driver is to be pushed away from every frame.
-    _fit(model, judge, training, campaign.seed)
-    if not same:
-        _fit(model, driver, frames, campaign.seed)
-    found = evaluate_frames(model, calibration.positions, forces=True)
-    assert found.forces is not None
-    error = np.sqrt(np.square(found.forces - calibration.labels()[1]).mean(axis=(1, 2)))
-    model.calibration.fit(found.raw_uncertainty, error, campaign.calibration.alpha)
+    model, facts = complete_model(campaign, potential, judge, driver, topology, split, (campaign.seed, campaign.seed))
     lowest = frames.positions[int(frames.labels()[0].argmin())]
-    model.provenance.update(
-        frames=len(training),
-        validation_frames=len(validation),
-        calibration_frames=len(calibration),
-        dataset_sha256=_digest(training),
-        reference_positions_nm=np.round(lowest, 6).tolist(),
-    )
-    facts = {
-        "frames": len(training),
-        "validation_frames": len(validation),
-        "calibration_frames": len(calibration),
+    model.provenance["reference_positions_nm"] = np.round(lowest, 6).tolist()
+    facts |= {
         "steps": result.steps,
         "best_step": result.best_step,
         "wall_s": round(result.seconds, 3),
         "history": result.history,
     }
-    if len(validation):
-        facts["validation"] = score_model(model, validation) if len(validation) > 1 else {}
+    if len(split.validation):
+        facts["validation"] = score_model(model, split.validation) if len(split.validation) > 1 else {}
     return model, facts
 
 
-def score_model(model: UncertaintyModel, frames: Frames) -> dict[str, Any]:
-    """Errors of a model on labelled frames, and how well its uncertainty ranks and bounds them.
+def make_potential(campaign: Campaign, numbers: Iterable[int], seed: int) -> Potential:
+    """An untrained potential; its committee is as large as driver and judge need where the user gives no size."""
+    section = campaign.potential
+    options = section.arguments()
+    if section.kind == "power_spectrum":
+        options["seed"] = seed
+        if options["n_members"] is None:
+            kinds = [UNCERTAINTIES.get(part.kind) for part in (campaign.cv, campaign.uncertainty)]
+            options["n_members"] = max(kind.default_members for kind in kinds)
+    potential: Potential = POTENTIALS.get(section.kind)(numbers=tuple(numbers), **options)
+    return potential
 
-    The error of a frame is the root mean square over its force components, which the judge is calibrated to bound.
+
+def make_uncertainties(
+    campaign: Campaign, topology: Topology, potential: Potential, start: Frames
+) -> tuple[Uncertainty, Uncertainty]:
+    """Unfitted judge and driver, one object where the campaign names the same twice.
+
+    Parameters
+    ----------
+    start : frames from which the features learn what is stiff.
+    """
+
+    def make(section: KindSection) -> Uncertainty:
+        made = build_uncertainty(
+            section.kind, section.arguments(), topology, potential.n_latents, len(potential.numbers)
+        )
+        made.check_members(potential.n_members)
+        made.to(next(potential.parameters()).dtype)
+        made.prepare(torch.as_tensor(start.positions))
+        return made
+
+    judge = make(campaign.uncertainty)
+    return judge, judge if campaign.cv == campaign.uncertainty else make(campaign.cv)
+
+
+def distinct(judge: Uncertainty, driver: Uncertainty) -> tuple[Uncertainty, ...]:
+    """Judge and driver, once if they are one."""
+    return (judge,) if judge is driver else (judge, driver)
+
+
+def complete_model(
+    campaign: Campaign,
+    potential: Potential,
+    judge: Uncertainty,
+    driver: Uncertainty,
+    topology: Topology,
+    split: Split,
+    seeds: tuple[int, int],
+) -> tuple[UncertaintyModel, dict[str, Any]]:
+    """Put a trained potential, judge and driver together: fit both, calibrate, write down where it comes from.
+
+    Parameters
+    ----------
+    seeds : of the fit of the judge and of the driver.
+
+    Returns
+    -------
+    model : the model.
+    facts : JSON-able counts of frames and the force error on the calibration frames.
+    """
+    model = UncertaintyModel(potential, judge, topology, cv=None if judge is driver else driver).eval()
+    model.record_seen(split.training.positions)
+    model.record_seen(split.validation.positions)
+    # The judge must not know the frames that it is calibrated on; the driver is to be pushed away from every frame.
+    fit_uncertainty(potential, judge, split.training, seeds[0])
+    if driver is not judge:
+        fit_uncertainty(potential, driver, Frames.concatenate(list(split)), seeds[1])
+    settings = campaign.calibration
+    calibrated = calibrate(model, split.calibration, alpha=settings.alpha, kind=settings.kind)
+    counts = {f"{name}_frames".removeprefix("training_"): len(part) for name, part in split._asdict().items()}
+    model.provenance.update(**counts, **calibrated, dataset_sha256=_digest(split.training))
+    return model, counts | calibrated
+
+
+def fit_uncertainty(potential: Potential, part: Uncertainty, frames: Frames, seed: int) -> None:
+    """Fit an uncertainty to frames, with what the potential says of them."""
+    found = predict(potential, frames.positions, forces="members" if part.requires_forces else "none")
+    positions = torch.as_tensor(frames.positions, dtype=found.energy.dtype)
+    part.fit(positions, found.energy, found.latents, found.member_forces, seed=seed)
+
+
+def calibrate(
+    model: UncertaintyModel, held_out: Frames, *, alpha: float = 0.1, kind: str = "conformal"
+) -> dict[str, float]:
+    """Calibrate a model's judge, per structure and per atom, in place.
+
+    The only way to a calibrated model: it refuses frames that the model was made from.
+
+    Parameters
+    ----------
+    held_out : labelled frames that neither trained the potential nor stopped its training; 1/α or more.
+    alpha, kind : see `uqbias.uncertainty.calibration.Calibration`.
 
     Returns
     -------
     dict
-        ``frames``; ``force_mae_meV_per_A``, ``force_rmse_meV_per_A``, ``energy_mae_meV_per_atom``,
-        ``energy_rmse_meV_per_atom``; for the judge ``spearman``, ``auroc`` (of the fifth of the frames with the
-        largest error), ``coverage`` (share of frames whose error is not above the calibrated uncertainty);
-        ``cv_spearman`` for the driver.
+        ``calibration_force_rmse``, kJ/mol/nm.
 
     Raises
     ------
     UqbiasError
-        If the frames are of another molecule, fewer than two or not labelled.
+        If a frame was seen in training, it is not known what the model was made from, or the frames are too few.
     """
-    if tuple(int(number) for number in frames.numbers) != tuple(model.numbers):
+    if not len(model.seen):
         raise UqbiasError(
-            f"the frames have atoms {frames.numbers.tolist()}, the model {list(model.numbers)}",
-            "give frames of the model's molecule, in the same order of atoms",
+            "the model does not know which frames it was made from, so no frame can be shown to be held out",
+            "call model.record_seen(positions) with its training frames",
         )
-    energies, forces = frames.labels()
-    found = evaluate_frames(model, frames.positions, forces=True)
-    assert found.forces is not None
-    force_error = (found.forces - forces) / EV_PER_ANGSTROM * 1e3
-    energy_error = (found.energy - energies) / EV / len(frames.numbers) * 1e3
-    frame_error = np.sqrt(np.square(found.forces - forces).mean(axis=(1, 2)))
-    return {
-        "frames": len(frames),
-        "force_mae_meV_per_A": float(np.abs(force_error).mean()),
-        "force_rmse_meV_per_A": float(np.sqrt(np.square(force_error).mean())),
-        "energy_mae_meV_per_atom": float(np.abs(energy_error).mean()),
-        "energy_rmse_meV_per_atom": float(np.sqrt(np.square(energy_error).mean())),
-        **quality(found.uncertainty, frame_error),
-        "cv_spearman": spearman(found.cv, frame_error),
-    }
+    known = np.isin(fingerprints(held_out.positions), model.seen)
+    if known.any():
+        raise UqbiasError(
+            f"{int(known.sum())} of {len(held_out)} calibration frames, the first of them frame "
+            f"{int(known.argmax())}, were used to train the model",
+            "calibrate on frames that the model has not seen",
+        )
+    if not len(held_out):
+        raise UqbiasError("no frame is left for calibration", "give more frames")
+    calibration = type(model.calibration)(kind, alpha).to(next(model.parameters()).dtype)
+    found, errors = residuals(model, held_out)
+    per_atom = found.raw_atom_uncertainty
+    calibration.fit(
+        found.raw_uncertainty,
+        np.sqrt(np.square(errors).mean(axis=(1, 2))),
+        per_atom,
+        None if per_atom is None else np.sqrt(np.square(errors).mean(axis=2)),
+    )
+    model.calibration = calibration
+    return {"calibration_force_rmse": float(np.sqrt(np.square(errors).mean()))}
 
 
 def _settings(settings: dict[str, Any] | Campaign | None) -> Campaign:
@@ -169,8 +250,8 @@ def _settings(settings: dict[str, Any] | Campaign | None) -> Campaign:
     return settings
 
 
-def _deal(frames: Frames, campaign: Campaign) -> tuple[Frames, Frames, Frames]:
-    """Training, validation and calibration frames."""
+def _deal(frames: Frames, campaign: Campaign) -> Split:
+    """Training, validation and calibration frames at random."""
     n, options = len(frames), campaign.calibration
     # The conformal quantile of n frames exists for n of 1/α or more.
     n_calibration = max(math.ceil(options.fraction * n), math.ceil(1 / options.alpha - 1e-9))
@@ -182,20 +263,20 @@ def _deal(frames: Frames, campaign: Campaign) -> tuple[Frames, Frames, Frames]:
             f"give {FEWEST + n_calibration + n_validation} frames or more, or raise calibration.alpha",
         )
     order = np.random.default_rng(campaign.seed).permutation(n)
-    validation, calibration, rest = np.split(order, [n_validation, n_validation + n_calibration])
-    return frames[np.sort(rest)], frames[np.sort(validation)], frames[np.sort(calibration)]
+    role = np.zeros(n, dtype=np.int64)
+    role[order[:n_validation]] = 1
+    role[order[n_validation : n_validation + n_calibration]] = 2
+    return split_by_role(frames, role)
 
 
-def _uncertainty(section: KindSection, topology: Topology, potential: Any, frames: Frames) -> Uncertainty:
-    made = build_uncertainty(section.kind, section.arguments(), topology, potential.n_latents, len(potential.numbers))
-    made.to(next(potential.parameters()).dtype)
-    made.prepare(torch.as_tensor(frames.positions))
-    return made
+def split_by_role(frames: Frames, role: np.typing.NDArray[np.int64]) -> Split:
+    """Split frames by role: 0 training, 1 validation, 2 calibration.
 
-
-def _fit(model: UncertaintyModel, part: Uncertainty, frames: Frames, seed: int) -> None:
-    energy, latents = latents_of(model, frames.positions)
-    part.fit(torch.as_tensor(frames.positions, dtype=energy.dtype), energy, latents, seed=seed)
+    A copy of a frame that is trained on is not held out, whatever its role: it goes to training.
+    """
+    prints = fingerprints(frames.positions)
+    role = np.where((role == 2) & np.isin(prints, prints[role != 2]), 0, role)
+    return Split(*(frames[np.flatnonzero(role == part)] for part in range(3)))
 
 
 def _digest(frames: Frames) -> str:

@@ -13,20 +13,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import uqbias
+from uqbias.data import fingerprints
 from uqbias.errors import UqbiasError
 from uqbias.files import atomic_path
 from uqbias.potentials.base import Potential
+from uqbias.potentials.prediction import with_member_forces
 from uqbias.registry import POTENTIALS
 from uqbias.topology import Topology
 from uqbias.uncertainty.base import Uncertainty, rebuild_uncertainty
-from uqbias.uncertainty.calibration import Conformal
+from uqbias.uncertainty.calibration import Calibration
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 UNITS = {"length": "nm", "energy": "kJ/mol", "force": "kJ/mol/nm", "uncertainty": "kJ/mol/nm, expected force error"}
+#: Tensor of the file that is not part of any module: fingerprints of the frames that the model was made from.
+SEEN = "record.seen"
 
 
 class Prediction(NamedTuple):
@@ -59,16 +65,19 @@ class UncertaintyModel(nn.Module):
         uncertainty: Uncertainty,
         topology: Topology,
         cv: Uncertainty | None = None,
-        calibration: Conformal | None = None,
+        calibration: Calibration | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.potential = potential
         self.uncertainty = uncertainty
         self.cv = uncertainty if cv is None else cv
-        self.calibration = Conformal() if calibration is None else calibration
+        self.calibration = Calibration() if calibration is None else calibration
         self.topology = topology
         self.provenance = dict(provenance or {})
+        self.seen = np.empty(0, dtype=np.int64)
+        for part in (self.uncertainty, self.cv):
+            part.check_members(potential.n_members)
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -77,10 +86,29 @@ class UncertaintyModel(nn.Module):
 
     def forward(self, positions: Tensor, box: Tensor | None = None) -> Prediction:
         """Evaluate W walkers at ``positions`` [W, N, 3] in nm."""
-        energy, latents = self.potential(positions, box)
-        judged = self.uncertainty(positions, energy, latents)
-        driver = judged if self.cv is self.uncertainty else self.cv(positions, energy, latents)
-        return Prediction(energy.mean(0), driver, self.calibration(judged))
+        terms: tuple[Tensor, ...]
+        if self.requires_forces:
+            terms = with_member_forces(self.potential, positions, box)
+        else:
+            terms = self.potential(positions, box)
+        judged, driver = self.judge_and_driver(positions, *terms)
+        return Prediction(terms[0].mean(0) + self.potential.energy_shift, driver, self.calibration(judged))
+
+    @property
+    def requires_forces(self) -> bool:
+        """Whether an uncertainty needs the forces of every committee member."""
+        return self.uncertainty.requires_forces or self.cv.requires_forces
+
+    def judge_and_driver(
+        self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Uncalibrated judge and driver, [W] each; arguments as in `Uncertainty.forward`."""
+        judged = self.uncertainty(positions, energy, latents, forces)
+        return judged, judged if self.cv is self.uncertainty else self.cv(positions, energy, latents, forces)
+
+    def record_seen(self, positions: NDArray[Any]) -> None:
+        """Remember frames [n, N, 3] nm that the model is made from, so that it is never calibrated on them."""
+        self.seen = np.union1d(self.seen, fingerprints(positions))
 
     def manifest(self) -> dict[str, Any]:
         """The JSON manifest, without the hash of the tensors."""
@@ -94,6 +122,7 @@ class UncertaintyModel(nn.Module):
             "potential": {"kind": self.potential.kind, "options": self.potential.options()},
             "uncertainty": {"kind": self.uncertainty.kind, "options": self.uncertainty.options()},
             "cv": None if self.cv is self.uncertainty else {"kind": self.cv.kind, "options": self.cv.options()},
+            "calibration": self.calibration.describe(),
             "provenance": self.provenance,
             "versions": {
                 "uqbias": uqbias.__version__,
@@ -112,6 +141,7 @@ class UncertaintyModel(nn.Module):
             for name, tensor in self.state_dict().items()
             if not (self.cv is self.uncertainty and name.startswith("cv."))
         }
+        tensors[SEEN] = torch.from_numpy(self.seen.copy())
         manifest = self.manifest()
         manifest["sha256"] = _digest(manifest, tensors)
         with atomic_path(path) as temporary:
@@ -127,6 +157,7 @@ class UncertaintyModel(nn.Module):
             If the file is missing, cut short, edited, or of a newer format.
         """
         manifest, tensors = _read(Path(path))
+        seen = tensors.pop(SEEN).numpy()
         kind = POTENTIALS.get(manifest["potential"]["kind"])
         uncertainty = rebuild_uncertainty(manifest["uncertainty"])
         model = cls(
@@ -134,15 +165,19 @@ class UncertaintyModel(nn.Module):
             uncertainty=uncertainty,
             topology=Topology.from_dict(manifest["topology"]),
             cv=None if manifest["cv"] is None else rebuild_uncertainty(manifest["cv"]),
+            calibration=Calibration.from_description(manifest["calibration"]),
             provenance=manifest["provenance"],
         ).to(getattr(torch, manifest["dtype"]))
         if model.cv is model.uncertainty:
             names = [name for name in tensors if name.startswith("uncertainty.")]
             tensors |= {"cv." + name.removeprefix("uncertainty."): tensors[name] for name in names}
+        if manifest["format_version"] < FORMAT_VERSION:
+            tensors = _from_version_1(tensors, model)
         try:
             model.load_state_dict(tensors)
         except RuntimeError as error:
             raise UqbiasError(f"{path}: tensors do not match the manifest ({error})", "save the model again") from error
+        model.seen = seen
         return model.eval()
 
 
@@ -178,7 +213,16 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             "copy or train it again",
         )
     manifest["sha256"] = found
+    if manifest["format_version"] == 1:
+        manifest["calibration"] = Calibration().describe()
+        tensors[SEEN] = torch.empty(0, dtype=torch.int64)
     return manifest, tensors
+
+
+def _from_version_1(tensors: dict[str, Tensor], model: UncertaintyModel) -> dict[str, Tensor]:
+    """Version 1 had a conformal calibration per structure only; tensors that are new keep their first value."""
+    renamed = {name.replace("calibration.", "calibration.structure_bound."): value for name, value in tensors.items()}
+    return {name: renamed.get(name, value) for name, value in model.state_dict().items()}
 
 
 def _digest(manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

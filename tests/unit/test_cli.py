@@ -153,7 +153,7 @@ def test_train_and_info(folder):
     model = UncertaintyModel.load(folder / "m.uqb")
     assert model.potential.options()["n_channels"] == 2
     assert model.cv.kind == "kernel_density"
-    assert float(model.calibration.fitted) == 1
+    assert model.calibration.fitted
     text = call("info", folder / "m.uqb").stdout
     for part in ("H2O2, 4 atoms", "3 bonds", "kernel_density on torsions", "gmm on latents", "torch"):
         assert part in text

@@ -106,8 +106,8 @@ def explore(
     import torch
 
     from uqbias.bias.metadynamics import Metadynamics
-    from uqbias.campaign.evaluation import evaluate_frames, stiff_deviations
     from uqbias.compile.fused import FusedEvaluator
+    from uqbias.evaluation import evaluate_frames, stiff_deviations
     from uqbias.md.guards import Guard
     from uqbias.md.reporters import ColvarFiles, HillsFile, ObservationRecorder, Trajectories
     from uqbias.md.walkers import Walkers

@@ -18,7 +18,9 @@ class PowerSpectrumSection(KindSection):
     """The embedded potential."""
 
     kind: Literal["power_spectrum"] = Field(default="power_spectrum", description="the embedded potential")
-    n_members: Count = Field(default=1, description="committee size")
+    n_members: Count | None = Field(
+        default=None, description="committee size; null: what driver and judge need, 1 without a committee"
+    )
     cutoff: Positive = Field(default=0.8, description="nm")
     n_radial: Count = Field(default=10, description="radial basis functions")
     n_channels: Count = Field(default=10, description="learned radial-species channels")

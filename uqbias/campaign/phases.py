@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from uqbias.campaign.evaluation import evaluate_frames, selection_features, stiff_deviations
 from uqbias.campaign.executors import LabelRequest, label_all
 from uqbias.campaign.exploration import Exploration
 from uqbias.campaign.ledger import label_key
 from uqbias.campaign.work import Work
 from uqbias.data import Frames, write_frames
 from uqbias.errors import UqbiasError
+from uqbias.evaluation import evaluate_frames, selection_features, stiff_deviations
 from uqbias.files import atomic_path, write_text
 from uqbias.harvest.filters import PHYSICAL, Limits, PhysicalFilter
 from uqbias.harvest.selection import Candidates, SelectionOptions, select

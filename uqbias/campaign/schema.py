@@ -73,8 +73,13 @@ class Training(Section):
 
 
 class Calibration(Section):
-    """Held-out frames that turn the judge's u into an expected force error (conformal)."""
+    """Held-out frames that turn the judge's u into an expected force error."""
 
+    kind: Literal["conformal", "variance_scaling"] = Field(
+        default="conformal",
+        description="conformal (a force error that is exceeded with probability alpha) or variance_scaling (the "
+        "expected root mean square force error)",
+    )
     fraction: float = Field(
         default=0.1, gt=0, lt=0.5, description="share of the labelled frames kept from training for calibration"
     )

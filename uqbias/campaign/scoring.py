@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uqbias.analysis.free_energy_surface import phi_positive
-from uqbias.campaign.evaluation import evaluate_frames
 from uqbias.campaign.schema import Score
 from uqbias.campaign.work import Work
 from uqbias.data import Frames, read_frames
 from uqbias.errors import UqbiasError
+from uqbias.evaluation import evaluate_frames
 from uqbias.files import atomic_path, write_text
 from uqbias.model import UncertaintyModel
 from uqbias.topology import dihedral_angles

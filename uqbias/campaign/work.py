@@ -21,6 +21,7 @@ from uqbias.campaign.schema import Campaign
 from uqbias.data import Frames, read_frames
 from uqbias.errors import UqbiasError
 from uqbias.files import sha256
+from uqbias.fit import Split, split_by_role
 from uqbias.harvest.post_label import ACCEPTED, label_verdicts
 from uqbias.topology import Topology
 
@@ -128,7 +129,7 @@ class Work:
         frames, verdicts = self.labels(last_round)
         return frames[np.array([verdict == ACCEPTED for verdict in verdicts], dtype=bool)]
 
-    def deal(self, frames: Frames) -> tuple[Frames, Frames, Frames]:
+    def deal(self, frames: Frames) -> Split:
         """Training, validation and calibration frames; a frame once held out stays so in every later round.
 
         Parameters
@@ -149,7 +150,7 @@ class Work:
             order = random.permutation(members)
             role[order[:count]] = 2
             role[order[count : count + int(np.ceil(training.validation_fraction * len(members)))]] = 1
-        return frames[role == 0], frames[role == 1], frames[role == 2]
+        return split_by_role(frames, role)
 
 
 def read_start(file: CampaignFile, topology: Topology) -> Frames:

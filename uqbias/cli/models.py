@@ -146,8 +146,8 @@ def evaluate(
       uqbias evaluate model.uqb test.xyz
     """
     from uqbias.data import read_frames
-    from uqbias.fit import score_model
     from uqbias.model import UncertaintyModel
+    from uqbias.score import score_model
 
     scores = score_model(UncertaintyModel.load(model), read_frames(data))
     if json:
@@ -182,7 +182,7 @@ def info(model: ModelPath, json: Json = False) -> None:
         ("parameters", sum(weight.numel() for weight in loaded.potential.parameters())),
         ("driver (cv)", _describe(driver)),
         ("judge (uncertainty)", _describe(manifest["uncertainty"])),
-        ("calibration", f"{float(loaded.calibration.scale):.4g} kJ/mol/nm per unit of the judge"),
+        ("calibration", _describe_calibration(manifest["calibration"])),
     ]
     pairs += [
         (name.replace("_", " "), value)
@@ -291,6 +291,12 @@ def _describe(part: dict[str, Any]) -> str:
     options = part["options"]
     features = options.get("features", {})
     return f"{part['kind']} on {features.get('kind', '?')}" if features else str(part["kind"])
+
+
+def _describe_calibration(part: dict[str, Any]) -> str:
+    if not part["frames"]:
+        return "none: the judge is in its own unit"
+    return f"{part['kind']} on {part['frames']} frames held out: {part['meaning']}, {part['unit']}"
 
 
 def _formula(numbers: list[int]) -> str:

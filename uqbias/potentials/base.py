@@ -21,7 +21,8 @@ class Potential(torch.nn.Module, ABC):
     numbers : atomic numbers of the molecule, N of them, fixed.
     n_members : committee size M.
     n_latents : latent features per atom, F.
-    energy_shift : [] kJ/mol, buffer added to the energy of the molecule; training centres energies by it.
+    energy_shift : [] kJ/mol, zero of the energies, a buffer. It is added where an energy is reported, outside this
+        module: a total energy of −10⁶ kJ/mol in single precision would drown what differs between members.
     """
 
     kind: ClassVar[str]
@@ -56,6 +57,6 @@ class Potential(torch.nn.Module, ABC):
 
         Returns
         -------
-        energy : [M, W] kJ/mol.
+        energy : [M, W] kJ/mol, from ``energy_shift``.
         latents : [M, W, N, F]; invariant under translation, rotation and permutation of like atoms.
         """

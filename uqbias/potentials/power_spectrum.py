@@ -162,7 +162,7 @@ class PowerSpectrum(Potential):
             energy = torch.baddbmm(self.readout_bias[:, element], x, self.readout[:, element])
             energies.append(energy.view(self.n_members, -1, self.counts[element]).sum(-1))
             latents.append(x.view(self.n_members, -1, self.counts[element], self.n_latents))
-        total = torch.stack(energies).sum(0) * self.energy_scale + self.energy_shift
+        total = torch.stack(energies).sum(0) * self.energy_scale
         return total, torch.cat(latents, dim=2).index_select(2, self.inverse_order)
 
     @torch.no_grad()

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from uqbias.compile.runners import compile_function
@@ -22,6 +22,7 @@ from uqbias.data import Frames
 from uqbias.errors import UqbiasError
 from uqbias.potentials.base import Potential
 from uqbias.potentials.prediction import predict
+from uqbias.uncertainty.base import Uncertainty
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,10 @@ def force_and_energy_mae(potential: Potential, frames: Frames) -> tuple[float, f
 
     energies, forces = frames.labels()
     prediction = predict(potential, frames.positions)
+    assert prediction.forces is not None
     force_error = np.abs(prediction.forces.double().cpu().numpy() - forces).mean() / EV_PER_ANGSTROM
-    energy_error = np.abs(prediction.energy.mean(0).double().cpu().numpy() - energies).mean() / EV
+    energy = prediction.energy.mean(0).double().cpu().numpy() + float(potential.energy_shift)
+    energy_error = np.abs(energy - energies).mean() / EV
     return float(force_error * 1e3), float(energy_error * 1e3 / len(frames.numbers))
 
 
@@ -86,22 +89,27 @@ def train(
     validation: Frames | None = None,
     options: TrainingOptions | None = None,
     *,
+    uncertainties: Sequence[Uncertainty] = (),
     seed: int = 0,
     warm_start: bool = False,
     runner: str = "auto",
     cache_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> TrainingResult:
-    """Train ``potential`` in place.
+    """Train ``potential``, and the uncertainties that have weights of their own, in place.
 
     The loss is the mean norm of the force error per atom in units of the root mean square force, plus
     ``energy_weight`` times the absolute energy error: norms, not squares, since they are what is judged, and since the
-    few distorted frames of a harvest would rule a sum of squares.
+    few distorted frames of a harvest would rule a sum of squares. Uncertainties add their own `Uncertainty.loss`.
+
+    Each committee member sees the frames in an order of its own; where an uncertainty asks for ``bootstrap``, its own
+    resample of them with replacement (Breiman, Mach. Learn. 24, 123 (1996)).
 
     Parameters
     ----------
     potential : its scales are set from the training frames unless ``warm_start``.
     training, validation : labelled frames; with validation frames the best weights on them are kept.
+    uncertainties : those whose weights are to be trained along; others are left alone.
     seed : of the order of the frames. The result is a function of the seed, the frames and the options.
     warm_start : go on from the present weights and scales.
     runner : see `uqbias.compile.runners.compile_function`.
@@ -128,8 +136,40 @@ def train(
         potential.standardise(x, torch.as_tensor(energies).to(dtype), f)
     else:
         e = e + (float(energies.mean()) - float(potential.energy_shift))
-    loop = _Loop(potential, x, e, f, options, seed, runner, cache_dir)
+    heads = [part for part in uncertainties if any(True for _ in part.parameters())]
+    for head in heads:
+        head.set_force_unit(float(f.square().mean().sqrt()))
+    objective = _Objective(potential, heads, options.energy_weight)
+    bootstrap = any(part.bootstrap for part in uncertainties)
+    loop = _Loop(objective, x, e, f, options, seed, bootstrap, runner, cache_dir)
     return loop.run(validation, progress)
+
+
+class _Objective(nn.Module):
+    """The loss of a batch, as a module: its parameters are all that is trained."""
+
+    def __init__(self, potential: Potential, heads: list[Uncertainty], energy_weight: float) -> None:
+        super().__init__()
+        self.potential = potential
+        self.heads = nn.ModuleList(heads)
+        self.energy_weight = energy_weight
+
+    def forward(self, x: Tensor, e: Tensor, f: Tensor, scale: Tensor) -> Tensor:
+        """Loss [] of positions and forces [M, B, N, 3] and energies [M, B]; ``scale`` [1] is the typical force."""
+        # Each member has its own copy of the positions: per-member forces from one backward.
+        copies = x.clone().requires_grad_()
+        energy, latents = self.potential(copies)
+        (gradient,) = torch.autograd.grad(energy.sum(), copies, create_graph=True)
+        force_error = (gradient + f) / -scale
+        energy_error = (energy - e) / (scale * 0.1 * math.sqrt(x.shape[2]))
+        force_loss = (force_error.square().sum(-1) + NORM_FLOOR**2).sqrt().mean((1, 2))
+        energy_loss = (energy_error.square() + NORM_FLOOR**2).sqrt().mean(1)
+        total = (force_loss + self.energy_weight * energy_loss).sum()
+        for head in self.heads:
+            added = head.loss(energy_error, force_error, latents)  # type: ignore[operator]
+            total = total if added is None else total + added
+        loss: Tensor = total
+        return loss
 
 
 class _Loop:
@@ -137,34 +177,31 @@ class _Loop:
 
     def __init__(
         self,
-        potential: Potential,
+        objective: _Objective,
         x: Tensor,
         e: Tensor,
         f: Tensor,
         options: TrainingOptions,
         seed: int,
+        bootstrap: bool,
         runner: str,
         cache_dir: Path | None,
     ) -> None:
-        self.potential = potential
+        self.objective = objective
+        self.potential = objective.potential
         self.data = (x, e, f)
         self.options = options
-        self.names = [name for name, _ in potential.named_parameters()]
-        self.weights = [weight.detach().clone() for weight in potential.parameters()]
+        names = [name for name, _ in objective.named_parameters()]
+        self.weights = [weight.detach().clone() for weight in objective.parameters()]
         self.average = [weight.clone() for weight in self.weights]
-        buffer_names = [name for name, _ in potential.named_buffers()]
-        # Energies are centred, so that single precision does not lose their differences.
-        self.buffers = [
-            torch.zeros_like(buffer) if name == "energy_shift" else buffer.contiguous()
-            for name, buffer in potential.named_buffers()
-        ]
+        buffer_names = [name for name, _ in objective.named_buffers()]
+        self.buffers = [buffer.contiguous() for buffer in objective.buffers()]
         self.scale = f.square().mean().sqrt().reshape(1)
         self.optimiser = torch.optim.Adam(self.weights, lr=options.learning_rate, foreach=True)
-        self.generator = torch.Generator().manual_seed(seed)
-        self.order = torch.empty(0, dtype=torch.long)
+        self.orders = [_Order(len(x), seed + 1000 * member, bootstrap) for member in range(self.potential.n_members)]
         self.typical_norm = math.inf
         self.step_function = compile_function(
-            _step_function(potential, self.names, buffer_names, options.energy_weight),
+            _step_function(objective, names, buffer_names),
             [*self.weights, *self.buffers, self.scale, *self._batch()],
             runner=runner,
             name="training_step",
@@ -172,10 +209,7 @@ class _Loop:
         )
 
     def _batch(self) -> tuple[Tensor, Tensor, Tensor]:
-        size = self.options.batch_size
-        while len(self.order) < size:
-            self.order = torch.cat([self.order, torch.randperm(len(self.data[0]), generator=self.generator)])
-        index, self.order = self.order[:size], self.order[size:]
+        index = torch.stack([order.next(self.options.batch_size) for order in self.orders])
         x, e, f = self.data
         return x[index], e[index], f[index]
 
@@ -200,7 +234,7 @@ class _Loop:
 
     def _install(self, weights: list[Tensor]) -> None:
         with torch.no_grad():
-            for parameter, weight in zip(self.potential.parameters(), weights, strict=True):
+            for parameter, weight in zip(self.objective.parameters(), weights, strict=True):
                 parameter.copy_(weight)
 
     def run(self, validation: Frames | None, progress: Progress | None) -> TrainingResult:
@@ -239,27 +273,37 @@ class _Loop:
         return result
 
 
+class _Order:
+    """Endless order of the frames for one member, each epoch shuffled anew."""
+
+    def __init__(self, n_frames: int, seed: int, bootstrap: bool) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        self.pool = torch.arange(n_frames)
+        if bootstrap:
+            self.pool = torch.randint(n_frames, (n_frames,), generator=self.generator)
+        self.waiting = torch.empty(0, dtype=torch.long)
+
+    def next(self, size: int) -> Tensor:
+        """Indices of the next ``size`` frames, [size]."""
+        while len(self.waiting) < size:
+            shuffled = torch.randperm(len(self.pool), generator=self.generator)
+            self.waiting = torch.cat([self.waiting, self.pool[shuffled]])
+        index, self.waiting = self.waiting[:size], self.waiting[size:]
+        return index
+
+
 def _step_function(
-    potential: Potential, names: list[str], buffer_names: list[str], energy_weight: float
+    objective: _Objective, names: list[str], buffer_names: list[str]
 ) -> Callable[[list[Tensor]], tuple[Tensor, ...]]:
     """(weights, buffers, force scale, positions, energies, forces) -> (loss, gradients of the weights)."""
     n_weights, n_buffers = len(names), len(buffer_names)
-    n_atoms = len(potential.numbers)
 
     def step(inputs: list[Tensor]) -> tuple[Tensor, ...]:
         weights = [weight.detach().requires_grad_() for weight in inputs[:n_weights]]
         state = dict(zip(names, weights, strict=True))
         state |= dict(zip(buffer_names, inputs[n_weights : n_weights + n_buffers], strict=True))
         scale, x, e, f = inputs[n_weights + n_buffers :]
-        # Each member gets its own copy of the positions: per-member forces from one backward.
-        copies = x.unsqueeze(0).expand(potential.n_members, -1, -1, -1).clone().requires_grad_()
-        energy, _ = functional_call(potential, state, (copies,))
-        (gradient,) = torch.autograd.grad(energy.sum(), copies, create_graph=True)
-        force_error = (gradient + f) / scale
-        energy_error = (energy - e) / (scale * 0.1 * math.sqrt(n_atoms))
-        force_loss = (force_error.square().sum(-1) + NORM_FLOOR**2).sqrt().mean((1, 2))
-        energy_loss = (energy_error.square() + NORM_FLOOR**2).sqrt().mean(1)
-        loss = (force_loss + energy_weight * energy_loss).sum()
+        loss = functional_call(objective, state, (x, e, f, scale))
         return (loss, *torch.autograd.grad(loss, weights))
 
     return step

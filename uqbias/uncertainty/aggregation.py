@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.features.base import check_options, select_atoms
 from uqbias.topology import Topology
+from uqbias.uncertainty.base import set_buffers
 
 KINDS = ("mean", "max", "sum", "local_mean_max")
 
@@ -18,17 +21,19 @@ KINDS = ("mean", "max", "sum", "local_mean_max")
 class Aggregation(nn.Module):
     """Mean, sum or smooth maximum over groups of atoms.
 
-    The smooth maximum is ``ln Σ_g exp(β v_g) / β``: at least the maximum, at most ln(groups)/β above it.
+    The smooth maximum is ``ln Σ_g exp(β v_g) / β``: at least the maximum, at most ln(groups)/β above it; β is
+    ``sharpness`` over the standard deviation of the values over the training atoms, set by `fit`.
 
     Parameters
     ----------
     kind : ``mean``, ``sum``, ``max``, or ``local_mean_max`` (mean over an atom and its bonded neighbours, then max).
     groups : for each value that is aggregated, the positions along the atom axis that it averages.
     n_inputs : length A of the atom axis.
-    sharpness : β, in reciprocal units of the values.
+    sharpness : β, in reciprocal standard deviations of the values.
     """
 
     matrix: Tensor
+    spread: Tensor
 
     def __init__(self, kind: str, groups: Sequence[Sequence[int]], n_inputs: int, sharpness: float = 1.0) -> None:
         super().__init__()
@@ -44,6 +49,7 @@ class Aggregation(nn.Module):
         for column, group in enumerate(self.groups):
             matrix[list(group), column] = 1.0 / len(group)
         self.register_buffer("matrix", matrix, persistent=False)
+        self.register_buffer("spread", torch.ones(()))
 
     @classmethod
     def build(cls, topology: Topology, atoms: Sequence[int], spec: str | Mapping[str, Any]) -> Aggregation:
@@ -79,6 +85,11 @@ class Aggregation(nn.Module):
             "sharpness": self.sharpness,
         }
 
+    def fit(self, values: NDArray[np.float64]) -> None:
+        """Set the scale of the smooth maximum from the values [n, A] of the training atoms."""
+        spread = float(np.std(values))
+        set_buffers(self, spread=spread if spread > 0 else 1.0)
+
     def forward(self, values: Tensor) -> Tensor:
         """Aggregate [W, A] to [W]."""
         grouped = values @ self.matrix
@@ -86,4 +97,5 @@ class Aggregation(nn.Module):
             return grouped.mean(-1)
         if self.kind == "sum":
             return grouped.sum(-1)
-        return torch.logsumexp(self.sharpness * grouped, -1) / self.sharpness
+        beta = self.sharpness / self.spread
+        return torch.logsumexp(beta * grouped, -1) / beta

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -28,17 +28,26 @@ class Uncertainty(nn.Module, ABC):
 
     Parameters
     ----------
-    features : feature space of the density.
+    features : feature space of a density; None for a kind that has none.
 
     Attributes
     ----------
     kind : name in the registry and in the model file.
+    unit : of u before calibration.
+    default_members : committee size of a potential that is made for this kind, where the user gives none.
+    fewest_members, most_members : committee sizes that make sense; None for no upper limit.
+    bootstrap : whether each committee member is to be trained on its own resample of the frames.
     """
 
     kind: str
-    features: Features
+    unit: str = "nats"
+    default_members: ClassVar[int] = 1
+    fewest_members: ClassVar[int] = 1
+    most_members: ClassVar[int | None] = None
+    bootstrap: bool = False
+    features: Features | None
 
-    def __init__(self, features: Features) -> None:
+    def __init__(self, features: Features | None = None) -> None:
         super().__init__()
         self.features = features
 
@@ -51,23 +60,66 @@ class Uncertainty(nn.Module, ABC):
     def from_options(cls, options: Mapping[str, Any]) -> Uncertainty:
         """Inverse of `options`: a twin whose buffers still have to be loaded."""
         values = dict(options)
-        return cls(rebuild_features(values.pop("features")), **values)
+        if "features" in values:
+            values["features"] = rebuild_features(values["features"])
+        return cls(**values)
 
     def options(self) -> dict[str, Any]:
         """JSON-able constructor arguments, with the features as ``{"kind", "options"}``."""
-        return {"features": describe_features(self.features)}
+        return {} if self.features is None else {"features": describe_features(self.features)}
 
     @property
     def requires_latents(self) -> bool:
         """Whether the potential's latents are used."""
-        return self.features.requires_latents
+        return self.features is not None and self.features.requires_latents
+
+    @property
+    def requires_forces(self) -> bool:
+        """Whether `forward` is to be given the forces of every committee member."""
+        return False
+
+    @property
+    def labelled(self) -> bool:
+        """Whether u tells like atoms apart, as features of the bond graph do."""
+        return not self.requires_latents
+
+    def check_members(self, n_members: int) -> None:
+        """Refuse a potential whose committee size makes no sense for this kind."""
+        if n_members < self.fewest_members:
+            raise UqbiasError(
+                f"uncertainty '{self.kind}' with a potential of {n_members} member(s)",
+                f"set potential.n_members (--members) to {self.fewest_members} or more, or leave it out",
+            )
+        if self.most_members is not None and n_members > self.most_members:
+            raise UqbiasError(
+                f"uncertainty '{self.kind}' with a committee of {n_members}",
+                f"set potential.n_members (--members) to {self.most_members}, or choose a committee",
+            )
 
     def prepare(self, positions: Tensor) -> None:
         """Set what the features learn from the start frames [n, N, 3] nm; once per campaign, before `fit`."""
-        self.features.prepare(positions)
+        if self.features is not None:
+            self.features.prepare(positions)
+
+    def loss(self, energy_error: Tensor, force_error: Tensor, latents: Tensor) -> Tensor | None:
+        """Loss, [], of the weights that this kind trains together with the potential; None for a kind without weights.
+
+        Parameters
+        ----------
+        energy_error : [M, n] predicted minus labelled energies, in units of 0.1 nm √N times the force below.
+        force_error : [M, n, N, 3] predicted minus labelled forces, in units of the root mean square force component
+            of the training set.
+        latents : [M, n, N, F].
+        """
+        return None
+
+    def set_force_unit(self, force: float) -> None:
+        """Tell the unit of `loss`: the root mean square force component of the training set, kJ/mol/nm."""
 
     @abstractmethod
-    def fit(self, positions: Tensor, energy: Tensor, latents: Tensor, *, seed: int) -> None:
+    def fit(
+        self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None, *, seed: int
+    ) -> None:
         """Set the buffers from the training set.
 
         The features are prepared with these frames if `prepare` was not called before.
@@ -75,8 +127,9 @@ class Uncertainty(nn.Module, ABC):
         Parameters
         ----------
         positions : [n, N, 3] nm.
-        energy : [M, n] kJ/mol.
+        energy : [M, n] kJ/mol, from the potential's ``energy_shift``.
         latents : [M, n, N, F].
+        forces : [M, n, N, 3] kJ/mol/nm of each member; given where `requires_forces`.
         seed : of every random choice.
 
         Raises
@@ -86,17 +139,20 @@ class Uncertainty(nn.Module, ABC):
         """
 
     @abstractmethod
-    def forward(self, positions: Tensor, energy: Tensor, latents: Tensor) -> Tensor:
+    def forward(self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None) -> Tensor:
         """Uncertainty of W walkers, [W].
 
         Parameters
         ----------
         positions : [W, N, 3] nm.
-        energy : [M, W] kJ/mol.
+        energy : [M, W] kJ/mol, from the potential's ``energy_shift``.
         latents : [M, W, N, F].
+        forces : [M, W, N, 3] kJ/mol/nm of each member; given where `requires_forces`.
         """
 
-    def per_atom(self, positions: Tensor, energy: Tensor, latents: Tensor) -> Tensor | None:
+    def per_atom(
+        self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None
+    ) -> Tensor | None:
         """Uncertainty of each atom [W, N], 0 for atoms without a value; None where there are no per-atom values."""
         return None
 
@@ -104,43 +160,49 @@ class Uncertainty(nn.Module, ABC):
         """Features of the training frames, [n, D] or [n, A, D], checked."""
         if len(positions) < 2:
             raise UqbiasError(f"{len(positions)} training frames for the uncertainty '{self.kind}'", "give 2 or more")
-        if not self.features.is_prepared:
-            self.features.prepare(positions)
+        features = self.features
+        assert features is not None
+        if not features.is_prepared:
+            features.prepare(positions)
         dtype = self._dtype()
         with torch.no_grad():
             chunks = [
-                self.features(positions[at : at + CHUNK].to(dtype), latents[:, at : at + CHUNK].to(dtype))
+                features(positions[at : at + CHUNK].to(dtype), latents[:, at : at + CHUNK].to(dtype))
                 for at in range(0, len(positions), CHUNK)
             ]
         found: NDArray[np.float64] = torch.cat(chunks).cpu().numpy().astype(np.float64)
         finite = np.isfinite(found.reshape(len(found), -1)).all(axis=1)
         if not finite.all():
             raise UqbiasError(
-                f"features '{self.features.kind}' of training frame {int(np.argmin(finite))} are not finite",
+                f"features '{features.kind}' of training frame {int(np.argmin(finite))} are not finite",
                 "remove that frame, or train the potential again",
             )
         return found
 
     def _evaluate(
-        self, positions: Tensor, energy: Tensor, latents: Tensor, function: Callable[..., Tensor] | None = None
+        self,
+        positions: Tensor,
+        energy: Tensor,
+        latents: Tensor,
+        forces: Tensor | None = None,
+        function: Callable[..., Tensor] | None = None,
     ) -> NDArray[np.float64]:
-        """``function`` (``forward`` if None) of training frames, [n], a chunk at a time."""
+        """``function`` (``forward`` if None) of training frames, [n, ...], a chunk at a time."""
         function = function or self.forward
         dtype = self._dtype()
         with torch.no_grad():
-            chunks = [
-                function(
-                    positions[at : at + CHUNK].to(dtype),
-                    energy[:, at : at + CHUNK].to(dtype),
-                    latents[:, at : at + CHUNK].to(dtype),
-                )
-                for at in range(0, len(positions), CHUNK)
-            ]
+            chunks = []
+            for at in range(0, len(positions), CHUNK):
+                members = [
+                    None if part is None else part[:, at : at + CHUNK].to(dtype) for part in (energy, latents, forces)
+                ]
+                chunks.append(function(positions[at : at + CHUNK].to(dtype), *members))  # type: ignore[arg-type]
         values: NDArray[np.float64] = torch.cat(chunks).cpu().numpy().astype(np.float64)
         return values
 
     def _dtype(self) -> torch.dtype:
-        return next(buffer.dtype for buffer in self.buffers() if buffer.is_floating_point())
+        dtype: torch.dtype = next(tensor.dtype for tensor in self.state_dict().values() if tensor.is_floating_point())
+        return dtype
 
 
 def build_uncertainty(

@@ -1,8 +1,9 @@
-"""From an uncertainty in any unit to an expected force error, by split conformal prediction."""
+"""From an uncertainty in any unit to an expected force error, by frames that were held out."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,40 +11,71 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from uqbias.errors import UqbiasError
+from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.uncertainty.base import set_buffers
 
+KINDS = ("conformal", "variance_scaling")
 #: Rounding of the shifted u at zero, as a share of (median − minimum) over the calibration frames.
 ROUNDING = 0.5
+#: Miscoverages whose conformal quantile is kept in the model file, where the calibration frames suffice.
+ALPHAS = (0.01, 0.05, 0.1, 0.2, 0.32, 0.5)
 
 
-class Conformal(nn.Module):
-    """u_cal = q̂ · s(u − min u), kJ/mol/nm of force error that is exceeded with probability α.
+class ShiftedMap(nn.Module):
+    """s(u − min u), the smooth positive part that every calibration starts from.
 
-    The shift is the smallest u of the calibration frames and q̂ the ⌈(n+1)(1−α)⌉/n quantile of |error| / s. Frames at
-    the minimum would make that ratio infinite and own the quantile, so s(x) = (x + √(x² + 4δ²))/2 is a smooth positive
-    part: s(x) → x for x ≫ δ, with δ = (median − minimum)/2. Coverage is that of conformal prediction for any s
-    (Vovk et al. 2005; Angelopoulos & Bates, arXiv:2107.07511). Before `fit` it is the identity.
+    The shift is the smallest u of the calibration frames, and s(x) = (x + √(x² + 4δ²))/2 with
+    δ = (median − minimum)/2: s(x) → x for x ≫ δ. Without the rounding, frames at the minimum would have an error
+    infinitely larger than s, and own every statistic.
 
     Attributes
     ----------
     shift : smallest u of the calibration frames.
     width : δ.
-    scale : q̂, kJ/mol/nm per unit of u.
     fitted : 1 after `fit`, else 0.
     """
 
     shift: Tensor
     width: Tensor
-    scale: Tensor
     fitted: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("shift", torch.zeros(()))
         self.register_buffer("width", torch.ones(()))
-        self.register_buffer("scale", torch.ones(()))
         self.register_buffer("fitted", torch.zeros(()))
+
+    def _set_shift(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Set the shift from u and return s."""
+        shift, median = float(values.min()), float(np.median(values))
+        width = max(ROUNDING * (median - shift), 1e-6 * max(1.0, abs(median)))
+        set_buffers(self, shift=shift, width=width)
+        return positive_part(values, shift, width)
+
+    def positive(self, u: Tensor) -> Tensor:
+        """Smooth positive part s, any shape."""
+        above = u - self.shift
+        return 0.5 * (above + (above * above + 4 * self.width * self.width).sqrt())
+
+
+class Conformal(ShiftedMap):
+    """u_cal = q̂ · s(u − min u), kJ/mol/nm of force error that is exceeded with probability α.
+
+    q̂ is the ⌈(n+1)(1−α)⌉/n quantile of |error| / s over the calibration frames. Coverage is that of split conformal
+    prediction (Vovk et al. 2005; Angelopoulos & Bates, arXiv:2107.07511). Before `fit` it is the identity.
+
+    Attributes
+    ----------
+    scale : q̂, kJ/mol/nm per unit of u.
+    quantiles : q̂ at other miscoverages, ``{α: q̂}``, for those of `ALPHAS` that the calibration frames suffice for.
+    """
+
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(()))
+        self.quantiles: dict[float, float] = {}
 
     def fit(self, u: Tensor | NDArray[Any], error: Tensor | NDArray[Any], alpha: float = 0.1) -> None:
         """Calibrate on frames that were not trained on.
@@ -59,32 +91,184 @@ class Conformal(nn.Module):
         UqbiasError
             If the frames are fewer than 1/α, or a value is not finite.
         """
-        values, errors = (np.abs(_flat(x)) if index else _flat(x) for index, x in enumerate((u, error)))
         if not 0 < alpha < 1:
             raise UqbiasError(f"alpha: {alpha}", "give a share between 0 and 1")
-        if values.shape != errors.shape:
-            raise UqbiasError(f"{len(values)} uncertainties and {len(errors)} errors", "give one error per uncertainty")
-        needed = math.ceil(1 / alpha - 1e-9)
-        if len(values) < needed:
+        values, errors = checked_pair(u, error)
+        if len(values) < frames_needed(alpha):
             raise UqbiasError(
-                f"{len(values)} calibration frames for alpha {alpha:g}", f"hold out at least {needed}, or raise alpha"
+                f"{len(values)} calibration frames for alpha {alpha:g}",
+                f"hold out at least {frames_needed(alpha)}, or raise alpha",
             )
-        if not (np.isfinite(values).all() and np.isfinite(errors).all()):
-            raise UqbiasError("an uncertainty or error of the calibration frames is not finite", "remove that frame")
-        shift = values.min()
-        median = float(np.median(values))
-        width = max(ROUNDING * (median - shift), 1e-6 * max(1.0, abs(median)))
-        positive = 0.5 * (values - shift + np.sqrt((values - shift) ** 2 + 4 * width**2))
-        scale = conformal_quantile(errors / positive, alpha)
+        scores = errors / self._set_shift(values)
+        scale = conformal_quantile(scores, alpha)
         if not scale > 0:
             raise UqbiasError(f"the force errors of {len(errors)} calibration frames are zero", "hold out other frames")
-        set_buffers(self, shift=shift, width=width, scale=scale, fitted=1.0)
+        set_buffers(self, scale=scale, fitted=1.0)
+        self.quantiles = {
+            level: conformal_quantile(scores, level) for level in ALPHAS if len(scores) >= frames_needed(level)
+        }
 
     def forward(self, u: Tensor) -> Tensor:
         """Calibrate u of any shape; kJ/mol/nm, above zero once fitted."""
-        above = u - self.shift
-        positive = 0.5 * (above + (above * above + 4 * self.width * self.width).sqrt())
-        return self.scale * (self.fitted * positive + (1.0 - self.fitted) * above)
+        return self.scale * (self.fitted * self.positive(u) + (1.0 - self.fitted) * (u - self.shift))
+
+
+class VarianceScaling(ShiftedMap):
+    """σ = √(a s(u − min u) + b), kJ/mol/nm: the standard deviation of a force component, by maximum likelihood.
+
+    a ≥ 0 and b > 0 minimise Σ ½ ln σ² + error²/2σ² over the calibration frames, errors taken as Gaussian (the linear
+    recalibration of Levi et al., Sensors 22, 5540 (2022), for u as a variance up to scale and offset). Before `fit`
+    it is the identity.
+
+    Attributes
+    ----------
+    slope, offset : a and b, (kJ/mol/nm)².
+    """
+
+    slope: Tensor
+    offset: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("slope", torch.ones(()))
+        self.register_buffer("offset", torch.zeros(()))
+
+    def fit(self, u: Tensor | NDArray[Any], error: Tensor | NDArray[Any]) -> None:
+        """Calibrate on frames that were not trained on; arguments as in `Conformal.fit`."""
+        from scipy.optimize import minimize
+
+        values, errors = checked_pair(u, error)
+        positive = self._set_shift(values)
+        squares, unit = errors**2, float(np.mean(errors**2))
+        if not unit > 0:
+            raise UqbiasError(f"the force errors of {len(errors)} calibration frames are zero", "hold out other frames")
+        scaled = positive / positive.mean()
+
+        def negative_log_likelihood(logarithms: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+            a, b = np.exp(logarithms)
+            variance = a * scaled + b
+            slope = 0.5 / variance - 0.5 * (squares / unit) / variance**2
+            value = float(np.mean(0.5 * np.log(variance) + 0.5 * (squares / unit) / variance))
+            return value, np.array([a * np.mean(slope * scaled), b * np.mean(slope)])
+
+        # Three starts, since the likelihood has a plateau where either term vanishes.
+        starts = [np.log([a, 1.0 - a]) for a in (0.1, 0.5, 0.9)]
+        found = [
+            minimize(negative_log_likelihood, start, jac=True, bounds=[(-16.0, 8.0)] * 2, method="L-BFGS-B")
+            for start in starts
+        ]
+        a, b = np.exp(min(found, key=lambda result: float(result.fun)).x)
+        set_buffers(self, slope=a * unit / positive.mean(), offset=b * unit, fitted=1.0)
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Calibrate u of any shape; kJ/mol/nm, above zero once fitted."""
+        # One where unfitted, so that the root has a finite slope there.
+        variance = self.fitted * (self.slope * self.positive(u) + self.offset) + (1.0 - self.fitted)
+        return self.fitted * variance.sqrt() + (1.0 - self.fitted) * (u - self.shift)
+
+
+class Calibration(nn.Module):
+    """All maps from a judge's u to a force error, for a structure and for an atom.
+
+    ``forward`` is the map named by ``kind``: ``conformal`` bounds the force error with probability 1 − α,
+    ``variance_scaling`` is its expected root mean square. Both are fitted, so that either can be asked for.
+
+    Parameters
+    ----------
+    kind : ``conformal`` or ``variance_scaling``.
+    alpha : miscoverage of the conformal map.
+    """
+
+    def __init__(self, kind: str = "conformal", alpha: float = 0.1) -> None:
+        super().__init__()
+        if kind not in KINDS:
+            raise UqbiasError(f"unknown calibration '{kind}'", did_you_mean(kind, KINDS))
+        self.kind = kind
+        self.alpha = float(alpha)
+        self.frames = 0
+        self.structure_bound, self.atom_bound = Conformal(), Conformal()
+        self.structure_deviation, self.atom_deviation = VarianceScaling(), VarianceScaling()
+
+    def fit(
+        self,
+        u: NDArray[Any],
+        error: NDArray[Any],
+        atom_u: NDArray[Any] | None = None,
+        atom_error: NDArray[Any] | None = None,
+    ) -> None:
+        """Fit every map; called by `uqbias.fit.calibrate`, which sees to it that the frames were held out.
+
+        Parameters
+        ----------
+        u, error : [n] judge and root-mean-square force error of each frame, kJ/mol/nm.
+        atom_u, atom_error : the same for each atom, any shape; None for a judge without per-atom values.
+        """
+        self.structure_bound.fit(u, error, self.alpha)
+        self.structure_deviation.fit(u, error)
+        if atom_u is not None and atom_error is not None:
+            self.atom_bound.fit(atom_u, atom_error, self.alpha)
+            self.atom_deviation.fit(atom_u, atom_error)
+        self.frames = len(u)
+
+    @property
+    def fitted(self) -> bool:
+        """Whether `fit` was called."""
+        return bool(self.structure_bound.fitted)
+
+    @property
+    def has_atoms(self) -> bool:
+        """Whether there are maps for single atoms."""
+        return bool(self.atom_bound.fitted)
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Calibrated uncertainty of structures, kJ/mol/nm."""
+        chosen = self.structure_bound if self.kind == "conformal" else self.structure_deviation
+        calibrated: Tensor = chosen(u)
+        return calibrated
+
+    def per_atom(self, u: Tensor) -> Tensor:
+        """Calibrated uncertainty of atoms, kJ/mol/nm."""
+        chosen = self.atom_bound if self.kind == "conformal" else self.atom_deviation
+        calibrated: Tensor = chosen(u)
+        return calibrated
+
+    def describe(self) -> dict[str, Any]:
+        """What the manifest says of it."""
+        meaning = (
+            f"root-mean-square force error per component that is exceeded with probability {self.alpha:g}"
+            if self.kind == "conformal"
+            else "expected root-mean-square force error per component"
+        )
+        return {
+            "kind": self.kind,
+            "alpha": self.alpha,
+            "frames": self.frames,
+            "unit": "kJ/mol/nm",
+            "meaning": meaning,
+            "structure_quantiles": {f"{level:g}": q for level, q in self.structure_bound.quantiles.items()},
+            "atom_quantiles": {f"{level:g}": q for level, q in self.atom_bound.quantiles.items()},
+        }
+
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any]) -> Calibration:
+        """Inverse of `describe`; the tensors still have to be loaded."""
+        made = cls(description["kind"], description["alpha"])
+        made.frames = description["frames"]
+        for part, key in ((made.structure_bound, "structure_quantiles"), (made.atom_bound, "atom_quantiles")):
+            part.quantiles = {float(level): q for level, q in description[key].items()}
+        return made
+
+
+def positive_part(values: NDArray[np.float64], shift: float, width: float) -> NDArray[np.float64]:
+    """`ShiftedMap.positive` of an array."""
+    above = values - shift
+    found: NDArray[np.float64] = 0.5 * (above + np.sqrt(above**2 + 4 * width**2))
+    return found
+
+
+def frames_needed(alpha: float) -> int:
+    """Fewest calibration frames for which the conformal quantile at ``alpha`` exists."""
+    return math.ceil(1 / alpha - 1e-9)
 
 
 def conformal_quantile(scores: NDArray[Any], alpha: float) -> float:
@@ -93,7 +277,16 @@ def conformal_quantile(scores: NDArray[Any], alpha: float) -> float:
     return float(np.sort(scores)[max(rank, 1) - 1])
 
 
-def _flat(values: Tensor | NDArray[Any]) -> NDArray[np.float64]:
-    if isinstance(values, Tensor):
-        values = values.detach().cpu().numpy()
-    return np.asarray(values, dtype=np.float64).reshape(-1)
+def checked_pair(
+    u: Tensor | NDArray[Any], error: Tensor | NDArray[Any]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Flat float64 arrays of u and |error|, of one length and finite."""
+    values, errors = (
+        np.asarray(x.detach().cpu().numpy() if isinstance(x, Tensor) else x, dtype=np.float64).reshape(-1)
+        for x in (u, error)
+    )
+    if values.shape != errors.shape:
+        raise UqbiasError(f"{len(values)} uncertainties and {len(errors)} errors", "give one error per uncertainty")
+    if not (np.isfinite(values).all() and np.isfinite(errors).all()):
+        raise UqbiasError("an uncertainty or error of the calibration frames is not finite", "remove that frame")
+    return values, np.abs(errors)

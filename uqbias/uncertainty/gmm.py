@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.features.base import Features, build_features
 from uqbias.topology import Topology
 from uqbias.uncertainty.aggregation import Aggregation
-from uqbias.uncertainty.base import Uncertainty, set_buffers
+from uqbias.uncertainty.atomwise import AtomwiseUncertainty
+from uqbias.uncertainty.base import set_buffers
 from uqbias.uncertainty.whitening import Whitening
 
 SQUASHES = ("none", "softplus_sqrt")
@@ -27,7 +28,7 @@ PADDING = -1e9
 MAX_SAMPLES = 20_000
 
 
-class GaussianMixture(Uncertainty):
+class GaussianMixture(AtomwiseUncertainty):
     """NLL = −ln Σ_k w_k N(z | μ_k, Σ_k) of whitened features, aggregated over atoms where the features are per atom.
 
     Fitted by expectation maximisation (scikit-learn), evaluated as one matrix product and a logsumexp. Without
@@ -54,6 +55,7 @@ class GaussianMixture(Uncertainty):
     """
 
     kind = "gmm"
+    features: Features
     projection: Tensor
     offset: Tensor
     log_weights: Tensor
@@ -61,7 +63,6 @@ class GaussianMixture(Uncertainty):
     nll_scale: Tensor
     squashed_median: Tensor
     squashed_scale: Tensor
-    scatter: Tensor
 
     def __init__(
         self,
@@ -76,7 +77,7 @@ class GaussianMixture(Uncertainty):
         max_iter: int = 500,
         n_atoms: int = 0,
     ) -> None:
-        super().__init__(features)
+        super().__init__(aggregation, features.atoms, n_atoms, features)
         for name, value in (("n_components", n_components), ("max_iter", max_iter), ("reg_covar", reg_covar)):
             if not value > 0:
                 raise UqbiasError(f"{name} of the mixture: {value}", "give a number above 0")
@@ -88,9 +89,7 @@ class GaussianMixture(Uncertainty):
         self.dims = dims
         self.squash = squash
         self.max_iter = max_iter
-        self.n_atoms = n_atoms
         self.whitening = Whitening(features.dim, whitening, dims)
-        self.aggregation = None if aggregation is None else Aggregation(**aggregation)
         d = self.whitening.dim
         self.register_buffer("projection", torch.zeros(d, n_components * d))
         self.register_buffer("offset", torch.zeros(n_components * d))
@@ -99,9 +98,6 @@ class GaussianMixture(Uncertainty):
             self.register_buffer(name, torch.zeros(()))
         for name in ("nll_scale", "squashed_scale"):
             self.register_buffer(name, torch.ones(()))
-        scatter = torch.zeros(len(features.atoms), n_atoms)
-        scatter[range(len(features.atoms)), list(features.atoms)] = 1.0
-        self.register_buffer("scatter", scatter, persistent=False)
 
     @classmethod
     def build(
@@ -148,12 +144,12 @@ class GaussianMixture(Uncertainty):
             "whitening": self.whitening.kind,
             "dims": self.dims,
             "squash": self.squash,
-            "aggregation": None if self.aggregation is None else self.aggregation.options(),
             "max_iter": self.max_iter,
-            "n_atoms": self.n_atoms,
         }
 
-    def fit(self, positions: Tensor, energy: Tensor, latents: Tensor, *, seed: int) -> None:
+    def fit(
+        self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None, *, seed: int
+    ) -> None:
         """Fit whitening, mixture and scale; see `Uncertainty.fit`."""
         samples = self._training_features(positions, latents).reshape(-1, self.features.dim)
         if len(samples) > MAX_SAMPLES:
@@ -209,7 +205,8 @@ class GaussianMixture(Uncertainty):
     def _set_scale(self, positions: Tensor, energy: Tensor, latents: Tensor) -> None:
         """Set the shift and, for the squashed u, the scales, from the quantiles over the training frames."""
         set_buffers(self, nll_median=0.0, nll_scale=1.0, squashed_median=0.0, squashed_scale=1.0)
-        nll = self._evaluate(positions, energy, latents, self._aggregated)
+        self.fit_aggregation(positions, energy, latents)
+        nll = self._evaluate(positions, energy, latents, function=self.aggregated)
         median, upper = np.quantile(nll, (0.5, 0.95))
         set_buffers(self, nll_median=median)
         if self.squash == "none":
@@ -223,27 +220,16 @@ class GaussianMixture(Uncertainty):
             raise UqbiasError(f"the NLL of {len(nll)} training frames has no lower tail", "give frames that differ")
         set_buffers(self, squashed_median=median, squashed_scale=1.3 * (median - lower))
 
-    def negative_log_likelihood(self, positions: Tensor, latents: Tensor) -> Tensor:
+    def atom_values(self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None) -> Tensor:
         """NLL in nats of the whitened features: [W], or [W, A] where the features are per atom."""
         z = self.whitening(self.features(positions, latents))
         standardised = (z @ self.projection - self.offset).reshape(*z.shape[:-1], self.n_components, -1)
         return -torch.logsumexp(self.log_weights - 0.5 * (standardised * standardised).sum(-1), -1)
 
-    def _aggregated(self, positions: Tensor, energy: Tensor, latents: Tensor) -> Tensor:
-        """NLL of each walker, [W]."""
-        nll = self.negative_log_likelihood(positions, latents)
-        return nll if self.aggregation is None else cast("Tensor", self.aggregation(nll))
-
-    def forward(self, positions: Tensor, energy: Tensor, latents: Tensor) -> Tensor:
+    def forward(self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None) -> Tensor:
         """Return u [W]: nats above the median of the training set, or dimensionless if squashed."""
-        above = self._aggregated(positions, energy, latents) - self.nll_median
+        above = self.aggregated(positions, energy, latents) - self.nll_median
         if self.squash == "none":
             return above
         u0 = (softplus(above / self.nll_scale) + 0.1).sqrt()
         return (u0 - self.squashed_median) / self.squashed_scale
-
-    def per_atom(self, positions: Tensor, energy: Tensor, latents: Tensor) -> Tensor | None:
-        """NLL of each atom [W, N] in nats (0 for atoms left out); None if the features are of whole geometries."""
-        if not self.features.per_atom:
-            return None
-        return self.negative_log_likelihood(positions, latents) @ self.scatter

@@ -43,6 +43,7 @@ class KernelDensity(Uncertainty):
     """
 
     kind = "kernel_density"
+    features: Features
     references: Tensor
     offsets: Tensor
     median: Tensor
@@ -119,7 +120,9 @@ class KernelDensity(Uncertainty):
         self.register_buffer("references", like.new_zeros(capacity, width))
         self.register_buffer("offsets", like.new_full((capacity,), PADDING))
 
-    def fit(self, positions: Tensor, energy: Tensor, latents: Tensor, *, seed: int) -> None:
+    def fit(
+        self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None, *, seed: int
+    ) -> None:
         """Take the frames as references; see `Uncertainty.fit`. Nothing is random here."""
         features = self._training_features(positions, latents)
         count = len(features)
@@ -142,7 +145,7 @@ class KernelDensity(Uncertainty):
     def _concentration(self) -> float:
         return self.kappa if self.whitening is None else self.bandwidth**-2
 
-    def forward(self, positions: Tensor, energy: Tensor, latents: Tensor) -> Tensor:
+    def forward(self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None) -> Tensor:
         """Return u [W] in nats above the median of the references."""
         f = self.features(positions, latents)
         if self.whitening is None:

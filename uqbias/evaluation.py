@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from uqbias.data import Frames
 from uqbias.model import UncertaintyModel
+from uqbias.potentials.prediction import predict
 
 Array = NDArray[np.float64]
 #: Frames evaluated together, to bound the memory.
@@ -28,6 +30,8 @@ class Evaluated:
     uncertainty : [n] calibrated judge, kJ/mol/nm.
     raw_uncertainty : [n] judge before calibration.
     forces : [n, N, 3] kJ/mol/nm, or None where not asked for.
+    raw_atom_uncertainty : [n, N] judge of each atom before calibration, or None where not asked for or where the
+        judge has no values per atom.
     """
 
     energy: Array
@@ -35,42 +39,45 @@ class Evaluated:
     uncertainty: Array
     raw_uncertainty: Array
     forces: Array | None = None
+    raw_atom_uncertainty: Array | None = None
 
 
-def evaluate_frames(model: UncertaintyModel, positions: NDArray[Any], *, forces: bool = False) -> Evaluated:
-    """Evaluate ``positions`` [n, N, 3] in nm, with forces if asked for."""
-    blocks: dict[str, list[Tensor]] = {"energy": [], "cv": [], "uncertainty": [], "raw": [], "forces": []}
+def evaluate_frames(
+    model: UncertaintyModel, positions: NDArray[Any], *, forces: bool = False, atoms: bool = False
+) -> Evaluated:
+    """Evaluate ``positions`` [n, N, 3] in nm, with forces and with per-atom uncertainties if asked for."""
+    wanted: Literal["none", "mean", "members"] = "mean" if forces else "none"
+    blocks: dict[str, list[Tensor]] = {
+        name: [] for name in ("energy", "cv", "uncertainty", "raw", "forces", "raw_atoms")
+    }
     for block in _blocks(model, positions):
-        with torch.set_grad_enabled(forces):
-            x = block.requires_grad_(forces)
-            energy, latents = model.potential(x)
+        found = predict(model.potential, block, BLOCK, forces="members" if model.requires_forces else wanted)
+        terms = (found.energy, found.latents, found.member_forces)
         with torch.no_grad():
-            raw = model.uncertainty(x, energy, latents)
-            cv = raw if model.cv is model.uncertainty else model.cv(x, energy, latents)
+            raw, cv = model.judge_and_driver(block, *terms)
             blocks["uncertainty"].append(model.calibration(raw))
-        mean = energy.mean(0)
-        if forces:
-            blocks["forces"].append(-torch.autograd.grad(mean.sum(), x)[0])
-        for name, values in (("energy", mean), ("cv", cv), ("raw", raw)):
-            blocks[name].append(values.detach())
+            each = model.uncertainty.per_atom(block, *terms) if atoms else None
+        energy = found.energy.mean(0).double() + model.potential.energy_shift
+        for name, values in (("energy", energy), ("cv", cv), ("raw", raw), ("raw_atoms", each)):
+            if values is not None:
+                blocks[name].append(values)
+        if forces and found.forces is not None:
+            blocks["forces"].append(found.forces)
     return Evaluated(
         _joined(blocks["energy"]),
         _joined(blocks["cv"]),
         _joined(blocks["uncertainty"]),
         _joined(blocks["raw"]),
         _joined(blocks["forces"]) if forces else None,
+        _joined(blocks["raw_atoms"]) if blocks["raw_atoms"] else None,
     )
 
 
-def latents_of(model: UncertaintyModel, positions: NDArray[Any]) -> tuple[Tensor, Tensor]:
-    """Energies [M, n] and latents [M, n, N, F] of ``positions`` [n, N, 3] in nm, in the model's dtype."""
-    energies, latents = [], []
-    with torch.no_grad():
-        for block in _blocks(model, positions):
-            energy, latent = model.potential(block)
-            energies.append(energy)
-            latents.append(latent)
-    return torch.cat(energies, dim=1), torch.cat(latents, dim=1)
+def residuals(model: UncertaintyModel, frames: Frames) -> tuple[Evaluated, Array]:
+    """What the model says of labelled frames, forces and per-atom values included, and its force errors [n, N, 3]."""
+    found = evaluate_frames(model, frames.positions, forces=True, atoms=True)
+    assert found.forces is not None
+    return found, found.forces - frames.labels()[1]
 
 
 def selection_features(model: UncertaintyModel, positions: NDArray[Any], space: str) -> Array:

@@ -1,0 +1,75 @@
+"""Uncertainties that are aggregated from one value per atom."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from uqbias.features.base import Features
+from uqbias.uncertainty.aggregation import Aggregation
+from uqbias.uncertainty.base import Uncertainty
+
+
+class AtomwiseUncertainty(Uncertainty):
+    """u = aggregation of `atom_values`; a kind says only what an atom's value is.
+
+    Parameters
+    ----------
+    aggregation : arguments of `Aggregation` (its ``options``); None where `atom_values` gives one value per walker.
+    atoms : indices of the A atoms that have a value, in the order of the atom axis.
+    n_atoms : atoms of the molecule, N.
+    features : as in `Uncertainty`.
+    """
+
+    scatter: Tensor
+
+    def __init__(
+        self,
+        aggregation: Mapping[str, Any] | None,
+        atoms: Sequence[int],
+        n_atoms: int,
+        features: Features | None = None,
+    ) -> None:
+        super().__init__(features)
+        self.n_atoms = n_atoms
+        self.aggregation = None if aggregation is None else Aggregation(**aggregation)
+        scatter = torch.zeros(len(atoms), n_atoms)
+        scatter[range(len(atoms)), list(atoms)] = 1.0
+        self.register_buffer("scatter", scatter, persistent=False)
+
+    def options(self) -> dict[str, Any]:
+        """Constructor arguments that every kind of this family has."""
+        return super().options() | {
+            "aggregation": None if self.aggregation is None else self.aggregation.options(),
+            "n_atoms": self.n_atoms,
+        }
+
+    @abstractmethod
+    def atom_values(self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None) -> Tensor:
+        """Value of each atom, [W, A]; [W] where there is no aggregation. Arguments as in `Uncertainty.forward`."""
+
+    def aggregated(self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None) -> Tensor:
+        """Aggregated values, [W]."""
+        values = self.atom_values(positions, energy, latents, forces)
+        return values if self.aggregation is None else cast("Tensor", self.aggregation(values))
+
+    def forward(self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None) -> Tensor:
+        """Return u [W]."""
+        return self.aggregated(positions, energy, latents, forces)
+
+    def per_atom(
+        self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None
+    ) -> Tensor | None:
+        """Value of each atom [W, N], 0 for atoms left out; None if there is one value per walker only."""
+        if self.aggregation is None:
+            return None
+        return self.atom_values(positions, energy, latents, forces) @ self.scatter
+
+    def fit_aggregation(self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None) -> None:
+        """Scale a smooth maximum to the spread of the values over the training atoms; call it last in `fit`."""
+        if self.aggregation is not None:
+            self.aggregation.fit(self._evaluate(positions, energy, latents, forces, self.atom_values))
