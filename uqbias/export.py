@@ -73,7 +73,11 @@ def export_torchscript(
         raise UqbiasError(f"example positions of shape {tuple(positions.shape)}", f"give [{len(numbers)}, 3]")
     scalar = _Scalar(model, output, bias).eval()
     examples = [positions, 10.0 * torch.eye(3, dtype=torch.float64)] if periodic else [positions]
-    traced = _trace_value_and_forces(scalar, examples) if with_forces else trace_to_torchscript(scalar, examples)
+    if with_forces or getattr(model, "requires_forces", False):
+        # Autograd inside the model becomes plain operations, which the host's autograd differentiates once more.
+        traced = _trace_flattened(scalar, examples, with_forces)
+    else:
+        traced = trace_to_torchscript(scalar, examples)
     _follow_positions(traced)
     manifest = {
         "format": "uqbias-torchscript",
@@ -113,15 +117,17 @@ class _Scalar(torch.nn.Module):
         return value.squeeze(0).type_as(positions)
 
 
-def _trace_value_and_forces(scalar: _Scalar, examples: list[Tensor]) -> Any:
+def _trace_flattened(scalar: _Scalar, examples: list[Tensor], with_forces: bool) -> Any:
     """TorchScript of the flattened graph; weights stay buffers, so that the module can be moved to another device."""
     tensors = {**dict(scalar.named_parameters()), **dict(scalar.named_buffers())}
 
-    def function(inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def function(inputs: list[Tensor]) -> tuple[Tensor, ...]:
         points, *box = inputs[: len(examples)]
         points = points.detach().requires_grad_()
         weights = dict(zip(tensors, inputs[len(examples) :], strict=True))
         value = functional_call(scalar, weights, (points, *box))
+        if not with_forces:
+            return (value,)
         (gradient,) = torch.autograd.grad(value, points)
         return value, -gradient
 
@@ -161,9 +167,10 @@ class _Embedded(torch.nn.Module):
         for name, tensor in zip(self._names, tensors, strict=True):
             self.register_buffer(name, tensor)
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        value, forces = self.graph(*inputs, *(getattr(self, name) for name in self._names))
-        return value.type_as(inputs[0]), forces.type_as(inputs[0])
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...] | Tensor:
+        found = self.graph(*inputs, *(getattr(self, name) for name in self._names))
+        outputs = tuple(value.type_as(inputs[0]) for value in found)
+        return outputs if len(outputs) > 1 else outputs[0]
 
 
 def _chain(n_atoms: int) -> Tensor:

@@ -88,6 +88,10 @@ UNCERTAINTIES = Registry(
     {
         "gmm": "uqbias.uncertainty.gmm:GaussianMixture",
         "kernel_density": "uqbias.uncertainty.kernel_density:KernelDensity",
+        "committee": "uqbias.uncertainty.committee:Committee",
+        "shallow_ensemble": "uqbias.uncertainty.shallow_ensemble:ShallowEnsemble",
+        "mve": "uqbias.uncertainty.mve:MeanVarianceEstimation",
+        "evidential": "uqbias.uncertainty.evidential:Evidential",
     },
 )
 BIASES = Registry(

@@ -29,6 +29,7 @@ class Features(nn.Module, ABC):
     dim : length D of a feature vector.
     atoms : indices of the A atoms of per-atom features; empty otherwise.
     requires_latents : whether the potential's latents are used.
+    labelled : whether the bond graph tells like atoms apart.
     angular : whether a feature vector is a set of weighted unit vectors (cos, sin), so that
         ``f·f' = Σ_t w_t cos(θ_t − θ'_t)``, as a von Mises kernel needs.
     """
@@ -37,6 +38,7 @@ class Features(nn.Module, ABC):
     per_atom: ClassVar[bool] = False
     angular: ClassVar[bool] = False
     requires_latents: bool = False
+    labelled: bool = True
     dim: int
     atoms: tuple[int, ...] = ()
 

@@ -51,6 +51,7 @@ class Concatenated(Features):
         self.scales = tuple(float(scale) for scale in scales)
         self.dim = sum(part.dim for part in parts)
         self.requires_latents = any(part.requires_latents for part in parts)
+        self.labelled = any(part.labelled for part in parts)
 
     def _features(self) -> list[Features]:
         return [part for part in self.parts if isinstance(part, Features)]

@@ -39,6 +39,7 @@ class Latents(Features):
         self.n_atoms = n_atoms
         self.member = member
         self.requires_latents = True
+        self.labelled = False
         self.register_buffer("index", torch.tensor(self.atoms, dtype=torch.int64), persistent=False)
 
     @classmethod

@@ -81,7 +81,7 @@ class Uncertainty(nn.Module, ABC):
     @property
     def labelled(self) -> bool:
         """Whether u tells like atoms apart, as features of the bond graph do."""
-        return not self.requires_latents
+        return self.features is not None and self.features.labelled
 
     def check_members(self, n_members: int) -> None:
         """Refuse a potential whose committee size makes no sense for this kind."""

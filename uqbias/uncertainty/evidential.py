@@ -1,0 +1,115 @@
+"""Evidential regression: the network predicts a distribution over Gaussians."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.topology import Topology
+from uqbias.uncertainty.heads import ErrorHead
+
+PARTS = ("epistemic", "aleatoric", "total")
+#: Keeps ν, α − 1 and β above zero.
+FLOOR = 1e-3
+
+
+class Evidential(ErrorHead):
+    r"""Normal-inverse-gamma evidence (ν, α, β) for the error Δ, as a function of the latents.
+
+    .. math:: L = \tfrac12 \ln\frac{\pi}{\nu} - \alpha \ln\Omega
+              + (\alpha + \tfrac12) \ln(\nu\Delta^2 + \Omega) + \ln\frac{\Gamma(\alpha)}{\Gamma(\alpha + \tfrac12)}
+              + \lambda |\Delta| (2\nu + \alpha), \qquad \Omega = 2\beta(1 + \nu)
+
+    Amini, Schwarting, Soleimany and Rus, NeurIPS 2020, equations 8 and 9. Epistemic variance β/(ν(α − 1)), aleatoric
+    β/(α − 1).
+
+    Parameters
+    ----------
+    part : ``epistemic``, ``aleatoric`` or ``total`` (the sum of both variances).
+    regularisation : λ.
+    numbers, n_latents, quantity, hidden, loss_weight, aggregation : see `ErrorHead`.
+    """
+
+    kind = "evidential"
+    n_outputs: ClassVar[int] = 3
+
+    def __init__(
+        self,
+        numbers: Sequence[int],
+        n_latents: int,
+        *,
+        part: str = "epistemic",
+        regularisation: float = 0.2,
+        **head: Any,
+    ) -> None:
+        if part not in PARTS:
+            raise UqbiasError(f"unknown part '{part}' of 'evidential'", did_you_mean(part, PARTS))
+        if regularisation < 0:
+            raise UqbiasError(f"regularisation of 'evidential': {regularisation}", "give 0 or more")
+        super().__init__(numbers, n_latents, **head)
+        self.part = part
+        self.regularisation = regularisation
+
+    @classmethod
+    def build(
+        cls,
+        topology: Topology,
+        n_latents: int,
+        *,
+        quantity: str = "forces",
+        hidden: int = 16,
+        loss_weight: float = 0.1,
+        part: str = "epistemic",
+        regularisation: float = 0.2,
+        aggregation: str | Mapping[str, Any] | None = None,
+        **more: Any,
+    ) -> ErrorHead:
+        """Options of a campaign file; see `ErrorHead.build`."""
+        return super().build(
+            topology,
+            n_latents,
+            quantity=quantity,
+            hidden=hidden,
+            loss_weight=loss_weight,
+            aggregation=aggregation,
+            part=part,
+            regularisation=regularisation,
+            **more,
+        )
+
+    def options(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return super().options() | {"part": self.part, "regularisation": self.regularisation}
+
+    def evidence(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ν, α − 1 and β of outputs [..., 3]; β starts small, as errors are small in units of the forces."""
+        nu, above_one, beta = (softplus(outputs) + FLOOR).unbind(-1)
+        return nu, above_one, 0.1 * beta
+
+    def deviation(self, outputs: Tensor) -> Tensor:
+        """Root of the variance of the chosen part."""
+        nu, above_one, beta = self.evidence(outputs)
+        aleatoric = beta / above_one
+        if self.part == "epistemic":
+            return (aleatoric / nu).sqrt()
+        return aleatoric.sqrt() if self.part == "aleatoric" else (aleatoric + aleatoric / nu).sqrt()
+
+    def negative_log_likelihood(self, error: Tensor, outputs: Tensor) -> Tensor:
+        """Return L."""
+        nu, above_one, beta = self.evidence(outputs)
+        alpha = above_one + 1.0
+        omega = 2 * beta * (1 + nu)
+        likelihood = (
+            0.5 * (math.log(math.pi) - torch.log(nu))
+            - alpha * torch.log(omega)
+            + (alpha + 0.5) * torch.log(nu * error.square() + omega)
+            + torch.lgamma(alpha)
+            - torch.lgamma(alpha + 0.5)
+        )
+        return likelihood + self.regularisation * (error.square() + 1e-8).sqrt() * (2 * nu + alpha)

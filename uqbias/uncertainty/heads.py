@@ -1,0 +1,179 @@
+"""Small networks on the latents that predict an error, trained together with the potential."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.topology import Topology
+from uqbias.uncertainty.aggregation import Aggregation
+from uqbias.uncertainty.atomwise import AtomwiseUncertainty
+from uqbias.uncertainty.base import set_buffers
+
+QUANTITIES = ("forces", "energy")
+
+
+class ElementNetwork(nn.Module):
+    """A network per element: latents [..., W, N, F] to outputs [..., W, N, K], one hidden layer or none.
+
+    Parameters
+    ----------
+    numbers : atomic numbers of the N atoms.
+    n_latents : F.
+    hidden : width of the hidden layer; 0 for a linear map.
+    n_outputs : K.
+    seed : of the initial weights.
+    """
+
+    species: Tensor
+
+    def __init__(self, numbers: Sequence[int], n_latents: int, hidden: int, n_outputs: int, seed: int = 0) -> None:
+        super().__init__()
+        elements, species = torch.unique(torch.tensor(list(numbers)), return_inverse=True)
+        self.register_buffer("species", species, persistent=False)
+        draw = torch.Generator().manual_seed(seed)
+        widths = (n_latents, hidden, n_outputs) if hidden else (n_latents, n_outputs)
+        self.weights = nn.ParameterList(
+            nn.Parameter(torch.randn(len(elements), a, b, generator=draw) / math.sqrt(a))
+            for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.biases = nn.ParameterList(nn.Parameter(torch.zeros(len(elements), 1, width)) for width in widths[1:])
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Outputs of every atom."""
+        # Atoms lead, so that each is multiplied by the weights of its own element in one batched product.
+        x = latents.transpose(-3, -2)
+        last = len(self.weights) - 1
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = torch.matmul(x, weight.index_select(0, self.species)) + bias.index_select(0, self.species)
+            x = x if layer == last else silu(x)
+        return x.transpose(-3, -2)
+
+
+class ErrorHead(AtomwiseUncertainty):
+    """A predicted distribution of the error of each atom's force components, or of the energy.
+
+    A kind says how many numbers the network gives, what loss they have, and what standard deviation they mean.
+
+    Parameters
+    ----------
+    numbers : atomic numbers.
+    n_latents : F.
+    quantity : ``forces`` (a value per atom) or ``energy`` (outputs are averaged over atoms first).
+    hidden : width of the network's hidden layer.
+    loss_weight : of the kind's loss beside that of the potential.
+    aggregation : arguments of `Aggregation`; None for ``energy``.
+    """
+
+    n_outputs: ClassVar[int]
+    most_members: ClassVar[int | None] = 1
+    force_unit: Tensor
+
+    def __init__(
+        self,
+        numbers: Sequence[int],
+        n_latents: int,
+        quantity: str = "forces",
+        hidden: int = 16,
+        loss_weight: float = 0.1,
+        aggregation: Mapping[str, Any] | None = None,
+        n_atoms: int = 0,
+    ) -> None:
+        if quantity not in QUANTITIES:
+            raise UqbiasError(f"unknown quantity '{quantity}' of '{self.kind}'", did_you_mean(quantity, QUANTITIES))
+        for name, value in (("hidden", hidden), ("loss_weight", loss_weight)):
+            if not value > 0:
+                raise UqbiasError(f"{name} of '{self.kind}': {value}", "give a number above 0")
+        super().__init__(aggregation, range(len(numbers)), len(numbers))
+        self.numbers = tuple(numbers)
+        self.n_latents = n_latents
+        self.quantity = quantity
+        self.hidden = hidden
+        self.loss_weight = loss_weight
+        self.unit = "kJ/mol" if quantity == "energy" else "kJ/mol/nm"
+        self.network = ElementNetwork(numbers, n_latents, hidden, self.n_outputs)
+        self.register_buffer("force_unit", torch.ones(()))
+
+    @classmethod
+    def build(
+        cls,
+        topology: Topology,
+        n_latents: int,
+        *,
+        quantity: str = "forces",
+        hidden: int = 16,
+        loss_weight: float = 0.1,
+        aggregation: str | Mapping[str, Any] | None = None,
+        **more: Any,
+    ) -> ErrorHead:
+        """Options of a campaign file; ``aggregation`` of ``forces`` as in `Aggregation.build`, ``mean`` if not given."""
+        atoms = range(len(topology.numbers))
+        over_atoms = None
+        if quantity != "energy":
+            over_atoms = Aggregation.build(topology, atoms, aggregation or "mean").options()
+        elif aggregation is not None:
+            raise UqbiasError(f"aggregation {aggregation!r} of an energy, which is not per atom", "leave it out")
+        return cls(
+            topology.numbers,
+            n_latents,
+            quantity=quantity,
+            hidden=hidden,
+            loss_weight=loss_weight,
+            aggregation=over_atoms,
+            **more,
+        )
+
+    def options(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return super().options() | {
+            "numbers": list(self.numbers),
+            "n_latents": self.n_latents,
+            "quantity": self.quantity,
+            "hidden": self.hidden,
+            "loss_weight": self.loss_weight,
+        }
+
+    @property
+    def requires_latents(self) -> bool:
+        """Whether the potential's latents are used."""
+        return True
+
+    def set_force_unit(self, force: float) -> None:
+        """Take the unit of the errors that `loss` is given, kJ/mol/nm."""
+        set_buffers(self, force_unit=force)
+
+    @abstractmethod
+    def negative_log_likelihood(self, error: Tensor, outputs: Tensor) -> Tensor:
+        """Loss of each error; ``outputs`` [..., K] broadcasts against ``error`` [..., 1] to [...]."""
+
+    @abstractmethod
+    def deviation(self, outputs: Tensor) -> Tensor:
+        """Standard deviation of the error, [...], of outputs [..., K], in the unit of `loss`."""
+
+    def loss(self, energy_error: Tensor, force_error: Tensor, latents: Tensor) -> Tensor:
+        """Weighted mean over the components of `negative_log_likelihood`; see `Uncertainty.loss`."""
+        outputs = self.network(latents)
+        if self.quantity == "energy":
+            return self.loss_weight * self.negative_log_likelihood(energy_error, outputs.mean(-2)).mean()
+        # The three components of an atom's force have one distribution, so that it does not turn with the molecule.
+        return self.loss_weight * self.negative_log_likelihood(force_error, outputs.unsqueeze(-2)).mean()
+
+    def fit(
+        self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None, *, seed: int
+    ) -> None:
+        """Scale the aggregation; the network is trained with the potential. See `Uncertainty.fit`."""
+        self.fit_aggregation(positions, energy, latents)
+
+    def atom_values(self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None) -> Tensor:
+        """Standard deviation of each atom's force components [W, N], kJ/mol/nm, or of the energy [W], kJ/mol."""
+        outputs = self.network(latents[0])
+        if self.quantity == "energy":
+            return self.deviation(outputs.mean(-2)) * (self.force_unit * 0.1 * math.sqrt(self.n_atoms))
+        return self.deviation(outputs) * self.force_unit
