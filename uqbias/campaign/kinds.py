@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, Tag
 
 from uqbias.campaign.sections import KindSection, ThirdParty, by_kind, known_kind
-from uqbias.registry import BIASES, FEATURES, ORACLES, POTENTIALS, UNCERTAINTIES
+from uqbias.registry import BIASES, ORACLES, POTENTIALS
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -35,118 +35,6 @@ PotentialSection = Annotated[
     by_kind("power_spectrum", ("power_spectrum",)),
     known_kind(POTENTIALS, "power_spectrum"),
 ]
-
-
-class LatentsSection(KindSection):
-    """The potential's last hidden layer, per atom."""
-
-    kind: Literal["latents"] = Field(default="latents", description="the potential's last hidden layer, per atom")
-    atoms: Literal["all", "heavy"] | list[int | str] = Field(
-        default="all", description="all, heavy, or a list of indices and atom names"
-    )
-    member: int = Field(default=0, ge=0, description="committee member whose latents are used")
-
-
-class TorsionsSection(KindSection):
-    """Sines and cosines of the torsions of the bond graph."""
-
-    kind: Literal["torsions"] = Field(
-        default="torsions", description="soft torsions of the bond graph, found automatically"
-    )
-    heavy_only: bool = Field(default=True, description="only torsions of four heavy atoms")
-    stiff_below: float = Field(
-        default=20.0,
-        ge=0,
-        description="degrees; a torsion with a smaller circular deviation over the start frames is stiff, weight 0",
-    )
-
-
-class PairDistancesSection(KindSection):
-    """Distances of atoms far apart on the bond graph."""
-
-    kind: Literal["pair_distances"] = Field(
-        default="pair_distances", description="distances of atoms far apart on the bond graph"
-    )
-    min_separation: Count = Field(default=3, description="fewest bonds between the two atoms")
-    heavy_only: bool = Field(default=True, description="leave hydrogens out")
-
-
-class ConcatenatedSection(KindSection):
-    """Several feature spaces side by side."""
-
-    kind: Literal["concatenated"] = Field(default="concatenated", description="several feature spaces side by side")
-    parts: list[str | dict[str, Any]] = Field(
-        min_length=1, description="each a name, or {kind, scale (default 1), options}"
-    )
-
-
-FeaturesSection = Annotated[
-    Annotated[LatentsSection, Tag("latents")]
-    | Annotated[TorsionsSection, Tag("torsions")]
-    | Annotated[PairDistancesSection, Tag("pair_distances")]
-    | Annotated[ConcatenatedSection, Tag("concatenated")]
-    | Other,
-    by_kind("torsions", ("latents", "torsions", "pair_distances", "concatenated")),
-    known_kind(FEATURES, imports=True),
-]
-
-Whitening = Literal["none", "standard", "pca"]
-
-
-class KernelDensitySection(KindSection):
-    """u = −ln of a kernel density of the labelled set."""
-
-    kind: Literal["kernel_density"] = Field(
-        default="kernel_density", description="−ln of a kernel density of the labelled frames, nats"
-    )
-    features: FeaturesSection = Field(default=TorsionsSection(), description="space of the density")
-    kernel: Literal["von_mises", "gaussian"] = Field(
-        default="von_mises", description="von_mises (for torsions) or gaussian (for any features)"
-    )
-    kappa: Positive = Field(default=5.0, description="concentration of the von Mises kernel")
-    bandwidth: Positive = Field(default=0.5, description="width of the Gaussian kernel, in whitened units")
-    capacity: Count = Field(default=1024, description="places for labelled frames in the compiled graph")
-    whitening: Whitening = Field(default="pca", description="of the Gaussian kernel: none, standard, pca")
-    dims: Count | None = Field(default=None, description="principal components kept; null: all")
-
-
-class GMMSection(KindSection):
-    """u = −ln of a Gaussian mixture."""
-
-    kind: Literal["gmm"] = Field(default="gmm", description="−ln of a mixture of full-covariance Gaussians, nats")
-    features: FeaturesSection = Field(default=LatentsSection(), description="space of the density")
-    n_components: Count = Field(default=6, description="Gaussians, at most")
-    samples_per_component: Count | None = Field(
-        default=40, description="fewest samples for each Gaussian; null: always n_components Gaussians"
-    )
-    reg_covar: Positive = Field(default=1e-3, description="added to the diagonal of every whitened covariance")
-    whitening: Whitening = Field(default="pca", description="none, standard, pca")
-    dims: Count | None = Field(default=None, description="principal components kept; null: all")
-    squash: Literal["none", "softplus_sqrt"] = Field(
-        default="none", description="none, or softplus_sqrt (bounded slope, for a driver)"
-    )
-    aggregation: Literal["mean", "max", "sum", "local_mean_max"] | dict[str, Any] | None = Field(
-        default=None,
-        description="for per-atom features: mean (null), max, sum, local_mean_max, or {kind, atoms, sharpness}",
-    )
-    max_iter: Count = Field(default=500, description="iterations of expectation maximisation, at most")
-
-
-UncertaintySection = Annotated[
-    Annotated[KernelDensitySection, Tag("kernel_density")] | Annotated[GMMSection, Tag("gmm")] | Other,
-    by_kind("kernel_density", ("kernel_density", "gmm")),
-    known_kind(UNCERTAINTIES),
-]
-
-
-def driver() -> KernelDensitySection:
-    """Return the default driver: the kernel density over soft torsions."""
-    return KernelDensitySection()
-
-
-def judge() -> GMMSection:
-    """Return the default judge: the mixture on latents."""
-    return GMMSection()
 
 
 class MetadynamicsSection(KindSection):

@@ -12,12 +12,10 @@ from uqbias.campaign.kinds import (
     OracleSection,
     PotentialSection,
     PowerSpectrumSection,
-    UncertaintySection,
-    driver,
-    judge,
 )
 from uqbias.campaign.kinds import default_biases as biases
 from uqbias.campaign.sections import Section
+from uqbias.campaign.uncertainty_kinds import UncertaintySection, driver, judge
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]

@@ -66,7 +66,7 @@ class Committee(AtomwiseUncertainty):
         bootstrap: bool = False,
         aggregation: str | Mapping[str, Any] | None = None,
     ) -> Committee:
-        """Options of a campaign file; ``aggregation`` of ``forces`` as in `Aggregation.build`, ``mean`` if not given."""
+        """Options of a campaign file; ``aggregation`` of ``forces`` as in `Aggregation.build` (``mean``)."""
         n_atoms = len(topology.numbers)
         over_atoms = None
         if quantity != "energy":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -42,7 +43,7 @@ class ElementNetwork(nn.Module):
         widths = (n_latents, hidden, n_outputs) if hidden else (n_latents, n_outputs)
         self.weights = nn.ParameterList(
             nn.Parameter(torch.randn(len(elements), a, b, generator=draw) / math.sqrt(a))
-            for a, b in zip(widths[:-1], widths[1:], strict=True)
+            for a, b in itertools.pairwise(widths)
         )
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(len(elements), 1, width)) for width in widths[1:])
 
@@ -113,7 +114,7 @@ class ErrorHead(AtomwiseUncertainty):
         aggregation: str | Mapping[str, Any] | None = None,
         **more: Any,
     ) -> ErrorHead:
-        """Options of a campaign file; ``aggregation`` of ``forces`` as in `Aggregation.build`, ``mean`` if not given."""
+        """Options of a campaign file; ``aggregation`` of ``forces`` as in `Aggregation.build` (``mean``)."""
         atoms = range(len(topology.numbers))
         over_atoms = None
         if quantity != "energy":
