@@ -160,8 +160,8 @@ class MVESection(KindSection):
         default="forces", description="whose error: forces (kJ/mol/nm) or energy (kJ/mol)"
     )
     hidden: Count = Field(default=16, description="width of that network's hidden layer")
-    loss_weight: Positive = Field(default=0.1, description="of its likelihood beside the potential's loss")
-    beta: float = Field(default=0.5, ge=0, le=1, description="β of the β-NLL; 0 is the plain likelihood")
+    loss_weight: Positive = Field(default=0.02, description="of its likelihood beside the potential's loss")
+    beta: float = Field(default=0.0, ge=0, le=1, description="β of the β-NLL; 0 is the plain likelihood")
     aggregation: AggregationSetting = AGGREGATION
 
 

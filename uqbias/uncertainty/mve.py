@@ -34,10 +34,12 @@ class MeanVarianceEstimation(ErrorHead):
     kind = "mve"
     n_outputs: ClassVar[int] = 1
 
-    def __init__(self, numbers: Sequence[int], n_latents: int, *, beta: float = 0.5, **head: Any) -> None:
+    def __init__(
+        self, numbers: Sequence[int], n_latents: int, *, beta: float = 0.0, loss_weight: float = 0.02, **head: Any
+    ) -> None:
         if not 0 <= beta <= 1:
             raise UqbiasError(f"beta of 'mve': {beta}", "give a number from 0 (plain likelihood) to 1")
-        super().__init__(numbers, n_latents, **head)
+        super().__init__(numbers, n_latents, loss_weight=loss_weight, **head)
         self.beta = beta
 
     @classmethod
@@ -48,8 +50,8 @@ class MeanVarianceEstimation(ErrorHead):
         *,
         quantity: str = "forces",
         hidden: int = 16,
-        loss_weight: float = 0.1,
-        beta: float = 0.5,
+        loss_weight: float = 0.02,
+        beta: float = 0.0,
         aggregation: str | Mapping[str, Any] | None = None,
         **more: Any,
     ) -> ErrorHead:

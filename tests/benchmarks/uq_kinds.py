@@ -1,0 +1,395 @@
+"""Every uncertainty kind on the same data with the same training: what it knows of the error, and what it costs.
+
+Three data sets: acetylacetone (trained on 300 K, judged on 600 K frames), ammonia (78 DFT geometries in five blocks,
+each judged by models that never saw it) and alanine dipeptide (trained on 100 frames with φ < 0, judged on the whole
+map). Kinds that need no training of their own share one trained potential, whose training time each is charged with.
+All trainings have the same steps, batches and seeds; the best weights on the validation frames are kept.
+
+The columns: force MAE of the model; AUROC (of the fifth with the largest force error) and Spearman ρ of structures and
+of atoms; miscalibration area, NLL and CRPS of the calibrated force components, all on frames unlike the training
+frames; coverage of the conformal bounds on frames like them (100 (1 − α) % is right; 20 random splits of the held-out
+frames); training time; and the time of E + V(u) over that of the energy of a single model, one walker and eight.
+
+    python tests/benchmarks/uq_kinds.py [--seeds N] [--steps N] [--sets NAME ...] [--kinds NAME ...] [-o DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from step_cost import Side, measure, repeat
+
+from uqbias.bias.base import BiasSum
+from uqbias.bias.walls import UpperWall
+from uqbias.campaign.config import check_campaign
+from uqbias.compile.fused import FusedEvaluator
+from uqbias.data import read_frames
+from uqbias.evaluation import residuals
+from uqbias.fit import Split, complete_model, make_potential, make_uncertainties
+from uqbias.potentials.training import TrainingOptions, train
+from uqbias.topology import Topology
+from uqbias.uncertainty import metrics
+from uqbias.uncertainty.calibration import Conformal
+from uqbias.units import EV_PER_ANGSTROM
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT.parent / "shared" / "data"
+ALANINE = ROOT / "systems" / "alanine_dipeptide"
+MEMBERS = 5
+#: name: (kind, options, committee size, goal of the cost)
+KINDS = {
+    "gmm": ("gmm", {}, 1, 1.2),
+    "gmm per element": ("gmm", {"per_element": True}, 1, 1.2),
+    "distance, Mahalanobis": ("distance", {}, 1, 1.2),
+    "distance, kNN": ("distance", {"metric": "knn"}, 1, 1.2),
+    "llpr, atoms": ("llpr", {}, 1, 1.2),
+    "llpr, structure": ("llpr", {"scope": "structure"}, 1, 1.2),
+    "shallow ensemble": ("shallow_ensemble", {}, 1, 1.2),
+    "mve": ("mve", {}, 1, 1.2),
+    "evidential": ("evidential", {}, 1, 1.2),
+    "committee, energy": ("committee", {}, MEMBERS, 1.6),
+    "committee, forces": ("committee", {"quantity": "forces"}, MEMBERS, 6.0),
+    "committee, bootstrap": ("committee", {"quantity": "forces", "bootstrap": True}, MEMBERS, 6.0),
+}
+#: A committee of this size is what the goals of the cost are for.
+COST_MEMBERS = 4
+SPLITS = 20
+MEV_PER_A = EV_PER_ANGSTROM * 1e-3
+COLUMNS = (
+    ("force_mae", "force MAE", "{:.1f}"),
+    ("auroc", "AUROC", "{:.3f}"),
+    ("spearman", "rho", "{:.2f}"),
+    ("atom_auroc", "AUROC/atom", "{:.3f}"),
+    ("atom_spearman", "rho/atom", "{:.2f}"),
+    ("miscalibration", "miscal.", "{:.3f}"),
+    ("nll", "NLL", "{:.2f}"),
+    ("crps", "CRPS", "{:.1f}"),
+    ("coverage_0.05", "cov 95 %", "{:.1%}"),
+    ("coverage_0.32", "cov 68 %", "{:.1%}"),
+    ("train_s", "train s", "{:.0f}"),
+    ("cost_1", "cost W=1", "{:.2f}"),
+    ("cost_8", "cost W=8", "{:.2f}"),
+)
+
+
+class Task:
+    """Frames to learn from and frames to be judged on; several folds for a small set."""
+
+    def __init__(self, name, topology, folds):
+        self.name, self.topology, self.folds = name, topology, folds
+
+
+def acetylacetone():
+    train_frames, test = (read_frames(DATA / f"acetylacetone_train_{kelvin}K.xyz") for kelvin in (300, 600))
+    return Task("acetylacetone", guessed(train_frames), [(train_frames, test)])
+
+
+def ammonia(n_blocks=5):
+    frames = read_frames(DATA / "ammonia_dft_78.xyz")
+    blocks = np.array_split(np.arange(len(frames)), n_blocks)
+    rest = [np.setdiff1d(np.arange(len(frames)), block) for block in blocks]
+    return Task(
+        "ammonia", guessed(frames), [(frames[keep], frames[block]) for keep, block in zip(rest, blocks, strict=True)]
+    )
+
+
+def alanine():
+    topology = Topology.from_pdb(ALANINE / "structure.pdb")
+    test = read_frames(ALANINE / "reference" / "test_set.xyz")
+    return Task("alanine dipeptide", topology, [(read_frames(ALANINE / "start.xyz"), test)])
+
+
+def guessed(frames):
+    return Topology.from_positions([int(number) for number in frames.numbers], frames.positions[0])
+
+
+SETS = {"acetylacetone": acetylacetone, "ammonia": ammonia, "alanine": alanine}
+
+
+def campaign_of(kind, options, members, seed):
+    section = {"kind": kind, **options}
+    return check_campaign(
+        {
+            "system": {"structure": "-", "start": "-"},
+            "seed": seed,
+            "potential": {"n_members": members},
+            "cv": section,
+            "uncertainty": section,
+        },
+        "benchmark",
+    )
+
+
+def split_of(frames, seed, calibration=0.2, validation=0.1):
+    """A fifth of the frames, and 20 at least, for calibration."""
+    order = np.random.default_rng(seed).permutation(len(frames))
+    n_calibration = max(20, round(calibration * len(frames)))
+    cuts = np.cumsum([n_calibration, round(validation * len(frames))])
+    held, stop, rest = np.split(order, cuts)
+    return Split(frames[np.sort(rest)], frames[np.sort(stop)], frames[np.sort(held)])
+
+
+def trained(campaign, task, split, seed, steps):
+    """Potential and judge after training, and its seconds."""
+    potential = make_potential(campaign, task.topology.numbers, seed)
+    judge, _ = make_uncertainties(campaign, task.topology, potential, split.training)
+    options = TrainingOptions(steps=steps, patience=steps)
+    result = train(potential, split.training, split.validation, options, uncertainties=[judge], seed=seed)
+    return potential, judge, result.seconds
+
+
+def training_key(judge):
+    """Kinds with the same key have the same training."""
+    own = sum(1 for _ in judge.parameters())
+    return (judge.kind if own else "", judge.bootstrap)
+
+
+def models_of(task, fold, kinds, seed, steps):
+    """Yield (name, model, split, seconds of training and fitting) for every kind, sharing trainings."""
+    shared = {}
+    split = split_of(fold[0], seed)
+    for name in kinds:
+        kind, options, members, _ = KINDS[name]
+        campaign = campaign_of(kind, options, members, seed)
+        probe = make_uncertainties(
+            campaign, task.topology, make_potential(campaign, task.topology.numbers, seed), split.training
+        )[0]
+        key = (*training_key(probe), members)
+        if key not in shared:
+            shared[key] = trained(campaign, task, split, seed, steps)
+        potential, judge, seconds = shared[key]
+        if not any(True for _ in judge.parameters()):
+            judge = probe
+        begin = time.perf_counter()
+        model, _ = complete_model(campaign, copy.deepcopy(potential), judge, judge, task.topology, split, (seed, seed))
+        yield name, model, split, seconds + time.perf_counter() - begin
+
+
+def judged(model, test):
+    """Errors and uncertainties on the frames to be judged: arrays by name, in meV/Å."""
+    found, errors = residuals(model, test)
+    errors = errors / MEV_PER_A
+    calibration, raw_atoms = model.calibration, found.raw_atom_uncertainty
+
+    def of(map_, raw):
+        with torch.no_grad():
+            return map_(torch.tensor(raw)).double().numpy() / MEV_PER_A
+
+    result = {
+        "errors": errors,
+        "u": of(calibration.structure_bound, found.raw_uncertainty),
+        "sigma": of(calibration.structure_deviation, found.raw_uncertainty),
+    }
+    if raw_atoms is not None:
+        result |= {
+            "atom_u": of(calibration.atom_bound, raw_atoms),
+            "atom_sigma": of(calibration.atom_deviation, raw_atoms),
+        }
+    return result
+
+
+def scores_of(parts):
+    """Scores of all folds of a set together."""
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    errors = joined["errors"]
+    frame = np.sqrt(np.square(errors).mean(axis=(1, 2)))
+    sigma = np.broadcast_to(joined["sigma"][:, None, None], errors.shape)
+    scores = {
+        "force_mae": float(np.abs(errors).mean()),
+        "auroc": metrics.auroc(joined["u"], frame),
+        "spearman": metrics.spearman(joined["u"], frame),
+    }
+    if "atom_u" in joined:
+        atom = np.sqrt(np.square(errors).mean(axis=2))
+        scores |= {
+            "atom_auroc": metrics.auroc(joined["atom_u"], atom),
+            "atom_spearman": metrics.spearman(joined["atom_u"], atom),
+        }
+        sigma = np.broadcast_to(joined["atom_sigma"][:, :, None], errors.shape)
+    scores |= {
+        "miscalibration": metrics.miscalibration_area(errors, sigma),
+        "nll": metrics.gaussian_nll(errors, sigma),
+        "crps": metrics.gaussian_crps(errors, sigma),
+    }
+    return scores, frame, joined["u"]
+
+
+def split_coverage(model, held_out, alphas=(0.05, 0.32)):
+    """Share of frames under their conformal bound: calibrated on half of the held-out frames, tried on the others."""
+    found, errors = residuals(model, held_out)
+    u, frame = found.raw_uncertainty, np.sqrt(np.square(errors).mean(axis=(1, 2)))
+    covered = {alpha: [] for alpha in alphas}
+    for split in range(SPLITS):
+        order = np.random.default_rng(split).permutation(len(u))
+        half, rest = np.split(order, [len(u) // 2])
+        for alpha in alphas:
+            if len(half) * alpha < 1:
+                continue
+            bound = Conformal().double()
+            bound.fit(u[half], frame[half], alpha)
+            covered[alpha].append(metrics.coverage(bound(torch.tensor(u[rest])).numpy(), frame[rest]))
+    return {f"coverage_{alpha}": float(np.mean(values)) for alpha, values in covered.items() if values}
+
+
+def cost_of(task, name, model, runner):
+    """Time of E + V(u) over the time of the energy of a single model, by number of walkers."""
+    kind, options, members, _ = KINDS[name]
+    if members > 1:  # the goals are for another size; the weights do not matter for the cost
+        campaign = campaign_of(kind, options, COST_MEMBERS, 0)
+        split = split_of(task.folds[0][0], 0)
+        model = quick_model(campaign, task, split)
+    single = quick_model(campaign_of("gmm", {}, 1, 0), task, split_of(task.folds[0][0], 0))
+    frame = task.folds[0][0].positions[0]
+    ratios = {}
+    for n_walkers in (1, 8):
+        points = torch.tensor(np.repeat(frame[None], n_walkers, axis=0), dtype=torch.float32)
+        bias = BiasSum([UpperWall(at=-1e3, kappa=1e-3)])
+        sides = [
+            Side(
+                "energy", repeat(FusedEvaluator(single, None, n_walkers, energy_only=True, runner=runner), points), 200
+            ),
+            Side("fused", repeat(FusedEvaluator(model, bias, n_walkers, runner=runner), points), 200),
+        ]
+        medians = measure(sides, 15)
+        ratios[f"cost_{n_walkers}"] = medians["fused"] / medians["energy"]
+    return ratios
+
+
+def quick_model(campaign, task, split):
+    """A model as good as untrained, for the cost."""
+    potential = make_potential(campaign, task.topology.numbers, 0)
+    judge, _ = make_uncertainties(campaign, task.topology, potential, split.training)
+    options = TrainingOptions(steps=2, evaluate_every=1)
+    train(potential, split.training, split.validation, options, uncertainties=[judge], runner="eager")
+    return complete_model(campaign, potential, judge, judge, task.topology, split, (0, 0))[0]
+
+
+def run_set(task, kinds, seeds, steps, runner):
+    """Scores of every kind, by seed; and what the figure shows, of the first seed."""
+    scores, shown = {name: [] for name in kinds}, {}
+    for seed in range(seeds):
+        parts = {name: [] for name in kinds}
+        extra = {name: [] for name in kinds}
+        for fold in task.folds:
+            for name, model, split, seconds in models_of(task, fold, kinds, seed, steps):
+                parts[name].append(judged(model, fold[1]))
+                extra[name].append({"train_s": seconds, **split_coverage(model, split.calibration)})
+                if seed == 0 and fold is task.folds[0] and task.name == "alanine dipeptide" and runner:
+                    extra[name][-1] |= cost_of(task, name, model, runner)
+        for name in kinds:
+            found, error, u = scores_of(parts[name])
+            for key in {key for entry in extra[name] for key in entry}:
+                values = [entry[key] for entry in extra[name] if key in entry]
+                found[key] = sum(values) if key == "train_s" else statistics.mean(values)
+            scores[name].append(found)
+            if seed == 0:
+                shown[name] = (u, error, found["auroc"])
+        print(f"{task.name}: seed {seed} done", flush=True)
+    return scores, shown
+
+
+def medians_of(entries):
+    keys = {key for entry in entries for key in entry}
+    return {key: statistics.median([entry[key] for entry in entries if key in entry]) for key in keys}
+
+
+def print_table(task_name, scores, seeds):
+    print(f"\n{task_name}: medians of {seeds} seed(s)")
+    print(f"{'':24s}" + "".join(f"{heading:>11s}" for _, heading, _ in COLUMNS))
+    table = {name: medians_of(entries) for name, entries in scores.items()}
+    for name, row in table.items():
+        cells = [form.format(row[key]) if key in row else "-" for key, _, form in COLUMNS]
+        print(f"{name:24s}" + "".join(f"{cell:>11s}" for cell in cells))
+    print_goals(table)
+
+
+def print_goals(table):
+    committees = [name for name in table if KINDS[name][2] > 1]
+    singles = [name for name in table if KINDS[name][2] == 1]
+    if committees and singles:
+        best = max(committees, key=lambda name: table[name]["auroc"])
+        near = max(singles, key=lambda name: table[name]["auroc"])
+        print(
+            f"best committee: {best}, AUROC {table[best]['auroc']:.3f}; best single model: {near}, "
+            f"{table[near]['auroc']:.3f} ({table[near]['auroc'] - table[best]['auroc']:+.3f}, goal -0.02 or more) at "
+            f"{table[near]['train_s'] / table[best]['train_s']:.2f} of its training time (goal 0.33)"
+        )
+    for name, row in table.items():
+        if "cost_1" in row:
+            state = "met" if row["cost_1"] <= KINDS[name][3] else "not met"
+            print(f"cost of {name}: {row['cost_1']:.2f} with one walker, goal {KINDS[name][3]}: {state}")
+    print(flush=True)
+
+
+def draw(shown, path):
+    """One panel for each kind and set: force error against calibrated uncertainty, frame by frame."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = [name for name in KINDS if any(name in panels for panels in shown.values())]
+    figure, axes = plt.subplots(
+        len(shown), len(names), figsize=(1.75 * len(names) + 0.8, 2.0 * len(shown) + 0.9), squeeze=False
+    )
+    for row, (task_name, panels) in enumerate(shown.items()):
+        everything = np.concatenate([np.concatenate(panel[:2]) for panel in panels.values()])
+        low, high = np.quantile(everything[everything > 0], (0.005, 0.998))
+        low, high = low / 1.3, high * 1.3
+        for axis, name in zip(axes[row], names, strict=True):
+            axis.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
+            axis.tick_params(labelsize=7, which="both", length=2)
+            axis.plot([low, high], [low, high], color="0.4", linewidth=0.8)
+            if name in panels:
+                u, error, auroc = panels[name]
+                axis.scatter(u, error, s=3, alpha=0.35, linewidths=0, color="#1f5fa8", rasterized=True)
+                axis.text(0.05, 0.95, f"AUROC {auroc:.2f}", transform=axis.transAxes, fontsize=7, va="top")
+            if row == 0:
+                axis.set_title(name.replace(", ", "\n").replace(" per", "\nper").replace(" ens", "\nens"), fontsize=9)
+            if axis is not axes[row][0]:
+                axis.set_yticklabels([])
+        axes[row][0].set_ylabel(f"{task_name}\nforce error, meV/Å", fontsize=8)
+    figure.supxlabel(
+        "calibrated uncertainty, meV/Å: the line is the bound that 90 % of frames like the training frames keep below",
+        fontsize=9,
+    )
+    figure.tight_layout(w_pad=0.2)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=4000, help="optimiser steps of every training")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--runner", default="auto", help="of the cost: auto, aoti, torchscript, eager or none")
+    parser.add_argument("-o", "--output", type=Path, default=Path("runs/uq_kinds"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    options.output.mkdir(parents=True, exist_ok=True)
+    shown, results = {}, {}
+    for name in options.sets:
+        if name != "alanine" and not DATA.is_dir():
+            print(f"{name}: left out, no reference data in {DATA}", flush=True)
+            continue
+        task = SETS[name]()
+        runner = None if options.runner == "none" else options.runner
+        scores, shown[task.name] = run_set(task, options.kinds, options.seeds, options.steps, runner)
+        results[task.name] = scores
+        print_table(task.name, scores, options.seeds)
+        (options.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    draw(shown, options.output / "uq_kinds.png")
+    print(f"wrote {options.output}/results.json and uq_kinds.png")
+
+
+if __name__ == "__main__":
+    main()

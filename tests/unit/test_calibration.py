@@ -1,0 +1,113 @@
+"""Calibration: variance scaling, both maps in one object, and frames that are not held out being refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from uqbias.data import Frames, fingerprints
+from uqbias.errors import UqbiasError
+from uqbias.fit import calibrate, split_by_role
+from uqbias.model import UncertaintyModel
+from uqbias.uncertainty.calibration import Calibration, VarianceScaling
+
+
+@pytest.fixture
+def model(alanine_model, alanine_frames):
+    fresh = UncertaintyModel(alanine_model.potential, alanine_model.uncertainty, alanine_model.topology)
+    fresh.record_seen(alanine_frames.positions[:60])
+    return fresh
+
+
+def test_variance_scaling_finds_the_variance():
+    """Errors drawn with σ² = a s(u) + b give back that σ, far better than one σ for all."""
+    rng = np.random.default_rng(0)
+    u = rng.gamma(2.0, size=4000)
+    made = VarianceScaling().double()
+    made._set_shift(u)
+    true = np.sqrt(900.0 * made.positive(torch.tensor(u)).numpy() + 400.0)
+    made.fit(u, true * rng.normal(size=len(u)))
+    found = made(torch.tensor(u)).numpy()
+    assert np.abs(found / true - 1).mean() < 0.05
+    assert np.abs(true.mean() / true - 1).mean() > 0.15
+    assert np.array_equal(np.argsort(found), np.argsort(u))
+
+
+def test_variance_scaling_of_an_uninformative_u_is_one_variance():
+    rng = np.random.default_rng(1)
+    made = VarianceScaling().double()
+    made.fit(rng.gamma(2.0, size=5000), 50.0 * rng.normal(size=5000))
+    found = made(torch.linspace(0.5, 4.0, 20, dtype=torch.float64)).numpy()
+    assert found == pytest.approx(50.0, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", ["conformal", "variance_scaling"])
+def test_either_map_can_be_the_models_uncertainty(model, alanine_frames, kind, tmp_path):
+    facts = calibrate(model, alanine_frames[60:], alpha=0.1, kind=kind)
+    assert facts["calibration_force_rmse"] > 0
+    part = model.calibration.structure_bound if kind == "conformal" else model.calibration.structure_deviation
+    x = torch.tensor(alanine_frames.positions[:5])
+    raw, _ = model.judge_and_driver(x, *model.potential(x))
+    assert torch.equal(model(x).uncertainty, part(raw))
+    model.save(tmp_path / "model.uqb")
+    loaded = UncertaintyModel.load(tmp_path / "model.uqb")
+    assert torch.equal(loaded(x).uncertainty, model(x).uncertainty)
+    assert loaded.calibration.describe() == model.calibration.describe()
+    assert loaded.calibration.has_atoms
+    assert np.array_equal(loaded.seen, model.seen)
+
+
+def test_quantiles_of_other_levels(model, alanine_frames):
+    calibrate(model, alanine_frames[60:], alpha=0.1)
+    quantiles = model.calibration.structure_bound.quantiles
+    assert set(quantiles) == {0.05, 0.1, 0.2, 0.32, 0.5}  # 40 frames are too few for 0.01
+    assert list(quantiles.values()) == sorted(quantiles.values(), reverse=True)
+    assert quantiles[0.1] == pytest.approx(float(model.calibration.structure_bound.scale))
+    json.dumps(model.manifest())
+
+
+def test_frames_that_were_trained_on_are_refused(model, alanine_frames):
+    with pytest.raises(
+        UqbiasError, match=r"20 of 60 calibration frames, the first of them frame 0, were used to train"
+    ):
+        calibrate(model, alanine_frames[40:])
+    assert not model.calibration.fitted
+
+
+def test_the_memory_survives_the_file(model, alanine_frames, tmp_path):
+    model.save(tmp_path / "model.uqb")
+    with pytest.raises(UqbiasError, match="were used to train"):
+        calibrate(UncertaintyModel.load(tmp_path / "model.uqb"), alanine_frames[59:])
+
+
+def test_a_model_without_memory_is_refused(alanine_model, alanine_frames):
+    fresh = UncertaintyModel(alanine_model.potential, alanine_model.uncertainty, alanine_model.topology)
+    with pytest.raises(UqbiasError, match="does not know which frames it was made from"):
+        calibrate(fresh, alanine_frames)
+
+
+def test_a_copy_of_a_training_frame_is_not_held_out(alanine_frames):
+    copied = Frames.concatenate([alanine_frames[:30], alanine_frames[3:5]])
+    split = split_by_role(copied, np.repeat([0, 1, 2], [20, 5, 7]))
+    assert [len(part) for part in split] == [22, 5, 5]
+    assert not np.isin(fingerprints(split.calibration.positions), fingerprints(split.training.positions)).any()
+
+
+def test_too_few_frames(model, alanine_frames):
+    with pytest.raises(UqbiasError, match=r"9 calibration frames for alpha 0\.1; hold out at least 10"):
+        calibrate(model, alanine_frames[60:69])
+    with pytest.raises(UqbiasError, match="no frame is left for calibration"):
+        calibrate(model, alanine_frames[60:60])
+
+
+def test_unknown_kind():
+    with pytest.raises(UqbiasError, match="did you mean 'conformal'"):
+        Calibration("conformel")
+
+
+def test_before_fit_it_is_the_identity():
+    u = torch.linspace(-2, 2, 9)
+    for kind in ("conformal", "variance_scaling"):
+        torch.testing.assert_close(Calibration(kind)(u), u)
+        assert not Calibration(kind).fitted
