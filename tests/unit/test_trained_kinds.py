@@ -150,10 +150,10 @@ def test_gaussian_crps_is_the_closed_form(topology):
     """The trained score against numerical integration of (Φ(x) − 1[x ≥ Δ])²."""
     part = build_uncertainty("shallow_ensemble", {"loss_weight": 1.0}, topology, 3).double()
     latents = torch.randn(1, 1, len(topology.numbers), 3, dtype=torch.float64)
-    sigma = float(part._spread(part._deviations(latents).sum(-2)).detach())
+    sigma = float(part._spread(part._deviations(latents).sum(-2)).squeeze().detach())
     error = 0.7 * sigma
     x = torch.linspace(-12 * sigma, 12 * sigma, 200001, dtype=torch.float64)
-    integrand = (0.5 * (1 + torch.erf(x / (sigma * 2**0.5))) - (x >= error)) ** 2
+    integrand = (0.5 * (1 + torch.erf(x / (sigma * 2**0.5))) - (x >= error).double()) ** 2
     expected = float(torch.trapezoid(integrand, x))
     found = part.loss(torch.full((1, 1), error, dtype=torch.float64), torch.zeros(1), latents)
     assert float(found.detach()) == pytest.approx(expected, rel=1e-4)
