@@ -15,7 +15,7 @@ from uqbias.campaign.kinds import (
 )
 from uqbias.campaign.kinds import default_biases as biases
 from uqbias.campaign.sections import Section
-from uqbias.campaign.uncertainty_kinds import UncertaintySection, driver, judge
+from uqbias.campaign.uncertainty_kinds import DriverSection, JudgeSection, driver, judge
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -271,10 +271,10 @@ class Campaign(Section):
     )
     potential: PotentialSection = Field(default=PowerSpectrumSection(), description="the machine-learned potential")
     training: Training = Field(default=Training(), description="how it is trained")
-    cv: UncertaintySection = Field(
+    cv: DriverSection = Field(
         default=driver(), description="driver: the uncertainty that the bias acts on; it must move slow modes"
     )
-    uncertainty: UncertaintySection = Field(
+    uncertainty: JudgeSection = Field(
         default=judge(),
         description="judge: decides what is harvested, when a walker is stopped, when the campaign ends",
     )

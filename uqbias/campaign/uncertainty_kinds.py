@@ -210,7 +210,8 @@ SECTIONS = (
     EvidentialSection,
     DistanceSection,
 )
-UncertaintySection = Annotated[
+NAMES = tuple(section.model_fields["kind"].default for section in SECTIONS)
+Kinds = (
     Annotated[KernelDensitySection, Tag("kernel_density")]
     | Annotated[GMMSection, Tag("gmm")]
     | Annotated[CommitteeSection, Tag("committee")]
@@ -219,10 +220,12 @@ UncertaintySection = Annotated[
     | Annotated[MVESection, Tag("mve")]
     | Annotated[EvidentialSection, Tag("evidential")]
     | Annotated[DistanceSection, Tag("distance")]
-    | Other,
-    by_kind("kernel_density", tuple(section.model_fields["kind"].default for section in SECTIONS)),
-    known_kind(UNCERTAINTIES),
+    | Other
+)
+DriverSection = Annotated[
+    Kinds, by_kind("kernel_density", NAMES), known_kind(UNCERTAINTIES, "kernel_density", imports=True)
 ]
+JudgeSection = Annotated[Kinds, by_kind("gmm", NAMES), known_kind(UNCERTAINTIES, "gmm", imports=True)]
 
 
 def driver() -> KernelDensitySection:
