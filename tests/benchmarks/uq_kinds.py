@@ -42,21 +42,24 @@ from uqbias.units import EV_PER_ANGSTROM
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
 ALANINE = ROOT / "systems" / "alanine_dipeptide"
-MEMBERS = 5
-#: name: (kind, options, committee size, goal of the cost)
+COMMITTEE = {"n_members": 5}
+SHARED = COMMITTEE | {"shared_density": True}
+#: name: (kind, options, options of the potential, goal of the cost)
 KINDS = {
-    "gmm": ("gmm", {}, 1, 1.2),
-    "gmm per element": ("gmm", {"per_element": True}, 1, 1.2),
-    "distance, Mahalanobis": ("distance", {}, 1, 1.2),
-    "distance, kNN": ("distance", {"metric": "knn"}, 1, 1.2),
-    "llpr, atoms": ("llpr", {}, 1, 1.2),
-    "llpr, structure": ("llpr", {"scope": "structure"}, 1, 1.2),
-    "shallow ensemble": ("shallow_ensemble", {}, 1, 1.2),
-    "mve": ("mve", {}, 1, 1.2),
-    "evidential": ("evidential", {}, 1, 1.2),
-    "committee, energy": ("committee", {}, MEMBERS, 1.6),
-    "committee, forces": ("committee", {"quantity": "forces"}, MEMBERS, 6.0),
-    "committee, bootstrap": ("committee", {"quantity": "forces", "bootstrap": True}, MEMBERS, 6.0),
+    "gmm": ("gmm", {}, {}, 1.2),
+    "gmm per element": ("gmm", {"per_element": True}, {}, 1.2),
+    "distance, Mahalanobis": ("distance", {}, {}, 1.2),
+    "distance, kNN": ("distance", {"metric": "knn"}, {}, 1.2),
+    "llpr, atoms": ("llpr", {}, {}, 1.2),
+    "llpr, structure": ("llpr", {"scope": "structure"}, {}, 1.2),
+    "shallow ensemble": ("shallow_ensemble", {}, {}, 1.2),
+    "mve": ("mve", {}, {}, 1.2),
+    "evidential": ("evidential", {}, {}, 1.2),
+    "committee, energy": ("committee", {}, COMMITTEE, 1.6),
+    "committee, forces": ("committee", {"quantity": "forces"}, COMMITTEE, 6.0),
+    "committee, bootstrap": ("committee", {"quantity": "forces", "bootstrap": True}, COMMITTEE, 6.0),
+    "shared body, energy": ("committee", {}, SHARED, 1.6),
+    "shared body, forces": ("committee", {"quantity": "forces"}, SHARED, 6.0),
 }
 #: A committee of this size is what the goals of the cost are for.
 COST_MEMBERS = 4
@@ -113,13 +116,13 @@ def guessed(frames):
 SETS = {"acetylacetone": acetylacetone, "ammonia": ammonia, "alanine": alanine}
 
 
-def campaign_of(kind, options, members, seed):
+def campaign_of(kind, options, potential, seed):
     section = {"kind": kind, **options}
     return check_campaign(
         {
             "system": {"structure": "-", "start": "-"},
             "seed": seed,
-            "potential": {"n_members": members},
+            "potential": potential,
             "cv": section,
             "uncertainty": section,
         },
@@ -156,12 +159,12 @@ def models_of(task, fold, kinds, seed, steps):
     shared = {}
     split = split_of(fold[0], seed)
     for name in kinds:
-        kind, options, members, _ = KINDS[name]
-        campaign = campaign_of(kind, options, members, seed)
+        kind, options, potential_options, _ = KINDS[name]
+        campaign = campaign_of(kind, options, potential_options, seed)
         probe = make_uncertainties(
             campaign, task.topology, make_potential(campaign, task.topology.numbers, seed), split.training
         )[0]
-        key = (*training_key(probe), members)
+        key = (*training_key(probe), *potential_options)
         if key not in shared:
             shared[key] = trained(campaign, task, split, seed, steps)
         potential, judge, seconds = shared[key]
@@ -240,12 +243,11 @@ def split_coverage(model, held_out, alphas=(0.05, 0.32)):
 
 def cost_of(task, name, model, runner):
     """Time of E + V(u) over the time of the energy of a single model, by number of walkers."""
-    kind, options, members, _ = KINDS[name]
-    if members > 1:  # the goals are for another size; the weights do not matter for the cost
-        campaign = campaign_of(kind, options, COST_MEMBERS, 0)
-        split = split_of(task.folds[0][0], 0)
-        model = quick_model(campaign, task, split)
-    single = quick_model(campaign_of("gmm", {}, 1, 0), task, split_of(task.folds[0][0], 0))
+    kind, options, potential, _ = KINDS[name]
+    split = split_of(task.folds[0][0], 0)
+    if potential:  # the goals are for another size; the weights do not matter for the cost
+        model = quick_model(campaign_of(kind, options, potential | {"n_members": COST_MEMBERS}, 0), task, split)
+    single = quick_model(campaign_of("gmm", {}, {}, 0), task, split)
     frame = task.folds[0][0].positions[0]
     ratios = {}
     for n_walkers in (1, 8):
@@ -311,8 +313,8 @@ def print_table(task_name, scores, seeds):
 
 
 def print_goals(table):
-    committees = [name for name in table if KINDS[name][2] > 1]
-    singles = [name for name in table if KINDS[name][2] == 1]
+    committees = [name for name in table if KINDS[name][2] == COMMITTEE]
+    singles = [name for name in table if not KINDS[name][2]]
     if committees and singles:
         best = max(committees, key=lambda name: table[name]["auroc"])
         near = max(singles, key=lambda name: table[name]["auroc"])

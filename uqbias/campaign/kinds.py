@@ -21,6 +21,10 @@ class PowerSpectrumSection(KindSection):
     n_members: Count | None = Field(
         default=None, description="committee size; null: what driver and judge need, 1 without a committee"
     )
+    shared_density: bool = Field(
+        default=False,
+        description="the members of a committee differ by their networks only: much cheaper, a little less diverse",
+    )
     cutoff: Positive = Field(default=0.8, description="nm")
     n_radial: Count = Field(default=10, description="radial basis functions")
     n_channels: Count = Field(default=10, description="learned radial-species channels")

@@ -37,6 +37,8 @@ class PowerSpectrum(Potential):
     l_max : highest angular momentum, at most 3.
     hidden : widths of the hidden layers; the last is the number of latents.
     seed : of the initial weights; member m uses seed + m.
+    shared_density : the members of a committee share the learned density projection, and differ by their networks
+        only: a committee for little more than the price of one, that disagrees a little less.
     """
 
     kind: ClassVar[str] = "power_spectrum"
@@ -60,6 +62,7 @@ class PowerSpectrum(Potential):
         l_max: int = 3,
         hidden: tuple[int, ...] | list[int] = (64, 32),
         seed: int = 0,
+        shared_density: bool = False,
     ) -> None:
         super().__init__()
         self.numbers = tuple(int(number) for number in numbers)
@@ -71,6 +74,7 @@ class PowerSpectrum(Potential):
         self.hidden = tuple(hidden)
         self.n_latents = self.hidden[-1]
         self.seed = seed
+        self.shared_density = shared_density
 
         order = torch.argsort(torch.tensor(self.numbers), stable=True)
         elements, counts = torch.unique(torch.tensor(self.numbers), return_counts=True)
@@ -91,10 +95,16 @@ class PowerSpectrum(Potential):
 
         draws = [torch.Generator().manual_seed(seed + member) for member in range(n_members)]
 
-        def normal(*shape: int, scale: float) -> nn.Parameter:
-            return nn.Parameter(torch.stack([torch.randn(*shape, generator=draw) * scale for draw in draws]))
+        def normal(*shape: int, scale: float, members: int = n_members) -> nn.Parameter:
+            return nn.Parameter(torch.stack([torch.randn(*shape, generator=draw) * scale for draw in draws[:members]]))
 
-        self.mixing = normal(n_elements, n_radial, (l_max + 1) * n_channels, scale=1 / math.sqrt(n_radial))
+        self.mixing = normal(
+            n_elements,
+            n_radial,
+            (l_max + 1) * n_channels,
+            scale=1 / math.sqrt(n_radial),
+            members=1 if shared_density else n_members,
+        )
         widths = (n_powers, *self.hidden)
         self.weights = nn.ParameterList(
             normal(n_elements, fan_in, fan_out, scale=math.sqrt(2 / fan_in))
@@ -122,6 +132,7 @@ class PowerSpectrum(Potential):
             "l_max": self.l_max,
             "hidden": list(self.hidden),
             "seed": self.seed,
+            "shared_density": self.shared_density,
         }
 
     def _power_spectrum(self, positions: Tensor, box: Tensor | None) -> Tensor:
@@ -156,7 +167,7 @@ class PowerSpectrum(Potential):
         energies, latents = [], []
         for element, atoms in enumerate(torch.split(power, self.counts, dim=2)):
             x = (atoms - self.power_mean[:, element, None, None]) * self.power_scale[:, element, None, None]
-            x = x.flatten(1, 2)  # [M, W n, P]
+            x = x.flatten(1, 2)  # [M, W n, P], M from the scales where the density is shared
             for weight, bias in zip(self.weights, self.biases, strict=True):
                 x = torch.nn.functional.silu(torch.baddbmm(bias[:, element], x, weight[:, element]))
             energy = torch.baddbmm(self.readout_bias[:, element], x, self.readout[:, element])
