@@ -1,4 +1,4 @@
-"""Model commands: train, evaluate, info, export."""
+"""Model commands: train, info, export; evaluate has its own file."""
 
 from __future__ import annotations
 
@@ -7,22 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
+from uqbias.cli.evaluate import evaluate, print_errors
 from uqbias.cli.output import Json, Quiet, print_json, print_pairs
 from uqbias.errors import UqbiasError
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="Model file (.uqb).")]
-#: Key of a score, heading, what it means.
-SCORES = (
-    ("frames", "frames", ""),
-    ("force_mae_meV_per_A", "force MAE", "meV/Å"),
-    ("force_rmse_meV_per_A", "force RMSE", "meV/Å"),
-    ("energy_mae_meV_per_atom", "energy MAE", "meV/atom"),
-    ("energy_rmse_meV_per_atom", "energy RMSE", "meV/atom"),
-    ("spearman", "Spearman", "rank correlation of uncertainty and force error"),
-    ("auroc", "AUROC", "of finding the fifth of the frames with the largest error"),
-    ("coverage", "coverage", "share of frames whose error is not above the calibrated uncertainty"),
-    ("cv_spearman", "Spearman, driver", "rank correlation of the driver and force error"),
-)
 
 
 def register(app: typer.Typer) -> None:
@@ -126,34 +115,8 @@ def train(
     typer.echo(f"trained on {facts['frames']} frames in {facts['wall_s']:.0f} s ({facts['steps']} steps)")
     if facts.get("validation"):
         typer.echo("on the frames kept for early stopping, which flatter it a little:")
-        _print_scores({key: value for key, value in facts["validation"].items() if "_m" in key})
+        print_errors(facts["validation"])
     typer.echo(f"model: {output}; next: uqbias evaluate {output} TEST.xyz, uqbias md {output} -o md/")
-
-
-def evaluate(
-    model: ModelPath,
-    data: Annotated[Path, typer.Argument(metavar="TEST.xyz", help="Labelled frames, extended XYZ in eV and Å.")],
-    json: Json = False,
-) -> None:
-    """Errors of a model on labelled frames, and how well its uncertainty ranks and bounds them.
-
-    Spearman and AUROC say whether frames with a larger uncertainty have a larger error (1 and 1 are perfect, 0 and 0.5
-    are chance). Coverage should be near 0.9 on frames like the training set, and tells how the calibration fares on
-    others.
-
-    \b
-    Example:
-      uqbias evaluate model.uqb test.xyz
-    """
-    from uqbias.data import read_frames
-    from uqbias.model import UncertaintyModel
-    from uqbias.score import score_model
-
-    scores = score_model(UncertaintyModel.load(model), read_frames(data))
-    if json:
-        print_json({"model": str(model), "data": str(data), **scores})
-    else:
-        _print_scores(scores)
 
 
 def info(model: ModelPath, json: Json = False) -> None:
@@ -278,13 +241,6 @@ def _bias_of(path: Path) -> Any:
     bias = Metadynamics(sigma=float(hills["sigma"].min()))
     bias.load_hills(hills)
     return bias
-
-
-def _print_scores(scores: dict[str, Any]) -> None:
-    for key, name, meaning in SCORES:
-        if key in scores:
-            value = scores[key]
-            typer.echo(f"{name:<17} {value if isinstance(value, int) else f'{value:.3g}':>8}  {meaning}".rstrip())
 
 
 def _describe(part: dict[str, Any]) -> str:
