@@ -24,7 +24,7 @@ INVARIANCE = 1e-5
 #: Error of the gradient, relative in the 2-norm over all coordinates.
 GRADIENT = {torch.float64: 1e-6, torch.float32: 1e-3}
 #: nm, of the central differences of fourth order.
-STEP = 1e-5
+STEP = 2e-6
 #: Factor by which a jump of the gradient may shrink when its interval is halved: ½ where smooth, 1 at a kink.
 SHRINKING = 0.75
 #: Intervals of a path, intervals that are halved, and how often.
