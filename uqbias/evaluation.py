@@ -80,6 +80,12 @@ def residuals(model: UncertaintyModel, frames: Frames) -> tuple[Evaluated, Array
     return found, found.forces - frames.labels()[1]
 
 
+def atoms_with_values(raw_atoms: Array) -> NDArray[np.bool_]:
+    """Which atoms have an uncertainty of their own, [N]; the others are 0 in every frame of ``raw_atoms`` [n, N]."""
+    found: NDArray[np.bool_] = (raw_atoms != 0).any(axis=0)
+    return found
+
+
 def selection_features(model: UncertaintyModel, positions: NDArray[Any], space: str) -> Array:
     """Features [n, D] in which diversity is measured.
 

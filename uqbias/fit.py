@@ -13,7 +13,7 @@ import torch
 
 from uqbias.data import Frames, fingerprints
 from uqbias.errors import UqbiasError
-from uqbias.evaluation import residuals
+from uqbias.evaluation import atoms_with_values, residuals
 from uqbias.model import UncertaintyModel
 from uqbias.potentials.base import Potential
 from uqbias.potentials.prediction import predict
@@ -231,13 +231,12 @@ def calibrate(
         raise UqbiasError("no frame is left for calibration", "give more frames")
     calibration = type(model.calibration)(kind, alpha).to(next(model.parameters()).dtype)
     found, errors = residuals(model, held_out)
-    per_atom = found.raw_atom_uncertainty
-    calibration.fit(
-        found.raw_uncertainty,
-        np.sqrt(np.square(errors).mean(axis=(1, 2))),
-        per_atom,
-        None if per_atom is None else np.sqrt(np.square(errors).mean(axis=2)),
-    )
+    raw_atoms = found.raw_atom_uncertainty
+    atoms: tuple[np.typing.NDArray[np.float64], ...] = ()
+    if raw_atoms is not None:
+        valued = atoms_with_values(raw_atoms)
+        atoms = (raw_atoms[:, valued], np.sqrt(np.square(errors[:, valued]).mean(axis=2)))
+    calibration.fit(found.raw_uncertainty, np.sqrt(np.square(errors).mean(axis=(1, 2))), *atoms)
     model.calibration = calibration
     return {"calibration_force_rmse": float(np.sqrt(np.square(errors).mean()))}
 

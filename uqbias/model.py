@@ -220,9 +220,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _from_version_1(tensors: dict[str, Tensor], model: UncertaintyModel) -> dict[str, Tensor]:
-    """Version 1 had a conformal calibration per structure only; tensors that are new keep their first value."""
+    """Version 1 had one mixture and a conformal calibration per structure; new tensors keep their first value."""
     renamed = {name.replace("calibration.", "calibration.structure_bound."): value for name, value in tensors.items()}
-    return {name: renamed.get(name, value) for name, value in model.state_dict().items()}
+    return {
+        name: renamed.get(name, renamed.get(name.replace("densities.0.", ""), value))
+        for name, value in model.state_dict().items()
+    }
 
 
 def _digest(manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

@@ -92,6 +92,8 @@ UNCERTAINTIES = Registry(
         "shallow_ensemble": "uqbias.uncertainty.shallow_ensemble:ShallowEnsemble",
         "mve": "uqbias.uncertainty.mve:MeanVarianceEstimation",
         "evidential": "uqbias.uncertainty.evidential:Evidential",
+        "llpr": "uqbias.uncertainty.llpr:LastLayerRigidity",
+        "distance": "uqbias.uncertainty.distance:Distance",
     },
 )
 BIASES = Registry(

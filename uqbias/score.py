@@ -12,7 +12,7 @@ from torch import Tensor
 
 from uqbias.data import Frames, fingerprints
 from uqbias.errors import UqbiasError
-from uqbias.evaluation import residuals
+from uqbias.evaluation import atoms_with_values, residuals
 from uqbias.model import UncertaintyModel
 from uqbias.uncertainty.calibration import Conformal, VarianceScaling
 from uqbias.uncertainty.metrics import (
@@ -106,8 +106,7 @@ def score_model(model: UncertaintyModel, frames: Frames, large: float = LARGE) -
     maps = calibration.structure_bound, calibration.structure_deviation
     scores |= _uncertainty_scores(found.raw_uncertainty, components, *maps, calibration.kind, large)
     if raw_atoms is not None:
-        # Atoms that are left out have the value 0 in every frame.
-        has_value = (raw_atoms != 0).any(axis=0)
+        has_value = atoms_with_values(raw_atoms)
         scores["atoms"] = int(has_value.sum())
         maps = calibration.atom_bound, calibration.atom_deviation
         of_atoms = _uncertainty_scores(raw_atoms[:, has_value], error[:, has_value], *maps, calibration.kind, large)

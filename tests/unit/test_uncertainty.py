@@ -95,12 +95,12 @@ def test_likelihood_is_that_of_sklearn(butane, name, components):
     made = fitted(butane, name, n_components=components, samples_per_component=20)
     train, test = inputs(butane[1], 100), inputs(butane[1], 30, seed=5)
     samples = [made.features(x, latents).numpy().reshape(-1, made.features.dim) for x, _, latents in (train, test)]
-    z = [made.whitening.transform(sample) for sample in samples]
+    z = [made.densities[0].whitening.transform(sample) for sample in samples]
     used = max(1, min(components, len(z[0]) // 20))
     expected = Mixture(used, reg_covar=made.reg_covar, max_iter=500, random_state=0).fit(z[0]).score_samples(z[1])
     found = -made.atom_values(*test).numpy().reshape(-1)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-8)
-    assert int((made.log_weights > -1e8).sum()) == used
+    assert int((made.densities[0].log_weights > -1e8).sum()) == used
 
 
 def test_squash_follows_the_recipe(butane):

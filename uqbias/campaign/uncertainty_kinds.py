@@ -96,7 +96,11 @@ class GMMSection(KindSection):
 
     kind: Literal["gmm"] = Field(default="gmm", description="−ln of a mixture of full-covariance Gaussians, nats")
     features: FeaturesSection = Field(default=LatentsSection(), description="space of the density")
+    per_element: bool = Field(default=False, description="one mixture for the atoms of each element, not one for all")
     n_components: Count = Field(default=6, description="Gaussians, at most")
+    choose_components: Literal["fixed", "bic"] = Field(
+        default="fixed", description="fixed, or bic (the number up to n_components with the lowest BIC)"
+    )
     samples_per_component: Count | None = Field(
         default=40, description="fewest samples for each Gaussian; null: always n_components Gaussians"
     )
@@ -143,6 +147,7 @@ class LLPRSection(KindSection):
     kind: Literal["llpr"] = Field(
         default="llpr", description="last-layer prediction rigidity: no extra training, dimensionless"
     )
+    features: FeaturesSection = Field(default=LatentsSection(), description="what the last layer is multiplied with")
     scope: Literal["atoms", "structure"] = Field(
         default="atoms", description="rigidity of each atom's energy, or of the total energy"
     )
@@ -191,11 +196,12 @@ class DistanceSection(KindSection):
     metric: Literal["mahalanobis", "knn"] = Field(
         default="mahalanobis", description="mahalanobis (to the mean) or knn (to the k nearest, smoothed)"
     )
-    per_element: bool = Field(default=True, description="only among atoms of the same element")
+    per_element: bool | None = Field(
+        default=None, description="only among atoms of the same element; null: where the features are per atom"
+    )
     k: Count = Field(default=10, description="neighbours of knn")
     capacity: Count = Field(default=256, description="reference atoms of knn, per element")
-    whitening: Whitening = Field(default="pca", description="none, standard, pca")
-    dims: Count | None = Field(default=None, description="principal components kept; null: all")
+    regularisation: Positive = Field(default=1e-3, description="added to the covariance, in units of its mean variance")
     aggregation: AggregationSetting = AGGREGATION
 
 

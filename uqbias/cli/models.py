@@ -35,13 +35,18 @@ def train(
         typer.Option(metavar="PDB", help="Atom names and bonds; bonds are guessed from distances if left out."),
     ] = None,
     cv: Annotated[
-        str | None, typer.Option(help="Driver, the uncertainty that a bias acts on: kernel_density or gmm.")
+        str | None, typer.Option(metavar="KIND", help="Driver, the uncertainty that a bias acts on: kernel_density.")
     ] = None,
     features: Annotated[
         str | None, typer.Option(help="Feature space of the driver: torsions, pair_distances or latents.")
     ] = None,
     uncertainty: Annotated[
-        str | None, typer.Option(help="Judge, the calibrated uncertainty: gmm or kernel_density.")
+        str | None,
+        typer.Option(
+            metavar="KIND",
+            help="Judge, the calibrated uncertainty: gmm, committee, shallow_ensemble, llpr, mve, evidential, distance "
+            "or kernel_density.",
+        ),
     ] = None,
     members: Annotated[int | None, typer.Option(min=1, help="Committee size.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
@@ -57,6 +62,10 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of weights, order of frames and held-out frames.")] = None,
     runner: Annotated[str | None, typer.Option(help="auto, aoti, torchscript or eager.")] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any key of those sections; may be repeated."),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -69,6 +78,7 @@ def train(
     Examples:
       uqbias train data.xyz --structure molecule.pdb -o model.uqb
       uqbias train data.xyz --cv gmm --features latents -o model.uqb
+      uqbias train data.xyz --uncertainty committee --set uncertainty.quantity=forces
     """
     import torch
 
@@ -90,6 +100,8 @@ def train(
             sections.setdefault(section, {})[key] = value
     if seed is not None:
         sections["seed"] = seed
+    for entry in change or ():
+        set_key(sections, entry)
     topology = None if structure is None else Topology.from_pdb(structure)
     frames = read_frames(data)
     with make_progress(quiet) as progress:
@@ -215,6 +227,32 @@ def _sections(path: Path | None) -> dict[str, Any]:
 
     settings = load_campaign(path).campaign.model_dump()
     return {name: settings[name] for name in ("seed", "potential", "training", "cv", "uncertainty", "calibration")}
+
+
+def set_key(sections: dict[str, Any], entry: str) -> None:
+    """Put ``section.key=value``, the value as in YAML, into nested sections.
+
+    Raises
+    ------
+    UqbiasError
+        If the entry has no key or no value, or goes through something that is not a section.
+    """
+    import yaml
+
+    path, separator, text = entry.partition("=")
+    *parents, key = path.strip().split(".")
+    if not separator or not key or not parents:
+        raise UqbiasError(f"--set {entry}", "write --set SECTION.KEY=VALUE, such as uncertainty.quantity=forces")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UqbiasError(f"--set {entry}: '{text}' is not a YAML value", "quote it, or write a number") from error
+    target = sections
+    for name in parents:
+        target = target.setdefault(name, {})
+        if not isinstance(target, dict):
+            raise UqbiasError(f"--set {entry}: '{name}' is not a section", "write SECTION.KEY=VALUE")
+    target[key] = value
 
 
 def _choose(sections: dict[str, Any], cv: str | None, features: str | None, uncertainty: str | None) -> None:

@@ -208,6 +208,9 @@ class Calibration(nn.Module):
         if atom_u is not None and atom_error is not None:
             self.atom_bound.fit(atom_u, atom_error, self.alpha)
             self.atom_deviation.fit(atom_u, atom_error)
+            # Atoms of one frame err together: their number is no more proof than that of the frames.
+            allowed = self.structure_bound.quantiles
+            self.atom_bound.quantiles = {a: q for a, q in self.atom_bound.quantiles.items() if a in allowed}
         self.frames = len(u)
 
     @property

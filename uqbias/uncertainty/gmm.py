@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from uqbias.errors import UqbiasError, did_you_mean
@@ -19,13 +16,11 @@ from uqbias.topology import Topology
 from uqbias.uncertainty.aggregation import Aggregation
 from uqbias.uncertainty.atomwise import AtomwiseUncertainty
 from uqbias.uncertainty.base import set_buffers
-from uqbias.uncertainty.whitening import Whitening
+from uqbias.uncertainty.elements import ElementGroups, elements_of
+from uqbias.uncertainty.mixture import MixtureDensity
 
 SQUASHES = ("none", "softplus_sqrt")
-#: Log-weight of a component that is only padding: never seen, yet finite in float32.
-PADDING = -1e9
-#: More samples than this make the fit slower, not better.
-MAX_SAMPLES = 20_000
+CHOICES = ("fixed", "bic")
 
 
 class GaussianMixture(AtomwiseUncertainty):
@@ -52,13 +47,12 @@ class GaussianMixture(AtomwiseUncertainty):
     squash : ``none`` or ``softplus_sqrt``.
     aggregation : arguments of `Aggregation`; None for features of whole geometries.
     max_iter : iterations of expectation maximisation.
+    elements : atomic numbers of the atoms of the features for one mixture per element; None: one for all atoms.
+    choose_components : ``fixed`` or ``bic``; see `MixtureDensity.fit`.
     """
 
     kind = "gmm"
     features: Features
-    projection: Tensor
-    offset: Tensor
-    log_weights: Tensor
     nll_median: Tensor
     nll_scale: Tensor
     squashed_median: Tensor
@@ -76,6 +70,8 @@ class GaussianMixture(AtomwiseUncertainty):
         aggregation: Mapping[str, Any] | None = None,
         max_iter: int = 500,
         n_atoms: int = 0,
+        elements: Sequence[int] | None = None,
+        choose_components: str = "fixed",
     ) -> None:
         super().__init__(aggregation, features.atoms, n_atoms, features)
         for name, value in (("n_components", n_components), ("max_iter", max_iter), ("reg_covar", reg_covar)):
@@ -83,17 +79,23 @@ class GaussianMixture(AtomwiseUncertainty):
                 raise UqbiasError(f"{name} of the mixture: {value}", "give a number above 0")
         if squash not in SQUASHES:
             raise UqbiasError(f"unknown squash '{squash}'", did_you_mean(squash, SQUASHES))
+        if choose_components not in CHOICES:
+            raise UqbiasError(
+                f"unknown choose_components '{choose_components}'", did_you_mean(choose_components, CHOICES)
+            )
         self.n_components = n_components
         self.samples_per_component = samples_per_component
         self.reg_covar = reg_covar
         self.dims = dims
         self.squash = squash
         self.max_iter = max_iter
-        self.whitening = Whitening(features.dim, whitening, dims)
-        d = self.whitening.dim
-        self.register_buffer("projection", torch.zeros(d, n_components * d))
-        self.register_buffer("offset", torch.zeros(n_components * d))
-        self.register_buffer("log_weights", torch.full((n_components,), PADDING))
+        self.whitening_kind = whitening
+        self.elements = None if elements is None else tuple(elements)
+        self.choose_components = choose_components
+        self.groups = ElementGroups(elements)
+        self.densities = nn.ModuleList(
+            MixtureDensity(features.dim, n_components, whitening, dims) for _ in range(len(self.groups))
+        )
         for name in ("nll_median", "squashed_median"):
             self.register_buffer(name, torch.zeros(()))
         for name in ("nll_scale", "squashed_scale"):
@@ -114,6 +116,8 @@ class GaussianMixture(AtomwiseUncertainty):
         squash: str = "none",
         aggregation: str | Mapping[str, Any] | None = None,
         max_iter: int = 500,
+        per_element: bool = False,
+        choose_components: str = "fixed",
     ) -> GaussianMixture:
         """Options of a campaign file; ``aggregation`` as in `Aggregation.build` (``mean`` if not given)."""
         made = build_features(features, topology, n_latents)
@@ -133,6 +137,8 @@ class GaussianMixture(AtomwiseUncertainty):
             aggregation=None if over_atoms is None else over_atoms.options(),
             max_iter=max_iter,
             n_atoms=len(topology.numbers),
+            elements=elements_of(topology, made) if per_element else None,
+            choose_components=choose_components,
         )
 
     def options(self) -> dict[str, Any]:
@@ -141,66 +147,35 @@ class GaussianMixture(AtomwiseUncertainty):
             "n_components": self.n_components,
             "samples_per_component": self.samples_per_component,
             "reg_covar": self.reg_covar,
-            "whitening": self.whitening.kind,
+            "whitening": self.whitening_kind,
             "dims": self.dims,
             "squash": self.squash,
             "max_iter": self.max_iter,
+            "elements": None if self.elements is None else list(self.elements),
+            "choose_components": self.choose_components,
         }
 
     def fit(
         self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None, *, seed: int
     ) -> None:
         """Fit whitening, mixture and scale; see `Uncertainty.fit`."""
-        samples = self._training_features(positions, latents).reshape(-1, self.features.dim)
-        if len(samples) > MAX_SAMPLES:
-            samples = samples[np.random.default_rng(seed).choice(len(samples), MAX_SAMPLES, replace=False)]
-        count = self.n_components
-        if self.samples_per_component:
-            count = max(1, min(count, len(samples) // self.samples_per_component))
-        if len(samples) < count:
-            raise UqbiasError(
-                f"{len(samples)} training samples for {count} mixture components",
-                "give more frames, or set samples_per_component",
-            )
-        self.whitening.fit(samples)
-        self._set_mixture(self._expectation_maximisation(self.whitening.transform(samples), count, seed))
+        samples = self._training_features(positions, latents)
+        for group, (label, density) in enumerate(zip(self.groups.labels, self.densities, strict=True)):
+            chosen = samples if label is None else samples[:, np.array(self.elements) == label]
+            try:
+                density.fit(  # type: ignore[operator]
+                    chosen.reshape(-1, self.features.dim),
+                    samples_per_component=self.samples_per_component,
+                    choose=self.choose_components,
+                    reg_covar=self.reg_covar,
+                    max_iter=self.max_iter,
+                    seed=seed,
+                )
+            except UqbiasError as error:
+                if label is None:
+                    raise
+                raise UqbiasError(f"{self.groups.name(group)}: {error.what}", error.cure) from error
         self._set_scale(positions, energy, latents)
-
-    def _expectation_maximisation(self, z: NDArray[np.float64], count: int, seed: int) -> Any:
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.mixture import GaussianMixture as Mixture
-
-        mixture = Mixture(count, reg_covar=self.reg_covar, max_iter=self.max_iter, random_state=seed)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)
-                mixture.fit(z)
-        except ValueError as error:
-            raise UqbiasError(f"the mixture of {count} Gaussians failed ({error})", "raise reg_covar") from error
-        if not mixture.converged_:
-            raise UqbiasError(
-                f"the mixture of {count} Gaussians on {len(z)} samples did not converge in {self.max_iter} iterations",
-                "raise max_iter, or lower n_components",
-            )
-        return mixture
-
-    def _set_mixture(self, mixture: Any) -> None:
-        count, d = mixture.means_.shape
-        projection = np.zeros((d, self.n_components, d))
-        offset = np.zeros((self.n_components, d))
-        log_weights = np.full(self.n_components, PADDING)
-        cholesky = mixture.precisions_cholesky_
-        projection[:, :count] = cholesky.transpose(1, 0, 2)
-        offset[:count] = np.einsum("ki,kij->kj", mixture.means_, cholesky)
-        log_determinants = np.log(np.diagonal(cholesky, axis1=1, axis2=2)).sum(axis=1)
-        with np.errstate(divide="ignore"):
-            log_weights[:count] = np.log(mixture.weights_) + log_determinants - 0.5 * d * math.log(2 * math.pi)
-        set_buffers(
-            self,
-            projection=projection.reshape(d, -1),
-            offset=offset.reshape(-1),
-            log_weights=np.maximum(log_weights, PADDING),
-        )
 
     def _set_scale(self, positions: Tensor, energy: Tensor, latents: Tensor) -> None:
         """Set the shift and, for the squashed u, the scales, from the quantiles over the training frames."""
@@ -222,9 +197,8 @@ class GaussianMixture(AtomwiseUncertainty):
 
     def atom_values(self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None) -> Tensor:
         """NLL in nats of the whitened features: [W], or [W, A] where the features are per atom."""
-        z = self.whitening(self.features(positions, latents))
-        standardised = (z @ self.projection - self.offset).reshape(*z.shape[:-1], self.n_components, -1)
-        return -torch.logsumexp(self.log_weights - 0.5 * (standardised * standardised).sum(-1), -1)
+        parts = self.groups.split(self.features(positions, latents))
+        return self.groups.join([density(part) for density, part in zip(self.densities, parts, strict=True)])
 
     def forward(self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None) -> Tensor:
         """Return u [W]: nats above the median of the training set, or dimensionless if squashed."""

@@ -1,0 +1,136 @@
+"""Last-layer prediction rigidity: how firmly the training set holds the last layer where a geometry looks at it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.features.base import Features, build_features
+from uqbias.topology import Topology
+from uqbias.uncertainty.aggregation import Aggregation
+from uqbias.uncertainty.atomwise import AtomwiseUncertainty
+from uqbias.uncertainty.base import set_buffers
+from uqbias.uncertainty.elements import ElementGroups, elements_of
+
+SCOPES = ("atoms", "structure")
+#: Added to u² so that u has a slope everywhere.
+FLOOR = 1e-6
+
+
+class LastLayerRigidity(AtomwiseUncertainty):
+    r"""Standard deviation of the energy under a Gaussian posterior on the last layer, up to a factor.
+
+    With :math:`f_A` the latents of structure A summed over the atoms of each element and set side by side (what the
+    last layer of each element is multiplied with), :math:`C = \sum_A f_A f_A^T + \varsigma^2` over the training set,
+
+    - ``structure``: :math:`u = \sqrt{f^T C^{-1} f}`, of the total energy;
+    - ``atoms``: :math:`u_i = \sqrt{h_i^T [C^{-1}]_{z_i z_i} h_i}`, of the energy of atom i, aggregated over atoms.
+
+    Bigi, Chong, Ceriotti and Grasselli, Mach. Learn.: Sci. Technol. 5, 045018 (2024), equations for energies; local
+    rigidities: Chong et al., J. Chem. Theory Comput. 19, 8020 (2023). Forces are not among the rows of C, and the bias
+    of the last layer is left out: it is the same for all geometries of one molecule.
+
+    Parameters
+    ----------
+    features : latents.
+    elements : atomic numbers of the A atoms.
+    scope : ``atoms`` or ``structure``.
+    ridge : ς² in units of the mean eigenvalue of Σ f fᵀ.
+    aggregation : arguments of `Aggregation`; None for ``structure``.
+    """
+
+    kind = "llpr"
+    unit = "dimensionless"
+    features: Features
+    factors: Tensor
+
+    def __init__(
+        self,
+        features: Features,
+        elements: Sequence[int],
+        scope: str = "atoms",
+        ridge: float = 1e-4,
+        aggregation: Mapping[str, Any] | None = None,
+        n_atoms: int = 0,
+    ) -> None:
+        if scope not in SCOPES:
+            raise UqbiasError(f"unknown scope '{scope}' of 'llpr'", did_you_mean(scope, SCOPES))
+        if not ridge > 0:
+            raise UqbiasError(f"ridge of 'llpr': {ridge}", "give a number above 0")
+        super().__init__(aggregation, features.atoms, n_atoms, features)
+        self.elements = tuple(elements)
+        self.scope = scope
+        self.ridge = ridge
+        self.groups = ElementGroups(elements)
+        # structure: one factor of C⁻¹ by element blocks; atoms: a factor of each diagonal block of C⁻¹.
+        width = features.dim * (len(self.groups) if scope == "structure" else 1)
+        self.register_buffer("factors", torch.zeros(len(self.groups), features.dim, width))
+
+    @classmethod
+    def build(
+        cls,
+        topology: Topology,
+        n_latents: int,
+        *,
+        features: str | Mapping[str, Any] = "latents",
+        scope: str = "atoms",
+        ridge: float = 1e-4,
+        aggregation: str | Mapping[str, Any] | None = None,
+    ) -> LastLayerRigidity:
+        """Options of a campaign file; ``aggregation`` of ``atoms`` as in `Aggregation.build` (``mean``)."""
+        made = build_features(features, topology, n_latents)
+        elements = elements_of(topology, made)
+        over_atoms = None
+        if scope == "atoms":
+            over_atoms = Aggregation.build(topology, made.atoms, aggregation or "mean").options()
+        elif aggregation is not None:
+            raise UqbiasError(f"aggregation {aggregation!r} of scope '{scope}', which is not per atom", "leave it out")
+        return cls(made, elements, scope, ridge, over_atoms, len(topology.numbers))
+
+    def options(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return super().options() | {"elements": list(self.elements), "scope": self.scope, "ridge": self.ridge}
+
+    def fit(
+        self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None, *, seed: int
+    ) -> None:
+        """Set C from the training frames; see `Uncertainty.fit`. Nothing is random here."""
+        samples = self._training_features(positions, latents)
+        numbers = np.array(self.elements)
+        summed = [samples[:, numbers == element].sum(axis=1) for element in self.groups.labels]
+        design = np.concatenate(summed, axis=1)
+        covariance = design.T @ design / len(design)
+        mean = float(np.trace(covariance)) / len(covariance)
+        if not mean > 0:
+            raise UqbiasError(f"the latents of {len(samples)} training frames are zero", "train the potential longer")
+        inverse = np.linalg.inv(covariance + self.ridge * mean * np.eye(len(covariance)))
+        inverse = 0.5 * (inverse + inverse.T)
+        dim = self.features.dim
+        if self.scope == "structure":
+            factors = np.linalg.cholesky(inverse).reshape(len(self.groups), dim, -1)
+        else:
+            blocks = [inverse[at : at + dim, at : at + dim] for at in range(0, len(inverse), dim)]
+            factors = np.stack([np.linalg.cholesky(block) for block in blocks])
+        set_buffers(self, factors=factors)
+        self.fit_aggregation(positions, energy, latents)
+
+    def atom_values(self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None) -> Tensor:
+        """Rigidity of each atom's energy [W, A], or of the total energy [W]."""
+        parts = self.groups.split(self.features(positions, latents))
+        if self.scope == "structure":
+            # |Σ_e f_eᵀ L_e|, one sum since L is the factor of the whole C⁻¹.
+            total = sum(
+                (part.sum(-2) @ factor for part, factor in zip(parts, self.factors.unbind(0), strict=True)),
+                start=torch.zeros((), dtype=latents.dtype, device=latents.device),
+            )
+            return (total.square().sum(-1) + FLOOR).sqrt()
+        each = [
+            ((part @ factor).square().sum(-1) + FLOOR).sqrt()
+            for part, factor in zip(parts, self.factors.unbind(0), strict=True)
+        ]
+        return self.groups.join(each)
