@@ -25,6 +25,11 @@ OPTIONS = {
         {"features": {"kind": "concatenated", "parts": ["torsions", {"kind": "pair_distances", "scale": 5.0}]}},
     ),
     "latents_mean": ("gmm", {"features": "latents"}),
+    "elements": ("gmm", {"per_element": True, "samples_per_component": 100}),
+    "mahalanobis": ("distance", {}),
+    "nearest": ("distance", {"metric": "knn", "capacity": 64}),
+    "rigidity": ("llpr", {}),
+    "rigidity_structure": ("llpr", {"scope": "structure"}),
     "latents_local": ("gmm", {"features": "latents", "aggregation": {"kind": "local_mean_max", "atoms": "heavy"}}),
 }
 
@@ -214,13 +219,14 @@ def test_flat_graph_with_state_as_input(fitted, molecule, name):
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_size_of_the_graph(fitted, molecule, name):
-    """A fixed, small number of operations: no loop over atoms, torsions, components or references."""
+    """A fixed, small number of operations: no loop over atoms, torsions, components or references; but elements."""
     made = fitted[name]
     x = walkers(molecule, 8, seed=3)
     latents, energy = latents_of(x), torch.zeros(1, 8, dtype=x.dtype)
     graph = make_fx(lambda positions, lat: made(positions, energy, lat))(x, latents)
     count = sum(node.op == "call_function" for node in graph.graph.nodes)
-    assert count <= 75, count
+    groups = len(made.groups) if hasattr(made, "groups") else 1
+    assert count <= 75 + 30 * (groups - 1), count
 
 
 @pytest.mark.parametrize("name", OPTIONS)

@@ -68,9 +68,7 @@ def test_quantiles_of_other_levels(model, alanine_frames):
 
 
 def test_frames_that_were_trained_on_are_refused(model, alanine_frames):
-    with pytest.raises(
-        UqbiasError, match="20 of 60 calibration frames, the first of them frame 0"
-    ):
+    with pytest.raises(UqbiasError, match="20 of 60 calibration frames, the first of them frame 0"):
         calibrate(model, alanine_frames[40:])
     assert not model.calibration.fitted
 

@@ -25,22 +25,23 @@ FLOOR = 1e-6
 class LastLayerRigidity(AtomwiseUncertainty):
     r"""Standard deviation of the energy under a Gaussian posterior on the last layer, up to a factor.
 
-    With :math:`f_A` the latents of structure A summed over the atoms of each element and set side by side (what the
-    last layer of each element is multiplied with), :math:`C = \sum_A f_A f_A^T + \varsigma^2` over the training set,
+    With :math:`f_A` the latents :math:`h_i` of structure A summed over the atoms of each element and set side by side
+    (what the last layer of each element is multiplied with), both counted from their mean over the training set,
+    :math:`C = \langle f_A f_A^T \rangle + \varsigma^2`, and
 
     - ``structure``: :math:`u = \sqrt{f^T C^{-1} f}`, of the total energy;
     - ``atoms``: :math:`u_i = \sqrt{h_i^T [C^{-1}]_{z_i z_i} h_i}`, of the energy of atom i, aggregated over atoms.
 
-    Bigi, Chong, Ceriotti and Grasselli, Mach. Learn.: Sci. Technol. 5, 045018 (2024), equations for energies; local
-    rigidities: Chong et al., J. Chem. Theory Comput. 19, 8020 (2023). Forces are not among the rows of C, and the bias
-    of the last layer is left out: it is the same for all geometries of one molecule.
+    Bigi, Chong, Ceriotti and Grasselli, Mach. Learn.: Sci. Technol. 5, 045018 (2024); local rigidities: Chong et al.,
+    J. Chem. Theory Comput. 19, 8020 (2023). The mean is taken off since the bias of the last layer, which is not
+    penalised, takes it up. Forces are not among the rows of C.
 
     Parameters
     ----------
     features : latents.
     elements : atomic numbers of the A atoms.
     scope : ``atoms`` or ``structure``.
-    ridge : ς² in units of the mean eigenvalue of Σ f fᵀ.
+    ridge : ς² in units of the mean eigenvalue of ⟨f fᵀ⟩.
     aggregation : arguments of `Aggregation`; None for ``structure``.
     """
 
@@ -48,6 +49,7 @@ class LastLayerRigidity(AtomwiseUncertainty):
     unit = "dimensionless"
     features: Features
     factors: Tensor
+    centre: Tensor
 
     def __init__(
         self,
@@ -70,6 +72,7 @@ class LastLayerRigidity(AtomwiseUncertainty):
         # structure: one factor of C⁻¹ by element blocks; atoms: a factor of each diagonal block of C⁻¹.
         width = features.dim * (len(self.groups) if scope == "structure" else 1)
         self.register_buffer("factors", torch.zeros(len(self.groups), features.dim, width))
+        self.register_buffer("centre", torch.zeros(len(self.groups), features.dim))
 
     @classmethod
     def build(
@@ -102,12 +105,15 @@ class LastLayerRigidity(AtomwiseUncertainty):
         """Set C from the training frames; see `Uncertainty.fit`. Nothing is random here."""
         samples = self._training_features(positions, latents)
         numbers = np.array(self.elements)
-        summed = [samples[:, numbers == element].sum(axis=1) for element in self.groups.labels]
-        design = np.concatenate(summed, axis=1)
+        groups = [samples[:, numbers == element] for element in self.groups.labels]
+        centre = np.stack([group.mean(axis=(0, 1)) for group in groups])
+        design = np.concatenate([(group - at).sum(axis=1) for group, at in zip(groups, centre, strict=True)], axis=1)
         covariance = design.T @ design / len(design)
         mean = float(np.trace(covariance)) / len(covariance)
-        if not mean > 0:
-            raise UqbiasError(f"the latents of {len(samples)} training frames are zero", "train the potential longer")
+        if not mean > 1e-12 * float((samples**2).mean()):
+            raise UqbiasError(
+                f"the latents have no variance over {len(samples)} training frames", "give frames that differ"
+            )
         inverse = np.linalg.inv(covariance + self.ridge * mean * np.eye(len(covariance)))
         inverse = 0.5 * (inverse + inverse.T)
         dim = self.features.dim
@@ -116,12 +122,13 @@ class LastLayerRigidity(AtomwiseUncertainty):
         else:
             blocks = [inverse[at : at + dim, at : at + dim] for at in range(0, len(inverse), dim)]
             factors = np.stack([np.linalg.cholesky(block) for block in blocks])
-        set_buffers(self, factors=factors)
+        set_buffers(self, factors=factors, centre=centre)
         self.fit_aggregation(positions, energy, latents)
 
     def atom_values(self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None) -> Tensor:
         """Rigidity of each atom's energy [W, A], or of the total energy [W]."""
-        parts = self.groups.split(self.features(positions, latents))
+        together = self.groups.split(self.features(positions, latents))
+        parts = [part - at for part, at in zip(together, self.centre.unbind(0), strict=True)]
         if self.scope == "structure":
             # |Σ_e f_eᵀ L_e|, one sum since L is the factor of the whole C⁻¹.
             total = sum(
