@@ -50,15 +50,11 @@ KINDS = {
 # One row of each kind in the quick run; the committee's forces too, since they take another way through the model.
 QUICK = {kind for kind, _ in KINDS.values()} | {"committee_forces"}
 ROWS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in KINDS]
-#: Rows that are known to fail, and why.
-KNOWN = {"gmm_local": "u depends on the bond graph through local_mean_max, and `labelled` does not say so"}
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_contract(name, request):
+def test_contract(name):
     kind, options = KINDS[name]
-    if name in KNOWN:
-        request.node.add_marker(pytest.mark.xfail(reason=KNOWN[name], raises=ContractError))
     print(check_uncertainty(kind, options))
 
 

@@ -76,6 +76,11 @@ class Aggregation(nn.Module):
                 group.extend(column[other] for other in bonded if other in column)
         return cls(kind, groups, len(atoms), values.get("sharpness", 1.0))
 
+    @property
+    def labelled(self) -> bool:
+        """Whether the result tells like atoms apart: by their neighbours, or since only some of them are chosen."""
+        return self.kind == "local_mean_max" or len(self.groups) < self.n_inputs
+
     def options(self) -> dict[str, Any]:
         """Constructor arguments."""
         return {

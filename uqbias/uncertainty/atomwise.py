@@ -48,6 +48,11 @@ class AtomwiseUncertainty(Uncertainty):
             "n_atoms": self.n_atoms,
         }
 
+    @property
+    def labelled(self) -> bool:
+        """Whether u tells like atoms apart, through its features or its aggregation."""
+        return super().labelled or (self.aggregation is not None and self.aggregation.labelled)
+
     @abstractmethod
     def atom_values(self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None) -> Tensor:
         """Value of each atom, [W, A]; [W] where there is no aggregation. Arguments as in `Uncertainty.forward`."""
