@@ -120,8 +120,8 @@ class UncertaintyModel(nn.Module):
             "units": UNITS,
             "dtype": str(next(self.potential.parameters()).dtype).removeprefix("torch."),
             "potential": {"kind": self.potential.kind, "options": self.potential.options()},
-            "uncertainty": {"kind": self.uncertainty.kind, "options": self.uncertainty.options()},
-            "cv": None if self.cv is self.uncertainty else {"kind": self.cv.kind, "options": self.cv.options()},
+            "uncertainty": self.uncertainty.describe(),
+            "cv": None if self.cv is self.uncertainty else self.cv.describe(),
             "calibration": self.calibration.describe(),
             "provenance": self.provenance,
             "versions": {

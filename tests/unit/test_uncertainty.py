@@ -154,7 +154,7 @@ def test_mahalanobis_distance(butane):
     for element in (1, 6):
         flat = train[2][0].numpy()[:, numbers == element].reshape(-1, N_LATENTS)
         covariance = np.cov(flat.T, bias=True)
-        inverse = np.linalg.inv(covariance + 1e-3 * np.trace(covariance) / N_LATENTS * np.eye(N_LATENTS))
+        inverse = np.linalg.inv(covariance + 1e-5 * np.trace(covariance) / N_LATENTS * np.eye(N_LATENTS))
         off = test[2][0].numpy()[:, numbers == element] - flat.mean(axis=0)
         expected = np.sqrt(np.einsum("wai,ij,waj->wa", off, inverse, off) + 0.1**2)
         np.testing.assert_allclose(found[:, numbers == element], expected, rtol=1e-6)
@@ -184,11 +184,12 @@ def test_rigidity_is_the_posterior_variance(butane):
         return np.concatenate([latents[:, numbers == element].sum(axis=1) for element in (1, 6)], axis=1)
 
     covariance = np.cov(summed(train).T, bias=True)
-    inverse = np.linalg.inv(covariance + 1e-4 * np.trace(covariance) / 6 * np.eye(6))
+    regularised = covariance + 1e-4 * np.trace(covariance) / 6 * np.eye(6)
+    inverse = np.linalg.inv(regularised)
     f = summed(test[2][0].numpy()) - summed(train).mean(axis=0)
     expected = np.sqrt(np.einsum("wi,ij,wj->w", f, inverse, f) + 1e-6)
     np.testing.assert_allclose(whole(*test).numpy(), expected, rtol=1e-6)
-    block = inverse[3:, 3:]
+    block = np.linalg.inv(regularised[3:, 3:])
     h = test[2][0].numpy()[:, numbers == 6] - summed(train).mean(axis=0)[3:] / (numbers == 6).sum()
     np.testing.assert_allclose(
         atoms.per_atom(*test).numpy()[:, numbers == 6],
@@ -205,6 +206,12 @@ def test_rigidity_is_the_posterior_variance(butane):
         ("distance", {"features": "pair_distances", "per_element": True}, "not per atom; set it to false"),
         ("llpr", {"scope": "atom"}, "did you mean 'atoms'"),
         ("llpr", {"ridge": 0.0}, "ridge of 'llpr': 0.0"),
+        ("llpr", {"features": "torsions"}, "features 'torsions' of 'llpr'"),
+        (
+            "llpr",
+            {"features": {"kind": "latents", "atoms": "heavy"}, "scope": "structure"},
+            "scope 'structure' of 'llpr' with 4 of 14 atoms",
+        ),
         ("gmm", {"choose_components": "aic"}, "unknown choose_components 'aic'"),
         ("gmm", {"features": "pair_distances", "per_element": True}, "not per atom; set it to false"),
     ],
@@ -217,8 +224,9 @@ def test_bad_options_of_latent_kinds(butane, kind, options, message):
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("distance", {}, "features of the atoms of element 1 have no variance"),
-        ("gmm", {"per_element": True}, "the atoms of element 1: the features have no variance"),
+        ("distance", {}, "features of the H atoms have no variance"),
+        ("llpr", {}, "the latents of the H atoms have no variance"),
+        ("gmm", {"per_element": True}, "the H atoms: the features have no variance"),
     ],
 )
 def test_latents_without_variance(butane, kind, options, message):

@@ -201,7 +201,7 @@ class DistanceSection(KindSection):
     )
     k: Count = Field(default=10, description="neighbours of knn")
     capacity: Count = Field(default=256, description="reference atoms of knn, per element")
-    regularisation: Positive = Field(default=1e-3, description="added to the covariance, in units of its mean variance")
+    regularisation: Positive = Field(default=1e-5, description="added to the covariance, in units of its mean variance")
     aggregation: AggregationSetting = AGGREGATION
 
 

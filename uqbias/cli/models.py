@@ -284,13 +284,18 @@ def _bias_of(path: Path) -> Any:
 def _describe(part: dict[str, Any]) -> str:
     options = part["options"]
     features = options.get("features", {})
-    return f"{part['kind']} on {features.get('kind', '?')}" if features else str(part["kind"])
+    name = part["kind"] if "quantity" not in options else f"{part['kind']} of {options['quantity']}"
+    return (
+        f"{name} on {features['kind']}, {part.get('unit', 'nats')}"
+        if features
+        else f"{name}, {part.get('unit', 'nats')}"
+    )
 
 
 def _describe_calibration(part: dict[str, Any]) -> str:
     if not part["frames"]:
         return "none: the judge is in its own unit"
-    return f"{part['kind']} on {part['frames']} frames held out: {part['meaning']}, {part['unit']}"
+    return f"{part['kind']} on {part['frames']} frames held out: {part['meaning']}, {part.get('unit', 'nats')}"
 
 
 def _formula(numbers: list[int]) -> str:

@@ -68,6 +68,10 @@ class Uncertainty(nn.Module, ABC):
         """JSON-able constructor arguments, with the features as ``{"kind", "options"}``."""
         return {} if self.features is None else {"features": describe_features(self.features)}
 
+    def describe(self) -> dict[str, Any]:
+        """What the manifest of a model file says of it; inverse of `rebuild_uncertainty`."""
+        return {"kind": self.kind, "unit": self.unit, "options": self.options()}
+
     @property
     def requires_latents(self) -> bool:
         """Whether the potential's latents are used."""
@@ -236,7 +240,7 @@ def build_uncertainty(
 
 
 def rebuild_uncertainty(manifest: Mapping[str, Any]) -> Uncertainty:
-    """Make an uncertainty from the ``{"kind", "options"}`` of a model file."""
+    """Make an uncertainty from the ``{"kind", "unit", "options"}`` of a model file."""
     made: Uncertainty = UNCERTAINTIES.get(manifest["kind"]).from_options(manifest["options"])
     made.kind = manifest["kind"]
     return made

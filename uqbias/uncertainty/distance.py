@@ -17,14 +17,13 @@ from uqbias.uncertainty.aggregation import Aggregation
 from uqbias.uncertainty.atomwise import AtomwiseUncertainty
 from uqbias.uncertainty.base import set_buffers
 from uqbias.uncertainty.elements import ElementGroups, elements_of
+from uqbias.uncertainty.whitening import bend, bend_tensor
 
 METRICS = ("mahalanobis", "knn")
 #: Weight of an empty place among the references, as a logarithm: never seen, yet finite in float32.
 PADDING = -1e9
 #: Rounding of a distance at zero, in standard deviations.
 ROUNDING = 0.1
-#: Features beyond this many standard deviations are bent smoothly to a bound, so that squares stay finite in float32.
-BOUND = 1e4
 #: Training atoms that decide the width of the weights.
 PROBES = 500
 
@@ -58,6 +57,7 @@ class Distance(AtomwiseUncertainty):
     mean: Tensor
     matrix: Tensor
     references: Tensor
+    squares: Tensor
     offsets: Tensor
     width: Tensor
 
@@ -68,7 +68,7 @@ class Distance(AtomwiseUncertainty):
         metric: str = "mahalanobis",
         k: int = 10,
         capacity: int = 256,
-        regularisation: float = 1e-3,
+        regularisation: float = 1e-5,
         aggregation: Mapping[str, Any] | None = None,
         n_atoms: int = 0,
     ) -> None:
@@ -77,8 +77,8 @@ class Distance(AtomwiseUncertainty):
         for name, value in (("k", k), ("capacity", capacity), ("regularisation", regularisation)):
             if not value > 0:
                 raise UqbiasError(f"{name} of 'distance': {value}", "give a number above 0")
-        if metric == "knn" and k >= capacity:
-            raise UqbiasError(f"k = {k} of 'distance' with capacity {capacity}", "give a larger capacity")
+        if metric == "knn" and not (isinstance(k, int) and k < capacity):
+            raise UqbiasError(f"k = {k} of 'distance' with capacity {capacity}", "give a whole number below it")
         super().__init__(aggregation, features.atoms, n_atoms, features)
         self.elements = None if elements is None else tuple(elements)
         self.metric = metric
@@ -91,6 +91,7 @@ class Distance(AtomwiseUncertainty):
         self.register_buffer("matrix", torch.zeros(groups, dim, dim))
         if metric == "knn":
             self.register_buffer("references", torch.zeros(groups, capacity, dim))
+            self.register_buffer("squares", torch.zeros(groups, capacity))
             self.register_buffer("offsets", torch.full((groups, capacity), PADDING))
             self.register_buffer("width", torch.ones(groups))
 
@@ -105,7 +106,7 @@ class Distance(AtomwiseUncertainty):
         per_element: bool | None = None,
         k: int = 10,
         capacity: int = 256,
-        regularisation: float = 1e-3,
+        regularisation: float = 1e-5,
         aggregation: str | Mapping[str, Any] | None = None,
     ) -> Distance:
         """Options of a campaign file; ``per_element`` is true for features per atom if not given."""
@@ -151,12 +152,13 @@ class Distance(AtomwiseUncertainty):
             mean, matrix = self._metric_of(flat, group)
             buffers["mean"][group], buffers["matrix"][group] = mean, matrix
             if self.metric == "knn":
-                z = bounded((flat - mean) @ matrix)
+                z = bend((flat - mean) @ matrix)
                 picked = random.permutation(len(z))[: self.capacity]
                 buffers["references"][group] = 0.0
                 buffers["references"][group, : len(picked)] = z[picked]
+                buffers["squares"][group] = (buffers["references"][group] ** 2).sum(axis=1)
                 buffers["offsets"][group] = np.where(np.arange(self.capacity) < len(picked), 0.0, PADDING)
-                buffers["width"][group] = self._width_of(z, picked, random)
+                buffers["width"][group] = self._width_of(z, picked, random, self.groups.name(group))
         set_buffers(self, **{name: buffers[name] for name in buffers if name != "scatter"})
         self.fit_aggregation(positions, energy, latents)
 
@@ -172,11 +174,11 @@ class Distance(AtomwiseUncertainty):
         values, vectors = np.linalg.eigh(covariance + self.regularisation * variance * np.eye(len(covariance)))
         return mean, vectors / np.sqrt(values)
 
-    def _width_of(self, z: Array, picked: NDArray[np.int64], random: np.random.Generator) -> float:
+    def _width_of(self, z: Array, picked: NDArray[np.int64], random: np.random.Generator, whose: str) -> float:
         """Find h at which the effective number of neighbours is k, by bisection."""
         if len(picked) <= self.k + 1:
             raise UqbiasError(
-                f"{len(picked)} training atoms for the {self.k} nearest neighbours", "give more frames, or a smaller k"
+                f"{len(picked)} samples of {whose} for {self.k} nearest neighbours", "give more frames, or a smaller k"
             )
         probes = random.permutation(len(z))[:PROBES]
         squares = (z[probes] ** 2).sum(axis=1)[:, None] + (z[picked] ** 2).sum(axis=1) - 2 * z[probes] @ z[picked].T
@@ -201,22 +203,14 @@ class Distance(AtomwiseUncertainty):
         parts = self.groups.split(features.unsqueeze(-2) if whole else features)
         found = []
         for group, part in enumerate(parts):
-            z = (part - self.mean[group]) @ self.matrix[group]
-            z = z * (1.0 + (z / BOUND) ** 2).rsqrt()
+            z = bend_tensor((part - self.mean[group]) @ self.matrix[group])
             own = z.square().sum(-1)
             found.append((own + ROUNDING**2).sqrt() if self.metric == "mahalanobis" else self._nearest(z, own, group))
         joined = self.groups.join(found)
         return joined.squeeze(-1) if whole else joined
 
     def _nearest(self, z: Tensor, own: Tensor, group: int) -> Tensor:
-        references = self.references[group]
-        squares = own.unsqueeze(-1) + references.square().sum(-1) - 2 * (z @ references.t())
+        squares = own.unsqueeze(-1) + self.squares[group] - 2 * (z @ self.references[group].t())
         distance = (squares.clamp(min=0.0) + ROUNDING**2).sqrt()
         weights = torch.softmax(self.offsets[group] - distance / self.width[group], -1)
         return (weights * distance).sum(-1)
-
-
-def bounded(z: Array) -> Array:
-    """Bend features smoothly to `BOUND`, as the evaluation does."""
-    found: Array = z / np.sqrt(1.0 + (z / BOUND) ** 2)
-    return found

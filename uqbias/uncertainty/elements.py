@@ -58,8 +58,10 @@ class ElementGroups(nn.Module):
 
     def name(self, group: int) -> str:
         """Of a group, for messages."""
+        from ase.data import chemical_symbols
+
         label = self.labels[group]
-        return "the atoms" if label is None else f"the atoms of element {label}"
+        return "the atoms" if label is None else f"the {chemical_symbols[label]} atoms"
 
 
 def elements_of(topology: Topology, features: Features) -> list[int]:

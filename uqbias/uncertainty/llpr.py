@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from uqbias.errors import UqbiasError, did_you_mean
@@ -30,11 +31,13 @@ class LastLayerRigidity(AtomwiseUncertainty):
     :math:`C = \langle f_A f_A^T \rangle + \varsigma^2`, and
 
     - ``structure``: :math:`u = \sqrt{f^T C^{-1} f}`, of the total energy;
-    - ``atoms``: :math:`u_i = \sqrt{h_i^T [C^{-1}]_{z_i z_i} h_i}`, of the energy of atom i, aggregated over atoms.
+    - ``atoms``: :math:`u_i = \sqrt{h_i^T [C_{z_i z_i}]^{-1} h_i}`, of the energy of atom i, aggregated over atoms.
 
     Bigi, Chong, Ceriotti and Grasselli, Mach. Learn.: Sci. Technol. 5, 045018 (2024); local rigidities: Chong et al.,
     J. Chem. Theory Comput. 19, 8020 (2023). The mean is taken off since the bias of the last layer, which is not
-    penalised, takes it up. Forces are not among the rows of C.
+    penalised, takes it up. Forces are not among the rows of C, and C is a mean, so that u does not shrink with the
+    number of frames. With fewer frames than latents (times elements) the ridge alone sets u off the training set: it
+    still ranks, but its size means nothing before calibration.
 
     Parameters
     ----------
@@ -69,7 +72,7 @@ class LastLayerRigidity(AtomwiseUncertainty):
         self.scope = scope
         self.ridge = ridge
         self.groups = ElementGroups(elements)
-        # structure: one factor of C⁻¹ by element blocks; atoms: a factor of each diagonal block of C⁻¹.
+        # structure: rows of L⁻ᵀ, C = L Lᵀ, by element; atoms: the same of each diagonal block of C.
         width = features.dim * (len(self.groups) if scope == "structure" else 1)
         self.register_buffer("factors", torch.zeros(len(self.groups), features.dim, width))
         self.register_buffer("centre", torch.zeros(len(self.groups), features.dim))
@@ -87,6 +90,13 @@ class LastLayerRigidity(AtomwiseUncertainty):
     ) -> LastLayerRigidity:
         """Options of a campaign file; ``aggregation`` of ``atoms`` as in `Aggregation.build` (``mean``)."""
         made = build_features(features, topology, n_latents)
+        if made.kind != "latents":
+            raise UqbiasError(f"features '{made.kind}' of 'llpr'", "the last layer sees the latents; leave it out")
+        if scope == "structure" and len(made.atoms) < len(topology.numbers):
+            raise UqbiasError(
+                f"scope 'structure' of 'llpr' with {len(made.atoms)} of {len(topology.numbers)} atoms",
+                "the total energy is that of all atoms; set scope: atoms",
+            )
         elements = elements_of(topology, made)
         over_atoms = None
         if scope == "atoms":
@@ -109,21 +119,31 @@ class LastLayerRigidity(AtomwiseUncertainty):
         centre = np.stack([group.mean(axis=(0, 1)) for group in groups])
         design = np.concatenate([(group - at).sum(axis=1) for group, at in zip(groups, centre, strict=True)], axis=1)
         covariance = design.T @ design / len(design)
+        for at, group in enumerate(groups):
+            if not group.var(axis=(0, 1)).max() > 1e-12 * max(1e-12, float((group**2).mean())):
+                raise UqbiasError(
+                    f"the latents of {self.groups.name(at)} have no variance over {len(samples)} training frames",
+                    "give frames that differ",
+                )
         mean = float(np.trace(covariance)) / len(covariance)
-        if not mean > 1e-12 * float((samples**2).mean()):
-            raise UqbiasError(
-                f"the latents have no variance over {len(samples)} training frames", "give frames that differ"
-            )
-        inverse = np.linalg.inv(covariance + self.ridge * mean * np.eye(len(covariance)))
-        inverse = 0.5 * (inverse + inverse.T)
+        regularised = covariance + self.ridge * mean * np.eye(len(covariance))
         dim = self.features.dim
         if self.scope == "structure":
-            factors = np.linalg.cholesky(inverse).reshape(len(self.groups), dim, -1)
+            factors = self._inverse_factor(regularised).reshape(len(groups), dim, -1)
         else:
-            blocks = [inverse[at : at + dim, at : at + dim] for at in range(0, len(inverse), dim)]
-            factors = np.stack([np.linalg.cholesky(block) for block in blocks])
+            blocks = [regularised[at : at + dim, at : at + dim] for at in range(0, len(covariance), dim)]
+            factors = np.stack([self._inverse_factor(block) for block in blocks])
         set_buffers(self, factors=factors, centre=centre)
         self.fit_aggregation(positions, energy, latents)
+
+    def _inverse_factor(self, covariance: NDArray[np.float64]) -> NDArray[np.float64]:
+        """L⁻ᵀ of C = L Lᵀ, so that |h L⁻ᵀ|² = h C⁻¹ hᵀ."""
+        try:
+            factor = np.linalg.cholesky(covariance)
+            inverse: NDArray[np.float64] = np.linalg.inv(factor).T
+        except np.linalg.LinAlgError as error:
+            raise UqbiasError(f"ridge {self.ridge:g} of 'llpr' leaves C singular", "raise it") from error
+        return inverse
 
     def atom_values(self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None) -> Tensor:
         """Rigidity of each atom's energy [W, A], or of the total energy [W]."""

@@ -83,11 +83,19 @@ class Whitening(nn.Module):
 
     def transform(self, samples: NDArray[np.float64]) -> NDArray[np.float64]:
         """``forward`` in float64, whatever the dtype of the buffers."""
-        z = (samples - self.mean.double().cpu().numpy()) @ self.matrix.double().cpu().numpy()
-        bounded: NDArray[np.float64] = z / np.sqrt(1.0 + (z / BOUND) ** 2)
-        return bounded
+        return bend((samples - self.mean.double().cpu().numpy()) @ self.matrix.double().cpu().numpy())
 
     def forward(self, features: Tensor) -> Tensor:
         """Whiten [..., D] to [..., d]."""
-        z = (features - self.mean) @ self.matrix
-        return z * (1.0 + (z / BOUND) ** 2).rsqrt()
+        return bend_tensor((features - self.mean) @ self.matrix)
+
+
+def bend(z: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Bend z smoothly to ±`BOUND`."""
+    bent: NDArray[np.float64] = z / np.sqrt(1.0 + (z / BOUND) ** 2)
+    return bent
+
+
+def bend_tensor(z: Tensor) -> Tensor:
+    """`bend` of a tensor."""
+    return z * (1.0 + (z / BOUND) ** 2).rsqrt()
