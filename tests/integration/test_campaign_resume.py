@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from peroxide_oracle import make_system
 
-from uqbias.data import Frames, write_frames
 from uqbias.units import ANGSTROM
 
 HERE = Path(__file__).parent
@@ -18,40 +18,6 @@ from uqbias.campaign.config import load_campaign
 from uqbias.campaign.rounds import run_campaign
 run_campaign(load_campaign(sys.argv[1]), sys.argv[2])
 """
-CAMPAIGN = """
-name: peroxide
-seed: 3
-system: {structure: structure.pdb, start: start.xyz}
-oracle: {kind: ase, calculator: "peroxide_oracle:Peroxide"}
-potential: {n_channels: 3, n_radial: 4, l_max: 1, hidden: [8, 4]}
-training: {steps: 12, evaluate_every: 4, runner: eager}
-cv: {kind: kernel_density, features: {kind: torsions, heavy_only: false}, capacity: 64}
-uncertainty: {kind: gmm, n_components: 1}
-calibration: {alpha: 0.5}
-md: {walkers: 2, steps: 100, pace: 10, observe_every: 10, trajectory_every: 50, runner: eager, backend: pythonforce}
-bias: [{kind: metadynamics, pace: 10}, {kind: upper_wall, at: 8.0}]
-guards: {bond_low: 0.2, bond_high: 5.0}
-harvest:
-  {labels_per_round: 5, cv_window: [null, null], bond_low: 0.2, bond_high: 5.0, angle_tolerance: 180.0,
-   energy_window: 1e4, clash: 0.01, label_energy_window: 1e5, label_force_limit: 1e7}
-stop: {rounds: 2}
-executor: {kind: %s, workers: 2}
-score: {coordinates: {torsion: [0, 1, 2, 3]}, basins: {trans: {torsion: [90.0, -90.0]}}}
-"""
-
-
-def make_system(folder, executor):
-    sys.path.insert(0, str(HERE))
-    try:
-        from peroxide_oracle import geometry, write_structure
-    finally:
-        sys.path.remove(str(HERE))
-    random = np.random.default_rng(0)
-    frames = [geometry(torsion) + random.normal(0, 0.003, (4, 3)) for torsion in random.normal(2.0, 0.6, 24)]
-    write_structure(folder / "structure.pdb")
-    write_frames(folder / "start.xyz", Frames(np.array([1, 8, 8, 1]), np.array(frames)))
-    (folder / "campaign.yaml").write_text(CAMPAIGN % executor)
-    return folder / "campaign.yaml"
 
 
 class Attempt:
