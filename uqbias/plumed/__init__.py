@@ -1,0 +1,1 @@
+"""PLUMED: the kernel, the bridge inside OpenMM, input files and the plugin."""
