@@ -1,10 +1,14 @@
 """The model file: round trip, manifest, refusal of damaged and edited files."""
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from uqbias.errors import UqbiasError
-from uqbias.model import UncertaintyModel, read_manifest
+from uqbias.fit import calibrate
+from uqbias.model import UncertaintyModel, _digest, _read, read_manifest
 
 
 @pytest.fixture
@@ -80,3 +84,27 @@ def test_missing_and_foreign_files(tmp_path):
     foreign.write_bytes(b"\x80\x04K\x01.")
     with pytest.raises(UqbiasError, match="not a whole model file"):
         UncertaintyModel.load(foreign)
+
+
+def test_a_file_of_version_1_is_read(alanine_model, alanine_frames, tmp_path):
+    """Version 1: one mixture, a conformal calibration per structure, no record of the training frames."""
+    model = UncertaintyModel(alanine_model.potential, alanine_model.uncertainty, alanine_model.topology)
+    model.record_seen(alanine_frames.positions[:60])
+    calibrate(model, alanine_frames[60:])
+    model.save(tmp_path / "new.uqb")
+    manifest, tensors = _read(tmp_path / "new.uqb")
+    old = {
+        name.replace("densities.0.", "").replace("calibration.structure_bound.", "calibration."): value
+        for name, value in tensors.items()
+        if not name.startswith(("calibration.atom", "calibration.structure_dev", "record.")) and "spread" not in name
+    }
+    del manifest["calibration"], manifest["sha256"]
+    manifest["format_version"] = 1
+    manifest["sha256"] = _digest(manifest, old)
+    save_file(old, tmp_path / "old.uqb", metadata={"manifest": json.dumps(manifest)})
+    loaded = UncertaintyModel.load(tmp_path / "old.uqb")
+    positions = torch.tensor(alanine_frames.positions[:5])
+    for ours, theirs in zip(model(positions), loaded(positions), strict=True):
+        assert torch.equal(ours, theirs)
+    assert loaded.calibration.fitted
+    assert not loaded.calibration.has_atoms
