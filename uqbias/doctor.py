@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from uqbias.model import UncertaintyModel
 
 PACKAGES = ("uqbias", "torch", "openmm", "openmmtorch", "numpy", "scikit-learn", "ase", "mdtraj", "plumed")
-OPTIONAL = {"openmmtorch": "pip install 'uqbias[torchforce]' for the backend torchforce", "plumed": ""}
+OPTIONAL = {
+    "openmmtorch": "pip install 'uqbias[torchforce]' for the backend torchforce",
+    "plumed": "pip install 'uqbias[plumed]' for PLUMED inside OpenMM",
+}
 #: Largest |F + dE/dx| as a share of the largest force: central differences in float64, and platforms in float32.
 DIFFERENCES, PLATFORMS = 1e-5, 1e-3
 #: nm
@@ -59,6 +62,9 @@ def examine(*, quick: bool = False, timeout: float = TIMEOUT) -> Iterator[Row]:
     yield _compiler()
     yield _cache()
     yield from _stacks()
+    from uqbias.plumed.examination import examine_plumed
+
+    yield from examine_plumed()
     from uqbias.md.stack import backend_faults
 
     for backend, fault in backend_faults().items():
