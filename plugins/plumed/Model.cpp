@@ -3,7 +3,6 @@
 
 #include <torch/script.h>
 #include <torch/cuda.h>
-#include <torch/version.h>
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -15,6 +14,9 @@
 #include <fstream>
 #include <stdexcept>
 #include <unordered_map>
+
+/// "uqbias-plumed-plugin torch=<version> plumed=<version> end", of Uncertainty.cpp.
+extern "C" const char uqbias_plumed_plugin[];
 
 namespace uqbias {
 
@@ -321,7 +323,9 @@ void Model::evaluate(const double* positions,const double* box,std::size_t nValu
 }
 
 std::string compiledTorchVersion() {
-  return std::to_string(TORCH_VERSION_MAJOR)+"."+std::to_string(TORCH_VERSION_MINOR)+"."+std::to_string(TORCH_VERSION_PATCH);
+  const std::string marker=uqbias_plumed_plugin;
+  const std::size_t begin=marker.find("torch=")+6;
+  return marker.substr(begin,marker.find(' ',begin)-begin);
 }
 
 }

@@ -34,7 +34,7 @@ private:
   std::unique_ptr<Impl> impl;
 };
 
-/// Version of torch whose headers this library was compiled with, such as 2.9.1.
+/// Version of torch whose headers this library was compiled with, such as 2.9.1+cu128.
 std::string compiledTorchVersion();
 
 }

@@ -272,6 +272,6 @@ void Uncertainty::setDerivatives(Value* value,std::size_t k) {
 }
 }
 
-/// Read by uqbias.plumed.build from the file itself, without loading it.
+/// What the library was compiled against; uqbias.plumed.build reads it from the file without loading it.
 extern "C" const char uqbias_plumed_plugin[];
 const char uqbias_plumed_plugin[]="uqbias-plumed-plugin torch=" UQBIAS_TORCH_VERSION " plumed=" PLUMED_VERSION_LONG " end";
