@@ -28,7 +28,7 @@ Calculate the uncertainty of a machine-learned potential, or another output of i
 The model is a TorchScript file that `uqbias.export.export_torchscript` wrote. See UNCERTAINTY.md beside this file.
 
 ```plumed
-LOAD FILE=libuqbias.so
+LOAD FILE=./libuqbias.so
 u: UNCERTAINTY ATOMS=1-22 MODEL=cv.pt
 METAD ARG=u SIGMA=0.1 HEIGHT=1.0 PACE=500 BIASFACTOR=10 FILE=HILLS
 ```
