@@ -132,6 +132,7 @@ class PlumedBridge:
         self._gradients = [name for name in self.names if name != "energy"]
         if include_energy or "energy" in self.names:
             self._gradients.append("energy")
+        self._gradients = self._gradients or ["cv"]
         self._inputs, self._graph = _compiled(module, self._gradients, runner, dtype, device, cache_dir)
         self.runner = self._graph.runner
         if restart:

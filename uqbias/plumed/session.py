@@ -98,7 +98,8 @@ def names_in_use(actions: Sequence[Action]) -> tuple[str, ...]:
             if name not in EXTRA:
                 raise UqbiasError(f"plumed.dat, line {action.line}: EXTRACV NAME={name}", did_you_mean(name, EXTRA))
             used.append(name)
-    if not used:
+    # The plugin's action computes the uncertainty itself.
+    if not used and all(action.name != "UNCERTAINTY" for action in actions):
         raise UqbiasError(
             "plumed.dat has no line that uses the uncertainty", f"add one such as '{LINE_TO_PASTE}' and use u in ARG"
         )
