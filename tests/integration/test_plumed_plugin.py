@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import uqbias
 from uqbias.errors import UqbiasError
 from uqbias.export import export_torchscript
 from uqbias.plumed import build
@@ -426,3 +429,30 @@ def test_build_without_headers(monkeypatch, kernel, plugin, tmp_path):
         pytest.skip("PLUMED's headers are installed in the system")
     with pytest.raises(UqbiasError, match=r"^no PLUMED headers \(plumed/core/Colvar\.h\).*; the whole log is .*\.log$"):
         build.build_plugin(tmp_path, replace(kernel, path=library, executable=None))
+
+
+def test_driver_example(kernel, plugin, alanine_model, tmp_path):
+    """The whole path of a user: export, build, plumed driver, picture; with a model that is there already."""
+    if kernel.executable is None:
+        pytest.skip(f"no command plumed beside {kernel.path}")
+    alanine_model.save(tmp_path / "model.uqb")
+    path = [str(Path(sys.executable).parent), str(kernel.executable.parent), os.environ["PATH"]]
+    done = subprocess.run(
+        [str(ROOT / "examples" / "plumed" / "driver" / "run.sh")],
+        cwd=tmp_path,
+        env={**environment(kernel.path), "PATH": os.pathsep.join(path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    medians = re.search(r"^driver u, nats: median (\S+) where phi < 0, (\S+) where", done.stdout, re.MULTILINE)
+    assert float(medians[2]) > float(medians[1]) + 3
+    frames = uqbias.read_frames(ROOT / "systems" / "alanine_dipeptide" / "reference" / "test_set.xyz")
+    colvar = np.loadtxt(tmp_path / "COLVAR")
+    assert len(colvar) == len(frames.positions) == 1344
+    with torch.no_grad():
+        prediction = alanine_model(torch.tensor(frames.positions[::100]))
+    np.testing.assert_allclose(colvar[::100, 3], prediction.cv, atol=1e-3)
+    np.testing.assert_allclose(colvar[::100, 4], prediction.uncertainty, rtol=1e-3)
+    assert (tmp_path / "figure.png").stat().st_size > 10000
