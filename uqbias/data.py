@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -147,13 +146,6 @@ def write_frames(path: str | Path, frames: Frames) -> None:
         images.append(image)
     with atomic_path(path) as temporary:
         ase.io.write(temporary, images, format="extxyz")
-
-
-def fingerprints(positions: NDArray[Any]) -> NDArray[np.int64]:
-    """A number for each geometry [n, N, 3] nm, the same to 10⁻⁶ nm: [n]. Tells whether a frame was seen before."""
-    whole = np.rint(np.asarray(positions, dtype=np.float64) * 1e6).astype(np.int64)
-    digests = [hashlib.sha256(np.ascontiguousarray(frame).tobytes()).digest()[:8] for frame in whole]
-    return np.array([int.from_bytes(digest, "little", signed=True) for digest in digests], dtype=np.int64)
 
 
 def _first_bad(values: Array) -> int:

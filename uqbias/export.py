@@ -20,7 +20,7 @@ from uqbias.files import atomic_path
 
 #: What an exported module may give, and its unit.
 OUTPUTS = {
-    "uncertainty": "kJ/mol/nm, expected force error",
+    "uncertainty": "kJ/mol/nm of force error",
     "cv": "as stated by its kind",
     "energy": "kJ/mol",
     "biased": "kJ/mol",
@@ -82,7 +82,7 @@ def export_torchscript(
     manifest = {
         "format": "uqbias-torchscript",
         "output": output,
-        "unit": OUTPUTS[output],
+        "unit": unit_of(model, output),
         "with_forces": with_forces,
         "periodic": periodic,
         "atomic_numbers": numbers,
@@ -91,6 +91,13 @@ def export_torchscript(
     }
     with atomic_path(path) as temporary:
         torch.jit.save(traced, str(temporary), _extra_files={"manifest.json": json.dumps(manifest)})  # type: ignore[no-untyped-call]
+
+
+def unit_of(model: torch.nn.Module, output: str) -> str:
+    """Unit of an output, as the model states it."""
+    if hasattr(model, "manifest"):
+        return str(model.manifest()["units"].get(output, OUTPUTS[output]))  # type: ignore[operator]
+    return OUTPUTS[output]
 
 
 class _Scalar(torch.nn.Module):

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from uqbias.data import Frames, fingerprints
+from uqbias.data import Frames
 from uqbias.errors import UqbiasError
-from uqbias.evaluation import atoms_with_values, residuals
+from uqbias.inference import atoms_with_values, residuals
+from uqbias.memory import invariants, is_in
 from uqbias.model import UncertaintyModel
 from uqbias.potentials.base import Potential
 from uqbias.potentials.prediction import predict
@@ -22,6 +23,7 @@ from uqbias.registry import POTENTIALS, UNCERTAINTIES
 from uqbias.score import score_model
 from uqbias.topology import Topology
 from uqbias.uncertainty.base import Uncertainty, build_uncertainty
+from uqbias.uncertainty.calibration import frames_needed
 
 if TYPE_CHECKING:
     from uqbias.campaign.schema import Campaign
@@ -81,9 +83,10 @@ def fit_model(
             "use the same molecule, in the same order of atoms, in both",
         )
     split = _deal(frames, campaign)
+    check_calibration_frames(split, campaign.calibration.alpha)
     # Before the training: a wrong option is told at once.
     potential = make_potential(campaign, numbers, campaign.seed)
-    judge, driver = make_uncertainties(campaign, topology, potential, frames)
+    judge, driver = make_uncertainties(campaign, topology, potential, frames, split.training)
     given = campaign.training.model_dump()
     if begin is not None:
         begin()
@@ -125,16 +128,17 @@ def make_potential(campaign: Campaign, numbers: Iterable[int], seed: int) -> Pot
 
 
 def make_uncertainties(
-    campaign: Campaign, topology: Topology, potential: Potential, start: Frames
+    campaign: Campaign, topology: Topology, potential: Potential, start: Frames, training: Frames
 ) -> tuple[Uncertainty, Uncertainty]:
     """Unfitted judge and driver, one object where the campaign names the same twice.
 
     Parameters
     ----------
-    start : frames from which the features learn what is stiff.
+    start : frames from which the driver's features learn what is stiff.
+    training : the same for the judge: none of the frames that it is to be calibrated on.
     """
 
-    def make(section: KindSection) -> Uncertainty:
+    def make(section: KindSection, start: Frames) -> Uncertainty:
         made = build_uncertainty(
             section.kind, section.arguments(), topology, potential.n_latents, len(potential.numbers)
         )
@@ -143,8 +147,8 @@ def make_uncertainties(
         made.prepare(torch.as_tensor(start.positions))
         return made
 
-    judge = make(campaign.uncertainty)
-    return judge, judge if campaign.cv == campaign.uncertainty else make(campaign.cv)
+    judge = make(campaign.uncertainty, training)
+    return judge, judge if campaign.cv == campaign.uncertainty else make(campaign.cv, start)
 
 
 def distinct(judge: Uncertainty, driver: Uncertainty) -> tuple[Uncertainty, ...]:
@@ -173,8 +177,6 @@ def complete_model(
     facts : JSON-able counts of frames and the force error on the calibration frames.
     """
     model = UncertaintyModel(potential, judge, topology, cv=None if judge is driver else driver).eval()
-    model.record_seen(split.training.positions)
-    model.record_seen(split.validation.positions)
     # The judge must not know the frames that it is calibrated on; the driver is to be pushed away from every frame.
     fit_uncertainty(potential, judge, split.training, seeds[0])
     if driver is not judge:
@@ -188,8 +190,9 @@ def complete_model(
 
 def fit_uncertainty(potential: Potential, part: Uncertainty, frames: Frames, seed: int) -> None:
     """Fit an uncertainty to frames, with what the potential says of them."""
+    part.record_seen(frames.positions)
     found = predict(potential, frames.positions, forces="members" if part.requires_forces else "none")
-    positions = torch.as_tensor(frames.positions, dtype=found.energy.dtype)
+    positions = torch.as_tensor(frames.positions).to(found.energy)
     part.fit(positions, found.energy, found.latents, found.member_forces, seed=seed)
 
 
@@ -198,7 +201,8 @@ def calibrate(
 ) -> dict[str, float]:
     """Calibrate a model's judge, per structure and per atom, in place.
 
-    The only way to a calibrated model: it refuses frames that the model was made from.
+    The way to a calibrated model: it refuses frames that potential or judge were made from, however they were moved or
+    rounded since.
 
     Parameters
     ----------
@@ -218,9 +222,9 @@ def calibrate(
     if not len(model.seen):
         raise UqbiasError(
             "the model does not know which frames it was made from, so no frame can be shown to be held out",
-            "call model.record_seen(positions) with its training frames",
+            "call model.potential.record_seen(positions) with its training frames",
         )
-    known = np.isin(fingerprints(held_out.positions), model.seen)
+    known = is_in(model.seen, held_out.positions)
     if known.any():
         raise UqbiasError(
             f"{int(known.sum())} of {len(held_out)} calibration frames, the first of them frame "
@@ -229,15 +233,16 @@ def calibrate(
         )
     if not len(held_out):
         raise UqbiasError("no frame is left for calibration", "give more frames")
-    calibration = type(model.calibration)(kind, alpha).to(next(model.parameters()).dtype)
+    calibration = type(model.calibration)(kind, alpha, model.uncertainty.statistic).to(next(model.parameters()))
     found, errors = residuals(model, held_out)
     raw_atoms = found.raw_atom_uncertainty
     atoms: tuple[np.typing.NDArray[np.float64], ...] = ()
     if raw_atoms is not None:
         valued = atoms_with_values(raw_atoms)
         atoms = (raw_atoms[:, valued], np.sqrt(np.square(errors[:, valued]).mean(axis=2)))
-    calibration.fit(found.raw_uncertainty, np.sqrt(np.square(errors).mean(axis=(1, 2))), *atoms)
+    calibration._fit(found.raw_uncertainty, np.sqrt(np.square(errors).mean(axis=(1, 2))), *atoms)
     model.calibration = calibration
+    model.calibrated_on = invariants(held_out.positions)
     return {"calibration_force_rmse": float(np.sqrt(np.square(errors).mean()))}
 
 
@@ -253,7 +258,7 @@ def _deal(frames: Frames, campaign: Campaign) -> Split:
     """Training, validation and calibration frames at random."""
     n, options = len(frames), campaign.calibration
     # The conformal quantile of n frames exists for n of 1/α or more.
-    n_calibration = max(math.ceil(options.fraction * n), math.ceil(1 / options.alpha - 1e-9))
+    n_calibration = max(math.ceil(options.fraction * n), frames_needed(options.alpha))
     n_validation = math.ceil(campaign.training.validation_fraction * n)
     if n - n_calibration - n_validation < FEWEST:
         raise UqbiasError(
@@ -273,9 +278,20 @@ def split_by_role(frames: Frames, role: np.typing.NDArray[np.int64]) -> Split:
 
     A copy of a frame that is trained on is not held out, whatever its role: it goes to training.
     """
-    prints = fingerprints(frames.positions)
-    role = np.where((role == 2) & np.isin(prints, prints[role != 2]), 0, role)
+    known = is_in(invariants(frames.positions[role != 2]), frames.positions)
+    role = np.where((role == 2) & known, 0, role)
     return Split(*(frames[np.flatnonzero(role == part)] for part in range(3)))
+
+
+def check_calibration_frames(split: Split, alpha: float) -> None:
+    """Refuse, before anything is trained, a split that leaves too few frames for calibration."""
+    needed = frames_needed(alpha)
+    if len(split.calibration) < needed:
+        raise UqbiasError(
+            f"{len(split.calibration)} frames are left for calibration, {needed} are needed for alpha {alpha:g} "
+            "(a copy of a training frame does not count)",
+            "give more frames, or raise calibration.alpha",
+        )
 
 
 def _digest(frames: Frames) -> str:

@@ -13,15 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import uqbias
-from uqbias.data import fingerprints
 from uqbias.errors import UqbiasError
 from uqbias.files import atomic_path
+from uqbias.memory import NOTHING, Array, join
 from uqbias.potentials.base import Potential
 from uqbias.potentials.prediction import with_member_forces
 from uqbias.registry import POTENTIALS
@@ -30,9 +28,10 @@ from uqbias.uncertainty.base import Uncertainty, rebuild_uncertainty
 from uqbias.uncertainty.calibration import Calibration
 
 FORMAT_VERSION = 2
-UNITS = {"length": "nm", "energy": "kJ/mol", "force": "kJ/mol/nm", "uncertainty": "kJ/mol/nm, expected force error"}
-#: Tensor of the file that is not part of any module: fingerprints of the frames that the model was made from.
-SEEN = "record.seen"
+UNITS = {"length": "nm", "energy": "kJ/mol", "force": "kJ/mol/nm"}
+#: Tensors of the file that are not part of any module: invariants of the frames that the model was made from, and of
+#: those that calibrated it.
+SEEN, CALIBRATED = "record.seen", "record.calibrated"
 
 
 class Prediction(NamedTuple):
@@ -75,7 +74,7 @@ class UncertaintyModel(nn.Module):
         self.calibration = Calibration() if calibration is None else calibration
         self.topology = topology
         self.provenance = dict(provenance or {})
-        self.seen = np.empty(0, dtype=np.int64)
+        self.calibrated_on: Array = NOTHING
         for part in (self.uncertainty, self.cv):
             part.check_members(potential.n_members)
 
@@ -106,18 +105,28 @@ class UncertaintyModel(nn.Module):
         judged = self.uncertainty(positions, energy, latents, forces)
         return judged, judged if self.cv is self.uncertainty else self.cv(positions, energy, latents, forces)
 
-    def record_seen(self, positions: NDArray[Any]) -> None:
-        """Remember frames [n, N, 3] nm that the model is made from, so that it is never calibrated on them."""
-        self.seen = np.union1d(self.seen, fingerprints(positions))
+    @property
+    def seen(self) -> Array:
+        """Record of the frames that potential and judge were made from; see `uqbias.memory`."""
+        return join(self.potential.seen, self.uncertainty.seen)
+
+    def signature(self) -> str:
+        """What a compiled graph of this model depends on, beside shapes: two models with the same can share one."""
+        potential = {name: value for name, value in self.potential.options().items() if name != "seed"}
+        parts = [part.describe() for part in (self.uncertainty, self.cv)]
+        for part in parts:
+            part["options"].pop("capacity", None)
+        return json.dumps([self.potential.kind, potential, parts, self.calibration.kind], sort_keys=True)
 
     def manifest(self) -> dict[str, Any]:
         """The JSON manifest, without the hash of the tensors."""
+        calibrated = self.calibration.meaning if self.calibration.fitted else self.uncertainty.unit
         return {
             "format": "uqbias",
             "format_version": FORMAT_VERSION,
             "atomic_numbers": list(self.numbers),
             "topology": self.topology.to_dict(),
-            "units": UNITS,
+            "units": UNITS | {"cv": self.cv.unit, "uncertainty": calibrated},
             "dtype": str(next(self.potential.parameters()).dtype).removeprefix("torch."),
             "potential": {"kind": self.potential.kind, "options": self.potential.options()},
             "uncertainty": self.uncertainty.describe(),
@@ -142,6 +151,7 @@ class UncertaintyModel(nn.Module):
             if not (self.cv is self.uncertainty and name.startswith("cv."))
         }
         tensors[SEEN] = torch.from_numpy(self.seen.copy())
+        tensors[CALIBRATED] = torch.from_numpy(self.calibrated_on.copy())
         manifest = self.manifest()
         manifest["sha256"] = _digest(manifest, tensors)
         with atomic_path(path) as temporary:
@@ -157,7 +167,7 @@ class UncertaintyModel(nn.Module):
             If the file is missing, cut short, edited, or of a newer format.
         """
         manifest, tensors = _read(Path(path))
-        seen = tensors.pop(SEEN).numpy()
+        seen, calibrated_on = tensors.pop(SEEN).numpy(), tensors.pop(CALIBRATED).numpy()
         kind = POTENTIALS.get(manifest["potential"]["kind"])
         uncertainty = rebuild_uncertainty(manifest["uncertainty"])
         model = cls(
@@ -177,7 +187,7 @@ class UncertaintyModel(nn.Module):
             model.load_state_dict(tensors)
         except RuntimeError as error:
             raise UqbiasError(f"{path}: tensors do not match the manifest ({error})", "save the model again") from error
-        model.seen = seen
+        model.potential.seen, model.calibrated_on = seen, calibrated_on
         return model.eval()
 
 
@@ -214,18 +224,22 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         )
     manifest["sha256"] = found
     if manifest["format_version"] == 1:
-        manifest["calibration"] = Calibration().describe()
-        tensors[SEEN] = torch.empty(0, dtype=torch.int64)
+        frames = int(manifest["provenance"].get("calibration_frames", 0))
+        manifest["calibration"] = Calibration().describe() | {"frames": frames}
+        tensors |= {SEEN: torch.from_numpy(NOTHING.copy()), CALIBRATED: torch.from_numpy(NOTHING.copy())}
     return manifest, tensors
 
 
 def _from_version_1(tensors: dict[str, Tensor], model: UncertaintyModel) -> dict[str, Tensor]:
-    """Version 1 had one mixture and a conformal calibration per structure; new tensors keep their first value."""
+    """Version 1 had one mixture and a conformal calibration per structure; what is new keeps its first value."""
     renamed = {name.replace("calibration.", "calibration.structure_bound."): value for name, value in tensors.items()}
-    return {
-        name: renamed.get(name, renamed.get(name.replace("densities.0.", ""), value))
-        for name, value in model.state_dict().items()
-    }
+    new = ("calibration.structure_deviation", "calibration.atom_", "spread", "group_median")
+    found = {}
+    for name, value in model.state_dict().items():
+        old = renamed.get(name, renamed.get(name.replace("densities.0.", "")))
+        if old is not None or any(part in name for part in new):
+            found[name] = value if old is None else old
+    return found
 
 
 def _digest(manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

@@ -14,11 +14,19 @@ from uqbias.errors import UqbiasError, did_you_mean
 
 
 class Registry:
-    """Lazy mapping from a name to a class, extended by entry points."""
+    """Lazy mapping from a name to a class, extended by entry points.
 
-    def __init__(self, kind: str, builtin: dict[str, str]) -> None:
+    Parameters
+    ----------
+    kind : what is registered, for messages and for the entry-point group.
+    builtin : name to ``module:attribute``.
+    base : ``module:attribute`` of the class that everything imported by path must derive from; None for no such rule.
+    """
+
+    def __init__(self, kind: str, builtin: dict[str, str], base: str | None = None) -> None:
         self.kind = kind
         self.builtin = builtin
+        self.base = base
 
     def names(self) -> list[str]:
         """Valid names, built-in and third-party."""
@@ -39,8 +47,16 @@ class Registry:
             if entry.name == name:
                 return entry.load()
         if ":" in name:
-            return import_attribute(name)
+            return self._checked(name, import_attribute(name))
         raise UqbiasError(f"unknown {self.kind} '{name}'", did_you_mean(name, self.names()))
+
+    def _checked(self, name: str, found: Any) -> Any:
+        """Names come from model files too: nothing but a class of the right family may be called for them."""
+        if self.base is not None:
+            base = import_attribute(self.base)
+            if not (isinstance(found, type) and issubclass(found, base)):
+                raise UqbiasError(f"'{name}' is not a {self.kind}", f"name a subclass of {self.base.replace(':', '.')}")
+        return found
 
     def _entry_points(self) -> Any:
         return entry_points(group=f"uqbias.{self.kind}")
@@ -73,7 +89,11 @@ def import_attribute(path: str) -> Any:
     return found
 
 
-POTENTIALS = Registry("potential", {"power_spectrum": "uqbias.potentials.power_spectrum:PowerSpectrum"})
+POTENTIALS = Registry(
+    "potential",
+    {"power_spectrum": "uqbias.potentials.power_spectrum:PowerSpectrum"},
+    "uqbias.potentials.base:Potential",
+)
 FEATURES = Registry(
     "features",
     {
@@ -95,6 +115,7 @@ UNCERTAINTIES = Registry(
         "llpr": "uqbias.uncertainty.llpr:LastLayerRigidity",
         "distance": "uqbias.uncertainty.distance:Distance",
     },
+    "uqbias.uncertainty.base:Uncertainty",
 )
 BIASES = Registry(
     "bias",
@@ -102,6 +123,7 @@ BIASES = Registry(
         "metadynamics": "uqbias.bias.metadynamics:Metadynamics",
         "upper_wall": "uqbias.bias.walls:UpperWall",
     },
+    "uqbias.bias.base:Bias",
 )
 ORACLES = Registry("oracle", {"openmm": "uqbias.oracles.openmm:OpenMMOracle", "ase": "uqbias.oracles.ase:ASEOracle"})
 SAMPLERS = Registry(

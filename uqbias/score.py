@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from uqbias.data import Frames, fingerprints
+from uqbias.data import Frames
 from uqbias.errors import UqbiasError
-from uqbias.evaluation import atoms_with_values, residuals
+from uqbias.inference import atoms_with_values, residuals
+from uqbias.memory import is_in
 from uqbias.model import UncertaintyModel
 from uqbias.uncertainty.calibration import Conformal, VarianceScaling
 from uqbias.uncertainty.metrics import (
@@ -86,7 +87,9 @@ def score_model(model: UncertaintyModel, frames: Frames, large: float = LARGE) -
     calibration, raw_atoms = model.calibration, found.raw_atom_uncertainty
     scores: dict[str, Any] = {"frames": len(frames)}
     if len(model.seen):
-        scores["frames_trained_on"] = int(np.isin(fingerprints(frames.positions), model.seen).sum())
+        scores["frames_trained_on"] = int(is_in(model.seen, frames.positions).sum())
+    if len(model.calibrated_on):
+        scores["frames_calibrated_on"] = int(is_in(model.calibrated_on, frames.positions).sum())
     scores |= {
         "force_mae_meV_per_A": float(np.abs(error).mean()),
         "force_rmse_meV_per_A": float(np.sqrt(np.square(error).mean())),

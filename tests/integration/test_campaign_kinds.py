@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -10,7 +9,8 @@ from peroxide_oracle import make_system
 
 from uqbias.campaign.config import load_campaign
 from uqbias.campaign.rounds import run_campaign
-from uqbias.data import fingerprints, read_frames
+from uqbias.data import read_frames
+from uqbias.memory import is_in
 from uqbias.model import UncertaintyModel
 
 CASES = {
@@ -39,9 +39,10 @@ def test_campaign(case, tmp_path):
     assert last.calibration.fitted
     assert last.calibration.kind == content["calibration"].get("kind", "conformal")
     dataset = read_frames(tmp_path / "run" / "dataset.xyz")
-    seen = np.isin(fingerprints(dataset.positions), last.seen)
+    seen = is_in(last.seen, dataset.positions)
     assert 0 < (~seen).sum() == last.calibration.frames < len(dataset)
-    assert set(first.seen) <= set(last.seen)
+    assert is_in(last.seen, dataset.positions[is_in(first.seen, dataset.positions)]).all()
+    assert is_in(last.calibrated_on, dataset.positions[~seen]).all()
     with torch.no_grad():
         values = last(torch.tensor(dataset.positions, dtype=torch.float32))
     assert all(torch.isfinite(value).all() for value in values)

@@ -13,8 +13,8 @@ from uqbias.cli import app
 from uqbias.data import Frames, write_frames
 from uqbias.doctor import peroxide_geometries, peroxide_model
 from uqbias.errors import UqbiasError
-from uqbias.evaluation import evaluate_frames
 from uqbias.fit import calibrate
+from uqbias.inference import evaluate_frames
 from uqbias.model import UncertaintyModel
 from uqbias.score import score_model
 from uqbias.uncertainty.base import build_uncertainty
@@ -53,7 +53,7 @@ def labelled(model, count, seed):
 
 def calibrated(count=400, **options):
     model = peroxide_model()
-    model.record_seen(peroxide_geometries(60))
+    model.potential.record_seen(peroxide_geometries(60))
     calibrate(model, labelled(model, count, seed=5)[0], **options)
     return model
 
@@ -194,7 +194,7 @@ def test_too_few_calibration_frames_for_a_bound(held_out, tmp_path):
 def test_a_kind_without_values_per_atom(held_out, tmp_path):
     twin = peroxide_model()
     model = UncertaintyModel(twin.potential, twin.cv, twin.topology)
-    model.record_seen(peroxide_geometries(60))
+    model.potential.record_seen(peroxide_geometries(60))
     calibrate(model, labelled(model, 40, seed=5)[0])
     model = model.eval()
     scores = score_model(model, held_out[0][:50])

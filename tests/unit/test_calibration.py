@@ -1,22 +1,26 @@
 """Calibration: variance scaling, both maps in one object, and frames that are not held out being refused."""
 
+import copy
 import json
 
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 
-from uqbias.data import Frames, fingerprints
+from uqbias.data import Frames, read_frames, write_frames
 from uqbias.errors import UqbiasError
-from uqbias.fit import calibrate, split_by_role
+from uqbias.fit import calibrate, fit_model, split_by_role
+from uqbias.memory import invariants, is_in
 from uqbias.model import UncertaintyModel
 from uqbias.uncertainty.calibration import Calibration, VarianceScaling
 
 
 @pytest.fixture
 def model(alanine_model, alanine_frames):
-    fresh = UncertaintyModel(alanine_model.potential, alanine_model.uncertainty, alanine_model.topology)
-    fresh.record_seen(alanine_frames.positions[:60])
+    parts = (copy.deepcopy(part) for part in (alanine_model.potential, alanine_model.uncertainty))
+    fresh = UncertaintyModel(*parts, alanine_model.topology)
+    fresh.uncertainty.record_seen(alanine_frames.positions[:60])
     return fresh
 
 
@@ -79,17 +83,60 @@ def test_the_memory_survives_the_file(model, alanine_frames, tmp_path):
         calibrate(UncertaintyModel.load(tmp_path / "model.uqb"), alanine_frames[59:])
 
 
+@pytest.mark.parametrize("how", ["moved", "turned", "single precision", "file"])
+def test_training_frames_in_disguise_are_recognised(model, alanine_frames, how, tmp_path):
+    x = alanine_frames.positions[:60]
+    if how == "moved":
+        x = x - x.mean(axis=1, keepdims=True)
+    elif how == "turned":
+        x = x @ Rotation.random(random_state=1).as_matrix().T + 3.0
+    elif how == "single precision":
+        x = x.astype(np.float32)
+    else:
+        write_frames(tmp_path / "frames.xyz", alanine_frames[:60])
+        x = read_frames(tmp_path / "frames.xyz").positions
+    assert is_in(model.seen, x).all()
+    assert not is_in(model.seen, alanine_frames.positions[60:]).any()
+
+
+def test_the_memory_goes_with_the_parts(model, alanine_frames):
+    """A new model of trained parts knows what they were trained on."""
+    again = UncertaintyModel(model.potential, model.uncertainty, model.topology)
+    with pytest.raises(UqbiasError, match="were used to train"):
+        calibrate(again, alanine_frames[50:])
+
+
 def test_a_model_without_memory_is_refused(alanine_model, alanine_frames):
-    fresh = UncertaintyModel(alanine_model.potential, alanine_model.uncertainty, alanine_model.topology)
     with pytest.raises(UqbiasError, match="does not know which frames it was made from"):
-        calibrate(fresh, alanine_frames)
+        calibrate(alanine_model, alanine_frames)
 
 
 def test_a_copy_of_a_training_frame_is_not_held_out(alanine_frames):
     copied = Frames.concatenate([alanine_frames[:30], alanine_frames[3:5]])
     split = split_by_role(copied, np.repeat([0, 1, 2], [20, 5, 7]))
     assert [len(part) for part in split] == [22, 5, 5]
-    assert not np.isin(fingerprints(split.calibration.positions), fingerprints(split.training.positions)).any()
+    assert not is_in(invariants(split.training.positions), split.calibration.positions).any()
+
+
+def test_a_deviation_is_calibrated_as_one():
+    """Errors drawn with the σ that u states: its map gives that σ back, and hardly anything is lost to the shift."""
+    rng = np.random.default_rng(0)
+    sigma = rng.gamma(2.0, size=4000) * 10 + 2.0
+    error = sigma * rng.normal(size=4000)
+    made = VarianceScaling("deviation").double()
+    made.fit(sigma, error)
+    assert np.abs(made(torch.tensor(sigma)).numpy() / sigma - 1).mean() < 0.04
+    other = VarianceScaling("log_density").double()
+    other.fit(sigma, error)
+    assert np.abs(other(torch.tensor(sigma)).numpy() / sigma - 1).mean() > 0.1
+
+
+def test_too_few_copies_are_told_before_training(alanine_frames):
+    twice = Frames.concatenate([alanine_frames[:30], alanine_frames[:30]])
+    begun = []
+    with pytest.raises(UqbiasError, match="a copy of a training frame does not count"):
+        fit_model(twice, begin=lambda: begun.append(1))
+    assert not begun
 
 
 def test_too_few_frames(model, alanine_frames):

@@ -1,5 +1,6 @@
 """The model file: round trip, manifest, refusal of damaged and edited files."""
 
+import copy
 import json
 
 import pytest
@@ -71,8 +72,8 @@ def test_an_edited_tensor_is_refused(saved):
 
 def test_an_edited_manifest_is_refused(saved):
     content = saved.read_bytes()
-    assert content.count(b"kJ/mol/nm, expected") == 1
-    saved.write_bytes(content.replace(b"kJ/mol/nm, expected", b"eV/angstr, expected"))
+    assert content.count(b'"force": "kJ/mol/nm"') + content.count(b'\\"force\\": \\"kJ/mol/nm\\"') == 1
+    saved.write_bytes(content.replace(b"kJ/mol/nm", b"eV/angstr"))
     with pytest.raises(UqbiasError, match="changed after it was written"):
         UncertaintyModel.load(saved)
 
@@ -86,17 +87,32 @@ def test_missing_and_foreign_files(tmp_path):
         UncertaintyModel.load(foreign)
 
 
+@pytest.mark.parametrize("part", ["potential", "uncertainty"])
+def test_a_file_cannot_name_a_function_to_be_called(saved, part, tmp_path):
+    manifest, tensors = _read(saved)
+    mark = tmp_path / "executed"
+    manifest[part] = {"kind": "subprocess:getoutput", "options": {"cmd": f"touch {mark}"}}
+    del manifest["sha256"]
+    manifest["sha256"] = _digest(manifest, tensors)
+    save_file(tensors, saved, metadata={"manifest": json.dumps(manifest)})
+    with pytest.raises(UqbiasError, match=f"'subprocess:getoutput' is not a {part}"):
+        UncertaintyModel.load(saved)
+    assert not mark.exists()
+
+
 def test_a_file_of_version_1_is_read(alanine_model, alanine_frames, tmp_path):
     """Version 1: one mixture, a conformal calibration per structure, no record of the training frames."""
-    model = UncertaintyModel(alanine_model.potential, alanine_model.uncertainty, alanine_model.topology)
-    model.record_seen(alanine_frames.positions[:60])
+    parts = (copy.deepcopy(part) for part in (alanine_model.potential, alanine_model.uncertainty))
+    model = UncertaintyModel(*parts, alanine_model.topology)
+    model.potential.record_seen(alanine_frames.positions[:60])
     calibrate(model, alanine_frames[60:])
     model.save(tmp_path / "new.uqb")
     manifest, tensors = _read(tmp_path / "new.uqb")
     old = {
         name.replace("densities.0.", "").replace("calibration.structure_bound.", "calibration."): value
         for name, value in tensors.items()
-        if not name.startswith(("calibration.atom", "calibration.structure_dev", "record.")) and "spread" not in name
+        if not name.startswith(("calibration.atom", "calibration.structure_dev", "record."))
+        and not name.endswith(("spread", "group_median"))
     }
     del manifest["calibration"], manifest["sha256"]
     manifest["format_version"] = 1
@@ -108,3 +124,4 @@ def test_a_file_of_version_1_is_read(alanine_model, alanine_frames, tmp_path):
         assert torch.equal(ours, theirs)
     assert loaded.calibration.fitted
     assert not loaded.calibration.has_atoms
+    assert len(loaded.seen) == 0

@@ -7,6 +7,7 @@ import pytest
 import scipy.stats
 import torch
 from ase.build import molecule
+from scipy.spatial.transform import Rotation
 from scipy.special import logsumexp
 from sklearn.metrics import roc_auc_score
 from sklearn.mixture import GaussianMixture as Mixture
@@ -121,7 +122,7 @@ def test_ten_thousand_random_latents(butane, per_element):
     options = {"n_components": 4, "per_element": per_element, "whitening": "none"}
     made = build_uncertainty("gmm", options, topology, 8, 14).double()
     n = 720  # of 14 atoms: 10 080 latents
-    x = torch.tensor(positions).expand(n, -1, -1)
+    x = torch.tensor(positions) + 0.01 * torch.randn(n, 14, 3)
     train, test = (torch.tensor(rng.normal(size=(1, n, 14, 8)) @ rng.normal(size=(8, 8))) for _ in range(2))
     made.fit(x, torch.zeros(1, n), train, seed=0)
     found = made.atom_values(x, torch.zeros(1, n), test).numpy()
@@ -129,8 +130,11 @@ def test_ten_thousand_random_latents(butane, per_element):
     groups = [numbers == 1, numbers == 6] if per_element else [numbers > 0]
     for density, group in zip(made.densities, groups, strict=True):
         z = [density.whitening.transform(latents[0].numpy()[:, group].reshape(-1, 8)) for latents in (train, test)]
-        expected = -Mixture(4, reg_covar=1e-3, max_iter=500, random_state=0).fit(z[0]).score_samples(z[1])
-        np.testing.assert_allclose(found[:, group].reshape(-1), expected, rtol=0, atol=1e-8)
+        mixture = Mixture(4, reg_covar=1e-3, max_iter=500, random_state=0).fit(z[0])
+        expected = -mixture.score_samples(z[1])
+        # One mixture per element: each NLL is counted from its lower median over the training atoms.
+        start = np.sort(-mixture.score_samples(z[0]))[(len(z[0]) - 1) // 2] if per_element else 0.0
+        np.testing.assert_allclose(found[:, group].reshape(-1), expected - start, rtol=0, atol=1e-8)
 
 
 def test_components_by_bic(butane):
@@ -140,10 +144,56 @@ def test_components_by_bic(butane):
     centres = np.array([[0.0, 0.0], [6.0, 0.0], [0.0, 6.0]])
     clouds = centres[rng.integers(0, 3, (60, 14))] + rng.normal(0, 0.5, (60, 14, 2))
     made = build_uncertainty("gmm", {"choose_components": "bic", "whitening": "none"}, topology, 2, 14).double()
-    made.fit(torch.tensor(positions).expand(60, -1, -1), torch.zeros(1, 60), torch.tensor(clouds)[None], seed=0)
+    x = torch.tensor(positions) + 0.01 * torch.randn(60, 14, 3)
+    made.fit(x, torch.zeros(1, 60), torch.tensor(clouds)[None], seed=0)
     flat = clouds.reshape(-1, 2) - clouds.reshape(-1, 2).mean(axis=0)
     bic = [Mixture(k, reg_covar=1e-3, max_iter=500, random_state=0).fit(flat).bic(flat) for k in range(1, 7)]
     assert int((made.densities[0].log_weights > -1e8).sum()) == int(np.argmin(bic)) + 1 == 3
+
+
+def test_bic_does_not_count_directions_that_the_data_do_not_have(butane):
+    topology, positions = butane
+    rng = np.random.default_rng(3)
+    centres = np.array([[0.0, 0.0], [8.0, 0.0], [0.0, 8.0]])
+    flat = centres[rng.integers(0, 3, (60, 14))] + rng.normal(0, 0.5, (60, 14, 2))
+    found = []
+    for latents in (flat, flat @ rng.normal(size=(2, 12))):
+        made = build_uncertainty("gmm", {"choose_components": "bic"}, topology, latents.shape[-1], 14).double()
+        x = torch.tensor(positions) + 0.01 * torch.randn(60, 14, 3)
+        made.fit(x, torch.zeros(1, 60), torch.tensor(latents)[None], seed=0)
+        found.append(int((made.densities[0].log_weights > -1e8).sum()))
+    assert found == [3, 3]
+
+
+def test_elements_are_comparable(butane):
+    """Each element's NLL is counted from its median, whatever the size and the rank of its latents."""
+    topology, positions = butane
+    rng = np.random.default_rng(4)
+    numbers = np.array(topology.numbers)
+    latents = rng.normal(size=(80, 14, 6))
+    latents[:, numbers == 6] = 100 * rng.normal(size=(80, 4, 2)) @ rng.normal(size=(2, 6))
+    made = build_uncertainty("gmm", {"per_element": True}, topology, 6, 14).double()
+    x = torch.tensor(positions) + 0.01 * torch.randn(80, 14, 3)
+    made.fit(x, torch.zeros(1, 80), torch.tensor(latents)[None], seed=0)
+    values = made.per_atom(x, torch.zeros(1, 80), torch.tensor(latents)[None]).numpy()
+    for element in (1, 6):
+        assert abs(np.median(values[:, numbers == element])) < 0.1
+
+
+def test_one_geometry_is_refused_however_it_is_turned(butane):
+    topology, positions = butane
+    turned = np.array([positions @ rotation.T for rotation in Rotation.random(30, random_state=0).as_matrix()])
+    x = torch.tensor(turned)
+    for kind in ("gmm", "llpr", "distance"):
+        with pytest.raises(UqbiasError, match="are one geometry, moved or turned"):
+            build_uncertainty(kind, {}, topology, N_LATENTS, 14).double().fit(x, *potential(x), seed=0)
+
+
+def test_latents_of_a_member_that_is_not_there(butane):
+    made = build_uncertainty("gmm", {"features": {"kind": "latents", "member": 3}}, butane[0], N_LATENTS, 14)
+    made.check_members(4)
+    with pytest.raises(UqbiasError, match=r"features of member 3 of a potential of 1 member"):
+        made.check_members(1)
 
 
 def test_mahalanobis_distance(butane):
@@ -354,11 +404,11 @@ def test_other_molecule_is_refused(butane):
 @pytest.mark.parametrize(
     ("name", "changes", "frames", "message"),
     [
-        ("gmm_distances", {}, {"n": 30, "scale": 0.0}, "no variance over 30 samples"),
+        ("gmm_distances", {}, {"n": 30, "scale": 0.0}, "30 training frames .* are one geometry"),
         ("gmm_distances", {"samples_per_component": None, "n_components": 9}, {"n": 5}, "5 training samples for 9"),
         ("gmm_distances", {"max_iter": 1, "samples_per_component": 5}, {"n": 100}, "did not converge in 1 iter"),
         ("gmm_latents", {}, {"n": 1}, "1 training frames"),
-        ("gaussian", {}, {"n": 30, "scale": 0.0}, "no variance"),
+        ("gaussian", {}, {"n": 30, "scale": 0.0}, "are one geometry"),
     ],
 )
 def test_degenerate_training_sets(butane, name, changes, frames, message):

@@ -107,7 +107,7 @@ def explore(
 
     from uqbias.bias.metadynamics import Metadynamics
     from uqbias.compile.fused import FusedEvaluator
-    from uqbias.evaluation import evaluate_frames, stiff_deviations
+    from uqbias.inference import evaluate_frames, stiff_deviations
     from uqbias.md.guards import Guard
     from uqbias.md.reporters import ColvarFiles, HillsFile, ObservationRecorder, Trajectories
     from uqbias.md.walkers import Walkers

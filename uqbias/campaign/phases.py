@@ -17,10 +17,10 @@ from uqbias.campaign.ledger import label_key
 from uqbias.campaign.work import Work
 from uqbias.data import Frames, write_frames
 from uqbias.errors import UqbiasError
-from uqbias.evaluation import evaluate_frames, selection_features, stiff_deviations
 from uqbias.files import atomic_path, write_text
 from uqbias.harvest.filters import PHYSICAL, Limits, PhysicalFilter
 from uqbias.harvest.selection import Candidates, SelectionOptions, select
+from uqbias.inference import evaluate_frames, selection_features, stiff_deviations
 from uqbias.model import UncertaintyModel
 from uqbias.registry import SAMPLERS
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
+
 from uqbias.campaign.work import Work
 from uqbias.data import Frames
 from uqbias.files import write_text
-from uqbias.fit import complete_model, distinct, make_potential, make_uncertainties
+from uqbias.fit import check_calibration_frames, complete_model, distinct, make_potential, make_uncertainties
 from uqbias.model import UncertaintyModel
 from uqbias.potentials.base import Potential
 from uqbias.potentials.training import TrainingOptions, train
@@ -19,16 +21,20 @@ def train_phase(work: Work, round_index: int) -> dict[str, Any]:
     """Train on the accepted labels; writes ``round_XX/model.uqb`` and ``training.json``."""
     campaign = work.campaign
     split = work.deal(work.accepted(round_index))
+    check_calibration_frames(split, campaign.calibration.alpha)
     last = _last_model(work, round_index)
     potential = (
         make_potential(campaign, work.topology.numbers, work.seed(0, "potential")) if last is None else last.potential
     )
     # What counts as a stiff coordinate is learned once, from the start frames, and stays.
-    judge, driver = make_uncertainties(campaign, work.topology, potential, work.ledger.labels(0))
+    known = split.training[np.flatnonzero([entry["round"] == 0 for entry in split.training.info])]
+    judge, driver = make_uncertainties(campaign, work.topology, potential, work.ledger.labels(0), known)
     if last is not None:
         # Their trained weights go on from where they were; all else is fitted anew.
         for part, before in ((judge, last.uncertainty), (driver, last.cv)):
-            part.load_state_dict(dict(before.named_parameters()), strict=False)
+            for (name, weight), (old_name, old) in zip(part.named_parameters(), before.named_parameters(), strict=True):
+                assert name == old_name
+                weight.data.copy_(old.data)
     parts = distinct(judge, driver)
     history = _train(work, round_index, potential, parts, split.training, split.validation, last is not None)
     seeds = (work.seed(round_index, "judge"), work.seed(round_index, "driver"))

@@ -14,8 +14,8 @@ from uqbias.campaign.schema import Score
 from uqbias.campaign.work import Work
 from uqbias.data import Frames, read_frames
 from uqbias.errors import UqbiasError
-from uqbias.evaluation import evaluate_frames
 from uqbias.files import atomic_path, write_text
+from uqbias.inference import evaluate_frames
 from uqbias.model import UncertaintyModel
 from uqbias.topology import dihedral_angles
 from uqbias.units import EV, EV_PER_ANGSTROM

@@ -62,6 +62,8 @@ def known_kind(registry: Registry, default: str | None = None, *, imports: bool 
     """
 
     def check(value: Any) -> Any:
+        if isinstance(value, str):
+            value = {"kind": value}
         if not isinstance(value, dict):
             return value
         if "kind" not in value and default is not None:

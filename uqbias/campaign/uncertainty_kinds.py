@@ -57,14 +57,20 @@ class ConcatenatedSection(KindSection):
     )
 
 
-FeaturesSection = Annotated[
+FEATURE_NAMES = ("latents", "torsions", "pair_distances", "concatenated")
+FeatureKinds = (
     Annotated[LatentsSection, Tag("latents")]
     | Annotated[TorsionsSection, Tag("torsions")]
     | Annotated[PairDistancesSection, Tag("pair_distances")]
     | Annotated[ConcatenatedSection, Tag("concatenated")]
-    | Other,
-    by_kind("torsions", ("latents", "torsions", "pair_distances", "concatenated")),
-    known_kind(FEATURES, imports=True),
+    | Other
+)
+#: Features where torsions, or latents, are what a section without kind means.
+TorsionFeatures = Annotated[
+    FeatureKinds, by_kind("torsions", FEATURE_NAMES), known_kind(FEATURES, "torsions", imports=True)
+]
+LatentFeatures = Annotated[
+    FeatureKinds, by_kind("latents", FEATURE_NAMES), known_kind(FEATURES, "latents", imports=True)
 ]
 
 Whitening = Literal["none", "standard", "pca"]
@@ -80,7 +86,7 @@ class KernelDensitySection(KindSection):
     kind: Literal["kernel_density"] = Field(
         default="kernel_density", description="−ln of a kernel density of the labelled frames, nats"
     )
-    features: FeaturesSection = Field(default=TorsionsSection(), description="space of the density")
+    features: TorsionFeatures = Field(default=TorsionsSection(), description="space of the density")
     kernel: Literal["von_mises", "gaussian"] = Field(
         default="von_mises", description="von_mises (for torsions) or gaussian (for any features)"
     )
@@ -95,7 +101,7 @@ class GMMSection(KindSection):
     """u = −ln of a Gaussian mixture."""
 
     kind: Literal["gmm"] = Field(default="gmm", description="−ln of a mixture of full-covariance Gaussians, nats")
-    features: FeaturesSection = Field(default=LatentsSection(), description="space of the density")
+    features: LatentFeatures = Field(default=LatentsSection(), description="space of the density")
     per_element: bool = Field(default=False, description="one mixture for the atoms of each element, not one for all")
     n_components: Count = Field(default=6, description="Gaussians, at most")
     choose_components: Literal["fixed", "bic"] = Field(
@@ -147,7 +153,7 @@ class LLPRSection(KindSection):
     kind: Literal["llpr"] = Field(
         default="llpr", description="last-layer prediction rigidity: no extra training, dimensionless"
     )
-    features: FeaturesSection = Field(default=LatentsSection(), description="what the last layer is multiplied with")
+    features: LatentFeatures = Field(default=LatentsSection(), description="what the last layer is multiplied with")
     scope: Literal["atoms", "structure"] = Field(
         default="atoms", description="rigidity of each atom's energy, or of the total energy"
     )
@@ -192,7 +198,7 @@ class DistanceSection(KindSection):
     kind: Literal["distance"] = Field(
         default="distance", description="distance to the training set in feature space, dimensionless"
     )
-    features: FeaturesSection = Field(default=LatentsSection(), description="space of the distance")
+    features: LatentFeatures = Field(default=LatentsSection(), description="space of the distance")
     metric: Literal["mahalanobis", "knn"] = Field(
         default="mahalanobis", description="mahalanobis (to the mean) or knn (to the k nearest, smoothed)"
     )

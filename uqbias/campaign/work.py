@@ -24,6 +24,7 @@ from uqbias.files import sha256
 from uqbias.fit import Split, split_by_role
 from uqbias.harvest.post_label import ACCEPTED, label_verdicts
 from uqbias.topology import Topology
+from uqbias.uncertainty.calibration import frames_needed
 
 Array = NDArray[np.float64]
 
@@ -144,7 +145,7 @@ class Work:
             count = int(np.ceil(options.fraction * len(members)))
             if round_index == 0:
                 # The conformal quantile of n frames exists for n of 1/α or more.
-                count = max(count, int(np.ceil(1 / options.alpha - 1e-9)))
+                count = max(count, frames_needed(options.alpha))
             count = min(count, len(members) // 2)
             random = np.random.default_rng(self.seed(int(round_index), "deal"))
             order = random.permutation(members)

@@ -67,6 +67,8 @@ def print_scores(scores: Mapping[str, Any]) -> None:
         typer.echo("the model does not know which frames it was made from; some of these may be among them")
     elif known:
         typer.echo(f"warning: the model was made from {known} of these frames, on which it looks better than it is")
+    if calibrated := scores.get("frames_calibrated_on"):
+        typer.echo(f"warning: it was calibrated on {calibrated} of these frames, which flatters coverage and NLL")
     typer.echo()
     print_errors(scores)
     typer.echo(f"\nuncertainty '{scores['uncertainty']}' against the force error of a frame and of an atom")

@@ -157,7 +157,7 @@ def info(model: ModelPath, json: Json = False) -> None:
         ("parameters", sum(weight.numel() for weight in loaded.potential.parameters())),
         ("driver (cv)", _describe(driver)),
         ("judge (uncertainty)", _describe(manifest["uncertainty"])),
-        ("calibration", _describe_calibration(manifest["calibration"])),
+        ("calibration", _describe_calibration(manifest["calibration"], loaded.calibration.fitted)),
     ]
     pairs += [
         (name.replace("_", " "), value)
@@ -194,7 +194,7 @@ def export(
       uqbias export model.uqb -o cv.pt
       uqbias export model.uqb -o energy.pt --output energy --with-forces
     """
-    from uqbias.export import OUTPUTS, export_torchscript
+    from uqbias.export import export_torchscript, unit_of
     from uqbias.model import UncertaintyModel
 
     loaded = UncertaintyModel.load(model)
@@ -205,7 +205,7 @@ def export(
     facts = {
         "file": str(path),
         "output": output,
-        "unit": OUTPUTS[output],
+        "unit": unit_of(loaded, output),
         "with_forces": with_forces,
         "atoms": len(loaded.numbers),
     }
@@ -214,7 +214,7 @@ def export(
         return
     arguments = "positions [N, 3] nm"
     returned = f"({output}, forces [N, 3] per nm)" if with_forces else f"{output}"
-    typer.echo(f"wrote {path}: forward({arguments}) -> {returned}; {output} in {OUTPUTS[output]}")
+    typer.echo(f"wrote {path}: forward({arguments}) -> {returned}; {output} in {unit_of(loaded, output)}")
     extra = "; force.setOutputsForces(True)" if with_forces else ""
     typer.echo(f'use: force = openmmtorch.TorchForce("{path}"){extra}')
 
@@ -292,10 +292,10 @@ def _describe(part: dict[str, Any]) -> str:
     )
 
 
-def _describe_calibration(part: dict[str, Any]) -> str:
-    if not part["frames"]:
+def _describe_calibration(part: dict[str, Any], fitted: bool) -> str:
+    if not fitted:
         return "none: the judge is in its own unit"
-    return f"{part['kind']} on {part['frames']} frames held out: {part['meaning']}, {part.get('unit', 'nats')}"
+    return f"{part['kind']} on {part['frames']} frames held out: {part['meaning']}"
 
 
 def _formula(numbers: list[int]) -> str:

@@ -161,7 +161,7 @@ def _start_frames(model: Any, path: Path, start: Path | None) -> Any:
 
 def _reference(model: Any, frames: Any) -> Any:
     """Geometry that gives bond lengths and chirality: the model's lowest in energy, [N, 3] nm."""
-    from uqbias.evaluation import evaluate_frames
+    from uqbias.inference import evaluate_frames
 
     return frames[int(evaluate_frames(model, frames).energy.argmin())]
 

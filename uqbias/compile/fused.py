@@ -112,6 +112,7 @@ class FusedEvaluator:
         self.exception: BaseException | None = None
         self._memo_armed = False
 
+        self._signature = _signature(model)
         weights = _weights(model)
         self._weight_names = list(weights)
         self._positions = torch.zeros(n_walkers, self.n_atoms, 3, dtype=dtype, device=self.device)
@@ -191,6 +192,11 @@ class FusedEvaluator:
         weights = _weights(model)
         if list(weights) != self._weight_names or tuple(model.numbers) != self.numbers:  # type: ignore[arg-type]
             raise UqbiasError("the model has another architecture or other atoms", "make a new FusedEvaluator")
+        if _signature(model) != self._signature:
+            raise UqbiasError(
+                "the model has the same tensors but other options of potential, driver, judge or calibration",
+                "make a new FusedEvaluator",
+            )
         for name, new, old in zip(weights, weights.values(), self._inputs[1:], strict=False):
             if new.shape != old.shape:
                 raise UqbiasError(
@@ -214,6 +220,12 @@ class FusedEvaluator:
         """A contiguous copy in the evaluator's dtype and device."""
         dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
         return tensor.detach().to(self.device, dtype, copy=True).contiguous()
+
+
+def _signature(model: torch.nn.Module) -> str:
+    """What the graph depends on beside shapes; empty for a module that does not tell."""
+    signature = getattr(model, "signature", None)
+    return str(signature()) if callable(signature) else ""
 
 
 def _weights(model: torch.nn.Module) -> dict[str, Tensor]:

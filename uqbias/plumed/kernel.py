@@ -70,6 +70,11 @@ def make_plumed(kernel: Kernel) -> Any:
         import plumed
     except ImportError as error:
         raise UqbiasError("the Python wrapper of PLUMED is not installed", "pip install 'uqbias[plumed]'") from error
+    if not hasattr(plumed, "Plumed"):
+        raise UqbiasError(
+            f"{getattr(plumed, '__file__', None) or 'a folder named plumed'} hides the Python wrapper of PLUMED",
+            "rename it, or start elsewhere",
+        )
     try:
         return plumed.Plumed(kernel=str(kernel.path))
     except Exception as error:

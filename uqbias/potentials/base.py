@@ -8,8 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from uqbias.memory import Memory
 
-class Potential(torch.nn.Module, ABC):
+
+class Potential(Memory, torch.nn.Module, ABC):
     """A potential for one molecule, with committee members and walkers as leading axes.
 
     Everything that training changes is a parameter or a buffer, so that a compiled graph takes it as input.
@@ -21,6 +23,7 @@ class Potential(torch.nn.Module, ABC):
     numbers : atomic numbers of the molecule, N of them, fixed.
     n_members : committee size M.
     n_latents : latent features per atom, F.
+    seen : what it was trained on, see `Memory`.
     energy_shift : [] kJ/mol, zero of the energies, a buffer. It is added where an energy is reported, outside this
         module: a total energy of −10⁶ kJ/mol in single precision would drown what differs between members.
     """

@@ -36,7 +36,7 @@ class PowerSpectrum(Potential):
     n_channels : learned radial-species channels C.
     l_max : highest angular momentum, at most 3.
     hidden : widths of the hidden layers; the last is the number of latents.
-    seed : of the initial weights; member m uses seed + m.
+    seed : of the initial weights; member m uses seed + 100003 m.
     shared_density : the members of a committee share the learned density projection, and differ by their networks
         only: a committee for little more than the price of one, that disagrees a little less.
     """
@@ -93,7 +93,7 @@ class PowerSpectrum(Potential):
         self.register_buffer("energy_shift", torch.zeros(()))
         self.register_buffer("energy_scale", torch.ones(()))
 
-        draws = [torch.Generator().manual_seed(seed + member) for member in range(n_members)]
+        draws = [torch.Generator().manual_seed(seed + 100_003 * member) for member in range(n_members)]
 
         def normal(*shape: int, scale: float, members: int = n_members) -> nn.Parameter:
             return nn.Parameter(torch.stack([torch.randn(*shape, generator=draw) * scale for draw in draws[:members]]))

@@ -40,7 +40,7 @@ def with_member_forces(
         if not copies.requires_grad:
             copies.requires_grad_()
         energy, latents = potential(copies, box)
-        (gradient,) = torch.autograd.grad(energy.sum(), copies, create_graph=True)
+        (gradient,) = torch.autograd.grad(energy.sum(), copies, create_graph=differentiable)
     if differentiable:
         return energy, latents, -gradient
     return energy.detach(), latents.detach(), -gradient.detach()

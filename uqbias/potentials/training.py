@@ -22,7 +22,7 @@ from uqbias.data import Frames
 from uqbias.errors import UqbiasError
 from uqbias.potentials.base import Potential
 from uqbias.potentials.prediction import predict
-from uqbias.uncertainty.base import Uncertainty
+from uqbias.uncertainty.base import Uncertainty, energy_unit
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,9 @@ def train(
         head.set_force_unit(float(f.square().mean().sqrt()))
     objective = _Objective(potential, heads, options.energy_weight)
     bootstrap = any(part.bootstrap for part in uncertainties)
+    for frames in (training, validation):
+        if frames is not None and len(frames):
+            potential.record_seen(frames.positions)
     loop = _Loop(objective, x, e, f, options, seed, bootstrap, runner, cache_dir)
     return loop.run(validation, progress)
 
@@ -161,7 +164,7 @@ class _Objective(nn.Module):
         energy, latents = self.potential(copies)
         (gradient,) = torch.autograd.grad(energy.sum(), copies, create_graph=True)
         force_error = (gradient + f) / -scale
-        energy_error = (energy - e) / (scale * 0.1 * math.sqrt(x.shape[2]))
+        energy_error = (energy - e) / (scale * energy_unit(x.shape[2]))
         force_loss = (force_error.square().sum(-1) + NORM_FLOOR**2).sqrt().mean((1, 2))
         energy_loss = (energy_error.square() + NORM_FLOOR**2).sqrt().mean(1)
         total = (force_loss + self.energy_weight * energy_loss).sum()

@@ -136,7 +136,7 @@ def build_case(
     else:
         potential.load_state_dict(_trained_alone(members, seed, steps))
     model = UncertaintyModel(potential, part, molecule.topology()).double().eval()
-    model.record_seen(training.positions)
+    model.potential.record_seen(training.positions)
     fit_uncertainty(potential, part, training, seed)
     calibrate(model, held_out)
     return Case(model, training, held_out, seed)
@@ -146,7 +146,7 @@ def refitted(case: Case, seed: int = 100) -> UncertaintyModel:
     """A copy of the case's model with the uncertainty fitted and calibrated anew, on other frames and fewer."""
     model = copy.deepcopy(case.model)
     other = molecule.frames(TRAINING_FRAMES - 20, seed)
-    model.record_seen(other.positions)
+    model.potential.record_seen(other.positions)
     fit_uncertainty(model.potential, model.uncertainty, other, seed)
     calibrate(model, molecule.frames(HELD_OUT_FRAMES, seed + 1))
     return model

@@ -39,8 +39,8 @@ class Aggregation(nn.Module):
         super().__init__()
         if kind not in KINDS:
             raise UqbiasError(f"unknown aggregation '{kind}'", did_you_mean(kind, KINDS))
-        if sharpness <= 0:
-            raise UqbiasError(f"sharpness of the aggregation: {sharpness}", "give a number above 0")
+        if isinstance(sharpness, bool) or not isinstance(sharpness, int | float) or not sharpness > 0:
+            raise UqbiasError(f"sharpness of the aggregation: {sharpness!r}", "give a number above 0")
         self.kind = kind
         self.groups = tuple(tuple(group) for group in groups)
         self.n_inputs = n_inputs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from uqbias.errors import UqbiasError
 from uqbias.features.base import Features, check_options, describe_features, keywords, rebuild_features
+from uqbias.memory import TOLERANCE, Memory, invariants
 from uqbias.registry import UNCERTAINTIES
 from uqbias.topology import Topology
 
@@ -20,7 +22,7 @@ from uqbias.topology import Topology
 CHUNK = 512
 
 
-class Uncertainty(nn.Module, ABC):
+class Uncertainty(Memory, nn.Module, ABC):
     """A smooth scalar u of a geometry that grows where the training set has nothing.
 
     All that `fit` changes is in floating-point buffers whose shapes follow from the options, so that a compiled graph
@@ -36,11 +38,14 @@ class Uncertainty(nn.Module, ABC):
     unit : of u before calibration.
     default_members : committee size of a potential that is made for this kind, where the user gives none.
     fewest_members, most_members : committee sizes that make sense; None for no upper limit.
+    statistic : what u is like, for the calibration: ``deviation`` (of an error, up to a factor), ``variance`` or
+        ``log_density``.
     bootstrap : whether each committee member is to be trained on its own resample of the frames.
     """
 
     kind: str
     unit: str = "nats"
+    statistic: ClassVar[str] = "log_density"
     default_members: ClassVar[int] = 1
     fewest_members: ClassVar[int] = 1
     most_members: ClassVar[int | None] = None
@@ -88,7 +93,12 @@ class Uncertainty(nn.Module, ABC):
         return self.features is not None and self.features.labelled
 
     def check_members(self, n_members: int) -> None:
-        """Refuse a potential whose committee size makes no sense for this kind."""
+        """Refuse a potential whose committee size makes no sense for this kind or its features."""
+        member = getattr(self.features, "member", 0)
+        if member >= n_members:
+            raise UqbiasError(
+                f"features of member {member} of a potential of {n_members} member(s)", "members are numbered from 0"
+            )
         if n_members < self.fewest_members:
             raise UqbiasError(
                 f"uncertainty '{self.kind}' with a potential of {n_members} member(s)",
@@ -110,7 +120,7 @@ class Uncertainty(nn.Module, ABC):
 
         Parameters
         ----------
-        energy_error : [M, n] predicted minus labelled energies, in units of 0.1 nm √N times the force below.
+        energy_error : [M, n] predicted minus labelled energies, in units of `energy_unit` times the force below.
         force_error : [M, n, N, 3] predicted minus labelled forces, in units of the root mean square force component
             of the training set.
         latents : [M, n, N, F].
@@ -164,6 +174,11 @@ class Uncertainty(nn.Module, ABC):
         """Features of the training frames, [n, D] or [n, A, D], checked."""
         if len(positions) < 2:
             raise UqbiasError(f"{len(positions)} training frames for the uncertainty '{self.kind}'", "give 2 or more")
+        if not np.ptp(invariants(positions.detach().cpu().numpy()), axis=0).max() > TOLERANCE:
+            raise UqbiasError(
+                f"{len(positions)} training frames for the uncertainty '{self.kind}' are one geometry, moved or turned",
+                "give frames that differ",
+            )
         features = self.features
         assert features is not None
         if not features.is_prepared:
@@ -244,6 +259,11 @@ def rebuild_uncertainty(manifest: Mapping[str, Any]) -> Uncertainty:
     made: Uncertainty = UNCERTAINTIES.get(manifest["kind"]).from_options(manifest["options"])
     made.kind = manifest["kind"]
     return made
+
+
+def energy_unit(n_atoms: int) -> float:
+    """Energy error that counts as much as a force error of 1 in training, nm: 0.1 √N."""
+    return 0.1 * math.sqrt(n_atoms)
 
 
 def set_buffers(module: nn.Module, **values: Any) -> None:

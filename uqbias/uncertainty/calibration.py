@@ -15,22 +15,28 @@ from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.uncertainty.base import set_buffers
 
 KINDS = ("conformal", "variance_scaling")
-#: Rounding of the shifted u at zero, as a share of (median − minimum) over the calibration frames.
-ROUNDING = 0.5
+STATISTICS = ("deviation", "variance", "log_density")
 #: Miscoverages whose conformal quantile is kept in the model file, where the calibration frames suffice.
 ALPHAS = (0.01, 0.05, 0.1, 0.2, 0.32, 0.5)
 
 
-class ShiftedMap(nn.Module):
-    """s(u − min u), the smooth positive part that every calibration starts from.
+class PositivePart(nn.Module):
+    """The smooth positive function s(u) that every calibration starts from.
 
-    The shift is the smallest u of the calibration frames, and s(x) = (x + √(x² + 4δ²))/2 with
-    δ = (median − minimum)/2: s(x) → x for x ≫ δ. Without the rounding, frames at the minimum would have an error
-    infinitely larger than s, and own every statistic.
+    - u a log-density, whose zero means nothing: s = (x + √(x² + 4δ²))/2 with x = u − min u and
+      δ = (median − minimum)/2, over the calibration frames.
+    - u a deviation or a variance: s = √(u² + δ²), δ a quarter of the median.
+
+    Far above δ it is u (from its minimum). Without the rounding, frames at the minimum would have an error infinitely
+    larger than s, and own every statistic.
+
+    Parameters
+    ----------
+    statistic : of the kind of uncertainty: ``deviation``, ``variance`` or ``log_density``.
 
     Attributes
     ----------
-    shift : smallest u of the calibration frames.
+    shift : smallest u of the calibration frames; 0 for a deviation or a variance.
     width : δ.
     fitted : 1 after `fit`, else 0.
     """
@@ -39,30 +45,42 @@ class ShiftedMap(nn.Module):
     width: Tensor
     fitted: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, statistic: str = "log_density") -> None:
         super().__init__()
+        if statistic not in STATISTICS:
+            raise UqbiasError(f"unknown statistic '{statistic}' of u", did_you_mean(statistic, STATISTICS))
+        self.statistic = statistic
         self.register_buffer("shift", torch.zeros(()))
         self.register_buffer("width", torch.ones(()))
         self.register_buffer("fitted", torch.zeros(()))
 
     def _set_shift(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Set the shift from u and return s."""
-        shift, median = float(values.min()), float(np.median(values))
-        width = max(ROUNDING * (median - shift), 1e-6 * max(1.0, abs(median)))
-        set_buffers(self, shift=shift, width=width)
-        return positive_part(values, shift, width)
+        """Set shift and width from u and return s."""
+        median, shift = float(np.median(values)), 0.0
+        if self.statistic == "log_density":
+            shift = float(values.min())
+            width = 0.5 * (median - shift)
+        else:
+            width = 0.25 * abs(median)
+        set_buffers(self, shift=shift, width=max(width, 1e-6 * max(1.0, abs(median))))
+        with torch.no_grad():
+            found: NDArray[np.float64] = self.positive(torch.as_tensor(values).to(self.width.device)).cpu().numpy()
+        return found
 
     def positive(self, u: Tensor) -> Tensor:
         """Smooth positive part s, any shape."""
-        above = u - self.shift
-        return 0.5 * (above + (above * above + 4 * self.width * self.width).sqrt())
+        if self.statistic == "log_density":
+            above = u - self.shift
+            return 0.5 * (above + (above * above + 4 * self.width * self.width).sqrt())
+        return (u * u + self.width * self.width).sqrt()
 
 
-class Conformal(ShiftedMap):
-    """u_cal = q̂ · s(u − min u), kJ/mol/nm of force error that is exceeded with probability α.
+class Conformal(PositivePart):
+    """u_cal = q̂ · s(u), kJ/mol/nm of force error that is exceeded with probability α; s as in `PositivePart`.
 
     q̂ is the ⌈(n+1)(1−α)⌉/n quantile of |error| / s over the calibration frames. Coverage is that of split conformal
-    prediction (Vovk et al. 2005; Angelopoulos & Bates, arXiv:2107.07511). Before `fit` it is the identity.
+    prediction (Vovk et al. 2005; Angelopoulos & Bates, arXiv:2107.07511), but for shift and width, which come from the
+    same frames: a percent for ten frames, nothing for fifty. Before `fit` it is the identity.
 
     Attributes
     ----------
@@ -72,8 +90,8 @@ class Conformal(ShiftedMap):
 
     scale: Tensor
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, statistic: str = "log_density") -> None:
+        super().__init__(statistic)
         self.register_buffer("scale", torch.ones(()))
         self.quantiles: dict[float, float] = {}
 
@@ -113,12 +131,12 @@ class Conformal(ShiftedMap):
         return self.scale * (self.fitted * self.positive(u) + (1.0 - self.fitted) * (u - self.shift))
 
 
-class VarianceScaling(ShiftedMap):
-    """σ = √(a s(u − min u) + b), kJ/mol/nm: the standard deviation of a force component, by maximum likelihood.
+class VarianceScaling(PositivePart):
+    """σ = √(a v + b), kJ/mol/nm: the standard deviation of a force component, by maximum likelihood.
 
-    a ≥ 0 and b > 0 minimise Σ ½ ln σ² + error²/2σ² over the calibration frames, errors taken as Gaussian (the linear
-    recalibration of Levi et al., Sensors 22, 5540 (2022), for u as a variance up to scale and offset). Before `fit`
-    it is the identity.
+    v is u² for a deviation and s(u) for a variance or a log-density, s as in `PositivePart`. a ≥ 0 and b > 0 minimise
+    Σ ½ ln σ² + error²/2σ² over the calibration frames, errors taken as Gaussian, as Palmer et al., npj Comput. Mater.
+    8, 115 (2022) do for a linear map of σ. Before `fit` it is the identity.
 
     Attributes
     ----------
@@ -128,8 +146,8 @@ class VarianceScaling(ShiftedMap):
     slope: Tensor
     offset: Tensor
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, statistic: str = "log_density") -> None:
+        super().__init__(statistic)
         self.register_buffer("slope", torch.ones(()))
         self.register_buffer("offset", torch.zeros(()))
 
@@ -139,6 +157,8 @@ class VarianceScaling(ShiftedMap):
 
         values, errors = checked_pair(u, error)
         positive = self._set_shift(values)
+        if self.statistic == "deviation":  # b keeps it above zero
+            positive = values**2
         squares, unit = errors**2, float(np.mean(errors**2))
         if not unit > 0:
             raise UqbiasError(f"the force errors of {len(errors)} calibration frames are zero", "hold out other frames")
@@ -162,8 +182,9 @@ class VarianceScaling(ShiftedMap):
 
     def forward(self, u: Tensor) -> Tensor:
         """Calibrate u of any shape; kJ/mol/nm, above zero once fitted."""
+        positive = u * u if self.statistic == "deviation" else self.positive(u)
         # One where unfitted, so that the root has a finite slope there.
-        variance = self.fitted * (self.slope * self.positive(u) + self.offset) + (1.0 - self.fitted)
+        variance = self.fitted * (self.slope * positive + self.offset) + (1.0 - self.fitted)
         return self.fitted * variance.sqrt() + (1.0 - self.fitted) * (u - self.shift)
 
 
@@ -177,19 +198,21 @@ class Calibration(nn.Module):
     ----------
     kind : ``conformal`` or ``variance_scaling``.
     alpha : miscoverage of the conformal map.
+    statistic : of the judge's kind, see `PositivePart`.
     """
 
-    def __init__(self, kind: str = "conformal", alpha: float = 0.1) -> None:
+    def __init__(self, kind: str = "conformal", alpha: float = 0.1, statistic: str = "log_density") -> None:
         super().__init__()
         if kind not in KINDS:
             raise UqbiasError(f"unknown calibration '{kind}'", did_you_mean(kind, KINDS))
         self.kind = kind
         self.alpha = float(alpha)
         self.frames = 0
-        self.structure_bound, self.atom_bound = Conformal(), Conformal()
-        self.structure_deviation, self.atom_deviation = VarianceScaling(), VarianceScaling()
+        self.statistic = statistic
+        self.structure_bound, self.atom_bound = Conformal(statistic), Conformal(statistic)
+        self.structure_deviation, self.atom_deviation = VarianceScaling(statistic), VarianceScaling(statistic)
 
-    def fit(
+    def _fit(
         self,
         u: NDArray[Any],
         error: NDArray[Any],
@@ -235,19 +258,22 @@ class Calibration(nn.Module):
         calibrated: Tensor = chosen(u)
         return calibrated
 
+    @property
+    def meaning(self) -> str:
+        """What a calibrated value is."""
+        if self.kind == "conformal":
+            return f"kJ/mol/nm of force error (RMS per component) that is exceeded with probability {self.alpha:g}"
+        return "kJ/mol/nm of expected force error (RMS per component)"
+
     def describe(self) -> dict[str, Any]:
         """What the manifest says of it."""
-        meaning = (
-            f"root-mean-square force error per component that is exceeded with probability {self.alpha:g}"
-            if self.kind == "conformal"
-            else "expected root-mean-square force error per component"
-        )
         return {
             "kind": self.kind,
             "alpha": self.alpha,
+            "statistic": self.statistic,
             "frames": self.frames,
             "unit": "kJ/mol/nm",
-            "meaning": meaning,
+            "meaning": self.meaning,
             "structure_quantiles": {f"{level:g}": q for level, q in self.structure_bound.quantiles.items()},
             "atom_quantiles": {f"{level:g}": q for level, q in self.atom_bound.quantiles.items()},
         }
@@ -255,18 +281,11 @@ class Calibration(nn.Module):
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> Calibration:
         """Inverse of `describe`; the tensors still have to be loaded."""
-        made = cls(description["kind"], description["alpha"])
+        made = cls(description["kind"], description["alpha"], description["statistic"])
         made.frames = description["frames"]
         for part, key in ((made.structure_bound, "structure_quantiles"), (made.atom_bound, "atom_quantiles")):
             part.quantiles = {float(level): q for level, q in description[key].items()}
         return made
-
-
-def positive_part(values: NDArray[np.float64], shift: float, width: float) -> NDArray[np.float64]:
-    """`ShiftedMap.positive` of an array."""
-    above = values - shift
-    found: NDArray[np.float64] = 0.5 * (above + np.sqrt(above**2 + 4 * width**2))
-    return found
 
 
 def frames_needed(alpha: float) -> int:

@@ -39,6 +39,7 @@ class Committee(AtomwiseUncertainty):
     """
 
     kind = "committee"
+    statistic: ClassVar[str] = "deviation"
     default_members: ClassVar[int] = 4
     fewest_members: ClassVar[int] = 2
 

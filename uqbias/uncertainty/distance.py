@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -52,6 +52,7 @@ class Distance(AtomwiseUncertainty):
     """
 
     kind = "distance"
+    statistic: ClassVar[str] = "deviation"
     unit = "dimensionless"
     features: Features
     mean: Tensor

@@ -34,7 +34,8 @@ class GaussianMixture(AtomwiseUncertainty):
     where median, q95 and q10 are quantiles over the training frames (of NLL, then of u0); the scale comes from the
     lower tail, since the upper one widens with every diverse label.
 
-    As a CV on latents: Zhu et al., J. Chem. Phys. 158, 164111 (2023); Tan et al., npj Comput. Mater. 9, 225 (2023).
+    As an uncertainty: Zhu et al., J. Chem. Phys. 158, 164111 (2023); Tan et al., npj Comput. Mater. 9, 225 (2023). As a
+    CV: Tan, Dietschreit and Gómez-Bombarelli, arXiv:2402.03753.
 
     Parameters
     ----------
@@ -47,7 +48,8 @@ class GaussianMixture(AtomwiseUncertainty):
     squash : ``none`` or ``softplus_sqrt``.
     aggregation : arguments of `Aggregation`; None for features of whole geometries.
     max_iter : iterations of expectation maximisation.
-    elements : atomic numbers of the atoms of the features for one mixture per element; None: one for all atoms.
+    elements : atomic numbers of the atoms of the features for one mixture per element, each NLL then counted from its
+        median over the training atoms of that element; None: one for all atoms.
     choose_components : ``fixed`` or ``bic``; see `MixtureDensity.fit`.
     """
 
@@ -57,6 +59,7 @@ class GaussianMixture(AtomwiseUncertainty):
     nll_scale: Tensor
     squashed_median: Tensor
     squashed_scale: Tensor
+    group_median: Tensor
 
     def __init__(
         self,
@@ -98,6 +101,7 @@ class GaussianMixture(AtomwiseUncertainty):
         )
         for name in ("nll_median", "squashed_median"):
             self.register_buffer(name, torch.zeros(()))
+        self.register_buffer("group_median", torch.zeros(len(self.groups)))
         for name in ("nll_scale", "squashed_scale"):
             self.register_buffer(name, torch.ones(()))
 
@@ -160,6 +164,7 @@ class GaussianMixture(AtomwiseUncertainty):
     ) -> None:
         """Fit whitening, mixture and scale; see `Uncertainty.fit`."""
         samples = self._training_features(positions, latents)
+        medians = np.zeros(len(self.groups))
         for group, (label, density) in enumerate(zip(self.groups.labels, self.densities, strict=True)):
             chosen = samples if label is None else samples[:, np.array(self.elements) == label]
             try:
@@ -175,6 +180,11 @@ class GaussianMixture(AtomwiseUncertainty):
                 if label is None:
                     raise
                 raise UqbiasError(f"{self.groups.name(group)}: {error.what}", error.cure) from error
+            if label is not None:
+                flat = torch.as_tensor(chosen.reshape(-1, self.features.dim)).to(self.group_median)
+                with torch.no_grad():
+                    medians[group] = float(density(flat).median())
+        set_buffers(self, group_median=medians)
         self._set_scale(positions, energy, latents)
 
     def _set_scale(self, positions: Tensor, energy: Tensor, latents: Tensor) -> None:
@@ -198,7 +208,10 @@ class GaussianMixture(AtomwiseUncertainty):
     def atom_values(self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None) -> Tensor:
         """NLL in nats of the whitened features: [W], or [W, A] where the features are per atom."""
         parts = self.groups.split(self.features(positions, latents))
-        return self.groups.join([density(part) for density, part in zip(self.densities, parts, strict=True)])
+        # Densities of different elements have different units; each is counted from its own median.
+        medians = self.group_median.unbind(0)
+        found = [density(part) - m for density, part, m in zip(self.densities, parts, medians, strict=True)]
+        return self.groups.join(found)
 
     def forward(self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None) -> Tensor:
         """Return u [W]: nats above the median of the training set, or dimensionless if squashed."""

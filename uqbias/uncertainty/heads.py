@@ -16,7 +16,7 @@ from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.topology import Topology
 from uqbias.uncertainty.aggregation import Aggregation
 from uqbias.uncertainty.atomwise import AtomwiseUncertainty
-from uqbias.uncertainty.base import set_buffers
+from uqbias.uncertainty.base import energy_unit, set_buffers
 
 QUANTITIES = ("forces", "energy")
 
@@ -74,6 +74,7 @@ class ErrorHead(AtomwiseUncertainty):
     """
 
     n_outputs: ClassVar[int]
+    statistic: ClassVar[str] = "deviation"
     most_members: ClassVar[int | None] = 1
     force_unit: Tensor
 
@@ -176,5 +177,5 @@ class ErrorHead(AtomwiseUncertainty):
         """Standard deviation of each atom's force components [W, N], kJ/mol/nm, or of the energy [W], kJ/mol."""
         outputs = self.network(latents[0])
         if self.quantity == "energy":
-            return self.deviation(outputs.mean(-2)) * (self.force_unit * 0.1 * math.sqrt(self.n_atoms))
+            return self.deviation(outputs.mean(-2)) * (self.force_unit * energy_unit(self.n_atoms))
         return self.deviation(outputs) * self.force_unit

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -49,6 +49,7 @@ class LastLayerRigidity(AtomwiseUncertainty):
     """
 
     kind = "llpr"
+    statistic: ClassVar[str] = "deviation"
     unit = "dimensionless"
     features: Features
     factors: Tensor

@@ -80,29 +80,30 @@ class MixtureDensity(nn.Module):
                 "give more frames, or set samples_per_component",
             )
         self.whitening.fit(samples)
-        z = self.whitening.transform(samples)
+        # Directions that the data do not have are zero: their covariances would count as parameters in the BIC.
+        kept = np.flatnonzero(self.whitening.matrix.abs().sum(0).cpu().numpy() > 0)
+        z = self.whitening.transform(samples)[:, kept]
         if choose == "fixed":
             mixture = _expectation_maximisation(z, count, reg_covar, max_iter, seed)
         else:
-            tried = [_expectation_maximisation(z, k, reg_covar, max_iter, seed) for k in range(1, count + 1)]
-            mixture = min(tried, key=lambda found: float(found.bic(z)))
-        self._take(mixture)
+            mixture = _lowest_bic(z, count, reg_covar, max_iter, seed)
+        self._take(mixture, kept)
         return len(mixture.means_)
 
-    def _take(self, mixture: Any) -> None:
+    def _take(self, mixture: Any, kept: NDArray[np.int64]) -> None:
         count, d = mixture.means_.shape
-        projection = np.zeros((d, self.n_components, d))
-        offset = np.zeros((self.n_components, d))
+        projection = np.zeros((self.whitening.dim, self.n_components, self.whitening.dim))
+        offset = np.zeros((self.n_components, self.whitening.dim))
         log_weights = np.full(self.n_components, PADDING)
         cholesky = mixture.precisions_cholesky_
-        projection[:, :count] = cholesky.transpose(1, 0, 2)
-        offset[:count] = np.einsum("ki,kij->kj", mixture.means_, cholesky)
+        projection[np.ix_(kept, np.arange(count), kept)] = cholesky.transpose(1, 0, 2)
+        offset[np.ix_(np.arange(count), kept)] = np.einsum("ki,kij->kj", mixture.means_, cholesky)
         log_determinants = np.log(np.diagonal(cholesky, axis1=1, axis2=2)).sum(axis=1)
         with np.errstate(divide="ignore"):
             log_weights[:count] = np.log(mixture.weights_) + log_determinants - 0.5 * d * math.log(2 * math.pi)
         set_buffers(
             self,
-            projection=projection.reshape(d, -1),
+            projection=projection.reshape(self.whitening.dim, -1),
             offset=offset.reshape(-1),
             log_weights=np.maximum(log_weights, PADDING),
         )
@@ -112,6 +113,19 @@ class MixtureDensity(nn.Module):
         z = self.whitening(features)
         standardised = (z @ self.projection - self.offset).reshape(*z.shape[:-1], self.n_components, -1)
         return -torch.logsumexp(self.log_weights - 0.5 * (standardised * standardised).sum(-1), -1)
+
+
+def _lowest_bic(z: NDArray[np.float64], most: int, reg_covar: float, max_iter: int, seed: int) -> Any:
+    """The mixture of 1 to ``most`` Gaussians with the lowest BIC; those that do not converge are passed over."""
+    found, fault = [], None
+    for count in range(1, most + 1):
+        try:
+            found.append(_expectation_maximisation(z, count, reg_covar, max_iter, seed))
+        except UqbiasError as error:
+            fault = error
+    if not found and fault is not None:
+        raise fault
+    return min(found, key=lambda mixture: float(mixture.bic(z)))
 
 
 def _expectation_maximisation(z: NDArray[np.float64], count: int, reg_covar: float, max_iter: int, seed: int) -> Any:

@@ -13,7 +13,7 @@ from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.topology import Topology
 from uqbias.uncertainty.aggregation import Aggregation
 from uqbias.uncertainty.atomwise import AtomwiseUncertainty
-from uqbias.uncertainty.base import set_buffers
+from uqbias.uncertainty.base import energy_unit, set_buffers
 from uqbias.uncertainty.heads import ElementNetwork
 
 SCORES = ("crps", "nll")
@@ -47,6 +47,7 @@ class ShallowEnsemble(AtomwiseUncertainty):
     """
 
     kind = "shallow_ensemble"
+    statistic: ClassVar[str] = "deviation"
     unit = "kJ/mol"
     most_members: ClassVar[int | None] = 1
     force_unit: Tensor
@@ -141,7 +142,7 @@ class ShallowEnsemble(AtomwiseUncertainty):
 
     @property
     def _energy_unit(self) -> Tensor:
-        return self.force_unit * (0.1 * math.sqrt(self.n_atoms))
+        return self.force_unit * energy_unit(self.n_atoms)
 
     def forward(self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None) -> Tensor:
         """Return u [W], kJ/mol."""

@@ -123,8 +123,7 @@ def stiff_deviations(model: UncertaintyModel, positions: NDArray[Any]) -> Array:
 
 
 def _blocks(model: UncertaintyModel, positions: NDArray[Any]) -> list[Tensor]:
-    dtype = next(model.potential.parameters()).dtype
-    x = torch.as_tensor(np.asarray(positions), dtype=dtype)
+    x = torch.as_tensor(np.asarray(positions)).to(next(model.potential.parameters()))
     return [block.clone() for block in torch.split(x, BLOCK)]
 
 
