@@ -160,16 +160,16 @@ class PlumedSession:
         self.pending = False
         self.closed = False
         self.flush = flush
-        self.output_dir = output_dir.absolute()
+        self._folder = str(output_dir.resolve())
         self.bias = np.zeros(1)
         self.forces = np.zeros((len(masses), 3))
         self.box = np.zeros((3, 3))
         # PLUMED keeps pointers: all of these arrays live as long as it does.
         self.values = {name: np.zeros(1) for name in names}
         self.value_forces = {name: np.zeros(1) for name in names}
-        self._positions = np.zeros((len(masses), 3))
+        self.positions = np.zeros((len(masses), 3))
         self._step, self._stop = np.zeros(1, dtype=np.int_), np.zeros(1, dtype=np.intc)
-        self.output_dir.mkdir(parents=True, exist_ok=True)
+        output_dir.mkdir(parents=True, exist_ok=True)
         self._plumed = make_plumed(find_kernel())
         self._cmd = self._plumed.cmd
         before: list[tuple[str, Any]] = [
@@ -201,7 +201,7 @@ class PlumedSession:
             ("setMasses", masses),
             ("setCharges", charges),
             ("setBox", self.box),
-            ("setPositions", self._positions),
+            ("setPositions", self.positions),
             ("setForces", self.forces),
             ("prepareCalc", None),
             ("performCalcNoUpdate", None),
@@ -244,7 +244,7 @@ class PlumedSession:
         values : of each name handed in.
         """
         self._step[0] = self.step
-        self._positions[:] = positions
+        self.positions[:] = positions
         self.forces.fill(0.0)
         self.bias.fill(0.0)
         for name, array in self.values.items():
@@ -288,11 +288,11 @@ class PlumedSession:
     @contextlib.contextmanager
     def _in_output_dir(self) -> Iterator[None]:
         """PLUMED opens files relative to the working directory, some of them only in an update."""
-        here = Path.cwd()
-        if here == self.output_dir:
+        here = os.getcwd()  # noqa: PTH109 - each step: a Path costs as much as all of PLUMED
+        if here == self._folder:
             yield
             return
-        os.chdir(self.output_dir)
+        os.chdir(self._folder)
         try:
             yield
         finally:
