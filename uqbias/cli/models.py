@@ -35,7 +35,10 @@ def train(
         typer.Option(metavar="PDB", help="Atom names and bonds; bonds are guessed from distances if left out."),
     ] = None,
     cv: Annotated[
-        str | None, typer.Option(metavar="KIND", help="Driver, the uncertainty that a bias acts on: kernel_density.")
+        str | None,
+        typer.Option(
+            metavar="KIND", help="Driver, the uncertainty that a bias acts on: any kind; kernel_density if left out."
+        ),
     ] = None,
     features: Annotated[
         str | None, typer.Option(help="Feature space of the driver: torsions, pair_distances or latents.")
@@ -71,8 +74,8 @@ def train(
 ) -> None:
     """Train a potential with its uncertainties on your own frames.
 
-    A tenth of the frames is held out for early stopping and a tenth for the calibration of the uncertainty. The first
-    training of a molecule compiles its training step (under a minute, cached).
+    A tenth of the frames is held out for early stopping and a tenth, at least 1/α frames, for the calibration of the
+    uncertainty. The first training of a molecule compiles its training step (under a minute, cached).
 
     \b
     Examples:
