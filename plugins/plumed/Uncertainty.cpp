@@ -7,7 +7,7 @@
 #include "config/version.h"
 #include "tools/Tensor.h"
 #include "tools/Units.h"
-// PLUMED 2.9 keeps its units there, and describes values with fewer words.
+// PLUMED 2.9 keeps its units there.
 #if __has_include("core/Atoms.h")
 #define UQBIAS_PLUMED_2_9 1
 #include "core/Atoms.h"
@@ -36,6 +36,13 @@ METAD ARG=u SIGMA=0.1 HEIGHT=1.0 PACE=500 BIASFACTOR=10 FILE=HILLS
 */
 //+ENDPLUMEDOC
 
+/// For the manual of PLUMED 2.11; earlier versions have no such function, or one of other arguments.
+template<class K> auto describeValue(K& keys,int) -> decltype(keys.setValueDescription("scalar","")) {
+  keys.setValueDescription("scalar","the first output of the model");
+}
+
+template<class K> void describeValue(K&,long) {}
+
 class Uncertainty : public Colvar {
   std::unique_ptr<::uqbias::Model> model;
   bool pbc=true;
@@ -52,6 +59,7 @@ class Uncertainty : public Colvar {
   double nmPerLength();
   double kjPerEnergy();
   double amuPerMass();
+  bool hasMasses() const;
   bool naturalUnits();
   void describe(const std::string& path,const std::string& device,bool doublePrecision,int threads);
   void compareMasses();
@@ -74,9 +82,7 @@ void Uncertainty::registerKeywords(Keywords& keys) {
   keys.addFlag("FLOAT64",false,"hold the weights and calculate in double precision");
   keys.addFlag("COMPONENTS",false,"give every output of a model with several: value is the first, the others have their own names");
   ActionWithValue::useCustomisableComponents(keys);
-#ifndef UQBIAS_PLUMED_2_9
-  keys.setValueDescription("scalar","the first output of the model");
-#endif
+  describeValue(keys,0);
 }
 
 Uncertainty::Uncertainty(const ActionOptions& ao):
@@ -173,6 +179,11 @@ double Uncertainty::amuPerMass() {
 bool Uncertainty::naturalUnits() {
   return plumed.getAtoms().usingNaturalUnits();
 }
+
+bool Uncertainty::hasMasses() const {
+  // They are not numbers where the engine gave none.
+  return true;
+}
 #else
 double Uncertainty::nmPerLength() {
   return getUnits().getLength();
@@ -189,12 +200,16 @@ double Uncertainty::amuPerMass() {
 bool Uncertainty::naturalUnits() {
   return usingNaturalUnits();
 }
+
+bool Uncertainty::hasMasses() const {
+  return massesWereSet;
+}
 #endif
 
 void Uncertainty::compareMasses() {
   massesCompared=true;
   std::vector<double> masses(getNumberOfAtoms());
-  if(massesWereSet) {
+  if(hasMasses()) {
     for(unsigned i=0; i<masses.size(); ++i) {
       masses[i]=getMass(i)*amuPerMass();
     }
