@@ -1,5 +1,7 @@
 """The fused evaluator on a tiny model: memo, new weights, growing bias, broken walkers, errors under OpenMM."""
 
+import copy
+
 import numpy as np
 import openmm
 import pytest
@@ -201,3 +203,13 @@ def test_torchforce_as_variable_is_refused_where_it_kills_the_process(monkeypatc
         stack.check_torchforce_as_variable()
     monkeypatch.setattr(stack, "_version", lambda openmm: (8, 5))
     stack.check_torchforce_as_variable()
+
+
+def test_load_model_refuses_other_options_with_the_same_tensors(alanine_model, graph_cache):
+    """The kind of calibration is no tensor, but part of the graph."""
+    evaluator = FusedEvaluator(alanine_model, None, 1, runner="eager", dtype=torch.float64, cache_dir=graph_cache)
+    other = copy.deepcopy(alanine_model)
+    evaluator.load_model(other)
+    other.calibration.kind = "variance_scaling"
+    with pytest.raises(UqbiasError, match="other options of potential, driver, judge or calibration"):
+        evaluator.load_model(other)
