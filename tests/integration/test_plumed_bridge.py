@@ -28,6 +28,7 @@ from uqbias.plumed.bridge import PlumedBridge
 from uqbias.plumed.kernel import environment, find_kernel, make_plumed
 
 STRUCTURE = Path(__file__).parents[2] / "systems" / "alanine_dipeptide" / "structure.pdb"
+EXAMPLES = Path(__file__).parents[2] / "examples" / "plumed"
 TIMESTEP = 0.0005
 HEIGHT, SIGMA, PACE = 1.0, 0.4, 10
 #: PLUMED sets kernels to zero beyond √(2·6.25) σ and stretches them to end there: by this share of their height.
@@ -224,18 +225,50 @@ def test_500_steps_with_stretched_kernels(tmp_path, alanine_model, start):
 
 
 @needs_kernel
-def test_platform_cpu_and_single_precision(tmp_path, alanine_model, start):
+def test_500_steps_through_the_plugin(tmp_path, alanine_model, start):
+    """The action UNCERTAINTY on atoms in the place of EXTRACV, in the same bridge: the same run."""
+    from uqbias.export import export_torchscript
+    from uqbias.plumed.build import build_plugin
+
+    try:
+        library = build_plugin(tmp_path / "plugin", find_kernel())
+    except UqbiasError as error:
+        pytest.skip(f"the plugin cannot be built here: {error}")
+    export_torchscript(alanine_model, tmp_path / "cv.pt", "cv", with_forces=True)
+    action = f"c: UNCERTAINTY ATOMS=1-22 MODEL={tmp_path / 'cv.pt'} FLOAT64 NOPBC"
     final = []
+    for name, lines in (("bridge", METAD), ("plugin", [f"LOAD FILE={library}", action, *METAD[1:]])):
+        system = force_field_system()
+        bridge = bridged(system, lines, alanine_model, tmp_path / name, include_energy=False)
+        simulation = simulation_of(system, start)
+        with bridge:
+            bridge.step(simulation, 500)
+        final.append((positions_of(simulation), read_hills(tmp_path / name / "HILLS", TIMESTEP * 1e3)))
+    np.testing.assert_array_equal(final[1][1]["step"], final[0][1]["step"])
+    # The exported weights are float32.
+    np.testing.assert_allclose(final[1][1]["centre"], final[0][1]["centre"], atol=1e-4)
+    np.testing.assert_allclose(final[1][1]["height"], final[0][1]["height"], atol=1e-4)
+    assert np.abs(final[1][0] - final[0][0]).max() < 1e-5
+
+
+@needs_kernel
+def test_platform_cpu_and_single_precision(tmp_path, alanine_model, start):
+    forces, final = [], []
     for name, dtype in (("Reference", torch.float64), ("CPU", torch.float32)):
         system = bare_system(alanine_model)
-        bridge = bridged(system, METAD, alanine_model, tmp_path / name, dtype=dtype)
+        bridge = bridged(system, METAD, alanine_model, tmp_path / "forces" / name, dtype=dtype)
+        forces.append(energy_and_forces(simulation_of(system, start, platform=name).context)[1])
+        bridge.finalize()
+        system = force_field_system()
+        bridge = bridged(system, METAD, alanine_model, tmp_path / name, dtype=dtype, include_energy=False)
         simulation = simulation_of(system, start, platform=name)
         with bridge:
-            bridge.step(simulation, 30)
+            bridge.step(simulation, 100)
         final.append((positions_of(simulation), read_hills(tmp_path / name / "HILLS", 0.5)))
+    np.testing.assert_allclose(forces[1], forces[0], atol=1e-4 * np.abs(forces[0]).max(), rtol=0)
     np.testing.assert_allclose(final[1][0], final[0][0], atol=1e-4)
     np.testing.assert_allclose(final[1][1]["centre"], final[0][1]["centre"], atol=1e-3)
-    assert len(final[1][1]) == 3
+    assert len(final[1][1]) == 10
 
 
 def run_hills(folder, model, start, steps=60, prepare=None, reporters=(), plain=False):
@@ -485,6 +518,29 @@ def test_missing_kernel(tmp_path, tiny_model, monkeypatch):
     (tmp_path / "libplumedKernel.so").write_text("not a library")
     with pytest.raises(UqbiasError, match=r"does not load.*conda install -c conda-forge plumed"):
         find_kernel()
+
+
+@needs_kernel
+@pytest.mark.parametrize(("command", "output"), [("bridge/run.py", "plumed_out"), ("opes/run.sh", "opes_out")])
+def test_examples(tmp_path, alanine_model, command, output):
+    if output == "opes_out" and find_kernel().modules and "opes" not in find_kernel().modules:
+        pytest.skip("this PLUMED has no module opes")
+    alanine_model.save(tmp_path / "model.uqb")
+    script = EXAMPLES / command
+    start = [sys.executable] if script.suffix == ".py" else ["sh"]
+    done = subprocess.run(
+        [*start, str(script), "--steps", "100", "--runner", "eager"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "100 steps, bias of PLUMED at the end" in done.stdout
+    assert len(read_colvar(tmp_path / output / "COLVAR")["time"]) == 3
+    assert (tmp_path / output / "figure.png").is_file()
 
 
 def main(task, model_path, folder):

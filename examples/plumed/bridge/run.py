@@ -65,7 +65,7 @@ def show(folder):
     points = right.scatter(phi, psi, c=colvar["u"], s=4, cmap="viridis")
     right.set(xlabel="φ / °", ylabel="ψ / °", xlim=(-180, 180), ylim=(-180, 180), aspect="equal")
     figure.colorbar(points, label="u / nats")
-    figure.savefig(folder / "picture.png", dpi=100)
+    figure.savefig(folder / "figure.png", dpi=100)
 
 
 if __name__ == "__main__":
