@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from uqbias.compile.fused import BiasLike
 from uqbias.compile.runners import trace_to_torchscript
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.files import atomic_path
+from uqbias.model import UncertaintyModel
 
 #: What an exported module may give, and its unit.
 OUTPUTS = {
@@ -35,6 +37,7 @@ def export_torchscript(
     with_forces: bool = False,
     bias: BiasLike | None = None,
     periodic: bool = False,
+    components: Sequence[str] = (),
     example_positions: Tensor | None = None,
 ) -> None:
     """Write ``forward(positions [N, 3] nm[, box [3, 3] nm]) -> scalar``, or ``-> (scalar, forces [N, 3])``, atomically.
@@ -56,22 +59,26 @@ def export_torchscript(
     bias : for ``biased``: its state as of now is written into the file and stays fixed.
     periodic : the module takes the box (rows are lattice vectors) as second argument, as a TorchForce hands it in after
         ``setUsesPeriodicBoundaryConditions(True)``.
+    components : further outputs of the file, of ``energy``, ``cv``, ``uncertainty`` and ``max`` (the largest calibrated
+        uncertainty of an atom): the module then gives a tensor [1 + K], ``output`` first, for PLUMED's COMPONENTS. Not
+        together with forces.
     example_positions : [N, 3] nm, a geometry to trace with; a zigzag chain if None.
 
     Raises
     ------
     UqbiasError
-        If ``output`` is unknown, or ``biased`` and ``bias`` do not come together.
+        If ``output`` or a component is unknown, or ``biased`` and ``bias`` do not come together.
     """
     if output not in OUTPUTS:
         raise UqbiasError(f"unknown output '{output}'", did_you_mean(output, OUTPUTS))
     if (output == "biased") != (bias is not None):
         raise UqbiasError(f"output '{output}' with bias {bias!r}", "give a bias with output 'biased', and only with it")
+    _check_components(model, output, components, with_forces)
     numbers = [int(number) for number in model.numbers]  # type: ignore[union-attr, arg-type]
     positions = _chain(len(numbers)) if example_positions is None else example_positions.detach().cpu().double()
     if positions.shape != (len(numbers), 3):
         raise UqbiasError(f"example positions of shape {tuple(positions.shape)}", f"give [{len(numbers)}, 3]")
-    scalar = _Scalar(model, output, bias).eval()
+    scalar = _Scalar(model, output, bias, components).eval()
     examples = [positions, 10.0 * torch.eye(3, dtype=torch.float64)] if periodic else [positions]
     if with_forces or getattr(model, "requires_forces", False):
         # Autograd inside the model becomes plain operations, which the host's autograd differentiates once more.
@@ -89,6 +96,9 @@ def export_torchscript(
         "length_unit": "nm",
         "versions": {"uqbias": uqbias.__version__, "torch": torch.__version__},
     }
+    if components:
+        names = [output, *components]
+        manifest |= {"components": names, "units": [unit_of(model, name) for name in names]}
     with atomic_path(path) as temporary:
         torch.jit.save(traced, str(temporary), _extra_files={"manifest.json": json.dumps(manifest)})  # type: ignore[no-untyped-call]
 
@@ -96,17 +106,48 @@ def export_torchscript(
 def unit_of(model: torch.nn.Module, output: str) -> str:
     """Unit of an output, as the model states it."""
     if hasattr(model, "manifest"):
-        return str(model.manifest()["units"].get(output, OUTPUTS[output]))  # type: ignore[operator]
-    return OUTPUTS[output]
+        units = model.manifest()["units"]  # type: ignore[operator]
+        return str(units.get("uncertainty" if output == "max" else output, OUTPUTS.get(output, "")))
+    return OUTPUTS.get(output, "")
+
+
+def _check_components(model: torch.nn.Module, output: str, components: Sequence[str], with_forces: bool) -> None:
+    for name in components:
+        if name not in COMPONENTS or name == output:
+            raise UqbiasError(
+                f"component '{name}' beside output '{output}'",
+                did_you_mean(name, [other for other in COMPONENTS if other != output]),
+            )
+        if name == "max" and not _values_for_all_atoms(model):
+            raise UqbiasError(
+                "component 'max' of a judge without a calibrated value for every atom",
+                "choose another judge, or leave it out",
+            )
+    if components and with_forces:
+        raise UqbiasError("components with forces", "a file has either; leave with_forces out")
+
+
+def _values_for_all_atoms(model: torch.nn.Module) -> bool:
+    if not (isinstance(model, UncertaintyModel) and model.calibration.has_atoms):
+        return False
+    atoms = getattr(model.uncertainty, "scatter", None)
+    return atoms is None or len(atoms) == len(model.numbers)
+
+
+#: What may come beside the output.
+COMPONENTS = ("energy", "cv", "uncertainty", "max")
 
 
 class _Scalar(torch.nn.Module):
-    """One output of a float32 copy of the model for one molecule, bias state in buffers."""
+    """Outputs of a float32 copy of the model for one molecule, bias state in buffers."""
 
-    def __init__(self, model: torch.nn.Module, output: str, bias: BiasLike | None) -> None:
+    def __init__(
+        self, model: torch.nn.Module, output: str, bias: BiasLike | None, components: Sequence[str] = ()
+    ) -> None:
         super().__init__()
         self.model = copy.deepcopy(model).to("cpu", torch.float32).requires_grad_(False)
         self._output, self._bias = output, bias
+        self._components = tuple(components)
         self._state_names: dict[str, str] = {}
         for index, (name, tensor) in enumerate((bias.state() if bias is not None else {}).items()):
             dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
@@ -119,9 +160,13 @@ class _Scalar(torch.nn.Module):
         if self._bias is not None:
             state = {name: getattr(self, kept) for name, kept in self._state_names.items()}
             energy = energy + self._bias.energy(cv, energy, state)
-        value: Tensor = {"cv": cv, "uncertainty": uncertainty}.get(self._output, energy)
+        values = {"cv": cv, "uncertainty": uncertainty, "energy": energy, "biased": energy}
+        if "max" in self._components:
+            of_atoms: Tensor = self.model.atom_uncertainties(points, None if box is None else box.float())  # type: ignore[operator]
+            values["max"] = of_atoms.amax(-1)
+        found = [values[name].squeeze(0) for name in (self._output, *self._components)]
         # type_as, since .to(dtype) would be traced as the dtype of the example.
-        return value.squeeze(0).type_as(positions)
+        return (torch.stack(found) if self._components else found[0]).type_as(positions)
 
 
 def _trace_flattened(scalar: _Scalar, examples: list[Tensor], with_forces: bool) -> Any:

@@ -93,6 +93,25 @@ class UncertaintyModel(nn.Module):
         judged, driver = self.judge_and_driver(positions, *terms)
         return Prediction(terms[0].mean(0) + self.potential.energy_shift, driver, self.calibration(judged))
 
+    def atom_uncertainties(self, positions: Tensor, box: Tensor | None = None) -> Tensor:
+        """Calibrated uncertainty of each atom that has one of W walkers [W, N, 3] nm: [W, A], kJ/mol/nm.
+
+        Raises
+        ------
+        UqbiasError
+            If the judge has no values per atom.
+        """
+        terms: tuple[Tensor, ...]
+        if self.uncertainty.requires_forces:
+            terms = with_member_forces(self.potential, positions, box)
+        else:
+            terms = self.potential(positions, box)
+        raw = self.uncertainty.per_atom(positions, *terms)
+        if raw is None:
+            raise UqbiasError(f"uncertainty '{self.uncertainty.kind}' has no values per atom", "choose another judge")
+        found: Tensor = self.calibration.per_atom(raw)
+        return found
+
     @property
     def requires_forces(self) -> bool:
         """Whether an uncertainty needs the forces of every committee member."""

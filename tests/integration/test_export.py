@@ -1,5 +1,6 @@
 """Exported modules used by a process that has torch, OpenMM and openmmtorch, and no uqbias."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import torch
 from uqbias.bias.walls import UpperWall
 from uqbias.errors import UqbiasError
 from uqbias.export import export_torchscript
+from uqbias.fit import calibrate
+from uqbias.model import UncertaintyModel
 
 HOST = Path(__file__).with_name("host_without_uqbias.py")
 
@@ -117,3 +120,36 @@ def test_a_host_without_uqbias(alanine_model, alanine_frames, tmp_path):
             assert np.abs(np.array(result[form]) - expected).max() < 1e-3 * size, form
     assert result["hills_moved_the_force"] > 0
     assert result["cv_from_metadynamics"] == pytest.approx(result["cv_from_module"], rel=1e-4)
+
+
+def test_components(alanine_model, alanine_frames, tmp_path):
+    """Several values in one file, each with its gradient, named and with its unit in the manifest."""
+    parts = (copy.deepcopy(part) for part in (alanine_model.potential, alanine_model.uncertainty))
+    model = UncertaintyModel(*parts, alanine_model.topology, copy.deepcopy(alanine_model.cv))
+    model.potential.record_seen(alanine_frames.positions[:60])
+    with pytest.raises(UqbiasError, match="component 'max' of a judge without a calibrated value for every atom"):
+        export_torchscript(model, tmp_path / "cv.pt", "cv", components=["max"])
+    calibrate(model, alanine_frames[60:])
+    export_torchscript(model, tmp_path / "cv.pt", "cv", components=["energy", "max"])
+    extra = {"manifest.json": ""}
+    loaded = torch.jit.load(str(tmp_path / "cv.pt"), _extra_files=extra)
+    manifest = json.loads(extra["manifest.json"])
+    assert manifest["components"] == ["cv", "energy", "max"]
+    assert manifest["units"][:2] == ["nats", "kJ/mol"]
+    assert manifest["units"][2].startswith("kJ/mol/nm of force error")
+    x = torch.tensor(alanine_frames.positions[70]).requires_grad_()
+    values = loaded(x)
+    expected = model(x.unsqueeze(0))
+    largest = model.atom_uncertainties(x.unsqueeze(0)).max()
+    torch.testing.assert_close(values, torch.stack([expected.cv[0], expected.energy[0], largest]), rtol=1e-4, atol=1e-3)
+    for value, reference in zip(values, (expected.cv, expected.energy, largest), strict=True):
+        found, wanted = (torch.autograd.grad(y.sum(), x, retain_graph=True)[0] for y in (value, reference))
+        assert (found - wanted).abs().max() < 1e-3 * wanted.abs().max()
+
+
+def test_bad_components(alanine_model, tmp_path):
+    with pytest.raises(UqbiasError, match="did you mean 'energy'"):
+        export_torchscript(alanine_model, tmp_path / "cv.pt", "cv", components=["enrgy"])
+    with pytest.raises(UqbiasError, match="components with forces"):
+        export_torchscript(alanine_model, tmp_path / "cv.pt", "cv", components=["energy"], with_forces=True)
+    assert not (tmp_path / "cv.pt").exists()

@@ -21,7 +21,7 @@ def test_metadynamics(alanine_model, alanine_frames, tmp_path):
     files = write_plumed_input(alanine_model, tmp_path / "new" / "folder")
     assert [path.name for path in files] == ["cv.pt", "plumed.dat", "plumed_openmm.dat", "README.md"]
     plugin, bridge = (lines(files[index]) for index in (1, 2))
-    assert plugin[:2] == ["LOAD FILE=libuqbias.so", "u: UNCERTAINTY ATOMS=1-22 MODEL=cv.pt"]
+    assert plugin[:2] == ["LOAD FILE=./libuqbias.so", "u: UNCERTAINTY ATOMS=1-22 MODEL=cv.pt"]
     assert bridge[0] == "u: EXTRACV NAME=cv"
     assert plugin[2:] == bridge[1:]
     assert plugin[2].startswith("METAD ARG=u SIGMA=0.3 HEIGHT=1 PACE=500 BIASFACTOR=10 TEMP=300 FILE=HILLS")

@@ -183,6 +183,10 @@ def export(
     with_forces: Annotated[
         bool, typer.Option("--with-forces", help="Give (value, forces [N, 3]): faster, for setOutputsForces(True).")
     ] = False,
+    components: Annotated[
+        str | None,
+        typer.Option(help="More values in the file, as energy,max: for COMPONENTS of PLUMED's UNCERTAINTY."),
+    ] = None,
     hills: Annotated[
         Path | None, typer.Option(metavar="HILLS", help="For biased: the hills, a file of `uqbias md` or a run.")
     ] = None,
@@ -204,19 +208,21 @@ def export(
     if output == "biased" and hills is None:
         raise UqbiasError("output 'biased' without a bias", "give --hills HILLS")
     bias = None if hills is None else _bias_of(hills)
-    export_torchscript(loaded, path, output, with_forces=with_forces, bias=bias)
+    names = [name.strip() for name in components.split(",")] if components else []
+    export_torchscript(loaded, path, output, with_forces=with_forces, bias=bias, components=names)
     facts = {
         "file": str(path),
         "output": output,
         "unit": unit_of(loaded, output),
         "with_forces": with_forces,
+        "components": names,
         "atoms": len(loaded.numbers),
     }
     if json:
         print_json(facts)
         return
     arguments = "positions [N, 3] nm"
-    returned = f"({output}, forces [N, 3] per nm)" if with_forces else f"{output}"
+    returned = f"({output}, forces [N, 3] per nm)" if with_forces else ", ".join([output, *names])
     typer.echo(f"wrote {path}: forward({arguments}) -> {returned}; {output} in {unit_of(loaded, output)}")
     extra = "; force.setOutputsForces(True)" if with_forces else ""
     typer.echo(f'use: force = openmmtorch.TorchForce("{path}"){extra}')

@@ -10,6 +10,7 @@ from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.export import export_torchscript
 from uqbias.files import write_text
 from uqbias.model import UncertaintyModel
+from uqbias.plumed.build import PLUGIN_NAME
 
 BIASES = ("metad", "opes")
 OUTPUTS = ("cv", "uncertainty")
@@ -80,10 +81,10 @@ def write_plumed_input(
     # The form with forces needs no autograd in the engine.
     export_torchscript(model, cv, options.output, with_forces=True)
     atoms = options.atoms or f"1-{len(model.numbers)}"
-    library = "libuqbias.so" if plugin is None else str(plugin)
+    library = f"./{PLUGIN_NAME}" if plugin is None else str(plugin.resolve())
     action = f"u: UNCERTAINTY ATOMS={atoms} MODEL={cv.name}{' FLOAT64' if options.float64 else ''}"
     loaded = [
-        "# The plugin, once built (uqbias plumed --build); give its full path where the loader does not find it.",
+        "# The plugin, once built here: uqbias plumed --build -o . ; or give the full path of a built one.",
         f"LOAD FILE={library}",
         "",
         f"# {_meaning(model, options)}",
@@ -177,7 +178,7 @@ def _readme(model: UncertaintyModel, options: PlumedOptions) -> str:
 The model is of {len(model.numbers)} atoms with these atomic numbers, and `ATOMS={atoms}` must list them in this order:
 {numbers}.
 
-Build the plugin once, with the PLUMED and the torch that will run it: `uqbias plumed --build`.
+Build the plugin once, with the PLUMED and the torch that will run it: `uqbias plumed --build -o .` in this folder.
 
 - any trajectory: `plumed driver --plumed plumed.dat --mf_xtc traj.xtc`
 - GROMACS patched with PLUMED: `gmx mdrun -s topol.tpr -plumed plumed.dat`
@@ -185,10 +186,12 @@ Build the plugin once, with the PLUMED and the torch that will run it: `uqbias p
 - OpenMM with openmm-plumed: `system.addForce(PlumedForce(open("plumed.dat").read()))`
 - OpenMM without a plugin, faster, with energy and uncertainty from one evaluation:
 
-      from uqbias import PlumedBridge, UncertaintyModel
-      bridge = PlumedBridge(system, "plumed_openmm.dat", UncertaintyModel.load("model.uqb"))
+      import uqbias
+      bridge = uqbias.PlumedBridge(system, "plumed_openmm.dat", "model.uqb", timestep=0.0005, temperature=300)
+      with bridge:
+          bridge.step(simulation, 100_000)
 
-  `system` then holds the model's energy too. Close the bridge at the end (`with bridge:`), or hills may be missing.
+  `system` then holds the model's energy too; `include_energy=False` leaves it out, on top of another force field.
 
 The free energy along `u`: `plumed sum_hills --hills HILLS`. A free energy of other coordinates needs reweighting with
 `bias.bias`.
