@@ -26,6 +26,7 @@ from uqbias.md.reporters import HillsFile, read_colvar, read_hills
 from uqbias.model import UncertaintyModel
 from uqbias.plumed.bridge import PlumedBridge
 from uqbias.plumed.kernel import environment, find_kernel, make_plumed
+from uqbias.units import kt
 
 STRUCTURE = Path(__file__).parents[2] / "systems" / "alanine_dipeptide" / "structure.pdb"
 EXAMPLES = Path(__file__).parents[2] / "examples" / "plumed"
@@ -74,13 +75,16 @@ def bridged(system, lines, model, folder, **options):
     return PlumedBridge(system, lines, model, output_dir=folder, **options)
 
 
-def simulation_of(system, positions, seed=1, integrator=None, platform="Reference"):
+def simulation_of(system, positions, seed=4, integrator=None, platform="Reference"):
     """Alanine dipeptide by Verlet; velocities of 300 K."""
     topology = app.PDBFile(str(STRUCTURE)).topology
     integrator = openmm.VerletIntegrator(TIMESTEP) if integrator is None else integrator
     simulation = app.Simulation(topology, system, integrator, openmm.Platform.getPlatformByName(platform))
     simulation.context.setPositions(positions)
-    simulation.context.setVelocitiesToTemperature(300, seed)
+    # Not OpenMM's own generator, which differs between its versions.
+    masses = np.array([system.getParticleMass(index)._value for index in range(system.getNumParticles())])
+    velocities = np.random.default_rng(seed).normal(size=(len(masses), 3)) * np.sqrt(kt(300) / masses)[:, None]
+    simulation.context.setVelocities(velocities)
     return simulation
 
 
@@ -162,6 +166,25 @@ def test_values_and_atoms_in_one_input(tmp_path, alanine_model, start, include_e
     bridge.finalize()
 
 
+@needs_kernel
+def test_a_bias_with_a_stride_rests_in_between(tmp_path, alanine_model, start):
+    """On a step where PLUMED computes nothing, no force of the step before may be left over."""
+    system = bare_system(alanine_model)
+    lines = [METAD[0], "d: DISTANCE ATOMS=1,5", "RESTRAINT ARG=c,d AT=0,0 KAPPA=50,5000 STRIDE=2"]
+    bridge = bridged(system, lines, alanine_model, tmp_path)
+    simulation = simulation_of(system, start)
+    evaluator = FusedEvaluator(alanine_model, None, 1, runner="eager", dtype=torch.float64)
+    biases = []
+    for _ in range(4):
+        _, forces = energy_and_forces(simulation.context)
+        model_forces = evaluator.evaluate(torch.tensor(positions_of(simulation))[None]).forces[0].numpy()
+        biases.append(np.abs(forces - model_forces).max() / np.abs(model_forces).max())
+        bridge.step(simulation, 1)
+    assert min(biases[::2]) > 1e-2
+    assert max(biases[1::2]) < 1e-9
+    bridge.finalize()
+
+
 def own_metadynamics(model, start, folder, steps=500, **options):
     """Hills and positions of our own metadynamics, with the parameters of METAD above."""
     system = force_field_system()
@@ -209,7 +232,7 @@ def test_500_steps_as_our_own_metadynamics(tmp_path, alanine_model, start):
 def test_500_steps_with_stretched_kernels(tmp_path, alanine_model, start):
     """PLUMED's default kernels are stretched, 0.19 % of a hill's height away from Gaussians: that much the runs part.
 
-    Measured: positions within 1.0e-4 nm here, 1.1e-6 nm with hills of sigma 1.5; with plain Gaussians 2e-7 nm.
+    Measured: positions within 1.5e-5 nm; with plain Gaussians, above, 2e-7 nm. The bias itself moves atoms by 6e-3 nm.
     """
     system = force_field_system()
     bridge = bridged(system, METAD, alanine_model, tmp_path, include_energy=False)
@@ -219,9 +242,9 @@ def test_500_steps_with_stretched_kernels(tmp_path, alanine_model, start):
     own, own_positions = own_metadynamics(alanine_model, start, tmp_path)
     plumed, ours = read_hills(tmp_path / "HILLS", TIMESTEP * 1e3), own.metadynamics.hills
     np.testing.assert_array_equal(plumed["step"], ours["step"])
-    np.testing.assert_allclose(plumed["centre"], ours["centre"], atol=2e-3)
-    np.testing.assert_allclose(plumed["height"], ours["height"], atol=1e-3)
-    assert np.abs(positions_of(simulation) - own_positions).max() < 3e-4
+    np.testing.assert_allclose(plumed["centre"], ours["centre"], atol=1e-3)
+    np.testing.assert_allclose(plumed["height"], ours["height"], atol=3e-4)
+    assert np.abs(positions_of(simulation) - own_positions).max() < 1e-4
 
 
 @needs_kernel

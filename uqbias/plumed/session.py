@@ -246,7 +246,6 @@ class PlumedSession:
         self._step[0] = self.step
         self.positions[:] = positions
         self.forces.fill(0.0)
-        self.bias.fill(0.0)
         for name, array in self.values.items():
             array[0] = values[name]
             self.value_forces[name][0] = 0.0

@@ -16,7 +16,6 @@ from openmm import LangevinMiddleIntegrator, Platform, app, unit
 
 import uqbias
 from uqbias.md.reporters import read_colvar
-from uqbias.plumed.bridge import PlumedBridge
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parents[1]))
@@ -27,7 +26,7 @@ def simulate(arguments):
     """Run it; everything is written to the output folder."""
     pdb = app.PDBFile(str(SYSTEM / "structure.pdb"))
     system = app.ForceField("amber14/protein.ff14SB.xml").createSystem(pdb.topology, constraints=app.HBonds)
-    bridge = PlumedBridge(
+    bridge = uqbias.PlumedBridge(
         system,
         arguments.input,
         quick_model(arguments.model, runner=arguments.runner),
