@@ -128,5 +128,9 @@ BIASES = Registry(
 ORACLES = Registry("oracle", {"openmm": "uqbias.oracles.openmm:OpenMMOracle", "ase": "uqbias.oracles.ase:ASEOracle"})
 SAMPLERS = Registry(
     "sampler",
-    {"metadynamics": "uqbias.campaign.exploration:explore", "md": "uqbias.campaign.exploration:explore"},
+    {
+        "metadynamics": "uqbias.campaign.exploration:explore",
+        "md": "uqbias.campaign.exploration:explore",
+        "plumed": "uqbias.plumed.exploration:explore_plumed",
+    },
 )

@@ -18,7 +18,13 @@ from uqbias.errors import UqbiasError
 from uqbias.files import sha256, write_text
 
 #: Keys that name files, relative to the campaign file.
-FILE_KEYS = (("system", "structure"), ("system", "start"), ("score", "test_set"), ("score", "surface"))
+FILE_KEYS = (
+    ("system", "structure"),
+    ("system", "start"),
+    ("md", "plumed"),
+    ("score", "test_set"),
+    ("score", "surface"),
+)
 #: Keys that may change between two runs in one directory: they do not change what the finished part computed.
 FREE_KEYS = ("name", "stop", "executor", "score")
 

@@ -85,6 +85,43 @@ def _bounded(parts: BiasParts, lowest: float) -> BiasParts:
     )
 
 
+def make_guard(job: Exploration, model: Any) -> Any:
+    """The guard of a group of walkers; ``model`` is its `UncertaintyModel`."""
+    from uqbias.inference import stiff_deviations
+    from uqbias.md.guards import Guard
+
+    guards = job.guards
+    return Guard(
+        model.topology,
+        job.reference,
+        bond_range=(guards["bond_low"], guards["bond_high"]),
+        cv_cap=guards["cv_cap"],
+        uncertainty_cap=guards["uncertainty_cap"],
+        turned=lambda positions: stiff_deviations(model, positions),
+        max_turn=guards["stiff_torsion"],
+        keep_chirality=guards["chirality"],
+    )
+
+
+def starting_points(job: Exploration, guard: Any) -> tuple[Array, Array, NDArray[np.int64]]:
+    """Frames [n, N, 3] that the guard accepts, their probabilities [n], and which of them each walker begins at [W].
+
+    Raises
+    ------
+    UqbiasError
+        If the guard accepts none.
+    """
+    stopped = {violation.walker for violation in guard.check(job.safe_frames)}
+    safe = np.array([index for index in range(len(job.safe_frames)) if index not in stopped], dtype=np.int64)
+    if not len(safe):
+        raise UqbiasError("every labelled frame violates the guards", "widen guards.bond_low, guards.bond_high")
+    frames, weights = job.safe_frames[safe], job.safe_weights[safe]
+    weights = weights / weights.sum()
+    walkers = job.md["walkers"]
+    random = np.random.default_rng(job.seed)
+    return frames, weights, random.choice(len(frames), walkers, p=weights, replace=len(frames) < walkers)
+
+
 def explore(
     job: Exploration, advance: Callable[[int, str], None] | None = None, *, external: ExternalBias | None = None
 ) -> dict[str, Any]:
@@ -107,14 +144,13 @@ def explore(
 
     from uqbias.bias.metadynamics import Metadynamics
     from uqbias.compile.fused import FusedEvaluator
-    from uqbias.inference import evaluate_frames, stiff_deviations
-    from uqbias.md.guards import Guard
+    from uqbias.inference import evaluate_frames
     from uqbias.md.reporters import ColvarFiles, HillsFile, ObservationRecorder, Trajectories
     from uqbias.md.walkers import Walkers
     from uqbias.model import UncertaintyModel
 
     torch.set_num_threads(1)
-    md, guards = job.md, job.guards
+    md = job.md
     job.folder.mkdir(parents=True, exist_ok=True)
     model = UncertaintyModel.load(job.model)
     lowest = float(evaluate_frames(model, job.safe_frames).cv.min())
@@ -122,24 +158,8 @@ def explore(
     if bias is not None and job.earlier_bias is not None:
         with np.load(job.earlier_bias) as arrays:
             bias.restore(dict(arrays))
-    guard = Guard(
-        model.topology,
-        job.reference,
-        bond_range=(guards["bond_low"], guards["bond_high"]),
-        cv_cap=guards["cv_cap"],
-        uncertainty_cap=guards["uncertainty_cap"],
-        turned=lambda positions: stiff_deviations(model, positions),
-        max_turn=guards["stiff_torsion"],
-        keep_chirality=guards["chirality"],
-    )
-    stopped = {violation.walker for violation in guard.check(job.safe_frames)}
-    safe = np.array([index for index in range(len(job.safe_frames)) if index not in stopped], dtype=np.int64)
-    if not len(safe):
-        raise UqbiasError("every labelled frame violates the guards", "widen guards.bond_low, guards.bond_high")
-    frames, weights = job.safe_frames[safe], job.safe_weights[safe]
-    weights = weights / weights.sum()
-    random = np.random.default_rng(job.seed)
-    begin = random.choice(len(frames), md["walkers"], p=weights, replace=len(frames) < md["walkers"])
+    guard = make_guard(job, model)
+    frames, weights, begin = starting_points(job, guard)
     evaluator = FusedEvaluator(
         model, bias, md["walkers"], runner=md["runner"], device="cuda" if md["platform"] == "CUDA" else "cpu"
     )

@@ -34,7 +34,7 @@ def md_phase(work: Work, round_index: int) -> dict[str, Any]:
     for leftover in (final, partial):
         if leftover.exists():
             shutil.rmtree(leftover)
-    explore = SAMPLERS.get(campaign.sampler)
+    explore = SAMPLERS.get("plumed" if campaign.md.engine == "plumed" else campaign.sampler)
     jobs = [_exploration(work, round_index, group) for group in range(campaign.md.groups)]
     # The first call of a new architecture compiles it, which takes longer than an ordinary user expects of "MD".
     work.progress.phase(f"round {round_index}: load or compile the model", None)
@@ -90,13 +90,14 @@ def _exploration(work: Work, round_index: int, group: int) -> Exploration:
     earlier = None
     if campaign.old_bias == "keep" and round_index > 1 and campaign.sampler == "metadynamics":
         earlier = work.folder(round_index - 1) / "md" / (f"group_{group}" if several else "") / "bias.npz"
+    plumed = str(work.file.path("md", "plumed")) if campaign.md.engine == "plumed" else None
     biases = campaign.bias if campaign.sampler == "metadynamics" else []
     start = work.ledger.labels(0)
     return Exploration(
         model=work.model_path(round_index - 1),
         folder=partial / f"group_{group}" if several else partial,
         biases=tuple((section.kind, section.arguments()) for section in biases),
-        md=campaign.md.model_dump(),
+        md=campaign.md.model_dump() | {"plumed": plumed},
         guards=campaign.guards.model_dump(),
         safe_frames=frames.positions,
         safe_weights=weights / weights.sum(),

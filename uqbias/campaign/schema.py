@@ -111,6 +111,16 @@ class MD(Section):
     constraints: Literal["none", "hbonds", "bonds", "bonds_angles"] = Field(
         default="none", description="held rigid during exploration: none, hbonds, bonds, bonds_angles"
     )
+    engine: Literal["openmm", "plumed"] = Field(
+        default="openmm",
+        description="openmm (the biases of `bias:`) or plumed (those of the PLUMED input below instead; needs a PLUMED "
+        "kernel)",
+    )
+    plumed: str | None = Field(
+        default=None,
+        description="PLUMED input for engine plumed: EXTRACV NAME=cv is the driver, NAME=uncertainty the judge; each "
+        "walker runs it in a folder of its own",
+    )
     platform: str = Field(default="auto", description="OpenMM platform: auto, Reference, CPU, CUDA")
     backend: Literal["auto", "torchforce", "pythonforce"] = Field(
         default="auto", description="how the model enters OpenMM: torchforce, pythonforce, or auto"
@@ -122,6 +132,10 @@ class MD(Section):
 
     @model_validator(mode="after")
     def _multiples(self) -> MD:
+        if (self.engine == "plumed") != (self.plumed is not None):
+            raise ValueError(f"engine = {self.engine} with plumed = {self.plumed}: give both engine: plumed and a file")
+        if self.engine == "plumed" and self.constraints != "none":
+            raise ValueError(f"engine = plumed with constraints = {self.constraints}: take constraints: none")
         for name in ("steps", "observe_every", "trajectory_every"):
             value = getattr(self, name)
             if value % self.pace:
