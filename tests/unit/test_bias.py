@@ -254,3 +254,15 @@ def test_hills_are_mirrored_at_a_bound():
     assert slopes[0] == pytest.approx(0.5, abs=0.02)
     assert slopes[1] == pytest.approx(1.0, abs=0.02)
     assert (bias.hills["centre"] < 0).sum() == (np.abs(u[1:]) < 6 * 0.5).sum()
+
+
+def test_stretched_kernel_is_that_of_plumed():
+    """(exp(-x²/2) − e^−6.25)/(1 − e^−6.25) up to x² = 12.5 and zero beyond, with its derivative."""
+    bias = Metadynamics(height=2.0, sigma=0.5, pace=1, biasfactor=None, kernel="stretched-gaussian").to(torch.float64)
+    bias.update(1, np.array([1.0]), np.zeros(1))
+    x = np.linspace(-3.4, 3.4, 41)
+    expected = 2.0 * (np.exp(-0.5 * x**2) - np.exp(-6.25)) / (1 - np.exp(-6.25))
+    np.testing.assert_allclose(bias.value(1.0 + 0.5 * x), expected, atol=2e-6)
+    np.testing.assert_allclose(bias.value(1.0 + 0.5 * np.array([-4.0, -3.7, 3.7, 4.0])), 0.0, atol=1e-12)
+    with pytest.raises(UqbiasError, match="did you mean 'gaussian'"):
+        Metadynamics(kernel="gausian")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,13 +13,17 @@ from torch import Tensor
 
 from uqbias.bias.base import Array, Bias
 from uqbias.bias.grid import GrowingGrid, hermite
-from uqbias.errors import UqbiasError
+from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.units import kt
 
 #: Grid points per sigma. The Hermite error of one Gaussian is 3/384 of (spacing/sigma)⁴ = 8e-7 of its height.
 POINTS_PER_SIGMA = 10
 #: A hill ends where it has fallen to exp(-6²/2) = 1.5e-8 of its height.
 SUPPORT = 6.0
+KERNELS = ("gaussian", "stretched-gaussian")
+#: PLUMED's kernels end where (u - u_k)²/2σ² is 6.25; they are stretched so that they fall to zero there.
+CUTOFF = 6.25
+STRETCH = 1.0 / (1.0 - math.exp(-CUTOFF))
 
 #: A hill: MD step, centre and sigma (units of u), height as added to the bias (kJ/mol), bias factor (1: untempered).
 HILL = np.dtype([("step", "i8"), ("centre", "f8"), ("sigma", "f8"), ("height", "f8"), ("biasfactor", "f8")])
@@ -44,6 +49,8 @@ class Metadynamics(Bias):
     reflect_at : lowest value that u can take, or None. Each hill near it gets a mirror image beyond it, as a hill of
         its own: without that V falls off towards the bound, and walkers are held there (Crespo, Marinelli, Pietrucci
         and Laio, Phys. Rev. E 81, 055701, 2010).
+    kernel : ``gaussian``, or ``stretched-gaussian``: that of PLUMED's METAD, a Gaussian from 3.54 σ on zero and made to
+        fall to zero there, (exp(-x²/2) - e^-6.25)/(1 - e^-6.25).
 
     Attributes
     ----------
@@ -66,8 +73,13 @@ class Metadynamics(Bias):
         biasfactor: float | None = 10.0,
         temperature: float = 300.0,
         reflect_at: float | None = None,
+        kernel: str = "gaussian",
     ) -> None:
         super().__init__()
+        if kernel not in KERNELS:
+            raise UqbiasError(f"unknown kernel '{kernel}' of metadynamics", did_you_mean(kernel, KERNELS))
+        self.kernel = kernel
+        self._support = SUPPORT if kernel == "gaussian" else math.sqrt(2 * CUTOFF)
         for name, value in (("height", height), ("sigma", sigma), ("pace", pace), ("temperature", temperature)):
             if not value > 0:
                 raise UqbiasError(f"metadynamics with {name} {value}", f"give a {name} > 0")
@@ -100,7 +112,7 @@ class Metadynamics(Bias):
         if self.biasfactor is not None:
             heights *= np.exp(-self.value(centres) / (kt(self.temperature) * (self.biasfactor - 1)))
         if self.reflect_at is not None:
-            near = np.abs(centres - self.reflect_at) < SUPPORT * self.sigma
+            near = np.abs(centres - self.reflect_at) < self._support * self.sigma
             centres = np.concatenate([centres, 2 * self.reflect_at - centres[near]])
             heights = np.concatenate([heights, heights[near]])
         hills = np.empty(len(centres), dtype=HILL)
@@ -109,16 +121,19 @@ class Metadynamics(Bias):
         self._deposit(hills)
 
     def _deposit(self, hills: NDArray[Any]) -> None:
-        reach = SUPPORT * hills["sigma"]
+        reach = self._support * hills["sigma"]
         low, high = float((hills["centre"] - reach).min()), float((hills["centre"] + reach).max())
         self.grid.cover(low, high)
         first, last = len(self.grid.table), 0
         for _, centre, sigma, height, _ in hills.tolist():
-            start = max(0, int(np.ceil((centre - SUPPORT * sigma - self.grid.origin) / self.grid.spacing)))
-            stop = int(np.floor((centre + SUPPORT * sigma - self.grid.origin) / self.grid.spacing)) + 1
+            start = max(0, int(np.ceil((centre - self._support * sigma - self.grid.origin) / self.grid.spacing)))
+            stop = int(np.floor((centre + self._support * sigma - self.grid.origin) / self.grid.spacing)) + 1
             scaled = (self.grid.origin + self.grid.spacing * np.arange(start, stop) - centre) / sigma
             values = height * np.exp(-0.5 * scaled * scaled)
-            self.grid.add((values, -values * scaled / sigma), start)
+            slopes = -values * scaled / sigma
+            if self.kernel != "gaussian":
+                values, slopes = STRETCH * (values - height * math.exp(-CUTOFF)), STRETCH * slopes
+            self.grid.add((values, slopes), start)
             first, last = min(first, start), max(last, stop)
         self.grid.push(first, last)
         self._append(hills)

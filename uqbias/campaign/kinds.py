@@ -56,6 +56,9 @@ class MetadynamicsSection(KindSection):
         default=10.0, gt=1, description="γ; the CV moves as if at γ T; null: hills keep their height"
     )
     pace: Count = Field(default=50, description="steps between hills of one walker; a multiple of md.pace")
+    kernel: Literal["gaussian", "stretched-gaussian"] = Field(
+        default="gaussian", description="gaussian, or stretched-gaussian as PLUMED's METAD has them"
+    )
     reflect_at: float | Literal["lowest"] | None = Field(
         default="lowest",
         description="hills are mirrored at this value, so that walkers are not held below it: lowest (of the labelled "

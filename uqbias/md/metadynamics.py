@@ -46,6 +46,7 @@ class Metadynamics:
     height : kJ/mol.
     sigma : width of the hills in units of the driver u.
     biasfactor : γ > 1, or None for untempered metadynamics.
+    kernel : ``gaussian``, or ``stretched-gaussian`` for the same bias as PLUMED's METAD.
     pace : steps between hills.
     wall : value of u where an upper wall begins; None for no wall.
     wall_kappa : kJ/mol per squared unit of u, see `UpperWall`.
@@ -75,6 +76,7 @@ class Metadynamics:
         sigma: float = 1.0,
         biasfactor: float | None = 10.0,
         pace: int = 50,
+        kernel: str = "gaussian",
         wall: float | None = None,
         wall_kappa: float = 20.0,
         drive: str = "model",
@@ -90,7 +92,7 @@ class Metadynamics:
         if drive not in DRIVES:
             raise UqbiasError(f"unknown drive '{drive}'", did_you_mean(drive, DRIVES))
         self.metadynamics = MetadynamicsBias(
-            height=height, sigma=sigma, pace=pace, biasfactor=biasfactor, temperature=temperature
+            height=height, sigma=sigma, pace=pace, biasfactor=biasfactor, temperature=temperature, kernel=kernel
         )
         walls = [] if wall is None else [UpperWall(at=wall, kappa=wall_kappa)]
         self.bias = BiasSum([self.metadynamics, *walls])

@@ -45,8 +45,8 @@ class HillsFile(_Files):
 
     Columns ``time u sigma_u height biasf``: time in ps, height in kJ/mol. PLUMED's convention for the height holds
     (MetaD.cpp, writeGaussian): of a well-tempered run the file holds h·γ/(γ-1), where h was added to the bias, so that
-    the sum of the hills in the file is -F; of an untempered run it holds h, and biasf is -1. The kernel is
-    ``gaussian``; PLUMED cuts it at 3.5 sigma, this bias at 6.
+    the sum of the hills in the file is -F; of an untempered run it holds h, and biasf is -1. The kernel is that of the
+    bias. PLUMED sums a ``gaussian`` up to 3.5 sigma, stretched; a bias with ``stretched-gaussian`` does so too.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ class HillsFile(_Files):
         self.bias, self.timestep_ps = bias, timestep_fs * 1e-3
         self._written = len(bias.hills) if append else 0
         header = f"#! FIELDS time {label} sigma_{label} height biasf\n"
-        header += "#! SET multivariate false\n#! SET kerneltype gaussian\n"
+        header += f"#! SET multivariate false\n#! SET kerneltype {bias.kernel}\n"
         self._streams = [_open(Path(path), header, append)]
 
     def __call__(self, observation: Observation | None = None) -> None:
