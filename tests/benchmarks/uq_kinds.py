@@ -68,6 +68,8 @@ KINDS = {
 #: A committee of this size is what the goals of the cost are for.
 COST_MEMBERS = 4
 SPLITS = 20
+#: Panels in a row of the figure.
+ACROSS = 7
 MEV_PER_A = EV_PER_ANGSTROM * 1e-3
 COLUMNS = (
     ("force_mae", "force MAE", "{:.1f}"),
@@ -345,32 +347,39 @@ def draw(output, path):
     if not shown:
         return
     names = [name for name in KINDS if any(name in panels for panels in shown.values())]
+    n_rows = -(-len(names) // ACROSS)
     figure, axes = plt.subplots(
-        len(shown), len(names), figsize=(1.75 * len(names) + 0.8, 2.0 * len(shown) + 0.9), squeeze=False
+        n_rows * len(shown), ACROSS, figsize=(1.75 * ACROSS, 1.95 * n_rows * len(shown) + 0.3), squeeze=False
     )
-    for row, (task_name, panels) in enumerate(shown.items()):
+    for block, (task_name, panels) in enumerate(shown.items()):
         everything = np.concatenate([np.concatenate(panel[:2]) for panel in panels.values()])
         low, high = np.quantile(everything[everything > 0], (0.005, 0.998))
         low, high = low / 1.3, high * 1.3
-        for axis, name in zip(axes[row], names, strict=True):
+        rows = axes[block * n_rows : (block + 1) * n_rows].ravel()
+        for index, axis in enumerate(rows):
+            if index >= len(names) or names[index] not in panels:
+                axis.set_axis_off()
+                continue
+            u, error, auroc = panels[names[index]]
             axis.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
             axis.tick_params(labelsize=7, which="both", length=2)
             axis.plot([low, high], [low, high], color="0.4", linewidth=0.8)
-            if name in panels:
-                u, error, auroc = panels[name]
-                axis.scatter(u, error, s=3, alpha=0.35, linewidths=0, color="#1f5fa8", rasterized=True)
-                axis.text(0.05, 0.95, f"AUROC {auroc:.2f}", transform=axis.transAxes, fontsize=7, va="top")
-            if row == 0:
-                axis.set_title(name.replace(", ", "\n").replace(" per", "\nper").replace(" ens", "\nens"), fontsize=9)
-            if axis is not axes[row][0]:
+            axis.scatter(u, error, s=3, alpha=0.35, linewidths=0, color="#1f5fa8", rasterized=True)
+            axis.text(0.05, 0.95, f"AUROC {auroc:.2f}", transform=axis.transAxes, fontsize=7, va="top")
+            axis.set_title(names[index], fontsize=8)
+            if index % ACROSS:
                 axis.set_yticklabels([])
-        axes[row][0].set_ylabel(f"{task_name}\nforce error, meV/Å", fontsize=8)
-    figure.supxlabel(
-        "calibrated uncertainty, meV/Å: the line is the bound that 90 % of frames like the training frames keep below",
+            else:
+                axis.set_ylabel(f"{task_name}\nforce error, meV/Å", fontsize=8)
+    figure.tight_layout(w_pad=0.2, rect=(0, 0.02, 1, 1))
+    figure.text(
+        0.5,
+        0.006,
+        "calibrated uncertainty, meV/Å; 90 % of frames like the training frames lie below the line",
+        ha="center",
         fontsize=9,
     )
-    figure.tight_layout(w_pad=0.2)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
