@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | bench-campaign | bench-training | bench-uq | gpu | clean
+# make demo | test | lint | bench | bench-campaign | bench-training | bench-uq | bench-plumed | gpu | clean
 # Everything is installed into .venv from PyPI; set PYTHON to choose the interpreter it is made with.
 
 SHELL := bash
@@ -13,7 +13,7 @@ RUN := runs/alanine_dipeptide
 # Small models run fastest on one thread, and two libraries' threads would fight for the cores.
 ONE := OMP_NUM_THREADS=1
 
-.PHONY: help demo test lint bench bench-campaign bench-training bench-uq gpu clean
+.PHONY: help demo test lint bench bench-campaign bench-training bench-uq bench-plumed gpu clean
 
 help:
 	@echo "make demo            the campaign on alanine dipeptide, report at the end (about a quarter of an hour)"
@@ -23,6 +23,7 @@ help:
 	@echo "make bench-campaign  five seeds of four samplers (hours)"
 	@echo "make bench-training  force error after two minutes of training on one core"
 	@echo "make bench-uq        every uncertainty kind on three data sets (an hour and a half)"
+	@echo "make bench-plumed    cost of PLUMED's CV: bridge and plugin (needs a PLUMED kernel)"
 	@echo "make gpu             the tests that need OpenMM's CUDA platform"
 	@echo "make clean           remove .venv and caches; runs/ stays"
 
@@ -58,6 +59,10 @@ bench-training: $(VENV)/.installed
 
 bench-uq: $(VENV)/.installed
 	@$(ONE) $(BIN)/python tests/benchmarks/uq_kinds.py
+
+bench-plumed: $(VENV)/.installed
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[torchforce,plumed,dev]'
+	@$(ONE) $(BIN)/python tests/benchmarks/plumed.py
 
 gpu: $(VENV)/.installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[torchforce,dev,cuda12]' 'openmmtorch[cuda12]==1.5'
