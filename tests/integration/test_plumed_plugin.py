@@ -243,6 +243,21 @@ def test_components(host, small_files, cluster, tmp_path):
     np.testing.assert_allclose(printed, [2 * cv + 1, expected[0], cv], rtol=1e-7)
 
 
+def test_components_of_an_exported_model(host, alanine_model, positions, tmp_path):
+    """A file of `export_torchscript` with components: each is a value that can be biased, in its own unit."""
+    path = tmp_path / "components.pt"
+    export_torchscript(alanine_model, path, "cv", components=["energy"])
+    with torch.no_grad():
+        expected = alanine_model(torch.tensor(positions)[None])
+    biases = {}
+    for name in ("value", "energy"):
+        with host(path, "COMPONENTS", after=(f"BIASVALUE ARG=u.{name}",)) as md:
+            biases[name], forces, _ = md(positions)
+            assert np.abs(forces).max() > 1e-3
+    assert biases["value"] == pytest.approx(float(expected.cv), rel=1e-4)
+    assert biases["energy"] == pytest.approx(float(expected.energy), rel=1e-5)
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_inside_a_mode_without_gradients(host, files, positions, mode):
     with host(files / "cv.pt") as md:
