@@ -81,6 +81,27 @@ class Aggregation(nn.Module):
         """Whether the result tells like atoms apart: by their neighbours, or since only some of them are chosen."""
         return self.kind == "local_mean_max" or len(self.groups) < self.n_inputs
 
+    @classmethod
+    def choose(
+        cls,
+        topology: Topology,
+        atoms: Sequence[int] | None,
+        spec: str | Mapping[str, Any] | None,
+        what: str,
+    ) -> dict[str, Any] | None:
+        """Constructor arguments for a kind's option ``aggregation``, of which None is ``mean``.
+
+        Parameters
+        ----------
+        atoms : as in `build`; None for a kind that has no values per atom: then the option must be left out.
+        what : such a kind in words, for the message.
+        """
+        if atoms is not None:
+            return cls.build(topology, atoms, spec or "mean").options()
+        if spec is not None:
+            raise UqbiasError(f"aggregation {spec!r} of {what} not per atom", "leave it out")
+        return None
+
     def options(self) -> dict[str, Any]:
         """Constructor arguments."""
         return {

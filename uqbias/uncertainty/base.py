@@ -62,6 +62,11 @@ class Uncertainty(Memory, nn.Module, ABC):
         """Make an unfitted uncertainty of one molecule from the options of a campaign file."""
 
     @classmethod
+    def option_names(cls) -> tuple[str, ...]:
+        """Names of the options that a user may give: the keywords of `build`."""
+        return keywords(cls.build)
+
+    @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Uncertainty:
         """Inverse of `options`: a twin whose buffers still have to be loaded."""
         values = dict(options)
@@ -248,7 +253,7 @@ def build_uncertainty(
         )
     values = {name: value for name, value in options.items() if name != "kind"}
     found = UNCERTAINTIES.get(kind)
-    check_options(f"uncertainty '{kind}'", values, keywords(found.build))
+    check_options(f"uncertainty '{kind}'", values, found.option_names())
     made: Uncertainty = found.build(topology, n_latents, **values)
     made.kind = kind
     return made

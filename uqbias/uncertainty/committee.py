@@ -69,13 +69,8 @@ class Committee(AtomwiseUncertainty):
     ) -> Committee:
         """Options of a campaign file; ``aggregation`` of ``forces`` as in `Aggregation.build` (``mean``)."""
         n_atoms = len(topology.numbers)
-        over_atoms = None
-        if quantity != "energy":
-            over_atoms = Aggregation.build(topology, range(n_atoms), aggregation or "mean").options()
-        elif aggregation is not None:
-            raise UqbiasError(
-                f"aggregation {aggregation!r} of a committee's energy, which is not per atom", "leave it out"
-            )
+        atoms = None if quantity == "energy" else range(n_atoms)
+        over_atoms = Aggregation.choose(topology, atoms, aggregation, "a committee's energy, which is")
         return cls(quantity, bootstrap, over_atoms, n_atoms)
 
     def options(self) -> dict[str, Any]:

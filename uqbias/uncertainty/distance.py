@@ -113,11 +113,8 @@ class Distance(AtomwiseUncertainty):
         """Options of a campaign file; ``per_element`` is true for features per atom if not given."""
         made = build_features(features, topology, n_latents)
         apart = made.per_atom if per_element is None else per_element
-        over_atoms = Aggregation.build(topology, made.atoms, aggregation or "mean").options() if made.per_atom else None
-        if aggregation is not None and over_atoms is None:
-            raise UqbiasError(
-                f"aggregation {aggregation!r} of features '{made.kind}', which are not per atom", "leave it out"
-            )
+        atoms = made.atoms if made.per_atom else None
+        over_atoms = Aggregation.choose(topology, atoms, aggregation, f"features '{made.kind}', which are")
         return cls(
             made,
             elements_of(topology, made) if apart else None,

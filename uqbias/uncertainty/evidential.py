@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from uqbias.errors import UqbiasError, did_you_mean
-from uqbias.topology import Topology
 from uqbias.uncertainty.heads import ErrorHead
 
 PARTS = ("epistemic", "aleatoric", "total")
@@ -55,33 +54,6 @@ class Evidential(ErrorHead):
         super().__init__(numbers, n_latents, **head)
         self.part = part
         self.regularisation = regularisation
-
-    @classmethod
-    def build(
-        cls,
-        topology: Topology,
-        n_latents: int,
-        *,
-        quantity: str = "forces",
-        hidden: int = 16,
-        loss_weight: float = 0.1,
-        part: str = "epistemic",
-        regularisation: float = 0.2,
-        aggregation: str | Mapping[str, Any] | None = None,
-        **more: Any,
-    ) -> ErrorHead:
-        """Options of a campaign file; see `ErrorHead.build`."""
-        return super().build(
-            topology,
-            n_latents,
-            quantity=quantity,
-            hidden=hidden,
-            loss_weight=loss_weight,
-            aggregation=aggregation,
-            part=part,
-            regularisation=regularisation,
-            **more,
-        )
 
     def options(self) -> dict[str, Any]:
         """Constructor arguments."""

@@ -125,11 +125,9 @@ class GaussianMixture(AtomwiseUncertainty):
     ) -> GaussianMixture:
         """Options of a campaign file; ``aggregation`` as in `Aggregation.build` (``mean`` if not given)."""
         made = build_features(features, topology, n_latents)
-        over_atoms = Aggregation.build(topology, made.atoms, aggregation or "mean") if made.per_atom else None
-        if aggregation is not None and aggregation != "mean" and over_atoms is None:
-            raise UqbiasError(
-                f"aggregation {aggregation!r} of features '{made.kind}', which are not per atom", "leave it out"
-            )
+        atoms = made.atoms if made.per_atom else None
+        asked = None if aggregation == "mean" else aggregation
+        over_atoms = Aggregation.choose(topology, atoms, asked, f"features '{made.kind}', which are")
         return cls(
             made,
             n_components=n_components,
@@ -138,7 +136,7 @@ class GaussianMixture(AtomwiseUncertainty):
             whitening=whitening,
             dims=dims,
             squash=squash,
-            aggregation=None if over_atoms is None else over_atoms.options(),
+            aggregation=over_atoms,
             max_iter=max_iter,
             n_atoms=len(topology.numbers),
             elements=elements_of(topology, made) if per_element else None,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.features.base import keywords
 from uqbias.topology import Topology
 from uqbias.uncertainty.aggregation import Aggregation
 from uqbias.uncertainty.atomwise import AtomwiseUncertainty
@@ -58,25 +59,74 @@ class ElementNetwork(nn.Module):
         return x.transpose(-3, -2)
 
 
-class ErrorHead(AtomwiseUncertainty):
+class TrainedKind(AtomwiseUncertainty):
+    """A kind with a network on the latents that is trained with the potential, by `Uncertainty.loss`.
+
+    Parameters
+    ----------
+    numbers : atomic numbers.
+    n_latents : F.
+    loss_weight : of the kind's loss beside that of the potential.
+    aggregation : arguments of `Aggregation`, or None.
+    """
+
+    statistic: ClassVar[str] = "deviation"
+    most_members: ClassVar[int | None] = 1
+    force_unit: Tensor
+
+    def __init__(
+        self, numbers: Sequence[int], n_latents: int, loss_weight: float, aggregation: Mapping[str, Any] | None
+    ) -> None:
+        if not loss_weight > 0:
+            raise UqbiasError(f"loss_weight of '{self.kind}': {loss_weight}", "give a number above 0")
+        super().__init__(aggregation, range(len(numbers)), len(numbers))
+        self.numbers = tuple(numbers)
+        self.n_latents = n_latents
+        self.loss_weight = loss_weight
+        self.register_buffer("force_unit", torch.ones(()))
+
+    def options(self) -> dict[str, Any]:
+        """Constructor arguments that every kind of this family has."""
+        return super().options() | {
+            "numbers": list(self.numbers),
+            "n_latents": self.n_latents,
+            "loss_weight": self.loss_weight,
+        }
+
+    @property
+    def requires_latents(self) -> bool:
+        """Whether the potential's latents are used."""
+        return True
+
+    def set_force_unit(self, force: float) -> None:
+        """Take the unit of the errors that `loss` is given, kJ/mol/nm."""
+        set_buffers(self, force_unit=force)
+
+    @property
+    def energy_unit(self) -> Tensor:
+        """Unit of the energy errors that `loss` is given, [] kJ/mol."""
+        return self.force_unit * energy_unit(self.n_atoms)
+
+    def fit(
+        self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None, *, seed: int
+    ) -> None:
+        """Scale the aggregation; the network is trained with the potential. See `Uncertainty.fit`."""
+        self.fit_aggregation(positions, energy, latents)
+
+
+class ErrorHead(TrainedKind):
     """A predicted distribution of the error of each atom's force components, or of the energy.
 
     A kind says how many numbers the network gives, what loss they have, and what standard deviation they mean.
 
     Parameters
     ----------
-    numbers : atomic numbers.
-    n_latents : F.
     quantity : ``forces`` (a value per atom) or ``energy`` (outputs are averaged over atoms first).
     hidden : width of the network's hidden layer.
-    loss_weight : of the kind's loss beside that of the potential.
-    aggregation : arguments of `Aggregation`; None for ``energy``.
+    numbers, n_latents, loss_weight, aggregation : see `TrainedKind`; no aggregation of ``energy``.
     """
 
     n_outputs: ClassVar[int]
-    statistic: ClassVar[str] = "deviation"
-    most_members: ClassVar[int | None] = 1
-    force_unit: Tensor
 
     def __init__(
         self,
@@ -90,66 +140,31 @@ class ErrorHead(AtomwiseUncertainty):
     ) -> None:
         if quantity not in QUANTITIES:
             raise UqbiasError(f"unknown quantity '{quantity}' of '{self.kind}'", did_you_mean(quantity, QUANTITIES))
-        for name, value in (("hidden", hidden), ("loss_weight", loss_weight)):
-            if not value > 0:
-                raise UqbiasError(f"{name} of '{self.kind}': {value}", "give a number above 0")
-        super().__init__(aggregation, range(len(numbers)), len(numbers))
-        self.numbers = tuple(numbers)
-        self.n_latents = n_latents
+        if not hidden > 0:
+            raise UqbiasError(f"hidden of '{self.kind}': {hidden}", "give a number above 0")
+        super().__init__(numbers, n_latents, loss_weight, aggregation)
         self.quantity = quantity
         self.hidden = hidden
-        self.loss_weight = loss_weight
         self.unit = "kJ/mol" if quantity == "energy" else "kJ/mol/nm"
         self.network = ElementNetwork(numbers, n_latents, hidden, self.n_outputs)
-        self.register_buffer("force_unit", torch.ones(()))
 
     @classmethod
-    def build(
-        cls,
-        topology: Topology,
-        n_latents: int,
-        *,
-        quantity: str = "forces",
-        hidden: int = 16,
-        loss_weight: float = 0.1,
-        aggregation: str | Mapping[str, Any] | None = None,
-        **more: Any,
-    ) -> ErrorHead:
-        """Options of a campaign file; ``aggregation`` of ``forces`` as in `Aggregation.build` (``mean``)."""
-        atoms = range(len(topology.numbers))
-        over_atoms = None
-        if quantity != "energy":
-            over_atoms = Aggregation.build(topology, atoms, aggregation or "mean").options()
-        elif aggregation is not None:
-            raise UqbiasError(f"aggregation {aggregation!r} of an energy, which is not per atom", "leave it out")
-        return cls(
-            topology.numbers,
-            n_latents,
-            quantity=quantity,
-            hidden=hidden,
-            loss_weight=loss_weight,
-            aggregation=over_atoms,
-            **more,
-        )
+    def build(cls, topology: Topology, n_latents: int, *_: Any, **user_options: Any) -> ErrorHead:
+        """Options of a campaign file are those of the constructor; ``aggregation`` as in `Aggregation.choose`."""
+        atoms = None if user_options.get("quantity") == "energy" else range(len(topology.numbers))
+        asked = user_options.pop("aggregation", None)
+        over_atoms = Aggregation.choose(topology, atoms, asked, "an energy, which is")
+        return cls(topology.numbers, n_latents, aggregation=over_atoms, **user_options)
+
+    @classmethod
+    def option_names(cls) -> tuple[str, ...]:
+        """Those of this class and of the kind's own constructor."""
+        own = (*keywords(cls.__init__), "quantity", "hidden", "loss_weight", "aggregation")
+        return tuple(dict.fromkeys(own))
 
     def options(self) -> dict[str, Any]:
         """Constructor arguments."""
-        return super().options() | {
-            "numbers": list(self.numbers),
-            "n_latents": self.n_latents,
-            "quantity": self.quantity,
-            "hidden": self.hidden,
-            "loss_weight": self.loss_weight,
-        }
-
-    @property
-    def requires_latents(self) -> bool:
-        """Whether the potential's latents are used."""
-        return True
-
-    def set_force_unit(self, force: float) -> None:
-        """Take the unit of the errors that `loss` is given, kJ/mol/nm."""
-        set_buffers(self, force_unit=force)
+        return super().options() | {"quantity": self.quantity, "hidden": self.hidden}
 
     @abstractmethod
     def negative_log_likelihood(self, error: Tensor, outputs: Tensor) -> Tensor:
@@ -167,15 +182,9 @@ class ErrorHead(AtomwiseUncertainty):
         # The three components of an atom's force have one distribution, so that it does not turn with the molecule.
         return self.loss_weight * self.negative_log_likelihood(force_error, outputs.unsqueeze(-2)).mean()
 
-    def fit(
-        self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None, *, seed: int
-    ) -> None:
-        """Scale the aggregation; the network is trained with the potential. See `Uncertainty.fit`."""
-        self.fit_aggregation(positions, energy, latents)
-
     def atom_values(self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None) -> Tensor:
         """Standard deviation of each atom's force components [W, N], kJ/mol/nm, or of the energy [W], kJ/mol."""
         outputs = self.network(latents[0])
         if self.quantity == "energy":
-            return self.deviation(outputs.mean(-2)) * (self.force_unit * energy_unit(self.n_atoms))
+            return self.deviation(outputs.mean(-2)) * self.energy_unit
         return self.deviation(outputs) * self.force_unit

@@ -99,11 +99,8 @@ class LastLayerRigidity(AtomwiseUncertainty):
                 "the total energy is that of all atoms; set scope: atoms",
             )
         elements = elements_of(topology, made)
-        over_atoms = None
-        if scope == "atoms":
-            over_atoms = Aggregation.build(topology, made.atoms, aggregation or "mean").options()
-        elif aggregation is not None:
-            raise UqbiasError(f"aggregation {aggregation!r} of scope '{scope}', which is not per atom", "leave it out")
+        atoms = made.atoms if scope == "atoms" else None
+        over_atoms = Aggregation.choose(topology, atoms, aggregation, f"scope '{scope}', which is")
         return cls(made, elements, scope, ridge, over_atoms, len(topology.numbers))
 
     def options(self) -> dict[str, Any]:

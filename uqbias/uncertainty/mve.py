@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from uqbias.errors import UqbiasError
-from uqbias.topology import Topology
 from uqbias.uncertainty.heads import ErrorHead
 
 #: Least standard deviation, in units of the typical force; errors of a trained potential are far above it.
@@ -41,31 +40,6 @@ class MeanVarianceEstimation(ErrorHead):
             raise UqbiasError(f"beta of 'mve': {beta}", "give a number from 0 (plain likelihood) to 1")
         super().__init__(numbers, n_latents, loss_weight=loss_weight, **head)
         self.beta = beta
-
-    @classmethod
-    def build(
-        cls,
-        topology: Topology,
-        n_latents: int,
-        *,
-        quantity: str = "forces",
-        hidden: int = 16,
-        loss_weight: float = 0.02,
-        beta: float = 0.0,
-        aggregation: str | Mapping[str, Any] | None = None,
-        **more: Any,
-    ) -> ErrorHead:
-        """Options of a campaign file; see `ErrorHead.build`."""
-        return super().build(
-            topology,
-            n_latents,
-            quantity=quantity,
-            hidden=hidden,
-            loss_weight=loss_weight,
-            aggregation=aggregation,
-            beta=beta,
-            **more,
-        )
 
     def options(self) -> dict[str, Any]:
         """Constructor arguments."""

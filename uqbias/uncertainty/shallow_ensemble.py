@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,9 +12,7 @@ from torch import Tensor
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.topology import Topology
 from uqbias.uncertainty.aggregation import Aggregation
-from uqbias.uncertainty.atomwise import AtomwiseUncertainty
-from uqbias.uncertainty.base import energy_unit, set_buffers
-from uqbias.uncertainty.heads import ElementNetwork
+from uqbias.uncertainty.heads import ElementNetwork, TrainedKind
 
 SCORES = ("crps", "nll")
 #: Least standard deviation of an energy, in the unit of `Uncertainty.loss`.
@@ -23,7 +21,7 @@ FLOOR = 1e-4
 HEAD_SCALE = 0.05
 
 
-class ShallowEnsemble(AtomwiseUncertainty):
+class ShallowEnsemble(TrainedKind):
     r"""Standard deviation of the energy over K last layers, trained on a proper score.
 
     The potential's own last layer gives the mean, K further ones on the same latents give deviations from it that are
@@ -37,20 +35,15 @@ class ShallowEnsemble(AtomwiseUncertainty):
 
     Parameters
     ----------
-    numbers : atomic numbers.
-    n_latents : F.
+    numbers, n_latents, loss_weight : see `TrainedKind`.
     n_heads : K.
     score : ``crps`` or ``nll``.
-    loss_weight : of the score beside the loss of the potential.
     aggregation : arguments of `Aggregation` over the standard deviations of the atoms' energies; None for that of the
         total energy.
     """
 
     kind = "shallow_ensemble"
-    statistic: ClassVar[str] = "deviation"
     unit = "kJ/mol"
-    most_members: ClassVar[int | None] = 1
-    force_unit: Tensor
 
     def __init__(
         self,
@@ -66,16 +59,10 @@ class ShallowEnsemble(AtomwiseUncertainty):
             raise UqbiasError(f"{n_heads} heads of a shallow ensemble", "give 2 or more")
         if score not in SCORES:
             raise UqbiasError(f"unknown score '{score}'", did_you_mean(score, SCORES))
-        if not loss_weight > 0:
-            raise UqbiasError(f"loss_weight of 'shallow_ensemble': {loss_weight}", "give a number above 0")
-        super().__init__(aggregation, range(len(numbers)), len(numbers))
-        self.numbers = tuple(numbers)
-        self.n_latents = n_latents
+        super().__init__(numbers, n_latents, loss_weight, aggregation)
         self.n_heads = n_heads
         self.score = score
-        self.loss_weight = loss_weight
         self.heads = ElementNetwork(numbers, n_latents, 0, n_heads)
-        self.register_buffer("force_unit", torch.ones(()))
 
     @classmethod
     def build(
@@ -95,22 +82,7 @@ class ShallowEnsemble(AtomwiseUncertainty):
 
     def options(self) -> dict[str, Any]:
         """Constructor arguments."""
-        return super().options() | {
-            "numbers": list(self.numbers),
-            "n_latents": self.n_latents,
-            "n_heads": self.n_heads,
-            "score": self.score,
-            "loss_weight": self.loss_weight,
-        }
-
-    @property
-    def requires_latents(self) -> bool:
-        """Whether the potential's latents are used."""
-        return True
-
-    def set_force_unit(self, force: float) -> None:
-        """Take the unit of the errors that `loss` is given, kJ/mol/nm."""
-        set_buffers(self, force_unit=force)
+        return super().options() | {"n_heads": self.n_heads, "score": self.score}
 
     def _deviations(self, latents: Tensor) -> Tensor:
         """Centred deviations of each atom's energy, [..., W, N, K]."""
@@ -130,25 +102,15 @@ class ShallowEnsemble(AtomwiseUncertainty):
         score = sigma * (z * torch.erf(z / math.sqrt(2)) + 2 * density - 1 / math.sqrt(math.pi))
         return self.loss_weight * score.mean()
 
-    def fit(
-        self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None, *, seed: int
-    ) -> None:
-        """Scale the aggregation; the heads are trained with the potential. See `Uncertainty.fit`."""
-        self.fit_aggregation(positions, energy, latents)
-
     def atom_values(self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None) -> Tensor:
         """Standard deviation of each atom's energy [W, N], kJ/mol."""
-        return self._spread(self._deviations(latents[0])) * self._energy_unit
-
-    @property
-    def _energy_unit(self) -> Tensor:
-        return self.force_unit * energy_unit(self.n_atoms)
+        return self._spread(self._deviations(latents[0])) * self.energy_unit
 
     def forward(self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None) -> Tensor:
         """Return u [W], kJ/mol."""
         if self.aggregation is not None:
             return super().forward(positions, energy, latents, forces)
-        return self._spread(self._deviations(latents[0]).sum(-2)) * self._energy_unit
+        return self._spread(self._deviations(latents[0]).sum(-2)) * self.energy_unit
 
     def per_atom(
         self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None
