@@ -156,14 +156,17 @@ class _Scalar(torch.nn.Module):
 
     def forward(self, positions: Tensor, box: Tensor | None = None) -> Tensor:
         points = positions.float().unsqueeze(0)
-        energy, cv, uncertainty = self.model(points) if box is None else self.model(points, box.float())
+        arguments = (points,) if box is None else (points, box.float())
+        of_atoms: dict[str, Tensor] = {}
+        if "max" in self._components:
+            (energy, cv, uncertainty), each = self.model.with_atoms(*arguments)  # type: ignore[operator]
+            of_atoms["max"] = each.amax(-1)
+        else:
+            energy, cv, uncertainty = self.model(*arguments)
         if self._bias is not None:
             state = {name: getattr(self, kept) for name, kept in self._state_names.items()}
             energy = energy + self._bias.energy(cv, energy, state)
-        values = {"cv": cv, "uncertainty": uncertainty, "energy": energy, "biased": energy}
-        if "max" in self._components:
-            of_atoms: Tensor = self.model.atom_uncertainties(points, None if box is None else box.float())  # type: ignore[operator]
-            values["max"] = of_atoms.amax(-1)
+        values = {"cv": cv, "uncertainty": uncertainty, "energy": energy, "biased": energy} | of_atoms
         found = [values[name].squeeze(0) for name in (self._output, *self._components)]
         # type_as, since .to(dtype) would be traced as the dtype of the example.
         return (torch.stack(found) if self._components else found[0]).type_as(positions)

@@ -23,7 +23,7 @@ from uqbias.registry import POTENTIALS, UNCERTAINTIES
 from uqbias.score import score_model
 from uqbias.topology import Topology
 from uqbias.uncertainty.base import Uncertainty, build_uncertainty
-from uqbias.uncertainty.calibration import frames_needed
+from uqbias.uncertainty.calibration import Calibration, frames_needed
 
 if TYPE_CHECKING:
     from uqbias.campaign.schema import Campaign
@@ -233,7 +233,7 @@ def calibrate(
         )
     if not len(held_out):
         raise UqbiasError("no frame is left for calibration", "give more frames")
-    calibration = type(model.calibration)(kind, alpha, model.uncertainty.statistic).to(next(model.parameters()))
+    calibration = Calibration(kind, alpha, model.uncertainty.statistic).to(next(model.parameters()))
     found, errors = residuals(model, held_out)
     raw_atoms = found.raw_atom_uncertainty
     atoms: tuple[np.typing.NDArray[np.float64], ...] = ()

@@ -85,32 +85,36 @@ class UncertaintyModel(nn.Module):
 
     def forward(self, positions: Tensor, box: Tensor | None = None) -> Prediction:
         """Evaluate W walkers at ``positions`` [W, N, 3] in nm."""
-        terms: tuple[Tensor, ...]
-        if self.requires_forces:
-            terms = with_member_forces(self.potential, positions, box)
-        else:
-            terms = self.potential(positions, box)
-        judged, driver = self.judge_and_driver(positions, *terms)
-        return Prediction(terms[0].mean(0) + self.potential.energy_shift, driver, self.calibration(judged))
+        return self._prediction(positions, self._terms(positions, box))
 
-    def atom_uncertainties(self, positions: Tensor, box: Tensor | None = None) -> Tensor:
-        """Calibrated uncertainty of each atom that has one of W walkers [W, N, 3] nm: [W, A], kJ/mol/nm.
+    def with_atoms(self, positions: Tensor, box: Tensor | None = None) -> tuple[Prediction, Tensor]:
+        """`forward` and the calibrated uncertainty of each atom [W, N], kJ/mol/nm, from one evaluation.
 
         Raises
         ------
         UqbiasError
             If the judge has no values per atom.
         """
-        terms: tuple[Tensor, ...]
-        if self.uncertainty.requires_forces:
-            terms = with_member_forces(self.potential, positions, box)
-        else:
-            terms = self.potential(positions, box)
+        terms = self._terms(positions, box)
         raw = self.uncertainty.per_atom(positions, *terms)
         if raw is None:
             raise UqbiasError(f"uncertainty '{self.uncertainty.kind}' has no values per atom", "choose another judge")
-        found: Tensor = self.calibration.per_atom(raw)
-        return found
+        return self._prediction(positions, terms), self.calibration.per_atom(raw)
+
+    def atom_uncertainties(self, positions: Tensor, box: Tensor | None = None) -> Tensor:
+        """Second part of `with_atoms`."""
+        return self.with_atoms(positions, box)[1]
+
+    def _terms(self, positions: Tensor, box: Tensor | None) -> tuple[Tensor, ...]:
+        """Energy, latents and, where an uncertainty needs them, forces of the members."""
+        if self.requires_forces:
+            return with_member_forces(self.potential, positions, box)
+        terms: tuple[Tensor, ...] = self.potential(positions, box)
+        return terms
+
+    def _prediction(self, positions: Tensor, terms: tuple[Tensor, ...]) -> Prediction:
+        judged, driver = self.judge_and_driver(positions, *terms)
+        return Prediction(terms[0].mean(0) + self.potential.energy_shift, driver, self.calibration(judged))
 
     @property
     def requires_forces(self) -> bool:

@@ -22,6 +22,7 @@ import torch  # isort: skip  (before OpenMM, whose plugin for torch links its li
 import numpy as np
 import openmm
 from openmm import app
+from step_cost import SYSTEM, demo_model
 
 from uqbias.bias.base import BiasSum
 from uqbias.bias.metadynamics import Metadynamics
@@ -30,38 +31,15 @@ from uqbias.data import read_frames
 from uqbias.errors import UqbiasError
 from uqbias.export import export_torchscript
 from uqbias.md.force import make_force
-from uqbias.model import UncertaintyModel
 from uqbias.plumed.bridge import PlumedBridge
 from uqbias.plumed.build import plugin_status
 from uqbias.plumed.kernel import find_kernel
 from uqbias.plumed.session import PlumedSession
-from uqbias.potentials.power_spectrum import PowerSpectrum
-from uqbias.topology import Topology
-from uqbias.uncertainty.base import build_uncertainty
 
-SYSTEM = Path(__file__).parents[2] / "systems" / "alanine_dipeptide"
 TIMESTEP = 0.0005
 #: Goals of the project: µs a step, and times the exported model.
 BRIDGE_GOAL, PLUGIN_GOAL = 60.0, 1.3
 METAD = "METAD ARG={} SIGMA=1.0 HEIGHT=0.001 PACE=500 BIASFACTOR=10 GRID_MIN=-50 GRID_MAX=200 GRID_BIN=2500"
-
-
-def demo_model(frames):
-    """The demo's model before its first training, forces scaled down so that springs decide."""
-    topology = Topology.from_pdb(SYSTEM / "structure.pdb")
-    potential = PowerSpectrum(tuple(int(number) for number in frames.numbers))
-    positions = torch.tensor(frames.positions, dtype=torch.float32)
-    energies, forces = (torch.tensor(values, dtype=torch.float32) for values in frames.labels())
-    potential.standardise(positions, energies, forces)
-    judge = build_uncertainty("gmm", {"features": "latents"}, topology, potential.n_latents, len(frames.numbers))
-    driver = build_uncertainty("kernel_density", {"features": "torsions"}, topology, potential.n_latents)
-    with torch.no_grad():
-        potential.energy_scale.mul_(1e-3)
-        energy, latents = potential(positions)
-    for part in (judge, driver):
-        part.prepare(positions)
-        part.fit(positions, energy, latents, seed=0)
-    return UncertaintyModel(potential, judge, topology, driver).eval()
 
 
 class AtPositions:

@@ -98,8 +98,6 @@ class FusedEvaluator:
             raise UqbiasError(f"{n_walkers} walkers", "give at least one")
         if not include_energy and (energy_only or bias is None):
             raise UqbiasError("neither energy nor bias is to act", "give a bias, or include the energy")
-        if dtype not in {torch.float32, torch.float64}:
-            raise UqbiasError(f"evaluation in {dtype}", "choose float32 or float64")
         self.numbers: tuple[int, ...] = tuple(int(number) for number in model.numbers)  # type: ignore[union-attr, arg-type]
         self.n_walkers, self.n_atoms = n_walkers, len(self.numbers)
         self.bias = None if energy_only else bias
@@ -113,12 +111,8 @@ class FusedEvaluator:
         self._memo_armed = False
 
         self._signature = _signature(model)
-        weights = _weights(model)
-        self._weight_names = list(weights)
-        self._positions = torch.zeros(n_walkers, self.n_atoms, 3, dtype=dtype, device=self.device)
-        # Spread out, so that tracing, which runs the model once, does not divide by a distance of zero.
-        self._positions.copy_(0.1 * torch.arange(3.0 * self.n_atoms).reshape(-1, 3) ** 1.1)
-        self._inputs = [self._positions, *(self._own(tensor) for tensor in weights.values())]
+        self._weight_names, self._inputs = graph_inputs(model, n_walkers, dtype, self.device)
+        self._positions = self._inputs[0]
         self._state_slots: list[tuple[int, str]] = []
         dynamic = {}
         if self.bias is not None:
@@ -216,10 +210,29 @@ class FusedEvaluator:
         """
         self._memo_armed = True
 
-    def _own(self, tensor: Tensor) -> Tensor:
-        """A contiguous copy in the evaluator's dtype and device."""
-        dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
-        return tensor.detach().to(self.device, dtype, copy=True).contiguous()
+
+def graph_inputs(
+    model: torch.nn.Module, n_walkers: int, dtype: torch.dtype, device: torch.device | str
+) -> tuple[list[str], list[Tensor]]:
+    """Inputs of a graph of ``model``: positions [W, N, 3] and contiguous copies of its weights, with their names.
+
+    Raises
+    ------
+    UqbiasError
+        If ``dtype`` is neither float32 nor float64.
+    """
+    if dtype not in {torch.float32, torch.float64}:
+        raise UqbiasError(f"evaluation in {dtype}", "choose float32 or float64")
+    n_atoms = len(model.numbers)  # type: ignore[arg-type]
+    positions = torch.zeros(n_walkers, n_atoms, 3, dtype=dtype, device=device)
+    # Spread out, so that tracing, which runs the model once, does not divide by a distance of zero.
+    positions.copy_(0.1 * torch.arange(3.0 * n_atoms).reshape(-1, 3) ** 1.1)
+    weights = _weights(model)
+    copies = [
+        tensor.detach().to(device, dtype if tensor.is_floating_point() else tensor.dtype, copy=True).contiguous()
+        for tensor in weights.values()
+    ]
+    return list(weights), [positions, *copies]
 
 
 def _signature(model: torch.nn.Module) -> str:

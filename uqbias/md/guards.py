@@ -16,6 +16,8 @@ from uqbias.units import ANGSTROM
 Array = NDArray[np.float64]
 #: Largest turn of a stiff torsion per walker: positions [W, N, 3] nm -> [W] degrees.
 Turned = Callable[[Array], NDArray[Any]]
+#: A walker stopped at this many observations in a row has no safe frame to live on.
+MAX_RESTARTS_IN_A_ROW = 20
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,17 @@ class Guard:
         if self.turned is not None:
             turn = np.asarray(self.turned(x))
             note("torsion", (turn > self.max_turn) & finite, lambda w: {"degrees": float(turn[w])})
+
+
+def refuse_endless(events: Sequence[GuardEvent], in_a_row: NDArray[Any]) -> None:
+    """Raise UqbiasError for a walker that was stopped again and again; ``in_a_row`` [W] observations, this one too."""
+    for event in events:
+        if in_a_row[event.walker] >= MAX_RESTARTS_IN_A_ROW:
+            raise UqbiasError(
+                f"walker {event.walker} was stopped at {MAX_RESTARTS_IN_A_ROW} observations in a row, last at step "
+                f"{event.step} for '{event.reason}' {event.values}",
+                "widen the guard, or give safe frames that the model describes",
+            )
 
 
 def _pair(name: str, value: Any, pair: NDArray[Any]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from uqbias.compile.fused import FusedEvaluator
 from uqbias.errors import UqbiasError
 from uqbias.md.constraints import TOLERANCE, Projector, choose_constraints
 from uqbias.md.force import make_force
-from uqbias.md.guards import Guard, GuardEvent, Violation
+from uqbias.md.guards import Guard, GuardEvent, Violation, refuse_endless
 from uqbias.md.stack import available_platforms, check_platform, choose_backend
 from uqbias.topology import Topology
 from uqbias.units import kt
@@ -22,8 +22,6 @@ from uqbias.units import kt
 Array = NDArray[np.float64]
 #: Chooses the safe frame a walker restarts from: (walker, safe frames [n, N, 3] nm, generator) -> index.
 ChooseRestart = Callable[[int, Array, np.random.Generator], int]
-#: A walker stopped at this many observations in a row has no safe frame to live on.
-MAX_RESTARTS_IN_A_ROW = 20
 
 
 @dataclass(frozen=True)
@@ -310,13 +308,7 @@ class Walkers:
         return GuardEvent(self.step, self.time_ps, walker, violation.reason, violation.values, frame)
 
     def _restart(self, events: Sequence[GuardEvent]) -> None:
-        for event in events:
-            if self._in_a_row[event.walker] >= MAX_RESTARTS_IN_A_ROW:
-                raise UqbiasError(
-                    f"walker {event.walker} was stopped at {MAX_RESTARTS_IN_A_ROW} observations in a row, last at step "
-                    f"{event.step} for '{event.reason}' {event.values}",
-                    "widen the guard, or give safe frames that the model describes",
-                )
+        refuse_endless(events, self._in_a_row)
         self._place(
             {e.walker: self._project(self.safe_frames[e.restart_frame], self._thermal(e.walker)) for e in events}
         )

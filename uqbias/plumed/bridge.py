@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import functional_call
 
+from uqbias.compile.fused import graph_inputs
 from uqbias.compile.runners import CompiledFunction, compile_function
 from uqbias.errors import UqbiasError
 from uqbias.md.stack import check_pythonforce
@@ -371,19 +372,11 @@ def _compiled(
     cache_dir: Path | None,
 ) -> tuple[list[Tensor], CompiledFunction]:
     """Inputs (positions [1, N, 3] first) and graph: energy, cv, uncertainty [3] and gradients [K, N, 3]."""
-    if dtype not in {torch.float32, torch.float64}:
-        raise UqbiasError(f"evaluation in {dtype}", "choose float32 or float64")
-    weights = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    # Spread out, so that tracing, which runs the model once, does not divide by a distance of zero.
-    spread = 0.1 * torch.arange(3.0 * len(model.numbers)).reshape(1, -1, 3) ** 1.1  # type: ignore[arg-type]
-    inputs = [
-        tensor.detach().to(device, dtype if tensor.is_floating_point() else tensor.dtype, copy=True).contiguous()
-        for tensor in (spread, *weights.values())
-    ]
+    names, inputs = graph_inputs(model, 1, dtype, device)
 
     def function(given: list[Tensor]) -> tuple[Tensor, ...]:
         positions = given[0].detach().requires_grad_()
-        energy, cv, uncertainty = functional_call(model, dict(zip(weights, given[1:], strict=True)), (positions,))
+        energy, cv, uncertainty = functional_call(model, dict(zip(names, given[1:], strict=True)), (positions,))
         values = {"energy": energy, "cv": cv, "uncertainty": uncertainty}
         slopes = [
             torch.autograd.grad(values[name].sum(), positions, retain_graph=index + 1 < len(gradients))[0][0]

@@ -11,8 +11,8 @@ import numpy as np
 
 from uqbias.campaign.exploration import Exploration, make_guard, starting_points
 from uqbias.errors import UqbiasError
-from uqbias.md.guards import GuardEvent
-from uqbias.md.walkers import MAX_RESTARTS_IN_A_ROW, Observation
+from uqbias.md.guards import GuardEvent, refuse_endless
+from uqbias.md.walkers import Observation
 from uqbias.units import kt
 
 
@@ -71,13 +71,8 @@ def explore_plumed(job: Exploration, advance: Callable[[int, str], None] | None 
             for observer in (recorder, trajectories):
                 observer(observation)
             in_a_row, stopped = np.where(restarted, in_a_row + 1, 0), stopped + len(events)
+            refuse_endless(events, in_a_row)
             for event in events:
-                if in_a_row[event.walker] >= MAX_RESTARTS_IN_A_ROW:
-                    raise UqbiasError(
-                        f"walker {event.walker} was stopped at {MAX_RESTARTS_IN_A_ROW} observations in a row, last at "
-                        f"step {step} for '{event.reason}' {event.values}",
-                        "widen the guard, or give safe frames that the model describes",
-                    )
                 walkers[event.walker].place(frames[event.restart_frame])
             if advance is not None and step:
                 advance(md["pace"], f"u up to {np.nanmax(cv, initial=-np.inf):.1f}, {stopped} stopped")

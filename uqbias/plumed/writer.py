@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from uqbias.errors import UqbiasError, did_you_mean
@@ -115,7 +115,6 @@ def _checked(options: PlumedOptions, model: UncertaintyModel) -> PlumedOptions:
     if options.sigma is not None and not options.sigma > 0:
         raise UqbiasError(f"sigma = {options.sigma}", "give a number above 0")
     nats = options.output == "cv" and model.cv.unit == "nats"
-    values = dict(options.__dict__)
     if options.bias == "metad" and options.sigma is None:
         if not nats:
             unit = model.cv.unit if options.output == "cv" else "kJ/mol/nm"
@@ -123,10 +122,10 @@ def _checked(options: PlumedOptions, model: UncertaintyModel) -> PlumedOptions:
                 f"no width for hills on a CV in {unit}",
                 "give --sigma: about half the standard deviation of the CV in a short unbiased run",
             )
-        values["sigma"] = SIGMA_NATS
+        options = replace(options, sigma=SIGMA_NATS)
     if options.wall is None and nats and model.cv.kind == "kernel_density":
-        values["wall"] = WALL_NATS
-    return PlumedOptions(**values)
+        options = replace(options, wall=WALL_NATS)
+    return options
 
 
 def _header(where: str) -> list[str]:

@@ -104,7 +104,7 @@ def evaluate(model: UncertaintyModel, positions: Tensor, gradients: bool = False
         x = positions.detach().clone().requires_grad_(gradients)
         prediction = model(x)
         values = (prediction.cv, prediction.uncertainty)
-        found = [_gradient(u, x) if gradients else x.new_zeros(len(x), 0) for u in values]
+        found = [gradient_of(u, x) if gradients else x.new_zeros(len(x), 0) for u in values]
     return Values(*(u.detach() for u in values), *found)
 
 
@@ -152,7 +152,8 @@ def refitted(case: Case, seed: int = 100) -> UncertaintyModel:
     return model
 
 
-def _gradient(u: Tensor, x: Tensor) -> Tensor:
+def gradient_of(u: Tensor, x: Tensor) -> Tensor:
+    """∂Σu/∂x; zero where autograd cannot reach u."""
     if not u.requires_grad:
         return torch.zeros_like(x)
     (gradient,) = torch.autograd.grad(u.sum(), x, retain_graph=True, allow_unused=True)

@@ -19,7 +19,7 @@ from uqbias.export import export_torchscript
 from uqbias.md.force import make_force
 from uqbias.md.stack import choose_backend
 from uqbias.model import UncertaintyModel
-from uqbias.testing.case import Case
+from uqbias.testing.case import Case, gradient_of
 from uqbias.testing.report import Report
 
 Array = NDArray[np.float64]
@@ -100,7 +100,7 @@ def _reference(model: UncertaintyModel, x: Tensor) -> tuple[LinearBias, dict[str
     points = x.clone().requires_grad_()
     energy, u, calibrated = model(points)
     parts = {"energy": energy, "u": u, "calibrated u": calibrated}
-    gradients = {name: _gradient(value.sum(), points) for name, value in parts.items()}
+    gradients = {name: gradient_of(value, points) for name, value in parts.items()}
     size = float(gradients["u"].abs().max())
     bias = LinearBias(float(gradients["energy"].abs().max()) / size if size > 0 else 1.0)
     slope = float(bias.state()["slope"])
@@ -109,13 +109,6 @@ def _reference(model: UncertaintyModel, x: Tensor) -> tuple[LinearBias, dict[str
     expected["forces"] = -(gradients["energy"] + slope * gradients["u"])
     expected["calibrated u's gradient"] = gradients["calibrated u"]
     return bias, expected
-
-
-def _gradient(value: Tensor, points: Tensor) -> Tensor:
-    if not value.requires_grad:
-        return torch.zeros_like(points)
-    (gradient,) = torch.autograd.grad(value, points, retain_graph=True, allow_unused=True)
-    return torch.zeros_like(points) if gradient is None else gradient
 
 
 def _fused(
@@ -167,7 +160,7 @@ def _exported(
 def _differentiated(module: Callable[[Tensor], Tensor], point: Tensor) -> tuple[Tensor, Tensor]:
     point = point.clone().requires_grad_()
     value = module(point)
-    return value.detach(), -_gradient(value, point)
+    return value.detach(), -gradient_of(value, point)
 
 
 def _torch_force(path: Path, with_forces: bool) -> Any:
