@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,10 +15,28 @@ from torch import Tensor
 from uqbias.errors import UqbiasError
 
 Array = NDArray[np.float64]
+#: State tensors to replace -> forces [W, N, 3] of E + V at the walkers' positions, kJ/mol/nm.
+Probe = Callable[[Mapping[str, Tensor]], Array]
+
+
+@dataclass(frozen=True)
+class Extended:
+    """An extended variable λ of every walker: one more particle that OpenMM integrates.
+
+    Attributes
+    ----------
+    name : of the variable.
+    of : variable that λ follows; λ begins at its value.
+    mass : dalton · nm² per squared unit of the variable, so that ½ m (dλ/dt)² is in kJ/mol with t in ps.
+    """
+
+    name: str
+    of: str
+    mass: float
 
 
 class Bias(ABC):
-    """A bias potential V(u, E) on the uncertainty u (the driver) and the energy E of W walkers.
+    """A bias potential V(x) on D variables x of W walkers.
 
     ``energy`` is part of the compiled graph and takes everything that changes during a run from ``state``, whose
     tensors are graph inputs. ``update`` runs on the host between steps and changes these tensors in place.
@@ -25,6 +44,9 @@ class Bias(ABC):
     Attributes
     ----------
     kind : name in the registry.
+    variables : names of the D variables: ``u`` (the driver), ``uncertainty`` (the judge), ``energy`` (of the model),
+        a collective variable, or an extended variable.
+    extended : extended variables that the bias brings along.
     frozen : if True, ``update`` does nothing: the bias is a fixed potential and the energy is conserved.
     pace : number of steps between updates, or None for a bias that never changes.
     """
@@ -32,8 +54,13 @@ class Bias(ABC):
     kind: ClassVar[str]
     frozen: bool = False
     pace: int | None = None
+    extended: tuple[Extended, ...] = ()
 
-    def __init__(self) -> None:
+    def __init__(self, variables: Sequence[str] = ("u",)) -> None:
+        names = (variables,) if isinstance(variables, str) else tuple(str(name) for name in variables)
+        if not names or len(set(names)) < len(names):
+            raise UqbiasError(f"{self.kind} on the variables {list(names)}", "name at least one, and each once")
+        self.variables: tuple[str, ...] = names
         self._state: dict[str, Tensor] = {}
         self._dtype = torch.float32
         self._device = torch.device("cpu")
@@ -43,13 +70,12 @@ class Bias(ABC):
         return self._state
 
     @abstractmethod
-    def energy(self, u: Tensor, E: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-        """Bias potential, differentiable in ``u`` and ``E``; reads nothing that changes except ``state``.
+    def energy(self, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        """Bias potential, differentiable in ``x``; reads nothing that changes except ``state``.
 
         Parameters
         ----------
-        u : [W] driver.
-        E : [W] kJ/mol.
+        x : [W, D], columns in the order of ``variables``.
         state : tensors as of `state`.
 
         Returns
@@ -57,14 +83,14 @@ class Bias(ABC):
         [W] kJ/mol.
         """
 
-    def update(self, step: int, u: NDArray[Any], E: NDArray[Any]) -> None:  # noqa: B027
+    def update(self, step: int, x: NDArray[Any], probe: Probe | None = None) -> None:  # noqa: B027
         """Take note of the walkers at ``step``; the base class does nothing.
 
         Parameters
         ----------
-        step : number of the MD step that ``u`` and ``E`` were observed at.
-        u : [W] driver; NaN for a walker that is to be left out.
-        E : [W] kJ/mol.
+        step : number of the MD step that ``x`` was observed at.
+        x : [W, D]; a row with NaN is a walker that is to be left out.
+        probe : gives the walkers' forces under another state of this bias, at the cost of one evaluation.
         """
 
     def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Bias:
@@ -96,6 +122,8 @@ class Bias(ABC):
 class BiasSum(Bias):
     """Sum of biases; the state keys of bias ``i`` carry the prefix ``"i."``.
 
+    Its variables are those of all terms, in the order in which they first appear.
+
     Parameters
     ----------
     biases : the terms; may be empty, V is then zero.
@@ -104,9 +132,12 @@ class BiasSum(Bias):
     kind = "sum"
 
     def __init__(self, biases: Sequence[Bias] = ()) -> None:
-        super().__init__()
         self.biases = list(biases)
+        names = tuple(dict.fromkeys(name for bias in self.biases for name in bias.variables))
+        super().__init__(names or ("u",))
+        self.extended = tuple(dict.fromkeys(one for bias in self.biases for one in bias.extended))
         self._names: list[list[str]] = [list(bias.state()) for bias in self.biases]
+        self._columns = [[self.variables.index(name) for name in bias.variables] for bias in self.biases]
         self._collect()
 
     @property
@@ -125,17 +156,18 @@ class BiasSum(Bias):
             for name in names:
                 self._state[f"{index}.{name}"] = state[name]
 
-    def energy(self, u: Tensor, E: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-        total = torch.zeros_like(u)
+    def energy(self, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        total = torch.zeros_like(x[:, 0])
         for index, (bias, names) in enumerate(zip(self.biases, self._names, strict=True)):
-            total = total + bias.energy(u, E, {name: state[f"{index}.{name}"] for name in names})
+            part = torch.stack([x[:, column] for column in self._columns[index]], dim=1)
+            total = total + bias.energy(part, {name: state[f"{index}.{name}"] for name in names})
         return total
 
-    def update(self, step: int, u: NDArray[Any], E: NDArray[Any]) -> None:
+    def update(self, step: int, x: NDArray[Any], probe: Probe | None = None) -> None:
         if self.frozen:
             return
-        for bias in self.biases:
-            bias.update(step, u, E)
+        for index, bias in enumerate(self.biases):
+            bias.update(step, x[:, self._columns[index]], None if probe is None else _prefixed(probe, index))
 
     def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> BiasSum:
         for bias in self.biases:
@@ -160,3 +192,7 @@ class BiasSum(Bias):
         for bias in self.biases:
             bias.reset()
         self._collect()
+
+
+def _prefixed(probe: Probe, index: int) -> Probe:
+    return lambda state: probe({f"{index}.{name}": tensor for name, tensor in state.items()})

@@ -1,12 +1,12 @@
-"""A function of one variable kept on an equidistant grid that grows, for a bias built of local kernels.
+"""A function of one to three variables kept on a regular grid that grows, for a bias built of local kernels.
 
-The grid holds values and derivatives. Between the points the function is the cubic Hermite interpolant, and its
-derivative is that interpolant's own, so that forces belong to the energy exactly.
+The grid holds values and mixed first derivatives. Between the points the function is the tensor product of cubic
+Hermite interpolants, and its gradient is that interpolant's own, so that forces belong to the energy exactly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,36 +17,59 @@ from torch import Tensor
 from uqbias.errors import UqbiasError
 
 Array = NDArray[np.float64]
+Periods = Sequence[float | None]
 
-#: Points added beyond what is needed when the grid grows, so that it seldom does.
-MARGIN = 64
-#: More points than this mean that the variable has run away.
-MAX_POINTS = 1_000_000
+#: Points added beyond what is needed when the grid grows in one, two, three dimensions, so that it seldom does.
+MARGINS = (64, 16, 8)
+#: More points than this mean that a variable has run away.
+MAX_POINTS = 4_000_000
+MAX_DIMENSIONS = 3
 
 
-def hermite(x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+def hermite(x: Tensor, state: Mapping[str, Tensor], periods: Periods = (None,)) -> Tensor:
     """Interpolate in a compiled graph; differentiable in ``x``. Beyond the grid the edge value holds, slope 0.
 
     Parameters
     ----------
-    x : [W].
-    state : ``table`` [G, 2] values and derivatives, ``origin`` [1], ``spacing`` [1], ``points`` [1] = G.
+    x : [W, D].
+    state : ``table`` [G, 2^D] values and derivatives (bit d of the column: derivative along d), G = Π shape, last
+        dimension fastest; ``origin`` [D]; ``spacing`` [D]; ``shape`` [D].
+    periods : of each variable, None where it has none.
 
     Returns
     -------
     [W].
     """
-    table, spacing = state["table"], state["spacing"]
-    scaled = (x - state["origin"]) / spacing
-    last = (state["points"] - 2).to(x.dtype)
-    # Clamping before the conversion to integers keeps infinite x inside the table; the floor has no gradient.
-    left = torch.minimum(torch.floor(scaled).clamp(min=0.0), last)
-    index = torch.nan_to_num(left).to(torch.int64)
-    t = (scaled - left).clamp(0.0, 1.0)
-    first, second = table.index_select(0, index), table.index_select(0, index + 1)
-    rise = second[:, 0] - first[:, 0]
-    slope0, slope1 = first[:, 1] * spacing, second[:, 1] * spacing
-    return first[:, 0] + t * (slope0 + t * (3 * rise - 2 * slope0 - slope1 + t * (slope0 + slope1 - 2 * rise)))
+    table, shape = state["table"], state["shape"]
+    # Rows of the 2^D corners of each walker's cell, and the 2^D weights of each corner's columns.
+    rows: list[Tensor] = [torch.zeros_like(x[:, 0], dtype=torch.int64)]
+    weights: list[list[Tensor]] = [[torch.ones_like(x[:, 0])]]
+    for d, period in enumerate(periods):
+        spacing, count = state["spacing"][d : d + 1], shape[d : d + 1]
+        scaled = (x[:, d] - state["origin"][d : d + 1]) / spacing
+        if period is None:
+            # Clamping before the conversion to integers keeps infinite x inside the table; the floor has no gradient.
+            left = torch.minimum(torch.floor(scaled).clamp(min=0.0), (count - 2).to(x.dtype))
+            index = torch.nan_to_num(left).to(torch.int64)
+            following = index + 1
+        else:
+            left = torch.floor(scaled)
+            index = torch.remainder(torch.nan_to_num(left).to(torch.int64), count)
+            following = torch.remainder(index + 1, count)
+        t = (scaled - left).clamp(0.0, 1.0)
+        rest = 1.0 - t
+        value = (t * t * (3.0 - 2.0 * t), t * t * (t - 1.0) * spacing)
+        bases = ((1.0 - value[0], t * rest * rest * spacing), value)
+        rows = [row * count + place for row in rows for place in (index, following)]
+        weights = [
+            [old * base for base in corner for old in columns] for columns in weights for corner in bases
+        ]
+    total = torch.zeros_like(x[:, 0])
+    for row, columns in zip(rows, weights, strict=True):
+        found = table.index_select(0, row)
+        for column, weight in enumerate(columns):
+            total = total + weight * found[:, column]
+    return total
 
 
 class GrowingGrid:
@@ -54,35 +77,83 @@ class GrowingGrid:
 
     Parameters
     ----------
-    spacing : distance of the points.
-    state : dict in which the tensors ``table``, ``origin``, ``spacing`` and ``points`` are kept. Additions change
-        ``table`` in place; growth re-binds ``table``, ``origin`` and ``points``.
+    spacing : [D] distance of the points; of a periodic variable made a little smaller, so that it divides the period.
+    state : dict in which the tensors ``table``, ``origin``, ``spacing`` and ``shape`` are kept. Additions change
+        ``table`` in place; growth re-binds all but ``spacing``.
+    periods : [D] period or None; a periodic dimension spans [-period/2, period/2) and never grows.
+    ranges : [D] (low, high) that the grid covers from the beginning, or None.
 
     Attributes
     ----------
-    table : [G, 2] float64, values and derivatives.
-    origin : position of the first point.
+    table : [G_1, ..., G_D, 2^D] float64, values and derivatives.
+    origin : [D] position of the first point.
+
+    Raises
+    ------
+    UqbiasError
+        If there are more than three dimensions, or a range is empty.
     """
 
-    def __init__(self, spacing: float, state: dict[str, Tensor]) -> None:
-        self.spacing = float(spacing)
+    def __init__(
+        self,
+        spacing: Sequence[float],
+        state: dict[str, Tensor],
+        periods: Periods | None = None,
+        ranges: Sequence[Sequence[float] | None] | None = None,
+    ) -> None:
+        d = len(spacing)
+        self.periods: tuple[float | None, ...] = tuple(periods) if periods is not None else (None,) * d
+        if not 1 <= d <= MAX_DIMENSIONS:
+            raise UqbiasError(f"a bias on {d} variables", f"choose 1 to {MAX_DIMENSIONS}")
+        if len(self.periods) != d:
+            raise UqbiasError(f"{len(self.periods)} periods for {d} variables", "give one each, None where there is none")
+        self.spacing = np.array(
+            [
+                width if period is None else period / max(2, int(np.ceil(period / width - 1e-9)))
+                for width, period in zip(spacing, self.periods, strict=True)
+            ],
+            dtype=np.float64,
+        )
+        self.ranges = tuple(ranges) if ranges is not None else (None,) * d
+        for span in self.ranges:
+            if span is not None and not span[0] < span[1]:
+                raise UqbiasError(f"a grid from {span[0]} to {span[1]}", "give a maximum above the minimum")
         self.state = state
         self._dtype = torch.float32
         self._device = torch.device("cpu")
         self.clear()
 
     @property
-    def points(self) -> Array:
-        """[G] positions of the grid points."""
-        return np.asarray(self.origin + self.spacing * np.arange(len(self.table)), dtype=np.float64)
+    def dimensions(self) -> int:
+        """D."""
+        return len(self.spacing)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[D] number of points."""
+        return self.table.shape[:-1]
+
+    def points(self, d: int = 0) -> Array:
+        """[G_d] positions of the grid points along dimension ``d``."""
+        return np.asarray(self.origin[d] + self.spacing[d] * np.arange(self.shape[d]), dtype=np.float64)
 
     def clear(self) -> None:
-        """Back to a short grid of zeros."""
-        self.load(0.0, np.zeros((MARGIN, 2)))
+        """Back to a small grid of zeros."""
+        origin, shape = np.zeros(self.dimensions), []
+        for d, (period, span) in enumerate(zip(self.periods, self.ranges, strict=True)):
+            if period is not None:
+                origin[d] = -period / 2
+                shape.append(round(period / self.spacing[d]))
+            elif span is not None:
+                origin[d] = span[0]
+                shape.append(max(2, int(np.ceil((span[1] - span[0]) / self.spacing[d])) + 1))
+            else:
+                shape.append(MARGINS[self.dimensions - 1])
+        self.load(origin, np.zeros((*shape, 2**self.dimensions)))
 
-    def load(self, origin: float, table: NDArray[Any]) -> None:
-        """Replace the content."""
-        self.origin = float(origin)
+    def load(self, origin: NDArray[Any], table: NDArray[Any]) -> None:
+        """Replace the content; ``origin`` [D], ``table`` [G_1, ..., G_D, 2^D]."""
+        self.origin = np.array(origin, dtype=np.float64).reshape(self.dimensions)
         self.table = np.array(table, dtype=np.float64)
         self._bind()
 
@@ -92,53 +163,108 @@ class GrowingGrid:
         self._bind()
 
     def _bind(self) -> None:
-        values = (("table", self.table), ("origin", [self.origin]), ("spacing", [self.spacing]))
-        for name, value in values:
+        flat = self.table.reshape(-1, self.table.shape[-1])
+        for name, value in (("table", flat), ("origin", self.origin), ("spacing", self.spacing)):
             self.state[name] = torch.tensor(value, dtype=self._dtype, device=self._device)
-        self.state["points"] = torch.tensor([len(self.table)], dtype=torch.int64, device=self._device)
+        self.state["shape"] = torch.tensor(self.shape, dtype=torch.int64, device=self._device)
 
-    def cover(self, low: float, high: float) -> None:
-        """Grow until the grid spans ``low`` to ``high``; new points are zero, old ones keep their place.
+    def cover(self, low: NDArray[Any], high: NDArray[Any]) -> None:
+        """Grow until the grid spans ``low`` to ``high`` [D]; new points are zero, old ones keep their place.
 
         Raises
         ------
         UqbiasError
-            If that takes more than a million points.
+            If a bound is not finite, or that takes more than four million points.
         """
-        before = max(0, int(np.ceil((self.origin - low) / self.spacing)))
-        after = max(0, int(np.ceil((high - self.origin) / self.spacing)) - (len(self.table) - 1))
-        if not before and not after:
+        lows, highs = np.atleast_1d(low).astype(float), np.atleast_1d(high).astype(float)
+        if not (np.isfinite(lows).all() and np.isfinite(highs).all()):
+            raise UqbiasError(f"a bias on [{lows.tolist()}, {highs.tolist()}]", "the collective variable is not finite")
+        padding, points, grows = [], 1.0, False
+        for d, period in enumerate(self.periods):
+            before = max(0.0, np.ceil((self.origin[d] - lows[d]) / self.spacing[d]))
+            after = max(0.0, np.ceil((highs[d] - self.origin[d]) / self.spacing[d]) - (self.shape[d] - 1))
+            if period is not None:
+                before = after = 0.0
+            margin = MARGINS[self.dimensions - 1]
+            before, after = before + margin * (before > 0), after + margin * (after > 0)
+            grows = grows or before + after > 0
+            points *= before + after + self.shape[d]
+            padding.append((before, after))
+        if not grows:
             return
-        if before + after + len(self.table) > MAX_POINTS:
+        if points > MAX_POINTS:
             raise UqbiasError(
-                f"a bias on [{low:.6g}, {high:.6g}] with grid spacing {self.spacing:.3g} takes more than {MAX_POINTS} "
-                "points",
-                "the collective variable has run away: put a cap on it, or widen sigma",
+                f"a bias from {lows.tolist()} to {highs.tolist()} with grid spacing {self.spacing.round(6).tolist()} "
+                f"takes more than {MAX_POINTS} points",
+                "a collective variable has run away: put a cap or a wall on it, or widen sigma",
             )
-        before += MARGIN if before else 0
-        after += MARGIN if after else 0
-        self.origin -= before * self.spacing
-        self.table = np.concatenate([np.zeros((before, 2)), self.table, np.zeros((after, 2))])
+        counts = [(int(before), int(after)) for before, after in padding]
+        self.origin = self.origin - np.array([before for before, _ in counts]) * self.spacing
+        self.table = np.pad(self.table, [*counts, (0, 0)])
         self._bind()
 
-    def add(self, kernel: tuple[Array, Array], start: int) -> None:
-        """Add values and derivatives [n] at the points from ``start`` on, on the host only; see `push`."""
-        values, derivatives = kernel
-        block = self.table[start : start + len(values)]
-        block[:, 0] += values
-        block[:, 1] += derivatives
+    def window(self, centre: NDArray[Any], reach: NDArray[Any]) -> list[tuple[NDArray[np.int64], Array]]:
+        """Points within ``reach`` [D] of ``centre`` [D], per dimension: indices [n_d], and positions minus centre.
 
-    def push(self, start: int, stop: int) -> None:
-        """Copy the points ``start`` to ``stop`` into the tensor, in place."""
-        self.state["table"][start:stop].copy_(torch.from_numpy(self.table[start:stop]))
+        Around a periodic dimension indices wrap; each point appears at most once.
+        """
+        found = []
+        for d, period in enumerate(self.periods):
+            first = int(np.ceil((centre[d] - reach[d] - self.origin[d]) / self.spacing[d]))
+            last = int(np.floor((centre[d] + reach[d] - self.origin[d]) / self.spacing[d]))
+            if period is None:
+                first, last = max(first, 0), min(last, self.shape[d] - 1)
+            elif last - first >= self.shape[d]:
+                first = int(np.ceil((centre[d] - period / 2 - self.origin[d]) / self.spacing[d]))
+                last = first + self.shape[d] - 1
+            index = np.arange(first, last + 1)
+            offset = self.origin[d] + self.spacing[d] * index - centre[d]
+            found.append((index % self.shape[d] if period is not None else index, offset))
+        return found
+
+    def add(self, window: Sequence[tuple[NDArray[np.int64], Array]], block: Array) -> None:
+        """Add ``block`` [n_1, ..., n_D, 2^D] at the points of a `window`, on the host only; see `push`."""
+        self.table[np.ix_(*(index for index, _ in window))] += block
+
+    def push(self, windows: Sequence[Sequence[tuple[NDArray[np.int64], Array]]] | None = None) -> None:
+        """Copy the points of ``windows`` (all, if None) into the tensor, in place."""
+        target = self.state["table"]
+        flat = self.table.reshape(-1, self.table.shape[-1])
+        if windows is None:
+            target.copy_(torch.from_numpy(flat))
+            return
+        if self.dimensions == 1 and self.periods[0] is None:
+            low = min(int(window[0][0][0]) for window in windows if len(window[0][0]))
+            high = max(int(window[0][0][-1]) for window in windows if len(window[0][0])) + 1
+            target[low:high].copy_(torch.from_numpy(flat[low:high]))
+            return
+        # Whole slabs of the first dimension: contiguous in memory, and few for local kernels.
+        rows = np.unique(np.concatenate([window[0][0] for window in windows]))
+        size = len(flat) // self.shape[0]
+        for run in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1):
+            if len(run):
+                part = slice(int(run[0]) * size, (int(run[-1]) + 1) * size)
+                target[part].copy_(torch.from_numpy(flat[part]))
 
     def value(self, x: NDArray[Any]) -> Array:
-        """Interpolated values on the host in float64; ``x`` [n]."""
+        """Interpolated values [n] on the host in float64; ``x`` [n, D]."""
         state = {
-            "table": torch.from_numpy(self.table),
-            "origin": torch.tensor([self.origin], dtype=torch.float64),
-            "spacing": torch.tensor([self.spacing], dtype=torch.float64),
-            "points": torch.tensor([len(self.table)]),
+            "table": torch.from_numpy(self.table.reshape(-1, self.table.shape[-1])),
+            "origin": torch.from_numpy(self.origin),
+            "spacing": torch.from_numpy(self.spacing),
+            "shape": torch.tensor(self.shape),
         }
-        result: Array = hermite(torch.as_tensor(x, dtype=torch.float64), state).numpy()
+        points = torch.as_tensor(np.asarray(x, dtype=np.float64).reshape(-1, self.dimensions))
+        result: Array = hermite(points, state, self.periods).numpy()
         return result
+
+
+def outer(factors: Sequence[tuple[Array, Array]]) -> Array:
+    """Table block [n_1, ..., n_D, 2^D] of a product of functions, from (values, derivatives) [n_d] of each."""
+    block = np.ones((*(1 for _ in factors), 1))
+    for d, (values, slopes) in enumerate(factors):
+        shape = [1] * (len(factors) + 1)
+        shape[d] = len(values)
+        # Bit d of the column is the derivative along d: the older columns first with the value, then with the slope.
+        block = np.concatenate([block * values.reshape(shape), block * slopes.reshape(shape)], axis=-1)
+    return np.asarray(block, dtype=np.float64)
