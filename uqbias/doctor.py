@@ -260,7 +260,7 @@ def _context(model: UncertaintyModel, backend: str, runner: str, name: str, dtyp
     x = peroxide_geometries(2, seed=3)
     metadynamics = Metadynamics(height=5.0, sigma=0.5, pace=1)
     with _no_grad():
-        metadynamics.update(1, model(_tensor(x)).cv.numpy().astype(np.float64) - 0.3, np.zeros(2))
+        metadynamics.update(1, model(_tensor(x)).cv.numpy().astype(np.float64)[:, None] - 0.3)
     device = "cuda" if name == "CUDA" and _cuda() else "cpu"
     evaluator = FusedEvaluator(model, BiasSum([metadynamics]), 2, runner=runner, dtype=dtype, device=device)
     return _place(make_force(evaluator, backend), x, name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 import uqbias
 from uqbias.compile.flatten import flatten
-from uqbias.compile.fused import BiasLike
+from uqbias.compile.fused import OF_MODEL, BiasLike
 from uqbias.compile.runners import trace_to_torchscript
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.files import atomic_path
@@ -36,6 +36,7 @@ def export_torchscript(
     *,
     with_forces: bool = False,
     bias: BiasLike | None = None,
+    variables: Mapping[str, torch.nn.Module] | None = None,
     periodic: bool = False,
     components: Sequence[str] = (),
     example_positions: Tensor | None = None,
@@ -57,6 +58,7 @@ def export_torchscript(
     output : ``uncertainty`` (the judge), ``cv`` (the driver), ``energy``, or ``biased`` (energy + bias).
     with_forces : see above.
     bias : for ``biased``: its state as of now is written into the file and stays fixed.
+    variables : collective variables by name that the bias acts on beside u, uncertainty and energy.
     periodic : the module takes the box (rows are lattice vectors) as second argument, as a TorchForce hands it in after
         ``setUsesPeriodicBoundaryConditions(True)``.
     components : further outputs of the file, of ``energy``, ``cv``, ``uncertainty`` and ``max`` (the largest calibrated
@@ -67,18 +69,22 @@ def export_torchscript(
     Raises
     ------
     UqbiasError
-        If ``output`` or a component is unknown, or ``biased`` and ``bias`` do not come together.
+        If ``output`` or a component is unknown, ``biased`` and ``bias`` do not come together, or the bias acts on a
+        variable that is not given.
     """
     if output not in OUTPUTS:
         raise UqbiasError(f"unknown output '{output}'", did_you_mean(output, OUTPUTS))
     if (output == "biased") != (bias is not None):
         raise UqbiasError(f"output '{output}' with bias {bias!r}", "give a bias with output 'biased', and only with it")
     _check_components(model, output, components, with_forces)
+    missing = [name for name in (bias.variables if bias else ()) if name not in {*OF_MODEL, *(variables or {})}]
+    if missing:
+        raise UqbiasError(f"the bias acts on '{missing[0]}', which is not given", "name its module in variables")
     numbers = [int(number) for number in model.numbers]  # type: ignore[union-attr, arg-type]
     positions = _chain(len(numbers)) if example_positions is None else example_positions.detach().cpu().double()
     if positions.shape != (len(numbers), 3):
         raise UqbiasError(f"example positions of shape {tuple(positions.shape)}", f"give [{len(numbers)}, 3]")
-    scalar = _Scalar(model, output, bias, components).eval()
+    scalar = _Scalar(model, output, bias, components, variables or {}).eval()
     examples = [positions, 10.0 * torch.eye(3, dtype=torch.float64)] if periodic else [positions]
     if with_forces or getattr(model, "requires_forces", False):
         # Autograd inside the model becomes plain operations, which the host's autograd differentiates once more.
@@ -142,10 +148,17 @@ class _Scalar(torch.nn.Module):
     """Outputs of a float32 copy of the model for one molecule, bias state in buffers."""
 
     def __init__(
-        self, model: torch.nn.Module, output: str, bias: BiasLike | None, components: Sequence[str] = ()
+        self,
+        model: torch.nn.Module,
+        output: str,
+        bias: BiasLike | None,
+        components: Sequence[str],
+        variables: Mapping[str, torch.nn.Module],
     ) -> None:
         super().__init__()
         self.model = copy.deepcopy(model).to("cpu", torch.float32).requires_grad_(False)
+        used = {name: module for name, module in variables.items() if bias is not None and name in bias.variables}
+        self.variables = copy.deepcopy(torch.nn.ModuleDict(used)).to("cpu", torch.float32).requires_grad_(False)
         self._output, self._bias = output, bias
         self._components = tuple(components)
         self._state_names: dict[str, str] = {}
@@ -165,11 +178,14 @@ class _Scalar(torch.nn.Module):
             energy, cv, uncertainty = self.model(*arguments)
         if self._bias is not None:
             state = {name: getattr(self, kept) for name, kept in self._state_names.items()}
-            energy = energy + self._bias.energy(cv, energy, state)
+            found = {"u": cv, "uncertainty": uncertainty, "energy": energy}
+            found |= {name: module(points) for name, module in self.variables.items()}
+            x = torch.stack([found[name] for name in self._bias.variables], dim=1)
+            energy = energy + self._bias.energy(x, state)
         values = {"cv": cv, "uncertainty": uncertainty, "energy": energy, "biased": energy} | of_atoms
-        found = [values[name].squeeze(0) for name in (self._output, *self._components)]
+        chosen = [values[name].squeeze(0) for name in (self._output, *self._components)]
         # type_as, since .to(dtype) would be traced as the dtype of the example.
-        return (torch.stack(found) if self._components else found[0]).type_as(positions)
+        return (torch.stack(chosen) if self._components else chosen[0]).type_as(positions)
 
 
 def _trace_flattened(scalar: _Scalar, examples: list[Tensor], with_forces: bool) -> Any:

@@ -27,7 +27,7 @@ def make_bias(around):
     """Three hills and a wall, all felt at ``around`` [n]."""
     metadynamics = Metadynamics(height=50.0, sigma=0.6, pace=1, biasfactor=None)
     for step, shift in enumerate((0.3, -0.5, 0.1), start=1):
-        metadynamics.update(step, np.quantile(around, [0.1, 0.5, 0.9]) + shift, np.zeros(3))
+        metadynamics.update(step, (np.quantile(around, [0.1, 0.5, 0.9]) + shift)[:, None])
     return BiasSum([metadynamics, UpperWall(at=float(np.min(around)) - 0.5, kappa=3.0)])
 
 

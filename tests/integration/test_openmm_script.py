@@ -113,7 +113,7 @@ def test_bias_only_forces_are_derivatives(tiny_model, tiny_positions):
     system.addForce(bias.force(atoms=ATOMS))
     simulation = simulate(topology, system, positions)
     model = predict(tiny_model, positions[2:])
-    bias.metadynamics.update(1, model.cv.numpy() - 0.5, np.zeros(1))
+    bias.metadynamics.update(1, model.cv.numpy()[:, None] - 0.5)
     check_forces(simulation.context, positions)
     forces = simulation.context.getState(forces=True).getForces(asNumpy=True)._value
     assert np.abs(forces[:2]).max() == 0

@@ -414,7 +414,7 @@ def test_sum_hills_of_our_file_gives_our_free_energy(tmp_path, kernel):
     bias = MetadynamicsBias(height=1.2, sigma=1.0, pace=1, biasfactor=8.0, temperature=300, kernel=kernel)
     hills = HillsFile(tmp_path / "HILLS", bias, 0.5)
     for step, centre in enumerate(generator.uniform(2.0, 5.4, 100), start=1):
-        bias.update(step, np.array([centre]), np.zeros(1))
+        bias.update(step, np.array([centre])[:, None])
         hills()
     hills.close()
     grid = np.linspace(2.0, 5.4, 69)

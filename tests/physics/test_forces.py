@@ -26,7 +26,7 @@ def make_bias(around):
     """Metadynamics with steep hills, and a wall, both active at the walkers."""
     metadynamics = Metadynamics(height=200.0, sigma=0.4, pace=1, biasfactor=None)
     for step, shift in enumerate((0.3, -0.5, 0.1), start=1):
-        metadynamics.update(step, np.asarray(around) + shift, np.zeros(W))
+        metadynamics.update(step, (np.asarray(around) + shift)[:, None])
     return BiasSum([metadynamics, UpperWall(at=float(min(around)) - 0.5, kappa=3.0)])
 
 

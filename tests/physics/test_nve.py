@@ -49,7 +49,7 @@ def test_energy_is_conserved_with_a_frozen_bias(trained):
     metadynamics = Metadynamics(height=1.0, sigma=0.2, pace=1, biasfactor=10.0)
     rng = np.random.default_rng(0)
     for step in range(1, 61):
-        metadynamics.update(step, rng.normal(0.3, 0.6, 2), np.zeros(2))
+        metadynamics.update(step, rng.normal(0.3, 0.6, (2, 1)))
     metadynamics.frozen = True
     n_walkers, temperature = 2, 300.0
     evaluator = FusedEvaluator(model, BiasSum([metadynamics, UpperWall(at=1.0, kappa=5.0)]), n_walkers)

@@ -63,13 +63,13 @@ def test_hills_act_from_the_next_evaluation_and_the_grid_grows(tiny_model, tiny_
     evaluator = make(tiny_model, bias, runner="torchscript")
     first = evaluator.evaluate(tiny_positions)
     assert not first.bias.any()
-    bias.update(1, first.cv.numpy(), first.energy.numpy())
+    bias.update(1, first.cv.numpy()[:, None])
     length = len(bias.state()["0.table"])
     second = evaluator.evaluate(tiny_positions)
     np.testing.assert_allclose(second.bias.numpy(), bias.biases[0].value(first.cv.numpy()), rtol=1e-6)
     assert (second.bias > 2.9).all()
     assert (second.forces - first.forces).abs().max() > 0
-    bias.update(2, first.cv.numpy() + 40.0, first.energy.numpy())
+    bias.update(2, first.cv.numpy()[:, None] + 40.0)
     assert len(bias.state()["0.table"]) > length
     torch.testing.assert_close(evaluator.evaluate(tiny_positions).bias, second.bias)
 
@@ -146,7 +146,7 @@ def test_a_running_context_sees_new_hills(tiny_model, tiny_positions, backend):
     evaluator = make(tiny_model, bias)
     context = context_of(evaluator, tiny_positions.numpy(), backend)
     before = context.getState(energy=True).getPotentialEnergy()._value
-    bias.update(1, evaluator.last.cv.numpy(), evaluator.last.energy.numpy())
+    bias.update(1, evaluator.last.cv.numpy()[:, None])
     after = context.getState(energy=True).getPotentialEnergy()._value
     expected = bias.biases[0].value(evaluator.last.cv.numpy()).sum()
     assert after - before == pytest.approx(expected, rel=1e-6)

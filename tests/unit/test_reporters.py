@@ -35,7 +35,7 @@ def observation(step, n_walkers=2, events=()):
 def run(bias, file, steps):
     rng = np.random.default_rng(0)
     for step in steps:
-        bias.update(step, rng.normal(3, 1, 2), np.zeros(2))
+        bias.update(step, rng.normal(3, 1, (2, 1)))
         file()
 
 

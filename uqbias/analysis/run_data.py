@@ -344,7 +344,9 @@ class _Reader:
         except UqbiasError as error:
             self.note(path, error)
             return None
-        return Hills(rows["centre"], rows["sigma"], rows["height"]) if len(rows) else None
+        if not len(rows) or rows["centre"].shape[1] > 1:
+            return None
+        return Hills(rows["centre"][:, 0], rows["sigma"][:, 0], rows["height"])
 
     def scoring_files(self) -> None:
         """Reference surface and test set, where the configuration names them and they can be found."""

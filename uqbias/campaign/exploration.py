@@ -17,7 +17,7 @@ from uqbias.files import atomic_path
 from uqbias.registry import BIASES
 
 if TYPE_CHECKING:
-    from uqbias.md.walkers import ExternalBias
+    from uqbias.md.observation import ExternalBias
 
 Array = NDArray[np.float64]
 #: (kind, options) of each part of a bias.
@@ -187,7 +187,9 @@ def explore(
         )
         files.callback(trajectories.close)
         observers: list[Any] = [recorder, trajectories]
-        observers.append(files.enter_context(ColvarFiles(job.folder / "COLVAR", md["walkers"])))
+        observers.append(
+            files.enter_context(ColvarFiles(job.folder / "COLVAR", md["walkers"], names=evaluator.names))
+        )
         for part in bias.biases if bias is not None else ():
             if isinstance(part, Metadynamics):
                 observers.append(files.enter_context(HillsFile(job.folder / "HILLS", part, md["timestep_fs"])))

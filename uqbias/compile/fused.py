@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -21,11 +21,17 @@ FORCE_LIMIT = 1e6
 GROWING = "table"
 
 
+#: Variables that the model gives itself: driver, judge, energy.
+OF_MODEL = ("u", "uncertainty", "energy")
+
+
 class BiasLike(Protocol):
     """What the evaluator asks of a bias; see `uqbias.bias.base.Bias`."""
 
+    variables: tuple[str, ...]
+
     def state(self) -> dict[str, Tensor]: ...
-    def energy(self, u: Tensor, E: Tensor, state: Mapping[str, Tensor]) -> Tensor: ...
+    def energy(self, x: Tensor, state: Mapping[str, Tensor]) -> Tensor: ...
     def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Any: ...
 
 
@@ -38,24 +44,31 @@ class Evaluation(NamedTuple):
     cv: Tensor
     #: [W] judge: calibrated uncertainty, kJ/mol/nm.
     uncertainty: Tensor
-    #: [W] bias V(u, E), kJ/mol.
+    #: [W] bias V, kJ/mol.
     bias: Tensor
     #: [W, N, 3] -dE/dx - dV/dx, kJ/mol/nm; zero for a broken walker.
     forces: Tensor
+    #: [W, C] variables that the bias acts on, in its order.
+    variables: Tensor
+    #: [W, K] -dV/dy of the variables y that come from outside; zero for a broken walker.
+    input_forces: Tensor
 
 
 class FusedEvaluator:
     """A model and a bias compiled to one graph whose inputs are positions, weights and the state of the bias.
 
-    New weights (`load_model`), new hills and a grown bias grid need no new graph.
+    New weights (`load_model`), new hills and a grown bias grid need no new graph. Variables of the bias that neither
+    the model nor ``variables`` gives come from outside: extended variables, which OpenMM integrates, and variables that
+    OpenMM computes. They are one more input of the graph, and the force on them one more output.
 
     Parameters
     ----------
     model : `uqbias.model.UncertaintyModel`, or a module with ``numbers`` and
         ``forward(positions [W, N, 3]) -> (energy [W], cv [W], uncertainty [W])``.
-    bias : ``bias.energy(cv, energy, state)`` is added to the energy; None for no bias. Its state is moved to ``dtype``
-        and ``device``.
+    bias : ``bias.energy(x, state)`` is added to the energy; None for no bias. Its state is moved to ``dtype`` and
+        ``device``.
     n_walkers : W, fixed.
+    variables : collective variables by name, modules ``positions [W, N, 3] -> [W]``; see `uqbias.variables`.
     runner : ``auto``, ``aoti``, ``torchscript`` or ``eager``; see `uqbias.compile.runners.compile_function`.
     dtype : float32 or float64, of weights, state and outputs.
     device : where the graph runs.
@@ -67,6 +80,8 @@ class FusedEvaluator:
     Attributes
     ----------
     n_walkers, n_atoms, numbers : sizes and atomic numbers.
+    names : of the C variables of the bias.
+    input_names : those of them that come from outside, K.
     runner : name of the runner in use.
     last : the latest `Evaluation`, or None.
     total_energy : sum of E + V (or V) over walkers that are not broken, of the latest evaluation; tensor [], kJ/mol.
@@ -87,6 +102,7 @@ class FusedEvaluator:
         bias: BiasLike | None,
         n_walkers: int,
         *,
+        variables: Mapping[str, torch.nn.Module] | None = None,
         runner: str = "auto",
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
@@ -110,9 +126,21 @@ class FusedEvaluator:
         self.exception: BaseException | None = None
         self._memo_armed = False
 
+        self.names: tuple[str, ...] = () if self.bias is None else tuple(self.bias.variables)
+        modules = {name: module for name, module in (variables or {}).items() if name in self.names}
+        self.input_names = tuple(name for name in self.names if name not in modules and name not in OF_MODEL)
         self._signature = _signature(model)
+        # Weights of the model first: these are what load_model replaces.
         self._weight_names, self._inputs = graph_inputs(model, n_walkers, dtype, self.device)
         self._positions = self._inputs[0]
+        whole = _ModelAndVariables(model, modules)
+        self._extra_weights = [name for name in _weights(whole) if name.startswith("variables.")]
+        for name in self._extra_weights:
+            self._inputs.append(_copied(_weights(whole)[name], dtype, self.device))
+        self._from_outside = torch.zeros(n_walkers, len(self.input_names), dtype=dtype, device=self.device)
+        self._outside_slot = len(self._inputs)
+        if self.input_names:
+            self._inputs.append(self._from_outside)
         self._state_slots: list[tuple[int, str]] = []
         dynamic = {}
         if self.bias is not None:
@@ -123,7 +151,7 @@ class FusedEvaluator:
                     dynamic[index] = 0
                 self._inputs.append(tensor)
         compiled = compile_function(
-            _fused_function(model, self._weight_names, self._state_slots, self.bias, energy_only, include_energy),
+            self._function(whole, energy_only, include_energy),
             self._inputs,
             runner=runner,
             name="energy" if energy_only else "fused" if include_energy else "bias",
@@ -133,38 +161,76 @@ class FusedEvaluator:
         self.runner = compiled.runner
         self._run = compiled.unchecked
 
-    def evaluate(self, positions: Tensor) -> Evaluation:
+    def evaluate(self, positions: Tensor, inputs: Tensor | None = None) -> Evaluation:
         """Evaluate all walkers.
 
         Parameters
         ----------
         positions : [W, N, 3] nm, any floating dtype and device, without autograd.
+        inputs : [W, K] variables from outside, in the order of ``input_names``; zeros if None.
         """
+        outside = torch.zeros_like(self._from_outside) if inputs is None else inputs
         if self._memo_armed:
             self._memo_armed = False
-            if self.last is not None and torch.equal(positions.to(self.device, self.dtype), self._positions):
+            if (
+                self.last is not None
+                and torch.equal(positions.to(self.device, self.dtype), self._positions)
+                and torch.equal(outside.to(self.device, self.dtype), self._from_outside)
+            ):
                 return self.last
         self._positions.copy_(positions)
-        inputs = self._inputs
+        self._from_outside.copy_(outside)
+        self._bind_state({})
+        self.last, self.total_energy, broken = self._split(self._run(self._inputs))
+        self._broken.logical_or_(broken if broken.device.type == "cpu" else broken.cpu())
+        self.n_evaluations += 1
+        return self.last
+
+    def probe(self, state: Mapping[str, Tensor]) -> NDArray[np.float64]:
+        """Forces [W, N, 3] kJ/mol/nm at the latest positions, with some state tensors of the bias replaced.
+
+        One evaluation; neither `last` nor anything else here changes.
+        """
+        self._bind_state(state)
+        found = self._split(self._run(self._inputs))[0].forces
+        self.n_evaluations += 1
+        return np.asarray(found.detach().cpu().numpy(), dtype=np.float64)
+
+    def _bind_state(self, replaced: Mapping[str, Tensor]) -> None:
         if self.bias is not None:
             state = self.bias.state()
             for index, name in self._state_slots:
-                inputs[index] = state[name]
-        energy, cv, uncertainty, bias, forces, self.total_energy, broken = self._run(inputs)
-        self._broken.logical_or_(broken if broken.device.type == "cpu" else broken.cpu())
-        self.n_evaluations += 1
-        self.last = Evaluation(energy, cv, uncertainty, bias, forces)
-        return self.last
+                tensor = replaced.get(name)
+                self._inputs[index] = state[name] if tensor is None else tensor.to(state[name])
+
+    def _split(self, outputs: Sequence[Tensor]) -> tuple[Evaluation, Tensor, Tensor]:
+        *values, total, broken = outputs
+        return Evaluation(*values), total, broken
 
     def evaluate_for_host(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Total energy [] and forces [W*N, 3] for OpenMM; an exception is kept in `exception`.
+        """Total energy [] and forces [P, 3] for OpenMM; an exception is kept in `exception`.
 
         OpenMM turns an exception inside a force into an OpenMMException with little of the message.
+
+        Parameters
+        ----------
+        positions : [P, 3] nm, P = W·N atoms and then W·K particles, walker after walker, whose x coordinate is the
+            value of a variable from outside.
         """
         try:
-            evaluation = self.evaluate(positions.view(self.n_walkers, self.n_atoms, 3))
-            # TorchForce reads the memory without looking at strides, which compiled code may choose as it likes.
-            return self.total_energy, evaluation.forces.reshape(-1, 3).contiguous()
+            if not self.input_names:
+                evaluation = self.evaluate(positions.view(self.n_walkers, self.n_atoms, 3))
+                # TorchForce reads the memory without looking at strides, which compiled code may choose as it likes.
+                return self.total_energy, evaluation.forces.reshape(-1, 3).contiguous()
+            atoms = self.n_walkers * self.n_atoms
+            evaluation = self.evaluate(
+                positions[:atoms].view(self.n_walkers, self.n_atoms, 3),
+                positions[atoms:, 0].reshape(self.n_walkers, -1),
+            )
+            forces = evaluation.forces.new_zeros(len(positions), 3)
+            forces[:atoms] = evaluation.forces.reshape(-1, 3)
+            forces[atoms:, 0] = evaluation.input_forces.reshape(-1)
+            return self.total_energy, forces
         except BaseException as error:
             self.exception = error
             raise
@@ -174,6 +240,41 @@ class FusedEvaluator:
         error, self.exception = self.exception, None
         if error is not None:
             raise error
+
+    def _function(self, whole: torch.nn.Module, energy_only: bool, include_energy: bool) -> Any:
+        """The function to flatten: inputs as in ``_inputs``, outputs as `_split` takes them."""
+        names = [f"model.{name}" for name in self._weight_names] + self._extra_weights
+        outside_slot, columns, slots, bias = self._outside_slot, self.names, self._state_slots, self.bias
+        input_names, n_walkers = self.input_names, self.n_walkers
+
+        def function(inputs: list[Tensor]) -> tuple[Tensor, ...]:
+            positions = inputs[0].detach().requires_grad_()
+            weights = dict(zip(names, inputs[1:], strict=False))
+            energy, cv, uncertainty, found = functional_call(whole, weights, (positions,))
+            added = torch.zeros_like(energy)
+            x = energy.new_zeros(n_walkers, len(columns))
+            roots = [positions]
+            if energy_only:
+                cv, uncertainty = added, added
+            elif bias is not None:
+                if input_names:
+                    roots.append(inputs[outside_slot].detach().requires_grad_())
+                    found |= {name: roots[1][:, place] for place, name in enumerate(input_names)}
+                x = torch.stack([found[name] for name in columns], dim=1)
+                added = bias.energy(x, {name: inputs[index] for index, name in slots})
+            total = energy + added if include_energy else added
+            gradient, *outside = torch.autograd.grad(total.sum(), roots, materialize_grads=True)
+            # A comparison with NaN is false, so this also finds what is not finite.
+            sound = (gradient.abs() <= FORCE_LIMIT).flatten(1).all(1) & torch.isfinite(total)
+            for one in outside:
+                sound = sound & torch.isfinite(one).all(1)
+            forces = torch.where(sound.view(-1, 1, 1), -gradient, torch.zeros_like(gradient))
+            pulls = [torch.where(sound.view(-1, 1), -one, torch.zeros_like(one)) for one in outside]
+            pull = pulls[0] if pulls else energy.new_zeros(n_walkers, 0)
+            total = torch.where(sound, total, torch.zeros_like(total)).sum()
+            return energy, cv.clone(), uncertainty.clone(), added.clone(), forces, x.clone(), pull, total, ~sound
+
+        return function
 
     def load_model(self, model: torch.nn.Module) -> None:
         """Take the weights and buffers of another model of the same architecture; nothing is traced or compiled.
@@ -210,6 +311,26 @@ class FusedEvaluator:
         """
         self._memo_armed = True
 
+    def memo(self) -> dict[str, NDArray[Any]]:
+        """The evaluation that `arm_memo` keeps for the next step, as arrays for a snapshot; empty if there is none."""
+        if self.last is None or not self._memo_armed:
+            return {}
+        kept = {**self.last._asdict(), "positions": self._positions, "inputs": self._from_outside}
+        kept["total"] = self.total_energy
+        return {f"memo_{name}": tensor.detach().cpu().numpy().copy() for name, tensor in kept.items()}
+
+    def restore_memo(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Put `memo` back, so that an interrupted run goes on with the forces that it had."""
+        self.last, self._memo_armed = None, False
+        if "memo_total" not in arrays:
+            return
+        found = {name: torch.as_tensor(arrays[f"memo_{name}"], device=self.device) for name in Evaluation._fields}
+        self.last = Evaluation(**found)
+        self._positions.copy_(torch.as_tensor(arrays["memo_positions"]))
+        self._from_outside.copy_(torch.as_tensor(arrays["memo_inputs"]))
+        self.total_energy = torch.as_tensor(arrays["memo_total"], device=self.device)
+        self.arm_memo()
+
 
 def graph_inputs(
     model: torch.nn.Module, n_walkers: int, dtype: torch.dtype, device: torch.device | str
@@ -228,11 +349,11 @@ def graph_inputs(
     # Spread out, so that tracing, which runs the model once, does not divide by a distance of zero.
     positions.copy_(0.1 * torch.arange(3.0 * n_atoms).reshape(-1, 3) ** 1.1)
     weights = _weights(model)
-    copies = [
-        tensor.detach().to(device, dtype if tensor.is_floating_point() else tensor.dtype, copy=True).contiguous()
-        for tensor in weights.values()
-    ]
-    return list(weights), [positions, *copies]
+    return list(weights), [positions, *(_copied(tensor, dtype, device) for tensor in weights.values())]
+
+
+def _copied(tensor: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    return tensor.detach().to(device, dtype if tensor.is_floating_point() else tensor.dtype, copy=True).contiguous()
 
 
 def _signature(model: torch.nn.Module) -> str:
@@ -246,31 +367,15 @@ def _weights(model: torch.nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def _fused_function(
-    model: torch.nn.Module,
-    weight_names: list[str],
-    state_slots: list[tuple[int, str]],
-    bias: BiasLike | None,
-    energy_only: bool,
-    include_energy: bool,
-) -> Any:
-    """The function to flatten: inputs as in FusedEvaluator._inputs, outputs as evaluate unpacks them."""
+class _ModelAndVariables(torch.nn.Module):
+    """E, u and the judge of a model, and the variables that the graph computes."""
 
-    def function(inputs: list[Tensor]) -> tuple[Tensor, ...]:
-        positions = inputs[0].detach().requires_grad_()
-        weights = dict(zip(weight_names, inputs[1:], strict=False))
-        energy, cv, uncertainty = functional_call(model, weights, (positions,))
-        added = torch.zeros_like(energy)
-        if energy_only:
-            cv, uncertainty = added, added
-        elif bias is not None:
-            added = bias.energy(cv, energy, {name: inputs[index] for index, name in state_slots})
-        total = energy + added if include_energy else added
-        (gradient,) = torch.autograd.grad(total.sum(), positions)
-        # A comparison with NaN is false, so this also finds what is not finite.
-        sound = (gradient.abs() <= FORCE_LIMIT).flatten(1).all(1) & torch.isfinite(total)
-        forces = torch.where(sound.view(-1, 1, 1), -gradient, torch.zeros_like(gradient))
-        total = torch.where(sound, total, torch.zeros_like(total)).sum()
-        return energy, cv.clone(), uncertainty.clone(), added.clone(), forces, total, ~sound
+    def __init__(self, model: torch.nn.Module, variables: Mapping[str, torch.nn.Module]) -> None:
+        super().__init__()
+        self.model = model
+        self.variables = torch.nn.ModuleDict(dict(variables))
 
-    return function
+    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        energy, cv, uncertainty = self.model(positions)
+        found = {name: module(positions) for name, module in self.variables.items()}
+        return energy, cv, uncertainty, {"u": cv, "uncertainty": uncertainty, "energy": energy} | found

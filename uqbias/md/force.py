@@ -25,7 +25,8 @@ def make_force(evaluator: FusedEvaluator, backend: str = "auto", particles: Sequ
     evaluator : gives energies and forces; what it computed last is in ``evaluator.last``.
     backend : ``pythonforce`` (OpenMM >= 8.5), ``torchforce`` (openmmtorch), or ``auto``, the faster that works. Both
         give the same numbers.
-    particles : indices of the W*N particles, walker after walker; the first W*N must be all of the System if None.
+    particles : indices of the W*N particles, walker after walker, then of the W*K extended variables; all of the
+        System, which must have just these, if None.
 
     Returns
     -------
@@ -36,9 +37,9 @@ def make_force(evaluator: FusedEvaluator, backend: str = "auto", particles: Sequ
     Raises
     ------
     UqbiasError
-        If the backend does not work with the installed versions, or the number of particles is not W*N.
+        If the backend does not work with the installed versions, or the number of particles is not W*(N + K).
     """
-    expected = evaluator.n_walkers * evaluator.n_atoms
+    expected = evaluator.n_walkers * (evaluator.n_atoms + len(evaluator.input_names))
     chosen = None if particles is None else [int(index) for index in particles]
     if chosen is not None and len(chosen) != expected:
         raise UqbiasError(

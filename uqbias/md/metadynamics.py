@@ -165,11 +165,11 @@ class Metadynamics:
                 "put a wall on u, use lower hills, or train the model on such geometries",
             )
         hills, colvar = self._files or self._open(simulation)
-        self.metadynamics.update(simulation.currentStep, cv, energy)
+        self.metadynamics.update(simulation.currentStep, cv[:, None])
         if hills is not None:
             hills()
         if colvar is not None:
-            colvar.row(0, state.getTime()._value, [cv[0], energy[0], uncertainty[0], bias[0]], restarted=False)
+            colvar.row(0, state.getTime()._value, [cv[0], energy[0], uncertainty[0], bias[0]], [], restarted=False)
         self.evaluator.arm_memo()
 
     def free_energy(self, u: NDArray[Any] | None = None) -> tuple[Array, Array]:
@@ -207,8 +207,8 @@ class _Itself(Bias):
 
     kind = "itself"
 
-    def energy(self, u: Tensor, E: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-        return u.clone()
+    def energy(self, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        return x[:, 0].clone()
 
 
 # OpenMM copies the forces inside a CustomCVForce by serialising them, which for a PythonForce means pickling its

@@ -10,11 +10,12 @@ from typing import Any, Self, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from uqbias.bias.metadynamics import HILL, Metadynamics
+from uqbias.bias.metadynamics import Metadynamics, hill_type
+from uqbias.compile.fused import OF_MODEL
 from uqbias.errors import UqbiasError
 from uqbias.files import atomic_path
 from uqbias.md.guards import GuardEvent
-from uqbias.md.walkers import Observation
+from uqbias.md.observation import Observation
 from uqbias.topology import Topology
 from uqbias.units import ANGSTROM
 
@@ -43,27 +44,34 @@ class _Files:
 class HillsFile(_Files):
     """Hills in PLUMED's HILLS format, one file for all walkers, as METAD with WALKERS_MPI writes it.
 
-    Columns ``time u sigma_u height biasf``: time in ps, height in kJ/mol. PLUMED's convention for the height holds
-    (MetaD.cpp, writeGaussian): of a well-tempered run the file holds h·γ/(γ-1), where h was added to the bias, so that
-    the sum of the hills in the file is -F; of an untempered run it holds h, and biasf is -1. The kernel is that of the
-    bias. PLUMED sums a ``gaussian`` up to 3.5 sigma, stretched; a bias with ``stretched-gaussian`` does so too.
+    Columns ``time u sigma_u height biasf``, with more variables ``time u phi sigma_u sigma_phi ...``: time in ps, height
+    in kJ/mol. PLUMED's convention for the height holds (MetaD.cpp, writeGaussian): of a well-tempered run the file holds
+    h·γ/(γ-1), where h was added to the bias, so that the sum of the hills in the file is -F; of an untempered run it
+    holds h, and biasf is -1. The kernel is that of the bias. PLUMED sums a ``gaussian`` up to 3.5 sigma, stretched; a
+    bias with ``stretched-gaussian`` does so too.
 
     Parameters
     ----------
     path : the file, written anew unless ``append``.
     bias : whose hills are written.
     timestep_fs : to convert steps to time.
-    label : name of the variable.
     append : continue a file; hills already in the bias count as written.
+
+    Raises
+    ------
+    UqbiasError
+        If the file to be continued has other columns.
     """
 
-    def __init__(
-        self, path: str | Path, bias: Metadynamics, timestep_fs: float, *, label: str = "u", append: bool = False
-    ) -> None:
+    def __init__(self, path: str | Path, bias: Metadynamics, timestep_fs: float, *, append: bool = False) -> None:
         self.bias, self.timestep_ps = bias, timestep_fs * 1e-3
         self._written = len(bias.hills) if append else 0
-        header = f"#! FIELDS time {label} sigma_{label} height biasf\n"
+        names = [*bias.variables, *(f"sigma_{name}" for name in bias.variables)]
+        header = f"#! FIELDS time {' '.join(names)} height biasf\n"
         header += f"#! SET multivariate false\n#! SET kerneltype {bias.kernel}\n"
+        for name, period in zip(bias.variables, bias.periods, strict=True):
+            if period is not None:
+                header += f"#! SET min_{name} {-period / 2:.17g}\n#! SET max_{name} {period / 2:.17g}\n"
         self._streams = [_open(Path(path), header, append)]
 
     def __call__(self, observation: Observation | None = None) -> None:
@@ -73,53 +81,65 @@ class HillsFile(_Files):
             self._written = 0
         for step, centre, sigma, height, gamma in hills[self._written :].tolist():
             stated, biasf = (height * gamma / (gamma - 1), gamma) if gamma > 1 else (height, -1.0)
-            self._streams[0].write(
-                f"{step * self.timestep_ps:14.6f} {centre:24.17g} {sigma:24.17g} {stated:24.17g} {biasf:10.6g}\n"
-            )
+            values = " ".join(f"{value:24.17g}" for value in (*centre, *sigma, stated))
+            self._streams[0].write(f"{step * self.timestep_ps:14.6f} {values} {biasf:10.6g}\n")
         if len(hills) > self._written:
             self._written = len(hills)
             self._streams[0].flush()
 
 
-def read_hills(path: str | Path, timestep_fs: float) -> NDArray[Any]:
-    """Read a HILLS file of one variable; heights come back as they were added to the bias.
+def read_hills(path: str | Path, timestep_fs: float, variables: Sequence[str] | None = None) -> NDArray[Any]:
+    """Read a HILLS file; heights come back as they were added to the bias.
 
     Parameters
     ----------
     timestep_fs : to convert time to steps.
+    variables : the file must be about these; any if None.
 
     Returns
     -------
-    Record array with the fields of `uqbias.bias.metadynamics.HILL`, fit for `Metadynamics.load_hills`.
+    Record array of `uqbias.bias.metadynamics.hill_type`, fit for `Metadynamics.load_hills`.
 
     Raises
     ------
     UqbiasError
-        If the file is missing or a line other than a last one cut short is bad; the message names the line.
+        If the file is missing, about other variables, or a line other than a last one cut short is bad; the message
+        names the line.
     """
     fields, rows = _read_plumed(Path(path))
-    if (
-        len(fields) < 5
-        or fields[0] != "time"
-        or fields[2] != f"sigma_{fields[1]}"
-        or fields[3:5] != ["height", "biasf"]
-    ):
+    names = hill_variables(fields)
+    if not names:
         raise UqbiasError(
             f"{path}, line 1: fields {' '.join(fields)}",
             "a HILLS file of one variable has time, u, sigma_u, height, biasf",
         )
-    hills = np.empty(len(rows), dtype=HILL)
-    gamma = rows[:, 4]
+    if variables is not None and list(variables) != names:
+        raise UqbiasError(
+            f"{path} holds hills on {', '.join(names)}, not on {', '.join(variables)}", "give the HILLS of this bias"
+        )
+    count = len(names)
+    hills = np.empty(len(rows), dtype=hill_type(count))
+    gamma = rows[:, -1]
     tempered = gamma > 1
     hills["step"] = np.rint(rows[:, 0] / (timestep_fs * 1e-3))
-    hills["centre"], hills["sigma"] = rows[:, 1], rows[:, 2]
-    hills["height"] = rows[:, 3] * np.where(tempered, (gamma - 1) / np.where(tempered, gamma, 1.0), 1.0)
+    hills["centre"], hills["sigma"] = rows[:, 1 : 1 + count], rows[:, 1 + count : 1 + 2 * count]
+    hills["height"] = rows[:, -2] * np.where(tempered, (gamma - 1) / np.where(tempered, gamma, 1.0), 1.0)
     hills["biasfactor"] = np.where(tempered, gamma, 1.0)
     return hills
 
 
+def hill_variables(fields: Sequence[str]) -> list[str]:
+    """Names of the variables of a HILLS file with these fields; none if it is not such a file."""
+    count = (len(fields) - 3) // 2
+    names = list(fields[1 : 1 + count])
+    expected = ["time", *names, *(f"sigma_{name}" for name in names), "height", "biasf"]
+    return names if count and list(fields) == expected else []
+
+
 class ColvarFiles(_Files):
     """Time series in PLUMED's COLVAR format: ``time u energy uncertainty bias restarted``; ps, kJ/mol, kJ/mol/nm.
+
+    Further variables of the bias follow in columns of their own.
 
     One file a walker, named as PLUMED names those of replicas: ``COLVAR.0``, ``COLVAR.1``, ... and, with a suffix,
     ``colvar.0.dat``; plain ``COLVAR`` for a single walker. A row with ``restarted`` 1 is where the guard stopped the
@@ -129,12 +149,16 @@ class ColvarFiles(_Files):
     ----------
     path : name for a single walker.
     n_walkers : W.
-    label : name of the variable.
+    names : of the variables of the bias.
     append : continue the files.
     """
 
-    def __init__(self, path: str | Path, n_walkers: int, *, label: str = "u", append: bool = False) -> None:
-        header = f"#! FIELDS time {label} energy uncertainty bias restarted\n"
+    def __init__(
+        self, path: str | Path, n_walkers: int, *, names: Sequence[str] = (), append: bool = False
+    ) -> None:
+        self._further = [column for column, name in enumerate(names) if name not in OF_MODEL]
+        more = "".join(f" {names[column]}" for column in self._further)
+        header = f"#! FIELDS time u energy uncertainty bias restarted{more}\n"
         self._streams = [_open(name, header, append) for name in colvar_paths(path, n_walkers)]
 
     def __call__(self, observation: Observation) -> None:
@@ -142,12 +166,15 @@ class ColvarFiles(_Files):
         o = observation
         columns = np.stack([o.cv, o.energy, o.uncertainty, o.bias], axis=1).tolist()
         for walker, values in enumerate(columns):
-            self.row(walker, o.time_ps, values, restarted=bool(o.restarted[walker]))
+            self.row(walker, o.time_ps, values, o.variables[walker], restarted=bool(o.restarted[walker]))
 
-    def row(self, walker: int, time_ps: float, values: Sequence[float], *, restarted: bool) -> None:
-        """Write u, energy, uncertainty, bias of one walker."""
+    def row(
+        self, walker: int, time_ps: float, values: Sequence[float], variables: Sequence[float], *, restarted: bool
+    ) -> None:
+        """Write u, energy, uncertainty, bias of one walker, and what ``names`` has beside."""
         numbers = " ".join(f"{value:16.9g}" for value in values)
-        self._streams[walker].write(f"{time_ps:14.6f} {numbers} {restarted:d}\n")
+        more = "".join(f" {variables[column]:16.9g}" for column in self._further)
+        self._streams[walker].write(f"{time_ps:14.6f} {numbers} {restarted:d}{more}\n")
 
 
 def colvar_paths(path: str | Path, n_walkers: int) -> list[Path]:
@@ -227,7 +254,7 @@ class ObservationRecorder(_Files):
     """Keeps observations in memory and writes them to one file; guard events go to a file at once.
 
     ``observations.npz``: step [T], time [T] ps, positions [T, W, N, 3] nm (float32), energy, cv, uncertainty, bias
-    [T, W], restarted [T, W]. ``events.jsonl``: one JSON object per stopped walker, as `GuardEvent`.
+    [T, W], restarted [T, W], variables [T, W, C] and their names variable_names [C]. ``events.jsonl``: one JSON object per stopped walker, as `GuardEvent`.
 
     Parameters
     ----------
@@ -267,7 +294,8 @@ class ObservationRecorder(_Files):
             "step": stacked("step"),
             "time": stacked("time_ps"),
             "positions": stacked("positions").astype(np.float32),
-            **{name: stacked(name) for name in ("energy", "cv", "uncertainty", "bias", "restarted")},
+            **{name: stacked(name) for name in ("energy", "cv", "uncertainty", "bias", "restarted", "variables")},
+            "variable_names": np.array(self._kept[0].names, dtype=np.str_),
         }
 
     def save(self, path: str | Path | None = None) -> Path:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,11 @@ from uqbias.bias.base import Bias
 from uqbias.compile.fused import FusedEvaluator
 from uqbias.errors import UqbiasError
 from uqbias.md.constraints import TOLERANCE, Projector, choose_constraints
+from uqbias.md.extended import ExtendedVariables
 from uqbias.md.force import make_force
 from uqbias.md.guards import Guard, GuardEvent, Violation, refuse_endless
+from uqbias.md.observation import ExternalBias, Observation, Observer
+from uqbias.md.snapshot import read_snapshot, restore_context, state_of_context, write_snapshot
 from uqbias.md.stack import available_platforms, check_platform, choose_backend
 from uqbias.topology import Topology
 from uqbias.units import kt
@@ -22,50 +25,6 @@ from uqbias.units import kt
 Array = NDArray[np.float64]
 #: Chooses the safe frame a walker restarts from: (walker, safe frames [n, N, 3] nm, generator) -> index.
 ChooseRestart = Callable[[int, Array, np.random.Generator], int]
-
-
-@dataclass(frozen=True)
-class Observation:
-    """The walkers at one step, all from one evaluation.
-
-    A walker with ``restarted`` True was stopped here by the guard: its values are those that it was stopped for, it
-    deposits no hill, and it goes on from a safe frame.
-
-    Attributes
-    ----------
-    step : MD step.
-    time_ps : time in ps.
-    positions : [W, N, 3] nm.
-    energy : [W] kJ/mol, of the model.
-    cv : [W] driver.
-    uncertainty : [W] judge, kJ/mol/nm.
-    bias : [W] kJ/mol, as it acted on this step, before the hills of this step.
-    restarted : [W] bool.
-    events : one entry per restarted walker.
-    """
-
-    step: int
-    time_ps: float
-    positions: Array
-    energy: Array
-    cv: Array
-    uncertainty: Array
-    bias: Array
-    restarted: NDArray[np.bool_]
-    events: tuple[GuardEvent, ...] = ()
-
-
-Observer = Callable[[Observation], object]
-
-
-class ExternalBias(Protocol):
-    """Any other OpenMM forces on the walkers, with an update at each observation."""
-
-    def forces(self, topology: Topology, n_walkers: int) -> list[Any]:
-        """OpenMM Forces over the W*N particles; called once, before the Context is made."""
-
-    def update(self, context: Any, step: int, positions: Array) -> None:
-        """Change them by what the walkers [W, N, 3] nm do."""
 
 
 class Walkers:
@@ -95,7 +54,7 @@ class Walkers:
 
     Attributes
     ----------
-    context : openmm.Context of the W*N particles, walker after walker.
+    context : openmm.Context of the W*N particles, walker after walker, and then of the extended variables.
     step : MD steps so far.
     events : what the guard stopped so far.
 
@@ -158,6 +117,8 @@ class Walkers:
             shift = walker * self.n_atoms
             for i, j, length in self.constraints:
                 system.addConstraint(i + shift, j + shift, length)
+        self._extended = ExtendedVariables(evaluator, self.temperature)
+        self._extended.add_particles(system)
         chosen = _platform(platform, backend, evaluator)
         system.addForce(make_force(evaluator, backend))
         for force in external.forces(topology, self.n_walkers) if external is not None else ():
@@ -174,9 +135,9 @@ class Walkers:
         properties = {"Precision": "mixed"} if "Precision" in chosen.getPropertyNames() else {}
         self.context = openmm.Context(system, integrator, chosen, properties)
         self._integrator, self._system = integrator, system
-        placed = [self._project(start[w % len(start)], self._thermal(w)) for w in range(self.n_walkers)]
-        self.context.setPositions(np.concatenate([x for x, _ in placed]))
-        self.context.setVelocities(np.concatenate([v for _, v in placed]))
+        self._place(
+            {w: self._project(start[w % len(start)], self._thermal(w)) for w in range(self.n_walkers)},
+        )
 
     @property
     def n_walkers(self) -> int:
@@ -226,6 +187,42 @@ class Walkers:
             self.step += pace
             self._observe(observers)
 
+    def save(self, path: str | Path) -> None:
+        """Write a snapshot: one file, atomically, with all that a later `load` needs to go on.
+
+        Positions, velocities, extended variables, the state of integrator and random numbers, the bias, the step.
+        """
+        own = {
+            "step": self.step,
+            "observed_start": self._observed_start,
+            "in_a_row": self._in_a_row.tolist(),
+            "random": [rng.bit_generator.state for rng in self._rngs],
+            "walkers": self.n_walkers,
+            "timestep_fs": self.timestep_fs,
+            "temperature": self.temperature,
+        }
+        arrays = state_of_context(self.context) | self.evaluator.memo()
+        write_snapshot(path, self.topology.numbers, own, arrays, self.bias)
+
+    def load(self, path: str | Path) -> None:
+        """Go on from a snapshot, made by a `Walkers` of the same settings.
+
+        On the Reference platform the trajectory is then bit for bit that of a run without interruption.
+
+        Raises
+        ------
+        UqbiasError
+            If the file is not a whole snapshot, or one of another system or other settings.
+        """
+        settings = {"walkers": self.n_walkers, "timestep_fs": self.timestep_fs, "temperature": self.temperature}
+        own, arrays = read_snapshot(path, self.topology.numbers, settings, self.bias)
+        restore_context(path, self.context, arrays)
+        self.step, self._observed_start = own["step"], own["observed_start"]
+        self._in_a_row = np.array(own["in_a_row"], dtype=int)
+        for rng, state in zip(self._rngs, own["random"], strict=True):
+            rng.bit_generator.state = state
+        self.evaluator.restore_memo(arrays)
+
     def snapshot(self, walker: int) -> tuple[Array, Array]:
         """Positions [N, 3] nm and velocities [N, 3] nm/ps of one walker, to be put back by `place`."""
         state = self.context.getState(positions=True, velocities=True)
@@ -246,7 +243,7 @@ class Walkers:
     def kinetic_temperatures(self) -> Array:
         """Kinetic temperature of each walker, [W] K."""
         velocities = _array(self.context.getState(velocities=True).getVelocities(asNumpy=True))
-        v = velocities.reshape(self.n_walkers, self.n_atoms, 3)
+        v = self._of_atoms(velocities)
         freedom = 3 * self.n_atoms - len(self.constraints)
         # The masses are in _sigma: (v/sigma)² has mean 1 per degree of freedom at the temperature of the thermostat.
         return np.asarray(((v / self._sigma) ** 2).sum(axis=(1, 2)) / freedom * self.temperature, dtype=np.float64)
@@ -262,12 +259,12 @@ class Walkers:
             if not self._park():
                 raise
             state = self.context.getState(positions=True, forces=True)
-        positions = _array(state.getPositions(asNumpy=True)).reshape(self.n_walkers, self.n_atoms, 3).copy()
+        positions = self._of_atoms(_array(state.getPositions(asNumpy=True))).copy()
         if (last := self.evaluator.last) is None:
             raise UqbiasError("the force made no evaluation", "leave the Context's force groups as they are")
-        energy, cv, uncertainty, bias = (
+        energy, cv, uncertainty, bias, variables = (
             values.detach().cpu().numpy().astype(np.float64)
-            for values in (last.energy, last.cv, last.uncertainty, last.bias)
+            for values in (last.energy, last.cv, last.uncertainty, last.bias, last.variables)
         )
         violations: list[Violation] = []
         if self.guard is not None:
@@ -285,12 +282,25 @@ class Walkers:
         restarted = np.zeros(self.n_walkers, dtype=bool)
         restarted[[violation.walker for violation in violations]] = True
         if self.bias is not None:
-            self.bias.update(self.step, np.where(restarted, np.nan, cv), energy)
+            seen = np.where(restarted[:, None], np.nan, variables)
+            self.bias.update(self.step, seen, self.evaluator.probe)
         if self._external is not None:
             self._external.update(self.context, self.step, positions[~restarted])
         events = tuple(self._event(violation) for violation in violations)
         self.events += events
-        observation = Observation(self.step, self.time_ps, positions, energy, cv, uncertainty, bias, restarted, events)
+        observation = Observation(
+            self.step,
+            self.time_ps,
+            positions,
+            energy,
+            cv,
+            uncertainty,
+            bias,
+            restarted,
+            variables,
+            self.evaluator.names,
+            events,
+        )
         for observer in observers:
             observer(observation)
         self.evaluator.arm_memo()
@@ -320,8 +330,13 @@ class Walkers:
         for walker, (x, v) in placed.items():
             positions[self._slice(walker)] = x
             velocities[self._slice(walker)] = v
+        self._extended.follow(positions, velocities, {walker: self._rngs[walker] for walker in placed})
         self.context.setPositions(positions)
         self.context.setVelocities(velocities)
+
+    def _of_atoms(self, values: Array) -> Array:
+        """[W, N, 3] of the atoms, without the extended variables."""
+        return values[: self.n_walkers * self.n_atoms].reshape(self.n_walkers, self.n_atoms, 3)
 
     def _slice(self, walker: int) -> slice:
         return slice(walker * self.n_atoms, (walker + 1) * self.n_atoms)
@@ -367,7 +382,8 @@ class Walkers:
         The Reference platform integrates them without complaint, CPU and CUDA stop with an exception.
         """
         x = _array(self.context.getState(positions=True).getPositions(asNumpy=True))
-        atoms = (~np.isfinite(x)).any(axis=1).reshape(self.n_walkers, self.n_atoms).sum(axis=1)
+        atoms = (~np.isfinite(self._of_atoms(x))).any(axis=2).sum(axis=1)
+        atoms += self._extended.not_finite(x)
         bad = np.flatnonzero(atoms).tolist()
         if self.guard is None or not bad:
             return False

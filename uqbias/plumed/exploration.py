@@ -12,7 +12,7 @@ import numpy as np
 from uqbias.campaign.exploration import Exploration, make_guard, starting_points
 from uqbias.errors import UqbiasError
 from uqbias.md.guards import GuardEvent, refuse_endless
-from uqbias.md.walkers import Observation
+from uqbias.md.observation import Observation
 from uqbias.units import kt
 
 
