@@ -54,7 +54,7 @@ def references(alanine_model, positions, driver):
     def energies(walker, sign):
         with torch.no_grad():
             prediction = alanine_model(positions[walker] + sign * shifts)
-            return prediction.energy, prediction.energy + bias.energy(prediction.cv, prediction.energy, bias.state())
+            return prediction.energy, prediction.energy + bias.energy(prediction.cv[:, None], bias.state())
 
     forces = []
     for walker in range(W):

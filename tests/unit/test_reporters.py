@@ -29,7 +29,7 @@ def observation(step, n_walkers=2, events=()):
     values = rng.normal(size=(4, n_walkers)) * 100
     restarted = np.zeros(n_walkers, dtype=bool)
     restarted[[e.walker for e in events]] = True
-    return Observation(step, step * 0.0005, rng.normal(size=(n_walkers, 3, 3)), *values, restarted, tuple(events))
+    return Observation(step, step * 0.0005, rng.normal(size=(n_walkers, 3, 3)), *values, restarted, events=tuple(events))
 
 
 def run(bias, file, steps):
@@ -72,7 +72,7 @@ def test_sum_of_hills_in_the_file_is_minus_the_free_energy(tmp_path):
     run(bias, file, range(10, 2001, 10))
     rows = np.loadtxt(tmp_path / "HILLS")
     u, energy = bias.free_energy()
-    total = -(rows[:, 3] * np.exp(-0.5 * ((u[:, None] - rows[:, 1]) / rows[:, 2]) ** 2)).sum(1)
+    total = -(rows[:, 3] * np.exp(-0.5 * ((u - rows[:, 1]) / rows[:, 2]) ** 2)).sum(1)
     np.testing.assert_allclose(energy, total - total.min(), atol=1e-4)
 
 
@@ -96,7 +96,7 @@ def test_a_line_cut_short_is_left_out_and_repaired(tmp_path):
     [
         ("#! FIELDS time u sigma_u height biasf\n1 2 3 4 5\n1 2 x 4 5\n", "HILLS, line 3"),
         ("#! FIELDS time u sigma_u height biasf\n1 2 3 4\n1 2 3 4 5\n", "HILLS, line 2: 4 numbers for 5 fields"),
-        ("#! FIELDS time phi psi sigma_phi sigma_psi height biasf\n", "one variable"),
+        ("#! FIELDS time phi psi sigma_phi height biasf\n", "sigma_ of each"),
         ("1 2 3 4 5\n", "HILLS, line 1"),
         ("", "FIELDS"),
         (None, "no such file"),

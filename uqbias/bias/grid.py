@@ -61,9 +61,7 @@ def hermite(x: Tensor, state: Mapping[str, Tensor], periods: Periods = (None,)) 
         value = (t * t * (3.0 - 2.0 * t), t * t * (t - 1.0) * spacing)
         bases = ((1.0 - value[0], t * rest * rest * spacing), value)
         rows = [row * count + place for row in rows for place in (index, following)]
-        weights = [
-            [old * base for base in corner for old in columns] for columns in weights for corner in bases
-        ]
+        weights = [[old * base for base in corner for old in columns] for columns in weights for corner in bases]
     total = torch.zeros_like(x[:, 0])
     for row, columns in zip(rows, weights, strict=True):
         found = table.index_select(0, row)
@@ -106,7 +104,9 @@ class GrowingGrid:
         if not 1 <= d <= MAX_DIMENSIONS:
             raise UqbiasError(f"a bias on {d} variables", f"choose 1 to {MAX_DIMENSIONS}")
         if len(self.periods) != d:
-            raise UqbiasError(f"{len(self.periods)} periods for {d} variables", "give one each, None where there is none")
+            raise UqbiasError(
+                f"{len(self.periods)} periods for {d} variables", "give one each, None where there is none"
+            )
         self.spacing = np.array(
             [
                 width if period is None else period / max(2, int(np.ceil(period / width - 1e-9)))

@@ -29,12 +29,9 @@ STRETCH = 1.0 / (1.0 - math.exp(-CUTOFF))
 
 
 def hill_type(dimensions: int) -> np.dtype[Any]:
-    """A hill: MD step, centre and sigma [D] (units of the variables), height as added to the bias (kJ/mol), and the
-    bias factor (1: untempered)."""
+    """A hill: step, centre and sigma [D] in units of the variables, height in kJ/mol as added, bias factor or 1."""
     vector = ("f8", (dimensions,))
-    return np.dtype(
-        [("step", "i8"), ("centre", *vector), ("sigma", *vector), ("height", "f8"), ("biasfactor", "f8")]
-    )
+    return np.dtype([("step", "i8"), ("centre", *vector), ("sigma", *vector), ("height", "f8"), ("biasfactor", "f8")])
 
 
 class Metadynamics(Bias):
@@ -113,7 +110,8 @@ class Metadynamics(Bias):
             for bound in per_variable(self.kind, "reflect_at", reflect_at, count)
         )
         self.periods = tuple(per_variable(self.kind, "periods", periods, count))
-        self.grid = GrowingGrid(self.sigma / POINTS_PER_SIGMA[min(count, 3) - 1], self._state, self.periods, grid_range)
+        self._fineness = POINTS_PER_SIGMA[min(count, 3) - 1]
+        self.grid = GrowingGrid((self.sigma / self._fineness).tolist(), self._state, self.periods, grid_range)
         self._hills = np.empty(256, dtype=hill_type(count))
         self._count = 0
 
@@ -136,7 +134,7 @@ class Metadynamics(Bias):
         if self.biasfactor is not None:
             heights *= np.exp(-self.value(centres) / (kt(self.temperature) * (self.biasfactor - 1)))
         centres, heights = self._with_images(centres, heights)
-        hills = np.empty(len(centres), dtype=self._hills.dtype)
+        hills: NDArray[Any] = np.empty(len(centres), dtype=self._hills.dtype)
         hills["step"], hills["centre"], hills["sigma"] = step, centres, self.sigma
         hills["height"], hills["biasfactor"] = heights, self.biasfactor or 1.0
         self.deposit(hills)
@@ -266,7 +264,8 @@ class Metadynamics(Bias):
         spacing = np.asarray(arrays["spacing"])
         if spacing.shape != self.grid.spacing.shape or not np.allclose(spacing, self.grid.spacing, rtol=1e-12):
             raise UqbiasError(
-                f"checkpoint of a bias with grid spacing {spacing.tolist()}, this one has {self.grid.spacing.tolist()}",
+                f"checkpoint of a bias with sigma {(spacing * self._fineness).round(6).tolist()}, this one has sigma "
+                f"{self.sigma.tolist()}",
                 "continue with the same variables and sigma",
             )
         self.grid.load(arrays["origin"], arrays["table"])

@@ -227,13 +227,13 @@ class FusedEvaluator:
                 positions[:atoms].view(self.n_walkers, self.n_atoms, 3),
                 positions[atoms:, 0].reshape(self.n_walkers, -1),
             )
-            forces = evaluation.forces.new_zeros(len(positions), 3)
-            forces[:atoms] = evaluation.forces.reshape(-1, 3)
-            forces[atoms:, 0] = evaluation.input_forces.reshape(-1)
-            return self.total_energy, forces
         except BaseException as error:
             self.exception = error
             raise
+        forces = evaluation.forces.new_zeros(len(positions), 3)
+        forces[:atoms] = evaluation.forces.reshape(-1, 3)
+        forces[atoms:, 0] = evaluation.input_forces.reshape(-1)
+        return self.total_energy, forces
 
     def reraise(self) -> None:
         """Raise the exception that stopped an evaluation under OpenMM, if there is one."""

@@ -42,13 +42,9 @@ class ExtendedVariables:
 
     def add_particles(self, system: Any) -> list[int]:
         """Add the particles to an openmm.System; returns their indices."""
-        return [
-            system.addParticle(one.mass) for _ in range(self.evaluator.n_walkers) for one in self.variables
-        ]
+        return [system.addParticle(one.mass) for _ in range(self.evaluator.n_walkers) for one in self.variables]
 
-    def follow(
-        self, positions: Array, velocities: Array, walkers: Mapping[int, np.random.Generator]
-    ) -> None:
+    def follow(self, positions: Array, velocities: Array, walkers: Mapping[int, np.random.Generator]) -> None:
         """Put the extended variables of some walkers where the atoms are, with thermal velocities.
 
         Parameters

@@ -44,11 +44,11 @@ class _Files:
 class HillsFile(_Files):
     """Hills in PLUMED's HILLS format, one file for all walkers, as METAD with WALKERS_MPI writes it.
 
-    Columns ``time u sigma_u height biasf``, with more variables ``time u phi sigma_u sigma_phi ...``: time in ps, height
-    in kJ/mol. PLUMED's convention for the height holds (MetaD.cpp, writeGaussian): of a well-tempered run the file holds
-    h·γ/(γ-1), where h was added to the bias, so that the sum of the hills in the file is -F; of an untempered run it
-    holds h, and biasf is -1. The kernel is that of the bias. PLUMED sums a ``gaussian`` up to 3.5 sigma, stretched; a
-    bias with ``stretched-gaussian`` does so too.
+    Columns ``time u sigma_u height biasf``, with more variables ``time u phi sigma_u sigma_phi ...``: time in ps,
+    height in kJ/mol. PLUMED's convention for the height holds (MetaD.cpp, writeGaussian): of a well-tempered run the
+    file holds h·γ/(γ-1), where h was added to the bias, so that the sum of the hills in the file is -F; of an
+    untempered run it holds h, and biasf is -1. The kernel is that of the bias. PLUMED sums a ``gaussian`` up to 3.5 sigma,
+    stretched; a bias with ``stretched-gaussian`` does so too.
 
     Parameters
     ----------
@@ -66,26 +66,38 @@ class HillsFile(_Files):
     def __init__(self, path: str | Path, bias: Metadynamics, timestep_fs: float, *, append: bool = False) -> None:
         self.bias, self.timestep_ps = bias, timestep_fs * 1e-3
         self._written = len(bias.hills) if append else 0
-        names = [*bias.variables, *(f"sigma_{name}" for name in bias.variables)]
-        header = f"#! FIELDS time {' '.join(names)} height biasf\n"
-        header += f"#! SET multivariate false\n#! SET kerneltype {bias.kernel}\n"
-        for name, period in zip(bias.variables, bias.periods, strict=True):
-            if period is not None:
-                header += f"#! SET min_{name} {-period / 2:.17g}\n#! SET max_{name} {period / 2:.17g}\n"
-        self._streams = [_open(Path(path), header, append)]
+        self._streams = [_open(Path(path), hills_header(bias), append)]
 
     def __call__(self, observation: Observation | None = None) -> None:
         """Write the hills that came since the last call, and flush."""
         hills = self.bias.hills
         if len(hills) < self._written:  # the bias was reset
             self._written = 0
-        for step, centre, sigma, height, gamma in hills[self._written :].tolist():
-            stated, biasf = (height * gamma / (gamma - 1), gamma) if gamma > 1 else (height, -1.0)
-            values = " ".join(f"{value:24.17g}" for value in (*centre, *sigma, stated))
-            self._streams[0].write(f"{step * self.timestep_ps:14.6f} {values} {biasf:10.6g}\n")
+        self._streams[0].write(hills_lines(hills[self._written :], self.timestep_ps))
         if len(hills) > self._written:
             self._written = len(hills)
             self._streams[0].flush()
+
+
+def hills_header(bias: Metadynamics) -> str:
+    """First lines of a HILLS file of ``bias``."""
+    names = [*bias.variables, *(f"sigma_{name}" for name in bias.variables)]
+    header = f"#! FIELDS time {' '.join(names)} height biasf\n"
+    header += f"#! SET multivariate false\n#! SET kerneltype {bias.kernel}\n"
+    for name, period in zip(bias.variables, bias.periods, strict=True):
+        if period is not None:
+            header += f"#! SET min_{name} {-period / 2:.17g}\n#! SET max_{name} {period / 2:.17g}\n"
+    return header
+
+
+def hills_lines(hills: NDArray[Any], timestep_ps: float) -> str:
+    """Lines of a HILLS file, heights in PLUMED's convention; see `HillsFile`."""
+    lines = []
+    for step, centre, sigma, height, gamma in hills.tolist():
+        stated, biasf = (height * gamma / (gamma - 1), gamma) if gamma > 1 else (height, -1.0)
+        values = " ".join(f"{value:24.17g}" for value in (*centre, *sigma, stated))
+        lines.append(f"{step * timestep_ps:14.6f} {values} {biasf:10.6g}\n")
+    return "".join(lines)
 
 
 def read_hills(path: str | Path, timestep_fs: float, variables: Sequence[str] | None = None) -> NDArray[Any]:
@@ -106,12 +118,24 @@ def read_hills(path: str | Path, timestep_fs: float, variables: Sequence[str] | 
         If the file is missing, about other variables, or a line other than a last one cut short is bad; the message
         names the line.
     """
-    fields, rows = _read_plumed(Path(path))
+    if not Path(path).is_file():
+        raise UqbiasError(f"no such file: {path}", "give a HILLS file")
+    return parse_hills(Path(path).read_text(encoding="utf-8"), path, timestep_fs, variables)
+
+
+def parse_hills(
+    text: str, path: str | Path, timestep_fs: float, variables: Sequence[str] | None = None
+) -> NDArray[Any]:
+    """`read_hills` of a file's content; ``path`` is for messages."""
+    fields, rows = _parse_plumed(text, Path(path))
+    if "biasf" in fields:  # PLUMED may add the wall-clock time
+        kept = fields.index("biasf") + 1
+        fields, rows = fields[:kept], rows[:, :kept]
     names = hill_variables(fields)
     if not names:
         raise UqbiasError(
             f"{path}, line 1: fields {' '.join(fields)}",
-            "a HILLS file of one variable has time, u, sigma_u, height, biasf",
+            "a HILLS file has time, the variables, sigma_ of each, height, biasf",
         )
     if variables is not None and list(variables) != names:
         raise UqbiasError(
@@ -153,9 +177,7 @@ class ColvarFiles(_Files):
     append : continue the files.
     """
 
-    def __init__(
-        self, path: str | Path, n_walkers: int, *, names: Sequence[str] = (), append: bool = False
-    ) -> None:
+    def __init__(self, path: str | Path, n_walkers: int, *, names: Sequence[str] = (), append: bool = False) -> None:
         self._further = [column for column, name in enumerate(names) if name not in OF_MODEL]
         more = "".join(f" {names[column]}" for column in self._further)
         header = f"#! FIELDS time u energy uncertainty bias restarted{more}\n"
@@ -166,7 +188,8 @@ class ColvarFiles(_Files):
         o = observation
         columns = np.stack([o.cv, o.energy, o.uncertainty, o.bias], axis=1).tolist()
         for walker, values in enumerate(columns):
-            self.row(walker, o.time_ps, values, o.variables[walker], restarted=bool(o.restarted[walker]))
+            more = o.variables[walker] if self._further else ()
+            self.row(walker, o.time_ps, values, more, restarted=bool(o.restarted[walker]))
 
     def row(
         self, walker: int, time_ps: float, values: Sequence[float], variables: Sequence[float], *, restarted: bool
@@ -193,7 +216,9 @@ def read_colvar(path: str | Path) -> dict[str, NDArray[np.float64]]:
     UqbiasError
         If the file is missing or a line other than a last one cut short is bad; the message names the line.
     """
-    fields, rows = _read_plumed(Path(path))
+    if not Path(path).is_file():
+        raise UqbiasError(f"no such file: {path}", "give a COLVAR file")
+    fields, rows = _parse_plumed(Path(path).read_text(encoding="utf-8"), Path(path))
     return {name: rows[:, column] for column, name in enumerate(fields)}
 
 
@@ -254,7 +279,8 @@ class ObservationRecorder(_Files):
     """Keeps observations in memory and writes them to one file; guard events go to a file at once.
 
     ``observations.npz``: step [T], time [T] ps, positions [T, W, N, 3] nm (float32), energy, cv, uncertainty, bias
-    [T, W], restarted [T, W], variables [T, W, C] and their names variable_names [C]. ``events.jsonl``: one JSON object per stopped walker, as `GuardEvent`.
+    [T, W], restarted [T, W], variables [T, W, C] and their names variable_names [C]. ``events.jsonl``: one JSON object
+    per stopped walker, as `GuardEvent`.
 
     Parameters
     ----------
@@ -329,14 +355,11 @@ def _drop_cut_line(path: Path) -> None:
             stream.truncate(len(whole))
 
 
-def _read_plumed(path: Path) -> tuple[list[str], NDArray[np.float64]]:
+def _parse_plumed(text: str, path: Path) -> tuple[list[str], NDArray[np.float64]]:
     """Field names and rows [T, fields] of a PLUMED file; a last line without its end is left out."""
-    if not path.is_file():
-        raise UqbiasError(f"no such file: {path}", "give a HILLS or COLVAR file")
     fields: list[str] = []
     rows: list[Sequence[float]] = []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text.splitlines(keepends=True), start=1):
         if not line.endswith("\n"):
             break
         words = line.split()

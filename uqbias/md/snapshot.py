@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -142,11 +143,10 @@ def restore_context(path: str | Path, context: Any, arrays: Mapping[str, NDArray
             f"{path} has {len(arrays['positions'])} particles, this system {count}", "give the snapshot of this system"
         )
     if str(arrays["platform"]) == f"{context.getPlatform().getName()} {openmm.Platform.getOpenMMVersion()}":
-        try:
+        # Another GPU, or another integrator, refuses it.
+        with contextlib.suppress(openmm.OpenMMException):
             context.loadCheckpoint(arrays["checkpoint"].tobytes())
             return True
-        except openmm.OpenMMException:
-            pass  # another GPU, or another integrator
     context.setPeriodicBoxVectors(*arrays["box"])
     context.setPositions(arrays["positions"])
     context.setVelocities(arrays["velocities"])
