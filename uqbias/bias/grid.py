@@ -89,7 +89,7 @@ class GrowingGrid:
     Raises
     ------
     UqbiasError
-        If there are more than three dimensions, or a range is empty.
+        If there are more than three dimensions, a range is empty, or the grid would have more than four million points.
     """
 
     def __init__(
@@ -149,6 +149,7 @@ class GrowingGrid:
                 shape.append(max(2, int(np.ceil((span[1] - span[0]) / self.spacing[d])) + 1))
             else:
                 shape.append(MARGINS[self.dimensions - 1])
+        self._check(np.prod(np.array(shape, dtype=np.float64)), f"of {shape} points")
         self.load(origin, np.zeros((*shape, 2**self.dimensions)))
 
     def load(self, origin: NDArray[Any], table: NDArray[Any]) -> None:
@@ -192,16 +193,18 @@ class GrowingGrid:
             padding.append((before, after))
         if not grows:
             return
-        if points > MAX_POINTS:
-            raise UqbiasError(
-                f"a bias from {lows.tolist()} to {highs.tolist()} with grid spacing {self.spacing.round(6).tolist()} "
-                f"takes more than {MAX_POINTS} points",
-                "a collective variable has run away: put a cap or a wall on it, or widen sigma",
-            )
+        self._check(points, f"from {lows.tolist()} to {highs.tolist()}")
         counts = [(int(before), int(after)) for before, after in padding]
         self.origin = self.origin - np.array([before for before, _ in counts]) * self.spacing
         self.table = np.pad(self.table, [*counts, (0, 0)])
         self._bind()
+
+    def _check(self, points: float, where: str) -> None:
+        if points > MAX_POINTS:
+            raise UqbiasError(
+                f"a bias {where} with grid spacing {self.spacing.round(6).tolist()} takes more than {MAX_POINTS} points",
+                "a collective variable has run away: put a cap or a wall on it; or widen sigma",
+            )
 
     def window(self, centre: NDArray[Any], reach: NDArray[Any]) -> list[tuple[NDArray[np.int64], Array]]:
         """Points within ``reach`` [D] of ``centre`` [D], per dimension: indices [n_d], and positions minus centre.

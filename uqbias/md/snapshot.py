@@ -77,7 +77,7 @@ def read_snapshot(
     if not path.is_file():
         raise UqbiasError(f"no such snapshot: {path}", "give a file that an earlier run wrote")
     try:
-        with np.load(path, allow_pickle=False) as content:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
             arrays = {name: content[name] for name in content.files}
         manifest = json.loads(str(arrays.pop("manifest")))
     except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile) as error:

@@ -1,0 +1,153 @@
+"""An interrupted run is the uninterrupted one, bit for bit on the Reference platform; extended variables."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from test_walkers import make, peroxide
+
+from uqbias.bias.base import Bias, BiasSum, Extended
+from uqbias.bias.metadynamics import Metadynamics
+from uqbias.bias.walls import UpperWall
+from uqbias.errors import UqbiasError
+from uqbias.md.guards import Guard
+from uqbias.units import kt
+
+torch.set_num_threads(1)
+K = 400.0
+
+
+class Spring(Bias):
+    """½ k (u - λ)² with an extended variable."""
+
+    kind = "spring"
+
+    def __init__(self, mass=50.0):
+        super().__init__(("u", "extended_u"))
+        self.extended = (Extended("extended_u", "u", mass),)
+        self._state = {"k": torch.tensor([K])}
+
+    def energy(self, x, state):
+        return 0.5 * state["k"] * (x[:, 0] - x[:, 1]) ** 2
+
+
+def biased(**options):
+    hills = Metadynamics(variables=["extended_u"], pace=10, sigma=0.3)
+    return make(bias=BiasSum([Spring(), hills, UpperWall(at=5.5)]), **options)
+
+
+@pytest.mark.parametrize("backend", ["pythonforce", "torchforce"])
+def test_interrupted_run_is_the_uninterrupted_run(tmp_path, backend):
+    if backend == "torchforce":
+        pytest.importorskip("openmmtorch")
+    whole, seen = biased(backend=backend), []
+    whole.run(200, pace=10, observers=[seen.append])
+    whole.save(tmp_path / "snapshot.npz")
+    whole.run(300, pace=10, observers=[seen.append])
+    hills = whole.bias.biases[1].hills.copy()
+    del whole
+    again, rest = biased(backend=backend, seed=99), []
+    again.load(tmp_path / "snapshot.npz")
+    again.run(300, pace=10, observers=[rest.append])
+    assert [o.step for o in rest] == list(range(210, 501, 10))
+    for one, other in zip(seen[21:], rest, strict=True):
+        for name in ("positions", "variables", "energy", "cv", "uncertainty", "bias"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    np.testing.assert_array_equal(hills, again.bias.biases[1].hills)
+
+
+def test_restarts_of_walkers_go_on_too(tmp_path):
+    """A guard that stops walkers draws from generators of their own: these are in the snapshot."""
+
+    def run():
+        guard = Guard(make().topology, peroxide(), cv_cap=4.0)
+        low = peroxide(np.pi / 2 * 3)[None]
+        return make(guard=guard, start=low, safe_frames=low, temperature=900.0)
+
+    whole, seen = run(), []
+    whole.run(2000, pace=10, observers=[seen.append])
+    whole.save(tmp_path / "s.npz")
+    whole.run(2000, pace=10, observers=[seen.append])
+    assert len(whole.events) > 4
+    del whole
+    again, rest = run(), []
+    again.load(tmp_path / "s.npz")
+    again.run(2000, pace=10, observers=[rest.append])
+    np.testing.assert_array_equal(seen[-1].positions, rest[-1].positions)
+    assert sum(o.restarted.sum() for o in rest) == sum(o.restarted.sum() for o in seen[201:]) > 0
+
+
+def test_another_process_goes_on(tmp_path):
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import numpy as np\n"
+        "from test_snapshot import biased\n"
+        "walkers, seen = biased(), []\n"
+        "if sys.argv[2] == 'first':\n"
+        "    walkers.run(100, pace=10); walkers.save(sys.argv[3])\n"
+        "else:\n"
+        "    walkers.load(sys.argv[3])\n"
+        "walkers.run(100, pace=10, observers=[seen.append])\n"
+        "np.save(sys.argv[4], seen[-1].positions)\n"
+    )
+    here = str(__file__).rsplit("/", 1)[0]
+    for turn in ("first", "second"):
+        command = [sys.executable, "-c", script, here, turn, str(tmp_path / "s.npz"), str(tmp_path / turn)]
+        subprocess.run(command, check=True, timeout=120)
+    np.testing.assert_array_equal(np.load(tmp_path / "first.npy"), np.load(tmp_path / "second.npy"))
+
+
+def test_snapshots_that_do_not_fit(tmp_path):
+    path = tmp_path / "s.npz"
+    walkers = biased()
+    walkers.run(20, pace=10)
+    walkers.save(path)
+    before = walkers.context.getState(positions=True).getPositions(asNumpy=True)._value.copy()
+    with pytest.raises(UqbiasError, match="walkers 4, this run has 2"):
+        biased(n_walkers=2).load(path)
+    with pytest.raises(UqbiasError, match="timestep_fs"):
+        biased(timestep_fs=1.0).load(path)
+    with pytest.raises(UqbiasError, match="holds a bias"):
+        make().load(path)
+    with pytest.raises(UqbiasError, match="no such snapshot"):
+        walkers.load(tmp_path / "none.npz")
+    (tmp_path / "cut.npz").write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(UqbiasError, match=r"cut\.npz is not a whole snapshot"):
+        walkers.load(tmp_path / "cut.npz")
+    walkers.topology = type(walkers.topology)((1, 8, 8, 8), walkers.topology.bonds)
+    with pytest.raises(UqbiasError, match="another system"):
+        walkers.load(path)
+    after = walkers.context.getState(positions=True).getPositions(asNumpy=True)._value
+    np.testing.assert_array_equal(before, after)
+
+
+def test_extended_variable_has_its_distribution():
+    """⟨(u - λ)²⟩ = k_B T / k, and λ moves at the temperature of the thermostat."""
+    walkers, seen = make(8, bias=Spring(mass=20.0), friction_per_ps=10.0), []
+    walkers.run(8000, pace=10, observers=[seen.append])
+    x = np.array([o.variables for o in seen[200:]])
+    gap = x[..., 0] - x[..., 1]
+    assert np.var(gap) == pytest.approx(kt(300.0) / K, rel=0.08)
+    assert abs(gap.mean()) < 0.3 * np.std(gap)
+    assert seen[0].names == ("u", "extended_u")
+    np.testing.assert_allclose(seen[0].variables[:, 0], seen[0].variables[:, 1], rtol=1e-12)
+
+
+def test_extended_variable_conserves_energy():
+    walkers, seen = make(2, bias=Spring(mass=20.0), friction_per_ps=None, timestep_fs=0.25), []
+
+    def total(_):
+        state = walkers.context.getState(energy=True)
+        seen.append((state.getPotentialEnergy() + state.getKineticEnergy())._value)
+
+    walkers.run(8000, pace=20, observers=[total])
+    drift = np.polyfit(np.arange(len(seen)), seen, 1)[0] * len(seen)
+    assert abs(drift) < 0.02
+    assert np.std(seen) < 0.2
+
+
+def test_unknown_variable_is_named():
+    with pytest.raises(UqbiasError, match="'phi', a variable that nobody defines"):
+        make(bias=UpperWall(at=1.0, variables=["phi"]))
