@@ -131,7 +131,7 @@ def test_checkpoint_of_two_variables_continues_exactly():
         ({"variables": ["a", "b"], "sigma": [1.0]}, "1 values of sigma"),
         ({"variables": ["a", "b"], "sigma": [1.0, 0.0]}, "sigma 0"),
         ({"grid_range": [[1.0, 1.0]]}, "maximum above the minimum"),
-        ({"sigma": 1e-6, "grid_range": [[0.0, 10.0]]}, "more than 4000000 points"),
+        ({"sigma": 1e-6, "grid_range": [[0.0, 10.0]]}, "over 4000000 points"),
         ({"variables": ["a", "b"], "periods": [None]}, "1 values of periods"),
     ],
 )

@@ -149,7 +149,7 @@ class GrowingGrid:
                 shape.append(max(2, int(np.ceil((span[1] - span[0]) / self.spacing[d])) + 1))
             else:
                 shape.append(MARGINS[self.dimensions - 1])
-        self._check(np.prod(np.array(shape, dtype=np.float64)), f"of {shape} points")
+        self._check(float(np.prod(np.array(shape, dtype=np.float64))), f"of {shape} points")
         self.load(origin, np.zeros((*shape, 2**self.dimensions)))
 
     def load(self, origin: NDArray[Any], table: NDArray[Any]) -> None:
@@ -202,7 +202,7 @@ class GrowingGrid:
     def _check(self, points: float, where: str) -> None:
         if points > MAX_POINTS:
             raise UqbiasError(
-                f"a bias {where} with grid spacing {self.spacing.round(6).tolist()} takes more than {MAX_POINTS} points",
+                f"a bias {where} with grid spacing {self.spacing.round(6).tolist()} has over {MAX_POINTS} points",
                 "a collective variable has run away: put a cap or a wall on it; or widen sigma",
             )
 
