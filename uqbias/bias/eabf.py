@@ -1,0 +1,338 @@
+"""Extended-system adaptive biasing force, alone and with well-tempered metadynamics, and the CZAR estimator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from uqbias.bias.base import Array, Bias, Extended, Probe
+from uqbias.bias.czar import Bins, czar
+from uqbias.bias.grid import GrowingGrid, hermite
+from uqbias.bias.metadynamics import Metadynamics
+from uqbias.bias.options import per_variable, positive
+from uqbias.errors import UqbiasError
+from uqbias.units import kt
+
+_HILLS = "hills."
+
+
+class ExtendedABF(Bias):
+    """Extended variable λ that follows the variable ξ, and the adaptive biasing force on λ; all walkers share one bias.
+
+    V(ξ, λ) = k/2 (ξ - λ)² + V_abf(λ) with k = k_B T/σ² (Lesage, Lelièvre, Stoltz and Hénin, J. Phys. Chem. B 121,
+    3676, 2017). Every ``pace`` steps each walker adds its force on λ, k (ξ - λ), to the mean of the bin that λ is in.
+    The slope of V_abf at the centre of a bin is this mean times min(1, n/full_samples), so that on average no force is
+    left on λ; between centres the slope is linear and V_abf its integral. The variable needs no known range: bins are
+    added as λ gets there, and V_abf is flat where λ has never been.
+
+    Every ``pace`` steps ξ is noted too, for the free energy along ξ itself by CZAR (see `uqbias.bias.czar.czar`).
+
+    Parameters
+    ----------
+    variables : name of the one variable ξ; the extended one is called ``"extended_" + name``.
+    periods : its period, or None; as a list of one, or by itself.
+    sigma : σ, thermal width of the coupling, in units of ξ. Make it narrower than the barriers: under a wider one ξ
+        is free to sit on either side of a barrier at the same λ, and crosses it no faster.
+    mass : of λ, dalton nm² per squared unit of ξ. The default is that of Tan, Dietschreit and Gómez-Bombarelli
+        (J. Chem. Phys. 162, 034114, 2025), 50 in ASE's dalton Å².
+    bin_width : of λ and ξ; of a periodic variable made a little smaller, so that it divides the period.
+    full_samples : number of samples from which on the whole mean force of a bin acts.
+    pace : steps between samples, and between updates of the bias.
+    temperature : K.
+
+    Attributes
+    ----------
+    grid : V_abf on its grid, float64; the grid points are the centres of the bins of λ.
+    coupling : k, kJ/mol per squared unit of ξ.
+
+    Raises
+    ------
+    UqbiasError
+        If an option is out of range.
+    """
+
+    kind = "eabf"
+
+    def __init__(
+        self,
+        *,
+        variables: Sequence[str] = ("u",),
+        periods: float | Sequence[float | None] | None = None,
+        sigma: float = 0.5,
+        mass: float = 0.5,
+        bin_width: float = 0.1,
+        full_samples: int = 100,
+        pace: int = 10,
+        temperature: float = 300.0,
+    ) -> None:
+        names = (variables,) if isinstance(variables, str) else tuple(variables)
+        if len(names) != 1:
+            raise UqbiasError(f"{self.kind} on the variables {list(names)}", "name one; each takes a bias of its own")
+        super().__init__((names[0], f"extended_{names[0]}"))
+        for name, value in (
+            ("sigma", sigma),
+            ("mass", mass),
+            ("bin_width", bin_width),
+            ("pace", pace),
+            ("temperature", temperature),
+        ):
+            positive(self.kind, name, value)
+        if not full_samples >= 1:
+            raise UqbiasError(f"{self.kind} with full_samples {full_samples}", "give 1 or more")
+        self.period: float | None = per_variable(self.kind, "periods", periods, 1)[0]
+        if self.period is not None:
+            positive(self.kind, "periods", self.period)
+        self.sigma, self.temperature = float(sigma), float(temperature)
+        self.full_samples = int(full_samples)
+        self.coupling = kt(self.temperature) / self.sigma**2
+        self.sample_pace = int(pace)
+        self.pace: int = self.sample_pace
+        self.extended = (Extended(name=self.variables[1], of=self.variables[0], mass=float(mass)),)
+        self._state["coupling"] = torch.tensor([self.coupling])
+        self.grid = GrowingGrid([float(bin_width)], self._state, [self.period])
+        self._forces = Bins(bin_width, self.period)  # of λ, with the sum of k (ξ - λ)
+        self._deviations = Bins(bin_width, self.period)  # of ξ, with the sum of λ - ξ
+
+    def energy(self, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        stretch = x[:, 0] - x[:, 1]
+        if self.period is not None:
+            stretch = stretch - self.period * torch.round(stretch / self.period)
+        return 0.5 * state["coupling"] * stretch * stretch + hermite(x[:, 1:2], state, (self.period,))
+
+    def update(self, step: int, x: NDArray[Any], probe: Probe | None = None) -> None:
+        if self.frozen or step <= 0 or step % self.sample_pace:
+            return
+        rows = finite(x)
+        if not len(rows):
+            return
+        xi, extended = rows[:, 0], rows[:, 1]
+        deviation = extended - xi
+        if self.period is not None:
+            deviation = deviation - self.period * np.round(deviation / self.period)
+        # Room in both first: a variable that has run away must not leave one of them changed.
+        self._forces.cover(extended)
+        self._deviations.cover(xi)
+        self._forces.add(extended, -self.coupling * deviation)
+        self._deviations.add(xi, deviation)
+        self._integrate()
+
+    def _integrate(self) -> None:
+        """Make V_abf of the mean forces."""
+        bins = self._forces
+        sampled = bins.weights > 0
+        centres = bins.centres[sampled]
+        mean = bins.mean(empty=0.0)[sampled]
+        ramp = np.minimum(1.0, bins.weights[sampled] / self.full_samples)
+        # One empty bin on either side: the slope falls to zero across it, not at its edge.
+        self.grid.cover(centres[:1] - bins.width, centres[-1:] + bins.width)
+        places = np.rint((centres - self.grid.origin[0]) / bins.width).astype(np.int64)
+        self.grid.table[:, 1] = 0.0
+        self.grid.table[places, 1] = ramp * mean
+        if self.period is not None:
+            # A potential on a ring has no mean force around it; what there is, is noise or bins that wait for samples.
+            self.grid.table[:, 1] -= self.grid.table[:, 1].mean()
+        slopes = self.grid.table[:, 1]
+        # With the trapezoidal rule between the points the cubic Hermite interpolant is a parabola, its slope linear.
+        rise = 0.5 * self.grid.spacing[0] * (slopes[1:] + slopes[:-1])
+        values = np.concatenate([[0.0], np.cumsum(rise)])
+        self.grid.table[:, 0] = values - values.min()
+        self.grid.push()
+
+    def value(self, extended: NDArray[Any]) -> Array:
+        """V_abf [n] in kJ/mol, float64, at ``extended`` [n]: values of λ."""
+        return self.grid.value(extended)
+
+    def mean_force(self) -> tuple[Array, Array]:
+        """Gradient of the free energy along ξ by CZAR.
+
+        Returns
+        -------
+        xi : [n] centres of the bins between the outermost samples.
+        gradient : [n] dF/dξ, kJ/mol per unit of ξ: the mean force with the sign turned; NaN in bins without a sample.
+        """
+        centres, counts, deviation = self._sampled()
+        return centres, czar(centres, counts, deviation, self.coupling, kt(self.temperature), self.period)[0]
+
+    def free_energy(self, xi: NDArray[Any] | None = None) -> tuple[Array, Array]:
+        """Free energy along ξ by CZAR; lowest is 0.
+
+        It needs neither a converged bias nor the value of it, but walkers that are in equilibrium at their λ, and no
+        bias on anything but λ: with one (GaMD, a wall on ξ) take `uqbias.bias.czar.czar_series` with weights.
+
+        Parameters
+        ----------
+        xi : [n] where to give it, linear between the centres of bins with samples; the centres of all bins if None.
+
+        Returns
+        -------
+        xi : [n].
+        F : [n] kJ/mol; inf in bins without a sample.
+        """
+        centres, counts, deviation = self._sampled()
+        F = czar(centres, counts, deviation, self.coupling, kt(self.temperature), self.period)[1]
+        if xi is None:
+            return centres, F
+        at, known = np.asarray(xi, dtype=np.float64), np.isfinite(F)
+        between = np.interp(at, centres[known], F[known], period=self.period)
+        F = np.where(self._deviations.sampled(at), between, np.inf)
+        return at, F - (F.min() if np.isfinite(F).any() else 0.0)
+
+    def _sampled(self) -> tuple[Array, Array, Array]:
+        bins = self._deviations
+        where = np.flatnonzero(bins.weights)
+        if not len(where):
+            raise UqbiasError(f"no samples of '{self.variables[0]}', no free energy", "run with the bias first")
+        span = slice(where[0], where[-1] + 1) if self.period is None else slice(None)
+        return bins.centres[span], bins.weights[span], bins.mean(empty=0.0)[span]
+
+    def reset(self) -> None:
+        self._forces.clear()
+        self._deviations.clear()
+        self.grid.clear()
+
+    def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> ExtendedABF:
+        self._dtype, self._device = dtype, torch.device(device)
+        self._state["coupling"] = torch.tensor([self.coupling], dtype=dtype, device=device)
+        self.grid.to(dtype, device)
+        return self
+
+    def checkpoint(self) -> dict[str, NDArray[Any]]:
+        return {
+            "settings": np.array([self.grid.spacing[0], self.sigma, self.temperature]),
+            "origin": self.grid.origin.copy(),
+            "table": self.grid.table.copy(),
+            **{f"force_{name}": array for name, array in self._forces.checkpoint().items()},
+            **{f"deviation_{name}": array for name, array in self._deviations.checkpoint().items()},
+        }
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        names = set(ExtendedABF.checkpoint(self))
+        if set(arrays) != names:
+            raise UqbiasError(f"checkpoint with {sorted(arrays)}", f"one of {self.kind} holds {sorted(names)}")
+        for (name, value), old in zip(
+            (("bin_width", self.grid.spacing[0]), ("sigma", self.sigma), ("temperature", self.temperature)),
+            arrays["settings"],
+            strict=True,
+        ):
+            if not math.isclose(value, old, rel_tol=1e-9):
+                raise UqbiasError(
+                    f"checkpoint of {self.kind} with {name} {old:.6g}, this one has {value:.6g}",
+                    f"continue with the same {name}",
+                )
+        self.grid.load(arrays["origin"], arrays["table"])
+        for prefix, bins in (("force_", self._forces), ("deviation_", self._deviations)):
+            bins.restore({name: arrays[f"{prefix}{name}"] for name in bins.checkpoint()})
+
+
+class WellTemperedExtendedABF(ExtendedABF):
+    """`ExtendedABF` with well-tempered metadynamics on the extended variable λ.
+
+    V(ξ, λ) = k/2 (ξ - λ)² + V_abf(λ) + V_meta(λ) (Fu, Zhang, Chen, Shao, Chipot and Cai, J. Phys. Chem. Lett. 9, 4738,
+    2018): the hills push λ out of bins whose mean force is not known yet, the adaptive force flattens those that are.
+
+    Parameters
+    ----------
+    variables, periods, sigma, mass, bin_width, full_samples, pace, temperature : as of `ExtendedABF`.
+    height, hill_sigma, biasfactor, hill_pace : height, sigma, biasfactor and pace of the `Metadynamics` on λ.
+
+    Attributes
+    ----------
+    metadynamics : the bias of the hills.
+    """
+
+    kind = "wtm_eabf"
+
+    def __init__(
+        self,
+        *,
+        variables: Sequence[str] = ("u",),
+        periods: float | Sequence[float | None] | None = None,
+        sigma: float = 0.5,
+        mass: float = 0.5,
+        bin_width: float = 0.1,
+        full_samples: int = 100,
+        pace: int = 10,
+        height: float = 1.0,
+        hill_sigma: float = 0.5,
+        biasfactor: float | None = 10.0,
+        hill_pace: int = 50,
+        temperature: float = 300.0,
+    ) -> None:
+        super().__init__(
+            variables=variables,
+            periods=periods,
+            sigma=sigma,
+            mass=mass,
+            bin_width=bin_width,
+            full_samples=full_samples,
+            pace=pace,
+            temperature=temperature,
+        )
+        for name, value in (("height", height), ("hill_sigma", hill_sigma), ("hill_pace", hill_pace)):
+            positive(self.kind, name, value)
+        self.metadynamics = Metadynamics(
+            variables=self.variables[1:],
+            periods=[self.period],
+            height=height,
+            sigma=hill_sigma,
+            biasfactor=biasfactor,
+            pace=hill_pace,
+            temperature=self.temperature,
+        )
+        self.pace = math.gcd(self.sample_pace, int(hill_pace))
+        self.state()
+
+    def state(self) -> dict[str, Tensor]:
+        self._state.update({_HILLS + name: tensor for name, tensor in self.metadynamics.state().items()})
+        return self._state
+
+    def energy(self, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        hills = {name.removeprefix(_HILLS): tensor for name, tensor in state.items() if name.startswith(_HILLS)}
+        return super().energy(x, state) + self.metadynamics.energy(x[:, 1:2], hills)
+
+    def update(self, step: int, x: NDArray[Any], probe: Probe | None = None) -> None:
+        super().update(step, x, probe)
+        rows = finite(x)
+        if self.frozen or not len(rows):
+            return
+        extended = rows[:, 1:2]
+        if self.period is not None:
+            # OpenMM does not wrap particles, and a HILLS file holds values within the period.
+            extended = extended - self.period * np.round(extended / self.period)
+        self.metadynamics.update(step, extended)
+        self.state()
+
+    def value(self, extended: NDArray[Any]) -> Array:
+        """V_abf + V_meta [n] in kJ/mol, float64, at ``extended`` [n]: values of λ."""
+        return super().value(extended) + self.metadynamics.value(extended)
+
+    def reset(self) -> None:
+        super().reset()
+        self.metadynamics.reset()
+
+    def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> WellTemperedExtendedABF:
+        super().to(dtype, device)
+        self.metadynamics.to(dtype, device)
+        self.state()
+        return self
+
+    def checkpoint(self) -> dict[str, NDArray[Any]]:
+        hills = {_HILLS + name: array for name, array in self.metadynamics.checkpoint().items()}
+        return {**super().checkpoint(), **hills}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        hills = {name.removeprefix(_HILLS): array for name, array in arrays.items() if name.startswith(_HILLS)}
+        self.metadynamics.restore(hills)
+        super().restore({name: array for name, array in arrays.items() if not name.startswith(_HILLS)})
+
+
+def finite(x: NDArray[Any]) -> Array:
+    """Rows of ``x`` [W, D] without NaN or infinity, float64."""
+    rows = np.asarray(x, dtype=np.float64)
+    return rows[np.isfinite(rows).all(axis=1)]
