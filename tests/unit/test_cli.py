@@ -250,7 +250,8 @@ def test_md_writes_its_files_and_touches_no_others(folder, tmp_path):
         plain = UncertaintyModel.load(folder / "m.uqb")(x[None].float())
         added = float(torch.jit.load(str(exported))(x)) - float(plain.energy)
     hills = read_hills(target / "HILLS", 0.5)
-    expected = (hills["height"] * np.exp(-0.5 * ((float(plain.cv) - hills["centre"]) / hills["sigma"]) ** 2)).sum()
+    apart = (float(plain.cv) - hills["centre"][:, 0]) / hills["sigma"][:, 0]
+    expected = (hills["height"] * np.exp(-0.5 * apart**2)).sum()
     assert added == pytest.approx(expected, abs=1e-3)
     assert "give --hills" in refused("export", folder / "m.uqb", "-o", tmp_path / "y.pt", "--output", "biased")
     assert "did you mean 'energy'" in refused("export", folder / "m.uqb", "-o", tmp_path / "y.pt", "--output", "enery")

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from uqbias.campaign.variable_kinds import EXTENDED
 from uqbias.errors import UqbiasError
-from uqbias.files import atomic_path
+from uqbias.files import sha256
 from uqbias.registry import BIASES
 
 if TYPE_CHECKING:
-    from uqbias.md.observation import ExternalBias
+    from uqbias.bias.base import BiasSum
+    from uqbias.campaign.schema import Campaign
+    from uqbias.md.observation import ExternalBias, Observation
+    from uqbias.md.run_folder import RunWriter
+    from uqbias.md.walkers import Walkers
+    from uqbias.topology import Topology
+    from uqbias.variables.base import CollectiveVariable
 
 Array = NDArray[np.float64]
 #: (kind, options) of each part of a bias.
 BiasParts = tuple[tuple[str, dict[str, Any]], ...]
+Periods = Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,9 @@ class Exploration:
     reference : [N, 3] nm, geometry that gives bond lengths and chirality.
     seed : of everything random here.
     earlier_bias : checkpoint to go on from, or None.
+    variables : collective variables by name, as in a campaign file.
+    snapshot_every : steps between snapshots, rounded up to a multiple of the pace; None: no snapshots.
+    resume : go on with the run in the folder, if there is one.
     """
 
     model: Path
@@ -52,37 +63,143 @@ class Exploration:
     reference: Array
     seed: int
     earlier_bias: Path | None = None
+    variables: dict[str, dict[str, Any]] = field(default_factory=dict)
+    snapshot_every: int | None = None
+    resume: bool = False
 
 
-def build_bias(parts: BiasParts, temperature: float) -> Any:
-    """Sum of the biases named; a class that takes ``temperature`` gets that of the MD.
+def build_bias(parts: BiasParts, temperature: float, periods: Periods | None = None) -> BiasSum:
+    """Sum of the biases named.
+
+    Parameters
+    ----------
+    parts : (kind, options) of each; see `completed` for what may be left out.
+    temperature : K.
+    periods : of the variables that have one, by name.
 
     Raises
     ------
     UqbiasError
-        If a kind or an option is not known.
+        If a kind or an option is not known, or out of range.
     """
     from uqbias.bias.base import BiasSum
 
     built = []
-    for kind, options in parts:
-        cls = BIASES.get(kind)
-        arguments = dict(options)
-        if "temperature" in inspect.signature(cls).parameters:
-            arguments.setdefault("temperature", temperature)
+    for kind, options in completed(parts, temperature, periods):
         try:
-            built.append(cls(**arguments))
+            built.append(BIASES.get(kind)(**options))
         except TypeError as error:
             raise UqbiasError(f"bias '{kind}' with {options}: {error}", "check its options") from None
     return BiasSum(built)
 
 
-def _bounded(parts: BiasParts, lowest: float) -> BiasParts:
-    """The parts with ``reflect_at: lowest`` turned into the lowest CV of the labelled frames."""
-    return tuple(
-        (kind, {key: lowest if (key, value) == ("reflect_at", "lowest") else value for key, value in options.items()})
-        for kind, options in parts
+def completed(
+    parts: BiasParts, temperature: float, periods: Periods | None = None, lowest: float | None = None
+) -> BiasParts:
+    """The parts with the temperature of the MD, the periods of their variables and numbers in place of ``lowest``.
+
+    Parameters
+    ----------
+    lowest : driver's lowest value over the labelled frames, for ``reflect_at: lowest``.
+
+    Raises
+    ------
+    UqbiasError
+        If a kind is not known, or a variable has a period and the bias has no use for one.
+    """
+    known = dict(periods or {})
+    known |= {f"{EXTENDED}{name}": period for name, period in known.items()}
+    result = []
+    for kind, options in parts:
+        taken = inspect.signature(BIASES.get(kind)).parameters
+        full = dict(options)
+        names = full.get("variables", ("u",))
+        names = (names,) if isinstance(names, str) else names
+        own = [known.get(name) for name in names]
+        if "temperature" in taken:
+            full.setdefault("temperature", temperature)
+        if "periods" in taken:
+            full.setdefault("periods", own)
+        elif any(own):
+            raise UqbiasError(f"{kind} on '{names[0]}', which is periodic", "choose a variable without a period")
+        if "reflect_at" in full and lowest is not None:
+            full["reflect_at"] = _reflected(full["reflect_at"], names, lowest)
+        result.append((kind, full))
+    return tuple(result)
+
+
+def _reflected(bound: Any, names: Sequence[str], lowest: float) -> Any:
+    """Bounds with ``lowest`` as a number for the driver and None for variables that have no such bound."""
+
+    def one(value: Any, name: str) -> Any:
+        if value != "lowest":
+            return value
+        return lowest if name == "u" else None
+
+    if isinstance(bound, list | tuple):
+        return [one(value, name) for value, name in zip(bound, names, strict=True)]
+    if bound != "lowest":
+        return bound
+    found = [one(bound, name) for name in names]
+    return found[0] if len(found) == 1 else found
+
+
+def build_variables(
+    specs: Mapping[str, Mapping[str, Any]], topology: Topology, start: Array | None = None
+) -> dict[str, CollectiveVariable]:
+    """Collective variables of a campaign by name.
+
+    Parameters
+    ----------
+    specs : ``kind`` and options of each, as in a campaign file.
+    start : [N, 3] nm, geometry that variables with a reference refer to where they are given none.
+
+    Raises
+    ------
+    UqbiasError
+        With the name of the variable, if it does not fit the molecule.
+    """
+    import torch
+
+    from uqbias.variables.base import build_variable
+
+    found = {}
+    for name, spec in specs.items():
+        if hasattr(torch.nn.ModuleDict, name):
+            raise UqbiasError(f"variables.{name}: the name is taken by torch", "choose another")
+        try:
+            found[name] = build_variable(dict(spec), topology, start)
+        except UqbiasError as error:
+            raise UqbiasError(f"variables.{name}: {error.what}", error.cure) from None
+    return found
+
+
+def check_exploration(campaign: Campaign, topology: Topology) -> None:
+    """Build the variables and biases of a campaign once, so that what is wrong with them is said before any work.
+
+    Raises
+    ------
+    UqbiasError
+        With the key of the fault.
+    """
+    variables = build_variables(
+        {name: {"kind": section.kind, **section.arguments()} for name, section in campaign.variables.items()},
+        topology,
+        np.random.default_rng(0).normal(size=(len(topology), 3)),
     )
+    for index, section in enumerate(campaign.bias):
+        try:
+            part = completed(
+                ((section.kind, section.arguments()),), campaign.md.temperature, periods_of(variables), lowest=0.0
+            )
+            build_bias(part, campaign.md.temperature)
+        except UqbiasError as error:
+            raise UqbiasError(f"bias.{index}: {error.what}", error.cure) from None
+
+
+def periods_of(variables: Mapping[str, CollectiveVariable]) -> dict[str, float]:
+    """Periods of the variables that have one."""
+    return {name: variable.period for name, variable in variables.items() if variable.period is not None}
 
 
 def make_guard(job: Exploration, model: Any) -> Any:
@@ -127,43 +244,114 @@ def explore(
 ) -> dict[str, Any]:
     """Run one group of walkers and write its folder.
 
-    Writes ``observations.npz``, ``events.jsonl`` (walkers stopped), ``HILLS`` and ``COLVAR``, a trajectory a walker
-    with ``topology.pdb``, and ``bias.npz``.
+    Writes ``run.json`` (what was run), ``observations.npz``, ``events.jsonl`` (walkers stopped), ``HILLS`` and
+    ``COLVAR``, a trajectory a walker with ``topology.pdb``, ``bias.npz``; see `uqbias.md.run_folder.RunWriter`.
 
     Parameters
     ----------
     advance : told (steps done, note) while it runs.
-    external : further OpenMM forces on the walkers, for a sampler of one's own.
+    external : further OpenMM forces on the walkers, for a sampler of one's own. They are not part of a snapshot.
 
     Returns
     -------
     dict
         ``steps`` (of all walkers), ``stopped`` (how many times a walker was), ``runner``, ``evaluations``.
+
+    Raises
+    ------
+    UqbiasError
+        If the job does not fit the model, or, to be resumed, the run in its folder.
     """
     import torch
 
-    from uqbias.bias.metadynamics import Metadynamics
-    from uqbias.compile.fused import FusedEvaluator
     from uqbias.inference import evaluate_frames
-    from uqbias.md.reporters import ColvarFiles, HillsFile, ObservationRecorder, Trajectories
-    from uqbias.md.walkers import Walkers
+    from uqbias.md.run_folder import RunWriter
     from uqbias.model import UncertaintyModel
 
     torch.set_num_threads(1)
     md = job.md
-    job.folder.mkdir(parents=True, exist_ok=True)
+    if external is not None and (job.resume or job.snapshot_every):
+        raise UqbiasError("snapshots of a run with external forces", "leave snapshot_every and resume out")
     model = UncertaintyModel.load(job.model)
+    variables = build_variables(job.variables, model.topology, job.reference)
     lowest = float(evaluate_frames(model, job.safe_frames).cv.min())
-    bias = build_bias(_bounded(job.biases, lowest), md["temperature"]) if job.biases else None
+    parts = completed(job.biases, md["temperature"], periods_of(variables), lowest)
+    with RunWriter(job.folder, _description(job, model, parts, variables), resume=job.resume) as writer:
+        if writer.finished is None:
+            walkers = _make_walkers(
+                job, model, build_bias(parts, md["temperature"]) if parts else None, variables, external
+            )
+            writer.start(walkers, md["observe_every"], md["trajectory_every"])
+            _run(job, walkers, writer, advance)
+            writer.finish()
+            done = writer.totals
+        else:
+            done = {name: writer.finished[name] for name in ("stopped", "runner", "evaluations")}
+    return {"steps": md["steps"] * md["walkers"], **done, "was_finished": writer.finished is not None}
+
+
+def _description(
+    job: Exploration, model: Any, parts: BiasParts, variables: Mapping[str, CollectiveVariable]
+) -> dict[str, Any]:
+    """Content of ``run.json``; see `uqbias.md.run_folder.RunWriter`."""
+    from uqbias.campaign.config import flatten
+
+    md = job.md
+    facts = {
+        "temperature": md["temperature"],
+        "timestep_fs": md["timestep_fs"],
+        "pace": md["pace"],
+        "steps": md["steps"],
+        "walkers": md["walkers"],
+        "biases": [{"kind": kind, **options} for kind, options in parts],
+        "variables": {
+            name: {**variable.describe(), "period": variable.period, "unit": variable.unit}
+            for name, variable in variables.items()
+        },
+        "topology": model.topology.to_dict(),
+        "model": {"path": str(job.model), "sha256": sha256(job.model)},
+    }
+    geometry = hashlib.sha256()
+    for array in (job.safe_frames, job.safe_weights, job.reference):
+        geometry.update(np.ascontiguousarray(array, dtype=np.float64).tobytes())
+    settings = {
+        "md": {name: value for name, value in md.items() if name != "steps"},
+        "guards": job.guards,
+        "bias": facts["biases"],
+        "variables": facts["variables"],
+        "seed": job.seed,
+        "model": facts["model"]["sha256"],
+        "start frames": geometry.hexdigest(),
+        "earlier bias": None if job.earlier_bias is None else sha256(job.earlier_bias),
+    }
+    return {**facts, "settings": flatten(settings)}
+
+
+def _make_walkers(
+    job: Exploration,
+    model: Any,
+    bias: BiasSum | None,
+    variables: Mapping[str, CollectiveVariable],
+    external: ExternalBias | None,
+) -> Walkers:
+    from uqbias.compile.fused import FusedEvaluator
+    from uqbias.md.walkers import Walkers
+
+    md = job.md
     if bias is not None and job.earlier_bias is not None:
         with np.load(job.earlier_bias) as arrays:
             bias.restore(dict(arrays))
     guard = make_guard(job, model)
     frames, weights, begin = starting_points(job, guard)
     evaluator = FusedEvaluator(
-        model, bias, md["walkers"], runner=md["runner"], device="cuda" if md["platform"] == "CUDA" else "cpu"
+        model,
+        bias,
+        md["walkers"],
+        variables=variables,
+        runner=md["runner"],
+        device="cuda" if md["platform"] == "CUDA" else "cpu",
     )
-    walkers = Walkers(
+    return Walkers(
         model.topology,
         evaluator,
         frames[begin],
@@ -180,33 +368,22 @@ def explore(
         external=external,
         seed=job.seed,
     )
-    with ExitStack() as files:
-        recorder = files.enter_context(ObservationRecorder(job.folder, stride=md["observe_every"] // md["pace"]))
-        trajectories = Trajectories(
-            job.folder, model.topology, md["walkers"], stride=md["trajectory_every"] // md["pace"]
-        )
-        files.callback(trajectories.close)
-        observers: list[Any] = [recorder, trajectories]
-        observers.append(
-            files.enter_context(ColvarFiles(job.folder / "COLVAR", md["walkers"], names=evaluator.names))
-        )
-        for part in bias.biases if bias is not None else ():
-            if isinstance(part, Metadynamics):
-                observers.append(files.enter_context(HillsFile(job.folder / "HILLS", part, md["timestep_fs"])))
 
-        def tell(observation: Any) -> None:
-            if advance is not None and observation.step:
-                highest = np.nanmax(np.where(np.isfinite(observation.cv), observation.cv, np.nan), initial=-np.inf)
-                advance(md["pace"], f"u up to {highest:.1f}, {len(walkers.events)} stopped")
 
-        walkers.run(md["steps"], pace=md["pace"], observers=[*observers, tell])
-        recorder.save()
-    if bias is not None:
-        with atomic_path(job.folder / "bias.npz") as temporary, temporary.open("wb") as stream:
-            np.savez(stream, **bias.checkpoint())
-    return {
-        "steps": md["steps"] * md["walkers"],
-        "stopped": len(walkers.events),
-        "runner": evaluator.runner,
-        "evaluations": evaluator.n_evaluations,
-    }
+def _run(job: Exploration, walkers: Walkers, writer: RunWriter, advance: Callable[[int, str], None] | None) -> None:
+    """Run up to the job's number of steps, with a snapshot every so often."""
+    pace, steps = job.md["pace"], job.md["steps"]
+    if advance is not None and walkers.step:
+        advance(walkers.step, "")
+
+    def tell(observation: Observation) -> None:
+        if advance is not None and observation.step:
+            highest = np.nanmax(np.where(np.isfinite(observation.cv), observation.cv, np.nan), initial=-np.inf)
+            advance(pace, f"u up to {highest:.1f}, {writer.totals['stopped']} stopped")
+
+    # Snapshots are at observations.
+    every = steps if job.snapshot_every is None else -(-job.snapshot_every // pace) * pace
+    while walkers.step < steps:
+        walkers.run(min(every - walkers.step % every, steps - walkers.step), pace=pace, observers=[writer, tell])
+        if job.snapshot_every is not None:
+            writer.snapshot()

@@ -1,4 +1,4 @@
-"""The campaign file's sections whose ``kind`` names a class: potential, features, uncertainty, bias, oracle."""
+"""The campaign file's sections whose ``kind`` names a class: potential and oracle."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, Tag
 
 from uqbias.campaign.sections import KindSection, ThirdParty, by_kind, known_kind
-from uqbias.registry import BIASES, ORACLES, POTENTIALS
+from uqbias.registry import ORACLES, POTENTIALS
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -39,53 +39,6 @@ PotentialSection = Annotated[
     by_kind("power_spectrum", ("power_spectrum",)),
     known_kind(POTENTIALS, "power_spectrum"),
 ]
-
-
-class MetadynamicsSection(KindSection):
-    """Well-tempered metadynamics on the driver CV."""
-
-    kind: Literal["metadynamics"] = Field(
-        default="metadynamics", description="well-tempered metadynamics on the driver CV"
-    )
-    height: Positive = Field(default=1.0, description="height of a new hill, kJ/mol")
-    sigma: Positive = Field(
-        default=0.3,
-        description="width of a hill, in units of the CV; wide hills trap walkers at the lower end of the CV",
-    )
-    biasfactor: float | None = Field(
-        default=10.0, gt=1, description="γ; the CV moves as if at γ T; null: hills keep their height"
-    )
-    pace: Count = Field(default=50, description="steps between hills of one walker; a multiple of md.pace")
-    kernel: Literal["gaussian", "stretched-gaussian"] = Field(
-        default="gaussian", description="gaussian, or stretched-gaussian as PLUMED's METAD has them"
-    )
-    reflect_at: float | Literal["lowest"] | None = Field(
-        default="lowest",
-        description="hills are mirrored at this value, so that walkers are not held below it: lowest (of the labelled "
-        "frames), a number, or null",
-    )
-
-
-class UpperWallSection(KindSection):
-    """Harmonic wall above a value of the driver CV."""
-
-    kind: Literal["upper_wall"] = Field(
-        default="upper_wall", description="κ (u − at)² above `at`, as PLUMED's UPPER_WALLS"
-    )
-    at: float = Field(default=14.0, description="value of the CV where the wall begins")
-    kappa: Positive = Field(default=20.0, description="kJ/mol per squared unit of the CV")
-
-
-BiasSection = Annotated[
-    Annotated[MetadynamicsSection, Tag("metadynamics")] | Annotated[UpperWallSection, Tag("upper_wall")] | Other,
-    by_kind("metadynamics", ("metadynamics", "upper_wall")),
-    known_kind(BIASES),
-]
-
-
-def default_biases() -> list[Any]:
-    """Metadynamics and a wall."""
-    return [MetadynamicsSection(), UpperWallSection()]
 
 
 class OpenMMSection(KindSection):

@@ -104,6 +104,7 @@ def _exploration(work: Work, round_index: int, group: int) -> Exploration:
         reference=start.positions[int(start.labels()[0].argmin())],
         seed=work.seed(round_index, f"md/{group}"),
         earlier_bias=earlier,
+        variables={name: {"kind": section.kind, **section.arguments()} for name, section in campaign.variables.items()},
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 import uqbias
 from uqbias.campaign.config import CampaignFile, digest
+from uqbias.campaign.exploration import check_exploration
 from uqbias.campaign.ledger import open_ledger
 from uqbias.campaign.progress import Progress, SilentProgress
 from uqbias.campaign.work import Work, read_start
@@ -51,6 +52,7 @@ def run_campaign(file: CampaignFile, directory: str | Path, progress: Progress |
     directory = Path(directory)
     topology = Topology.from_pdb(file.path("system", "structure"))
     start = read_start(file, topology)
+    check_exploration(file.campaign, topology)
     identity = file.identity()
     facts = {"digest": digest(identity), "seed": file.campaign.seed, "versions": _versions()}
     ledger = open_ledger(directory, identity, np.array(topology.numbers, dtype=np.int64), facts)

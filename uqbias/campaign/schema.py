@@ -6,16 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from uqbias.campaign.kinds import (
-    BiasSection,
-    OpenMMSection,
-    OracleSection,
-    PotentialSection,
-    PowerSpectrumSection,
-)
-from uqbias.campaign.kinds import default_biases as biases
+from uqbias.campaign.bias_kinds import BiasSection, GaMDSection, check_biases
+from uqbias.campaign.bias_kinds import default_biases as biases
+from uqbias.campaign.kinds import OpenMMSection, OracleSection, PotentialSection, PowerSpectrumSection
 from uqbias.campaign.sections import Section
 from uqbias.campaign.uncertainty_kinds import DriverSection, JudgeSection, driver, judge
+from uqbias.campaign.variable_kinds import Variables
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -298,7 +294,16 @@ class Campaign(Section):
         description="metadynamics (MD with the biases below), md (no bias, at md.temperature), or module:function with "
         "the signature of uqbias.campaign.exploration.explore",
     )
-    bias: list[BiasSection] = Field(default_factory=biases, description="the parts of the bias on the driver CV")
+    variables: Variables = Field(
+        default_factory=dict,
+        description="further collective variables for biases to act on, by name: {phi: {kind: dihedral, atoms: [4, 6, "
+        "8, 14]}}; kinds: distance, angle, dihedral, rmsd, coordination, or module:attribute of your own",
+    )
+    bias: list[BiasSection] = Field(
+        default_factory=biases,
+        description="the parts of the bias, which add up; kinds: metadynamics, opes, eabf, wtm_eabf, gamd, linear, "
+        "udd, upper_wall, lower_wall, restraint",
+    )
     old_bias: Literal["fresh", "keep"] = Field(
         default="fresh",
         description="the bias after retraining: fresh (begin at zero) or keep (carry the hills of the last round on)",
@@ -313,9 +318,16 @@ class Campaign(Section):
     )
 
     @model_validator(mode="after")
-    def _paces(self) -> Campaign:
+    def _biases(self) -> Campaign:
+        check_biases(self.bias, self.variables, self.md.pace)
         for index, section in enumerate(self.bias):
-            pace = getattr(section, "pace", None)
-            if isinstance(pace, int) and pace % self.md.pace:
-                raise ValueError(f"bias.{index}.pace = {pace} is not a multiple of md.pace = {self.md.pace}")
+            if (
+                isinstance(section, GaMDSection)
+                and self.old_bias == "fresh"
+                and section.conventional_steps >= self.md.steps
+            ):
+                raise ValueError(
+                    f"bias.{index}.conventional_steps = {section.conventional_steps} with md.steps = {self.md.steps}: "
+                    "the boost never begins; take fewer, or more md.steps"
+                )
         return self

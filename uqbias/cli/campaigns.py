@@ -61,6 +61,7 @@ def validate(path: CampaignPath, json: Json = False) -> None:
       uqbias validate campaign.yaml
     """
     from uqbias.campaign.config import load_campaign
+    from uqbias.campaign.exploration import check_exploration
     from uqbias.campaign.work import read_start
     from uqbias.data import read_frames
     from uqbias.topology import Topology
@@ -69,6 +70,7 @@ def validate(path: CampaignPath, json: Json = False) -> None:
     campaign = file.campaign
     topology = Topology.from_pdb(file.path("system", "structure"))
     start = read_start(file, topology)
+    check_exploration(campaign, topology)
     facts: dict[str, Any] = {
         "campaign": campaign.name,
         "atoms": len(topology),
