@@ -1,0 +1,315 @@
+"""F(φ, ψ) of alanine dipeptide from runs that are biased on the uncertainty alone, against φ/ψ metadynamics.
+
+Uncertainty: the driver of a model that knows nothing but the 100 start frames (φ < 0): a density over the soft
+torsions, which it finds by itself. Two dynamics:
+
+forcefield  Amber ff14SB drives, the model only gives u. Reference: systems/alanine_dipeptide/reference/surface.csv.
+model       the trained potential drives. Reference: φ/ψ metadynamics of the same potential, made here.
+
+Each run: well-tempered metadynamics builds the bias, which is then frozen; frames of the second part are weighed by
+exp(V/kT), exact for a bias that stands still. Several walkers of one Context share the bias; bonds with hydrogen are
+rigid (2 fs). F is compared over the 15° bins with F <= 8 kT of the reference, after a constant shift.
+
+    python tests/benchmarks/alanine_free_energy.py [--quick] [--seeds 0 1 2] [--dynamics forcefield model]
+        [--json PATH] [--figure PATH]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch  # isort: skip  (before OpenMM, whose plugin for torch links its libraries)
+
+import numpy as np
+import openmm
+from openmm import app
+
+from uqbias.analysis.free_energy_surface import ALANINE_BASINS, ReferenceSurface, in_box
+from uqbias.bias.base import BiasSum
+from uqbias.bias.metadynamics import Metadynamics
+from uqbias.bias.walls import UpperWall
+from uqbias.compile.fused import FusedEvaluator
+from uqbias.data import Frames, read_frames
+from uqbias.files import write_text
+from uqbias.fit import fit_model, fit_uncertainty
+from uqbias.md.guards import Guard
+from uqbias.md.walkers import Walkers
+from uqbias.model import UncertaintyModel
+from uqbias.topology import Topology, dihedral_angles
+from uqbias.uncertainty.base import build_uncertainty
+from uqbias.units import kt
+from uqbias.variables.dihedral import Dihedral
+
+SYSTEM = Path(__file__).parents[2] / "systems" / "alanine_dipeptide"
+PHI_PSI = ((4, 6, 8, 14), (6, 8, 14, 16))
+TEMPERATURE, TIMESTEP_FS, WALKERS, PACE = 300.0, 2.0, 8, 50
+KT = kt(TEMPERATURE)
+#: Goals of the project.
+RMSE_GOAL, DELTA_GOAL, HIGHEST = 1.0, 1.0, 8.0
+BIASES = {
+    "u": {"variables": ["u"], "sigma": 0.5, "height": 1.0, "biasfactor": 15.0},
+    "phi_psi": {
+        "variables": ["phi", "psi"],
+        "periods": [2 * np.pi] * 2,
+        "sigma": 0.3,
+        "height": 1.0,
+        "biasfactor": 10.0,
+    },
+}
+
+
+class ForceFieldWalkers:
+    """Amber ff14SB on W copies of the molecule that do not see each other, for `Walkers(external=...)`."""
+
+    def forces(self, topology, n_walkers):
+        pdb = app.PDBFile(str(SYSTEM / "structure.pdb"))
+        many = app.Modeller(pdb.topology, pdb.positions)
+        for _ in range(n_walkers - 1):
+            many.add(pdb.topology, pdb.positions)
+        system = app.ForceField("amber14/protein.ff14SB.xml").createSystem(
+            many.topology, nonbondedMethod=app.NoCutoff, removeCMMotion=False
+        )
+        return [self._apart(force, len(topology), n_walkers) for force in system.getForces()]
+
+    def _apart(self, force, n_atoms, n_walkers):
+        """Nonbonded pairs of one molecule as exceptions; particles themselves have no charge and no size."""
+        if not isinstance(force, openmm.NonbondedForce):
+            return openmm.XmlSerializer.clone(force)
+        apart = openmm.NonbondedForce()
+        apart.setNonbondedMethod(openmm.NonbondedForce.NoCutoff)
+        own = [force.getParticleParameters(i) for i in range(n_atoms)]
+        known = {}
+        for index in range(force.getNumExceptions()):
+            i, j, *parameters = force.getExceptionParameters(index)
+            if max(i, j) < n_atoms:
+                known[min(i, j), max(i, j)] = parameters
+        for _ in range(n_walkers * n_atoms):
+            apart.addParticle(0.0, 0.1, 0.0)
+        for walker in range(n_walkers):
+            for j in range(n_atoms):
+                for i in range(j):
+                    product = own[i][0] * own[j][0]
+                    mixed = [product, 0.5 * (own[i][1] + own[j][1]), (own[i][2] * own[j][2]).sqrt()]
+                    shift = walker * n_atoms
+                    apart.addException(i + shift, j + shift, *known.get((i, j), mixed))
+        return apart
+
+    def update(self, context, step, positions):
+        pass
+
+
+def labelled(steps):
+    """A model trained over the map, and one that is small; the driver of both knows the start frames only."""
+    topology = Topology.from_pdb(SYSTEM / "structure.pdb")
+    start = read_frames(SYSTEM / "start.xyz")
+    every = read_frames(SYSTEM / "reference" / "test_set.xyz")
+    found = {}
+    for name, frames, potential in (
+        ("model", Frames.concatenate([start, every]), {"n_radial": 8, "n_channels": 6, "l_max": 2, "hidden": [32, 16]}),
+        ("forcefield", start, {"n_radial": 4, "n_channels": 3, "l_max": 1, "hidden": [8, 8]}),
+    ):
+        settings = {"potential": potential, "training": {"steps": steps if name == "model" else 200}}
+        model, facts = fit_model(frames, topology, settings)
+        driver = build_uncertainty("kernel_density", {}, topology, model.potential.n_latents)
+        driver.prepare(torch.tensor(start.positions, dtype=torch.float32))
+        fit_uncertainty(model.potential, driver, start, 0)
+        found[name] = UncertaintyModel(model.potential, model.uncertainty, topology, driver, model.calibration).eval()
+        print(
+            f"{name}: force MAE {facts['validation']['force_mae_meV_per_A']:.1f} meV/Å on held-out frames", flush=True
+        )
+    return topology, start, found
+
+
+def walkers_of(dynamics, on, model, topology, start, seed):
+    """Walkers, and their metadynamics."""
+    metadynamics = Metadynamics(**BIASES[on], pace=PACE, temperature=TEMPERATURE)
+    # The potential knows F up to about 10 kT; beyond u = 14 lie geometries that neither dynamics needs.
+    bias = BiasSum([metadynamics, UpperWall(at=14.0)])
+    variables = {name: Dihedral(atoms) for name, atoms in zip(("phi", "psi"), PHI_PSI, strict=True)}
+    evaluator = FusedEvaluator(
+        model, bias, WALKERS, variables=variables, include_energy=dynamics == "model", dtype=torch.float32
+    )
+    walkers = Walkers(
+        topology,
+        evaluator,
+        start.positions[:: max(1, len(start.positions) // WALKERS)][:WALKERS],
+        temperature=TEMPERATURE,
+        timestep_fs=TIMESTEP_FS,
+        constraints="hbonds",
+        guard=Guard(topology, start.positions[0], bond_range=(0.7, 1.4), cv_cap=20.0),
+        safe_frames=start.positions,
+        external=ForceFieldWalkers() if dynamics == "forcefield" else None,
+        seed=seed,
+    )
+    return walkers, metadynamics
+
+
+def run(dynamics, on, model, topology, start, seed, build_ns, sample_ns):
+    """Angles [T, W, 2] in degrees, bias [T, W] in kJ/mol and u [T, W] of the frozen part, and facts."""
+    walkers, metadynamics = walkers_of(dynamics, on, model, topology, start, seed)
+    kept = []
+
+    def keep(o):
+        angles = np.degrees(dihedral_angles(o.positions, PHI_PSI))
+        kept.append((angles, np.where(o.restarted, np.nan, o.bias), o.cv))
+
+    def steps(ns):
+        return int(ns * 1e6 / TIMESTEP_FS / WALKERS) // PACE * PACE
+
+    begin = time.perf_counter()
+    walkers.run(steps(build_ns), pace=PACE)
+    metadynamics.frozen = True
+    walkers.run(steps(sample_ns), pace=PACE, observers=[keep])
+    seconds = time.perf_counter() - begin
+    angles, bias, cv = (np.array(values) for values in zip(*kept, strict=True))
+    beyond = in_box(angles[..., 0].ravel(), angles[..., 1].ravel(), {"phi": (15, 135), "psi": (-180, 180)})
+    crossings = int(np.abs(np.diff(beyond.reshape(bias.shape), axis=0)).sum())
+    facts = {
+        "seconds": seconds,
+        "crossings": crossings,
+        "stopped": len(walkers.events),
+        "hills": len(metadynamics.hills),
+    }
+    return angles, bias, cv, facts
+
+
+def surface(angles, bias, n_bins):
+    """F [B, B] in kT by exp(V/kT), lowest 0."""
+    good = np.isfinite(bias)
+    weights = np.exp((bias[good] - bias[good].max()) / KT)
+    edges = np.linspace(-180, 180, n_bins + 1)
+    histogram = np.histogram2d(angles[good][:, 0], angles[good][:, 1], bins=[edges, edges], weights=weights)[0]
+    with np.errstate(divide="ignore"):
+        energy = -np.log(histogram / histogram.max())
+    return energy
+
+
+def delta(angles, bias):
+    """F(C7ax) - F(C7eq) in kJ/mol."""
+    good = np.isfinite(bias)
+    weights = np.exp((bias[good] - bias[good].max()) / KT)
+    inside = [in_box(*angles[good].T, ALANINE_BASINS[name]) for name in ("C7eq", "C7ax")]
+    populations = [weights[place].sum() for place in inside]
+    return float(KT * np.log(populations[0] / populations[1])) if min(populations) > 0 else float("nan")
+
+
+def delta_of_surface(energy):
+    """F(C7ax) - F(C7eq) in kJ/mol from bins."""
+    centres = (np.arange(len(energy)) + 0.5) * 360 / len(energy) - 180
+    phi, psi = (grid.ravel() for grid in np.meshgrid(centres, centres, indexing="ij"))
+    weights = np.exp(-energy.ravel())
+    eq, ax = (weights[in_box(phi, psi, ALANINE_BASINS[name])].sum() for name in ("C7eq", "C7ax"))
+    return float(KT * np.log(eq / ax))
+
+
+def blocks(angles, bias, count=5):
+    """Standard error of F(C7ax) - F(C7eq) over blocks of time."""
+    values = [delta(a, b) for a, b in zip(np.array_split(angles, count), np.array_split(bias, count), strict=True)]
+    return float(np.std(values, ddof=1) / np.sqrt(count))
+
+
+def compare(energy, reference):
+    """Root mean square difference over the bins with F <= 8 kT of the reference, and the share of these that was seen."""
+    low = reference <= HIGHEST
+    both = low & np.isfinite(energy)
+    return float(np.std(energy[both] - reference[both])), float(both.sum() / low.sum())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a hundredth of the time, to see that it runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--dynamics", nargs="+", default=["forcefield", "model"], choices=["forcefield", "model"])
+    parser.add_argument("--build-ns", type=float, default=4.0, help="of all walkers together")
+    parser.add_argument("--sample-ns", type=float, default=8.0)
+    parser.add_argument("--training-steps", type=int, default=8000)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--figure", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    scale = 0.01 if options.quick else 1.0
+    build, sample = options.build_ns * scale, options.sample_ns * scale
+    topology, start, models = labelled(max(100, int(options.training_steps * scale)))
+    known = ReferenceSurface.load(SYSTEM / "reference" / "surface.csv").free_energy
+    results, surfaces = [], {}
+    for dynamics in options.dynamics:
+        arguments = (models[dynamics], topology, start)
+        if dynamics == "forcefield":
+            reference = known
+        else:
+            angles, bias, _, facts = run(dynamics, "phi_psi", *arguments, 100, build, sample)
+            reference = surface(angles, bias, len(known))
+            rmse, seen = compare(reference, known)
+            print(
+                f"model, φ/ψ metadynamics: {facts}; against the force field {rmse:.2f} kT over {seen:.0%}", flush=True
+            )
+        expected = delta_of_surface(reference)
+        surfaces[dynamics] = {"reference": reference.tolist()}
+        for seed in options.seeds:
+            angles, bias, cv, facts = run(dynamics, "u", *arguments, seed, build, sample)
+            energy = surface(angles, bias, len(known))
+            rmse, seen = compare(energy, reference)
+            row = {
+                "dynamics": dynamics,
+                "seed": seed,
+                "rmse_kt": rmse,
+                "seen": seen,
+                "delta": delta(angles, bias),
+                "delta_error": blocks(angles, bias),
+                "delta_reference": expected,
+                "highest_u": float(np.nanmax(cv)),
+                **facts,
+            }
+            results.append(row)
+            surfaces[dynamics][str(seed)] = energy.tolist()
+            print(json.dumps(row), flush=True)
+            if options.json:
+                write_text(options.json, json.dumps({"results": results, "surfaces": surfaces}))
+    report(results)
+    if options.figure:
+        draw(surfaces, options.figure)
+
+
+def report(results):
+    print(f"\nF(φ, ψ) over the bins with F <= {HIGHEST:g} kT, and C7eq -> C7ax, runs biased on u only")
+    print("dynamics     seed  RMSE/kT  bins seen  ΔF/(kJ/mol)        reference  crossings")
+    for row in results:
+        print(
+            f"{row['dynamics']:12} {row['seed']:4}  {row['rmse_kt']:7.2f}  {row['seen']:9.0%}  "
+            f"{row['delta']:6.2f} ± {row['delta_error']:4.2f}      {row['delta_reference']:9.2f}  {row['crossings']:9}"
+        )
+    for dynamics in dict.fromkeys(row["dynamics"] for row in results):
+        rows = [row for row in results if row["dynamics"] == dynamics]
+        rmse = [row["rmse_kt"] for row in rows]
+        off = [row["delta"] - row["delta_reference"] for row in rows]
+        met = max(rmse) <= RMSE_GOAL and abs(np.mean(off)) <= DELTA_GOAL
+        spread = np.std(off, ddof=1) if len(off) > 1 else float("nan")
+        print(
+            f"{dynamics}: RMSE {np.mean(rmse):.2f} kT (goal {RMSE_GOAL:g}), ΔF off by {np.mean(off):+.2f} ± {spread:.2f} "
+            f"kJ/mol over seeds (goal {DELTA_GOAL:g}): {'met' if met else 'MISSED'}"
+        )
+
+
+def draw(surfaces, path):
+    import matplotlib.pyplot as plt
+
+    columns = max(len(found) for found in surfaces.values())
+    figure, axes = plt.subplots(
+        len(surfaces), columns, figsize=(3.1 * columns, 3.0 * len(surfaces)), squeeze=False, layout="constrained"
+    )
+    for row, (dynamics, found) in zip(axes, surfaces.items(), strict=True):
+        for panel, (name, energy) in zip(row, found.items(), strict=False):
+            title = f"{dynamics}: φ/ψ metadynamics" if name == "reference" else f"u only, seed {name}"
+            image = panel.imshow(
+                np.array(energy).T, origin="lower", extent=(-180, 180, -180, 180), vmin=0, vmax=12, cmap="viridis_r"
+            )
+            panel.set(title=title, xlabel="φ (°)", ylabel="ψ (°)", xticks=[-180, 0, 180], yticks=[-180, 0, 180])
+        figure.colorbar(image, ax=row.tolist(), label="F (kT)")
+    figure.savefig(path, dpi=130)
+
+
+if __name__ == "__main__":
+    main()
