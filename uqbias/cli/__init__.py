@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import uqbias
-from uqbias.cli import campaigns, checks, models, plumed, sampling
+from uqbias.cli import campaigns, checks, fes, models, plumed, sampling
 from uqbias.cli.output import CommandGroup
 
 app = typer.Typer(
@@ -54,7 +54,7 @@ def _main(
     """
 
 
-for _module in (campaigns, models, sampling, plumed, checks):
+for _module in (campaigns, models, sampling, fes, plumed, checks):
     _module.register(app)
 
 

@@ -1,0 +1,148 @@
+"""The command fes: free energies from biased runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from uqbias.cli.output import Json, print_json, print_pairs
+from uqbias.errors import UqbiasError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this file."""
+    app.command(no_args_is_help=True, short_help="Free energy from one or more runs.")(fes)
+
+
+def fes(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of runs, each with run.json.")],
+    cv: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME[,NAME]",
+            help="One or two of: u, uncertainty, energy, a variable of the run, phi, psi, or atoms from 0 or by name, "
+            "d:2-5 (distance), a:1-2-3 (angle), t:1-2-3-4 (dihedral).",
+        ),
+    ] = "u",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="auto (by the biases of the run), tiwary-parrinello, quasi-static, last-bias, czar, cumulant, mbar, "
+            "bias."
+        ),
+    ] = "auto",
+    discard: Annotated[float, typer.Option(metavar="FRACTION", help="Left out at the start of each run.")] = 0.1,
+    blocks: Annotated[int, typer.Option(help="Blocks in time for the error bars.")] = 10,
+    bins: Annotated[
+        str | None, typer.Option(metavar="N[,N]", help="60 for one variable, 36 for each of two by default.")
+    ] = None,
+    span: Annotated[
+        str | None,
+        typer.Option("--range", metavar="LOW:HIGH[,LOW:HIGH]", help="What was visited by default; not for angles."),
+    ] = None,
+    unit: Annotated[str, typer.Option(help="kJ/mol, kcal/mol, kT or eV.")] = "kJ/mol",
+    temperature: Annotated[
+        float | None, typer.Option(help="K; only to make sure that the runs are of this temperature.")
+    ] = None,
+    order: Annotated[int, typer.Option(help="Of the cumulant expansion for GaMD, 2 or 3.")] = 2,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="DIR", help="For fes.csv and fes.png.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Free energy along one or two variables from biased runs, with error bars; writes fes.csv and fes.png.
+
+    Frames are weighted by the bias that acted on them, walls and restraints included, so that F is that of the model.
+    Several runs of one molecule, model and temperature are joined by MBAR (pip install 'pymbar>=4'). Error bars come
+    from blocks in time; the header of fes.csv says how everything was done.
+
+    \b
+    Examples:
+      uqbias fes md/ --cv phi,psi -o md/fes
+      uqbias fes md/ --cv u --method bias --unit kT
+      uqbias fes run1/ run2/ --cv d:2-5 --bins 40 --range 0.2:0.6 --json
+    """
+    from uqbias.analysis.fes_plot import save_figure
+    from uqbias.analysis.free_energy import free_energy
+
+    found = free_energy(
+        runs,
+        [name.strip() for name in cv.split(",")],
+        method=method,
+        discard=discard,
+        blocks=blocks,
+        bins=_bins(bins),
+        ranges=_ranges(span),
+        temperature=temperature,
+        order=order,
+    )
+    factor = found.factor(unit)
+    files = []
+    if output is not None:
+        files = [output / "fes.csv", output / "fes.png"]
+        found.save(files[0], unit)
+        save_figure(found, files[1], unit)
+    if json:
+        print_json(
+            {
+                "variables": [
+                    {"name": axis.name, "unit": axis.unit, "period": axis.period, "centres": axis.centres.tolist()}
+                    for axis in found.axes
+                ],
+                "unit": unit,
+                "temperature_K": found.temperature,
+                "method": found.method,
+                "free_energy": (found.values * factor).tolist(),
+                "error": (found.error * factor).tolist(),
+                "frames_in_bin": found.counts.tolist(),
+                "frames": found.n_frames,
+                "effective_frames": found.effective,
+                "notes": dict(found.notes),
+                "files": [str(file) for file in files],
+            }
+        )
+    elif output is None:
+        typer.echo(found.table(unit), nl=False)
+    else:
+        import numpy as np
+
+        finite = np.isfinite(found.values)
+        print_pairs(
+            [
+                ("method", found.method),
+                ("frames", f"{found.n_frames}" + (f", effective {found.effective:.0f}" if found.effective > 0 else "")),
+                ("bins", f"{int(finite.sum())} of {finite.size} visited"),
+                ("highest F", f"{float(found.values[finite].max()) * factor:.4g} {unit}"),
+                ("median error", f"{_median(found.error[finite]) * factor:.3g} {unit}"),
+                *((name, text) for name, text in found.notes.items() if name in ("restarts", "anharmonicity")),
+                ("files", ", ".join(str(file) for file in files)),
+            ]
+        )
+
+
+def _median(values: object) -> float:
+    import numpy as np
+
+    known = np.asarray(values)[np.isfinite(np.asarray(values))]
+    return float(np.median(known)) if known.size else float("nan")
+
+
+def _bins(text: str | None) -> list[int]:
+    try:
+        return [int(word) for word in text.split(",")] if text else []
+    except ValueError:
+        raise UqbiasError(f"--bins {text}", "give whole numbers, as 60 or 36,36") from None
+
+
+def _ranges(text: str | None) -> list[tuple[float, float] | None]:
+    """LOW:HIGH each; an empty entry leaves that variable's range open."""
+    found: list[tuple[float, float] | None] = []
+    for entry in text.split(",") if text else ():
+        words = entry.split(":")
+        try:
+            found.append((float(words[0]), float(words[1])) if entry.strip() else None)
+        except (ValueError, IndexError):
+            raise UqbiasError(f"--range {text}", "give LOW:HIGH each, as 0.2:0.6 or --range=-2:2") from None
+    return found
