@@ -361,7 +361,6 @@ def _make_walkers(
         platform=md["platform"],
         backend=md["backend"],
         constraints=md["constraints"],
-        constraint_geometry=job.reference,
         guard=guard,
         safe_frames=frames,
         choose_restart=lambda _walker, places, rng: int(rng.choice(len(places), p=weights)),

@@ -23,7 +23,10 @@ INDEPENDENT = 0.05
 
 
 def choose_constraints(topology: Topology, positions: NDArray[Any], kind: str) -> list[Constraint]:
-    """Distances to fix, with their lengths in a given geometry.
+    """Distances to fix, with their mean lengths over given geometries.
+
+    In a single frame of a simulation each bond is several per cent too long or too short: held there, a hydrogen bond
+    was off by 3 kJ/mol.
 
     An angle is fixed by the distance of its outer atoms. A centre with n neighbours has 2n-3 independent angles (a
     planar centre: n-1), so at most 1, 2, 5 distances are fixed around centres with 2, 3, 4 neighbours; distances
@@ -32,7 +35,7 @@ def choose_constraints(topology: Topology, positions: NDArray[Any], kind: str) -
 
     Parameters
     ----------
-    positions : [N, 3] nm, the geometry that gives the lengths.
+    positions : [n, N, 3] or [N, 3] nm, the geometries that give the lengths.
     kind : ``"none"``, ``"hbonds"`` (bonds to hydrogen), ``"bonds"`` or ``"bonds_angles"``.
 
     Returns
@@ -46,7 +49,7 @@ def choose_constraints(topology: Topology, positions: NDArray[Any], kind: str) -
     """
     if kind not in KINDS:
         raise UqbiasError(f"unknown constraints '{kind}'", did_you_mean(kind, KINDS))
-    x = np.asarray(positions, dtype=np.float64)
+    frames = np.asarray(positions, dtype=np.float64).reshape(-1, len(topology), 3)
     if kind == "none":
         return []
     bonds = [
@@ -54,7 +57,7 @@ def choose_constraints(topology: Topology, positions: NDArray[Any], kind: str) -
         for pair in topology.bonds
         if kind != "hbonds" or 1 in (topology.numbers[pair[0]], topology.numbers[pair[1]])
     ]
-    chosen = _Independent(x)
+    chosen = _Independent(frames[0])
     pairs = [pair for pair in bonds if chosen.add(pair)]
     if kind == "bonds_angles":
         bonded = set(topology.bonds)
@@ -66,7 +69,7 @@ def choose_constraints(topology: Topology, positions: NDArray[Any], kind: str) -
                 if allowed and chosen.add(pair):
                     pairs.append(pair)
                     allowed -= 1
-    return [(i, j, float(np.linalg.norm(x[i] - x[j]))) for i, j in pairs]
+    return [(i, j, float(np.linalg.norm(frames[:, i] - frames[:, j], axis=-1).mean())) for i, j in pairs]
 
 
 class _Independent:

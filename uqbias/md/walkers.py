@@ -45,7 +45,7 @@ class Walkers:
         evaluator is on a GPU, else Reference.
     backend : of the force, see `uqbias.md.force.make_force`.
     constraints : ``none``, ``hbonds``, ``bonds`` or ``bonds_angles``; see `uqbias.md.constraints`.
-    constraint_geometry : [N, 3] nm, gives the lengths; the first of ``positions`` if None.
+    constraint_geometry : [N, 3] or [n, N, 3] nm, whose mean lengths are held; ``safe_frames`` if None.
     guard : judges the walkers at each observation; None lets them run.
     safe_frames : [n, N, 3] nm, where stopped walkers restart; ``positions`` if None.
     choose_restart : chooses among them; uniformly at random if None.
@@ -107,7 +107,7 @@ class Walkers:
 
         masses = topology.masses()
         self._sigma = np.sqrt(kt(self.temperature) / masses)[:, None]
-        geometry = start[0] if constraint_geometry is None else np.asarray(constraint_geometry, dtype=np.float64)
+        geometry = self.safe_frames if constraint_geometry is None else constraint_geometry
         self.constraints = choose_constraints(topology, geometry, constraints)
         self._project = Projector(masses, self.constraints)
         system = openmm.System()
