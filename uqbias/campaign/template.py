@@ -51,6 +51,10 @@ def _section(section: BaseModel, depth: int) -> list[str]:
                 first = next(index for index, line in enumerate(inner) if not line.lstrip().startswith("#"))
                 inner[first] = f"{indent}  - {inner[first].lstrip()}"
                 lines += inner
+        elif isinstance(value, dict) and value and all(isinstance(entry, BaseModel) for entry in value.values()):
+            lines += [*_comment(description, indent), f"{indent}{name}:"]
+            for key, entry in value.items():
+                lines += [f"{indent}  {key}:", *_section(entry, depth + 2)]
         else:
             plain = f"{indent}{name}: {_plain(value)}"
             beside = f"{plain}  # {description}"

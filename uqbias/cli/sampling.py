@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,10 +34,29 @@ def md(
     timestep: Annotated[float, typer.Option(min=1e-6, help="fs.")] = 0.5,
     friction: Annotated[float, typer.Option(min=0.0, help="Of the Langevin thermostat, 1/ps.")] = 1.0,
     walkers: Annotated[int, typer.Option(min=1, help="Copies of the molecule in one Context, sharing one bias.")] = 4,
-    bias: Annotated[str, typer.Option(help="metadynamics (well-tempered, on the driver) or none.")] = "metadynamics",
-    height: Annotated[float, typer.Option(help="Of a new hill, kJ/mol.")] = 1.0,
-    sigma: Annotated[float, typer.Option(help="Width of a hill, in units of the driver.")] = 1.0,
-    biasfactor: Annotated[float, typer.Option(help="γ of well-tempered metadynamics; > 1.")] = 10.0,
+    bias: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND,...",
+            help="metadynamics, opes, eabf, wtm_eabf, gamd, linear, udd, or none; several as wtm_eabf,gamd.",
+        ),
+    ] = "metadynamics",
+    on: Annotated[
+        str, typer.Option(metavar="NAME,...", help="Variables that are biased: u (the driver), or any --variable.")
+    ] = "u",
+    variable: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=KIND:ATOMS", help="A collective variable, as phi=dihedral:4,6,8,14; repeatable."),
+    ] = None,
+    height: Annotated[float | None, typer.Option(help="Of a new hill, kJ/mol.")] = None,
+    sigma: Annotated[float | None, typer.Option(help="Width of a hill or kernel, in units of the variable.")] = None,
+    biasfactor: Annotated[float | None, typer.Option(help="γ of well-tempered metadynamics; > 1.")] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KIND.KEY=VALUE", help="Any key of a bias, or of md, guards, a variable; repeatable."
+        ),
+    ] = None,
     pace: Annotated[int, typer.Option(min=1, help="Steps between hills, rows of COLVAR and trajectory frames.")] = 50,
     wall: Annotated[
         float | None,
@@ -51,68 +71,74 @@ def md(
     runner: Annotated[str, typer.Option(help="auto, aoti (compiled), torchscript or eager.")] = "auto",
     platform: Annotated[str, typer.Option(help="OpenMM platform: auto, Reference, CPU or CUDA.")] = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Of velocities, noise and restarts.")] = 0,
+    snapshot_every: Annotated[
+        int | None, typer.Option(min=0, help="Steps between snapshots; a tenth of --steps by default; 0: none.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in DIR: the same command; --steps may be more.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Molecular dynamics with a model, biased by metadynamics on its uncertainty.
+    """Molecular dynamics with a model, biased on its uncertainty or on collective variables.
 
     Writes HILLS and COLVAR in PLUMED's format (ps, kJ/mol), walker_N.xtc with topology.pdb (read by mdtraj as they
-    are), observations.npz and events.jsonl (walkers that were stopped, and why). A walker whose geometry breaks is
-    restarted from a start frame; the others run on.
+    are), observations.npz, bias.npz and run.json (for `uqbias fes`) and events.jsonl (walkers that were stopped, and
+    why). A walker whose geometry breaks is restarted from a start frame; the others run on. After a kill the same
+    command with --resume goes on from the last snapshot.
 
     \b
     Examples:
       uqbias md model.uqb --start data.xyz --steps 20000 -o md/
+      uqbias md model.uqb --bias wtm_eabf,gamd --set wtm_eabf.mass=1 -o md/
+      uqbias md model.uqb --bias opes --variable phi=dihedral:4,6,8,14 --on u,phi -o md/
       uqbias md model.uqb --bias none --temperature 500 -o md500/
     """
-    from uqbias.campaign.config import check_campaign
     from uqbias.campaign.exploration import Exploration, explore
     from uqbias.campaign.progress import make_progress
-    from uqbias.errors import did_you_mean
+    from uqbias.cli.sampling_options import choose_kinds
     from uqbias.model import UncertaintyModel
 
-    if bias not in {"metadynamics", "none"}:
-        raise UqbiasError(f"unknown bias '{bias}'", did_you_mean(bias, ["metadynamics", "none"]))
+    kinds = choose_kinds(bias)
     if steps % pace:
         raise UqbiasError(f"{steps} steps with pace {pace}", "give a number of steps that is a multiple of --pace")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UqbiasError(f"{output} is not an empty directory", "choose another with -o; nothing there was touched")
+    if output.exists() and (not output.is_dir() or (any(output.iterdir()) and not resume)):
+        going_on = ", or give --resume to go on with the run there" if (output / "run.json").is_file() else ""
+        raise UqbiasError(
+            f"{output} is not an empty directory", f"choose another with -o{going_on}; nothing there was touched"
+        )
     loaded = UncertaintyModel.load(model)
     frames = _start_frames(loaded, model, start)
     if wall is None and loaded.cv.kind == "kernel_density":
         wall = CAP
     if cap is None and wall is not None:
         cap = wall + 2.0
-    biases: list[dict[str, Any]] = []
-    if bias == "metadynamics":
-        biases.append(
-            {"kind": "metadynamics", "height": height, "sigma": sigma, "biasfactor": biasfactor, "pace": pace}
-        )
-    if bias == "metadynamics" and wall is not None:
-        biases.append({"kind": "upper_wall", "at": wall})
-    # The campaign's checks and defaults hold here too.
-    settings = check_campaign(
+    settings = _settings(
+        kinds,
+        [name.strip() for name in on.split(",")],
+        variable or (),
+        {"height": height, "sigma": sigma, "biasfactor": biasfactor},
+        wall,
+        change or (),
         {
-            "system": {"structure": "-", "start": "-"},
-            "bias": biases,
-            "md": {
-                "walkers": walkers,
-                "temperature": temperature,
-                "timestep_fs": timestep,
-                "friction_per_ps": friction,
-                "steps": steps,
-                "pace": pace,
-                "observe_every": pace,
-                "trajectory_every": pace,
-                "constraints": constraints,
-                "platform": platform,
-                "backend": backend,
-                "runner": runner,
-            },
-            "guards": {"cv_cap": cap},
+            "walkers": walkers,
+            "temperature": temperature,
+            "timestep_fs": timestep,
+            "friction_per_ps": friction,
+            "steps": steps,
+            "pace": pace,
+            "observe_every": pace,
+            "trajectory_every": pace,
+            "constraints": constraints,
+            "platform": platform,
+            "backend": backend,
+            "runner": runner,
         },
-        "options",
+        {"cv_cap": cap},
+        loaded.topology,
     )
+    if snapshot_every is None:
+        snapshot_every = min(10_000, max(pace, steps // 10))
     job = Exploration(
         model=model,
         folder=output,
@@ -123,6 +149,9 @@ def md(
         safe_weights=_equal(len(frames)),
         reference=_reference(loaded, frames),
         seed=seed,
+        variables={name: {"kind": section.kind, **section.arguments()} for name, section in settings.variables.items()},
+        snapshot_every=snapshot_every or None,
+        resume=resume,
     )
     with make_progress(quiet) as progress:
         begun = False
@@ -131,12 +160,67 @@ def md(
         def tell(count: int, note: str) -> None:
             nonlocal begun
             if not begun:
-                progress.phase("MD", steps)
+                progress.phase("MD", settings.md.steps)
                 begun = True
             progress.advance(count, note)
 
         facts = explore(job, tell)
-    _tell(output, facts, steps * timestep * 1e-3, walkers, json=json)
+    _tell(output, facts, settings.md.steps * settings.md.timestep_fs * 1e-3, settings.md.walkers, json=json)
+
+
+def _settings(
+    kinds: Sequence[str],
+    names: Sequence[str],
+    variables: Sequence[str],
+    short: dict[str, float | None],
+    wall: float | None,
+    changes: Sequence[str],
+    md: dict[str, Any],
+    guards: dict[str, Any],
+    topology: Any,
+) -> Any:
+    """The options as a campaign, whose checks and defaults hold here too.
+
+    Raises
+    ------
+    UqbiasError
+        One line with the option or key that is wrong.
+    """
+    from uqbias.campaign.config import check_campaign
+    from uqbias.campaign.exploration import check_exploration
+    from uqbias.cli.sampling_options import apply_changes, bias_sections, needs_width, parse_variables
+
+    defined = parse_variables(variables)
+    biases = bias_sections(kinds, names, defined, md["pace"], short)
+    if wall is not None and "upper_wall" not in kinds and any("u" in section["variables"] for section in biases):
+        biases.append({"kind": "upper_wall", "at": wall})
+    apply_changes(changes, kinds, biases, {"md": md, "guards": guards}, defined)
+    for section in biases:
+        if (key := needs_width(section)) is not None:
+            raise UqbiasError(
+                f"no width is known for {section['kind']} on {', '.join(section['variables'])}",
+                f"give --set {section['kind']}.{key}=VALUE",
+            )
+    try:
+        settings = check_campaign(
+            {
+                "system": {"structure": "-", "start": "-"},
+                "variables": defined,
+                "bias": biases,
+                "md": md,
+                "guards": guards,
+            },
+            "options",
+        )
+        check_exploration(settings, topology)
+    except UqbiasError as error:
+        what, cure = error.what, error.cure
+        for index, section in enumerate(biases):
+            # A message of the bias itself begins with its kind.
+            what = what.replace(f"bias.{index}: {section['kind']}", section["kind"])
+            what = what.replace(f"bias.{index}", section["kind"])
+        raise UqbiasError(what, cure) from None
+    return settings
 
 
 def _start_frames(model: Any, path: Path, start: Path | None) -> Any:
@@ -188,6 +272,7 @@ def _tell(folder: Path, facts: dict[str, Any], time_ps: float, walkers: int, *, 
         "runner": facts["runner"],
         "evaluations": facts["evaluations"],
         "stopped": facts["stopped"],
+        "was_finished": facts["was_finished"],
         "cv": {"first": float(np.nanmean(cv[0])), "highest": float(np.nanmax(cv))},
         "uncertainty_kJ_per_mol_nm": {
             "median": float(np.nanmedian(uncertainty)),
@@ -201,6 +286,8 @@ def _tell(folder: Path, facts: dict[str, Any], time_ps: float, walkers: int, *, 
     typer.echo(
         f"{walkers} walker(s), {time_ps:g} ps each, runner {facts['runner']}, {facts['stopped']} stopped by guards"
     )
+    if facts["was_finished"]:
+        typer.echo(f"the run in {folder} was finished already; --resume with more --steps makes it longer")
     typer.echo(f"driver: {summary['cv']['first']:.3g} at the start, up to {summary['cv']['highest']:.3g}")
     typer.echo(
         f"uncertainty: median {summary['uncertainty_kJ_per_mol_nm']['median']:.3g}, up to "

@@ -106,7 +106,7 @@ class RunWriter:
 
     def _check_same(self, before: Mapping[str, Any]) -> None:
         old, new = before["settings"], self.facts["settings"]
-        different = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+        different = [key for key in dict.fromkeys((*new, *old)) if old.get(key) != new.get(key)]
         if different:
             key, more = different[0], f" (and {len(different) - 1} more)" if len(different) > 1 else ""
             raise UqbiasError(
@@ -198,7 +198,9 @@ class RunWriter:
                     f"{file} is shorter than it was at the snapshot of step {step}", "put it back, or begin anew"
                 )
             os.truncate(file, size)
-        self._stopped, self._evaluations = manifest["stopped"], manifest["evaluations"]
+        # Placing the walkers anew has cost evaluations that the run without interruption did not have.
+        self._stopped = manifest["stopped"]
+        self._evaluations = manifest["evaluations"] - self._walkers.evaluator.n_evaluations
 
     def __call__(self, observation: Observation) -> None:
         """Write one observation; an observer of `Walkers.run`."""
