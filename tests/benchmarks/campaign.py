@@ -27,7 +27,13 @@ ARMS = {
     "uncertainty": {},
     "md_300K": {"sampler": "md"},
     "md_500K": {"sampler": "md", "md.temperature": 500.0},
-    "phi_psi": {"sampler": "phi_psi:explore_phi_psi"},
+    "phi_psi": {
+        "variables": {
+            "phi": {"kind": "dihedral", "atoms": [4, 6, 8, 14]},
+            "psi": {"kind": "dihedral", "atoms": [6, 8, 14, 16]},
+        },
+        "bias": [{"kind": "metadynamics", "variables": ["phi", "psi"], "sigma": 0.35}],
+    },
 }
 COLUMNS = {
     "force_mae_meV_per_A": "force MAE, meV/Å",
@@ -76,7 +82,7 @@ def run(directory: Path, content: dict) -> list[dict]:
         directory.mkdir(parents=True, exist_ok=True)
         file = directory.parent / f"{directory.name}.yaml"
         file.write_text(yaml.safe_dump(content), encoding="utf-8")
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             [sys.executable, "-c", RUN, str(file), str(directory)],
             env=environment,
