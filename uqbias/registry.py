@@ -1,4 +1,4 @@
-"""Names to classes: each kind of part (potential, features, uncertainty, bias, oracle) has one registry.
+"""Names to classes: each kind of part (potential, features, uncertainty, bias, variable, oracle) has one registry.
 
 Built-in entries are ``"module:attribute"`` strings, imported when first asked for. Third parties add theirs
 through the entry-point group ``uqbias.<kind>``.
@@ -121,9 +121,28 @@ BIASES = Registry(
     "bias",
     {
         "metadynamics": "uqbias.bias.metadynamics:Metadynamics",
+        "opes": "uqbias.bias.opes:OPES",
+        "eabf": "uqbias.bias.eabf:ExtendedABF",
+        "wtm_eabf": "uqbias.bias.eabf:WellTemperedExtendedABF",
+        "gamd": "uqbias.bias.gamd:GaMD",
+        "linear": "uqbias.bias.linear:Linear",
+        "udd": "uqbias.bias.udd:UDD",
         "upper_wall": "uqbias.bias.walls:UpperWall",
+        "lower_wall": "uqbias.bias.walls:LowerWall",
+        "restraint": "uqbias.bias.restraint:Restraint",
     },
     "uqbias.bias.base:Bias",
+)
+VARIABLES = Registry(
+    "variable",
+    {
+        "distance": "uqbias.variables.distance:Distance",
+        "angle": "uqbias.variables.angle:Angle",
+        "dihedral": "uqbias.variables.dihedral:Dihedral",
+        "rmsd": "uqbias.variables.rmsd:RMSD",
+        "coordination": "uqbias.variables.coordination:Coordination",
+    },
+    "uqbias.variables.base:CollectiveVariable",
 )
 ORACLES = Registry("oracle", {"openmm": "uqbias.oracles.openmm:OpenMMOracle", "ase": "uqbias.oracles.ase:ASEOracle"})
 SAMPLERS = Registry(

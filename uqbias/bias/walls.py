@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from uqbias.bias.base import Bias
+from uqbias.bias.fixed import FixedBias
 from uqbias.errors import UqbiasError
 
 
-class Wall(Bias):
+class Wall(FixedBias):
     """V(x) = kappa (x - at)² on one side of ``at``, else 0: PLUMED's walls with EXP=2, without a factor ½.
 
     Parameters
@@ -20,21 +20,31 @@ class Wall(Bias):
     at : value of the variable where the wall begins.
     kappa : force constant, kJ/mol per squared unit of the variable.
     variables : name of the one variable.
+    periods : its period, or None. With one, the wall reaches from ``at`` half a period far, as in PLUMED.
+
+    Raises
+    ------
+    UqbiasError
+        If kappa is negative, or a value is not finite.
     """
 
     side: ClassVar[float]
 
-    def __init__(self, *, at: float, kappa: float = 20.0, variables: Sequence[str] = ("u",)) -> None:
-        super().__init__(variables)
-        if len(self.variables) != 1:
-            raise UqbiasError(f"a wall on {list(self.variables)}", "give each variable a wall of its own")
+    def __init__(
+        self,
+        *,
+        at: float,
+        kappa: float = 20.0,
+        variables: Sequence[str] = ("u",),
+        periods: Sequence[float | None] | None = None,
+    ) -> None:
         if kappa < 0:
-            raise UqbiasError(f"wall with kappa {kappa}", "a wall that repels has kappa > 0")
+            raise UqbiasError(f"{self.kind} with kappa {kappa}", "a wall that repels has kappa > 0")
+        super().__init__(variables, periods, at=at, kappa=kappa)
         self.at, self.kappa = float(at), float(kappa)
-        self._state = {"at": torch.tensor([self.at]), "kappa": torch.tensor([self.kappa])}
 
     def energy(self, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-        beyond = torch.relu(self.side * (x[:, 0] - state["at"]))
+        beyond = torch.relu(self.side * self.displacement(x, state["at"]))
         return state["kappa"] * beyond * beyond
 
 

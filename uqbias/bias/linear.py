@@ -1,0 +1,122 @@
+"""Hyperactive learning: a linear bias whose force is a fixed fraction of the model's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from uqbias.bias.base import Bias, Probe
+from uqbias.bias.options import positive
+from uqbias.errors import UqbiasError
+
+
+class Linear(Bias):
+    r"""V(u) = -τ u, with τ adapted to the forces: HAL (van der Oord et al., npj Comput. Mater. 9, 168, 2023).
+
+    .. math:: \tau = \tau_\mathrm{rel} \frac{\langle |F| \rangle}{\langle |\nabla u| \rangle}
+
+    as their equation 14, where \|·\| is the norm of an atom's vector and ⟨·⟩ the mean over atoms and walkers and, with
+    exponentially falling weights, over updates: mean ← (1 - 1/n) mean + (1/n) new with n = ``averaging``. F are the
+    forces without this bias; those of other biases of the run count with the model's. As in the authors' code, τ is 0
+    for the first n updates, until the means are worth something. Each update costs two evaluations.
+
+    Parameters
+    ----------
+    relative : τ_rel, mean bias force over mean model force; about 0.05 to 0.2.
+    pace : steps between updates.
+    averaging : n.
+    tau : kJ/mol per unit of u, a τ that stays as it is; then ``relative`` has no part. None: adapted.
+    variables : name of the one variable.
+
+    Attributes
+    ----------
+    tau : the present τ.
+
+    Raises
+    ------
+    UqbiasError
+        If a parameter is out of range.
+
+    Examples
+    --------
+    >>> import torch
+    >>> bias = Linear(tau=2.0)
+    >>> bias.energy(torch.tensor([[0.0], [3.0]]), bias.state())
+    tensor([-0., -6.])
+    """
+
+    kind = "linear"
+
+    def __init__(
+        self,
+        *,
+        relative: float = 0.1,
+        pace: int = 10,
+        averaging: int = 100,
+        tau: float | None = None,
+        variables: Sequence[str] = ("u",),
+    ) -> None:
+        super().__init__(variables)
+        if len(self.variables) != 1:
+            raise UqbiasError(f"linear on the variables {list(self.variables)}", "give each variable one of its own")
+        for name, value in (("relative", relative), ("pace", pace), ("averaging", averaging)):
+            positive(self.kind, name, value)
+        if tau is not None and not math.isfinite(tau):
+            raise UqbiasError(f"linear with tau {tau}", "give a finite number, or None to have it adapted")
+        self.relative, self.averaging = float(relative), int(averaging)
+        self.pace = int(pace) if tau is None else None
+        self._start = 0.0 if tau is None else float(tau)
+        self.tau = self._start
+        self._means: NDArray[np.float64] = np.zeros(2)  # of |F| and |∇u|
+        self._count = 0
+        self._state["tau"] = torch.full((1,), self.tau)
+
+    def energy(self, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        return -state["tau"] * x[:, 0]
+
+    def update(self, step: int, x: NDArray[Any], probe: Probe | None = None) -> None:
+        if self.frozen or not self.pace or step <= 0 or step % self.pace:
+            return
+        if probe is None:
+            raise UqbiasError("linear adapts tau to the forces, and this driver gives none", "give it a fixed tau")
+        tau = self._state["tau"]
+        without = np.asarray(probe({"tau": torch.zeros_like(tau)}), dtype=np.float64)
+        unit = np.asarray(probe({"tau": torch.ones_like(tau)}), dtype=np.float64) - without
+        sound = np.isfinite(x).all(axis=1) & np.isfinite(without + unit).all(axis=(1, 2))
+        if not sound.any():
+            return
+        means = np.array([np.linalg.norm(forces[sound], axis=-1).mean() for forces in (without, unit)])
+        if not means[0] > 0:
+            raise UqbiasError("linear: the forces without the bias are zero", "give it a fixed tau")
+        mixing = 1.0 / self.averaging if self._count else 1.0
+        self._means = (1.0 - mixing) * self._means + mixing * means
+        self._count += 1
+        if self._count > self.averaging and self._means[1] > 0:
+            self.tau = self.relative * float(self._means[0] / self._means[1])
+            tau.fill_(self.tau)
+
+    def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Linear:
+        super().to(dtype, device)
+        self._state["tau"].fill_(self.tau)
+        return self
+
+    def checkpoint(self) -> dict[str, NDArray[Any]]:
+        return {"tau": np.array(self.tau), "mean_forces": self._means.copy(), "count": np.array(self._count)}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        if set(arrays) != {"tau", "mean_forces", "count"}:
+            raise UqbiasError(f"checkpoint with {sorted(arrays)}", "one of linear holds count, mean_forces, tau")
+        self.tau, self._count = float(arrays["tau"]), int(arrays["count"])
+        self._means = np.array(arrays["mean_forces"], dtype=np.float64)
+        self._state["tau"].fill_(self.tau)
+
+    def reset(self) -> None:
+        self.tau = self._start
+        self._means, self._count = np.zeros(2), 0
+        self._state["tau"].fill_(self.tau)

@@ -1,0 +1,76 @@
+"""Distance between two atoms, or between the centres of mass of two groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from uqbias.errors import UqbiasError
+from uqbias.topology import Topology
+from uqbias.variables.base import SOFTENING, Atoms, CollectiveVariable, fixed_atoms, ordered_atoms, take
+
+
+class Distance(CollectiveVariable):
+    r"""Distance in nm.
+
+    .. math:: d = \sqrt{|X_2 - X_1|^2 + \varepsilon^2}, \qquad X_g = \sum_{i \in g} w_{gi} x_i
+
+    with ε = 1e-4 nm, which gives coinciding atoms a derivative. PLUMED's DISTANCE with NOPBC, between two atoms or two
+    CENTERs.
+
+    Parameters
+    ----------
+    groups : two lists of atom indices.
+    weights : of the atoms in each group, with sum 1; None for equal ones.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from uqbias.topology import Topology
+    >>> from uqbias.variables.base import build_variable
+    >>> water = Topology((8, 1, 1), ((0, 1), (0, 2)))
+    >>> bond = build_variable({"kind": "distance", "atoms": [0, 1]}, water)
+    >>> bond(torch.tensor([[[0.0, 0, 0], [0.1, 0, 0], [0, 0.1, 0]]]))
+    tensor([0.1000])
+    """
+
+    kind = "distance"
+    unit = "nm"
+    index: Tensor
+    signed: Tensor
+
+    def __init__(self, groups: Sequence[Sequence[int]], weights: Sequence[Sequence[float]] | None = None) -> None:
+        super().__init__()
+        self.groups = [[int(i) for i in group] for group in groups]
+        self.weights = [[1.0 / len(group)] * len(group) for group in groups] if weights is None else weights
+        signed = [sign * w for sign, group in zip((-1.0, 1.0), self.weights, strict=True) for w in group]
+        self.register_buffer("index", torch.tensor([i for group in self.groups for i in group]), persistent=False)
+        self.register_buffer("signed", torch.tensor(signed, dtype=torch.float64), persistent=False)
+
+    @classmethod
+    def build(cls, topology: Topology, *, atoms: Atoms | None = None, groups: Sequence[Atoms] | None = None) -> Self:
+        """Either ``atoms``: [i, j], or ``groups``: two lists of atoms, whose centres of mass count."""
+        if (atoms is None) == (groups is None):
+            raise UqbiasError("variable 'distance' needs atoms or groups", "give one of the two: atoms: [i, j]")
+        if groups is None:
+            assert atoms is not None
+            i, j = fixed_atoms(topology, atoms, 2, "atoms of distance")
+            return cls([[i], [j]])
+        if isinstance(groups, str) or len(groups) != 2:
+            raise UqbiasError(f"groups of distance: {groups!r}", "give two lists of atoms")
+        chosen = [ordered_atoms(topology, group, "groups of distance") for group in groups]
+        masses = [topology.masses()[list(group)] for group in chosen]
+        return cls(chosen, [(mass / mass.sum()).tolist() for mass in masses])
+
+    def options(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {"groups": self.groups, "weights": [list(group) for group in self.weights]}
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """Distance [W], nm."""
+        signed = self.signed.to(positions.dtype).unsqueeze(-1)
+        apart = (take(positions, self.index) * signed).sum(1)
+        return ((apart * apart).sum(-1) + SOFTENING**2).sqrt()
