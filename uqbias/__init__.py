@@ -9,10 +9,12 @@ __version__ = "0.1.0"
 
 #: Public name to the module that holds it; imported when first asked for, so that ``import uqbias`` loads no torch.
 _PUBLIC = {
+    "BiasVariable": "uqbias.md.metadynamics",
     "Frames": "uqbias.data",
     "FusedEvaluator": "uqbias.compile.fused",
     "Metadynamics": "uqbias.md.metadynamics",
     "PlumedBridge": "uqbias.plumed.bridge",
+    "Sampling": "uqbias.md.sampling",
     "Topology": "uqbias.topology",
     "UncertaintyModel": "uqbias.model",
     "UqbiasError": "uqbias.errors",
@@ -23,9 +25,10 @@ _PUBLIC = {
     "load_campaign": "uqbias.campaign.config",
     "make_force": "uqbias.md.force",
     "read_frames": "uqbias.data",
+    "remove_internal_forces": "uqbias.md.mixed",
     "run_campaign": "uqbias.campaign.rounds",
     "score_model": "uqbias.score",
-    "uncertainty_cv_force": "uqbias.md.metadynamics",
+    "uncertainty_cv_force": "uqbias.md.cv_force",
     "write_frames": "uqbias.data",
 }
 

@@ -1,286 +1,284 @@
-"""Metadynamics on the uncertainty in an existing OpenMM script: three added lines."""
+"""Metadynamics with the habits of openmm.app.Metadynamics."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from uqbias.bias.base import Array, Bias, BiasSum
+from uqbias.bias.base import Array, Bias
 from uqbias.bias.metadynamics import Metadynamics as MetadynamicsBias
 from uqbias.bias.walls import UpperWall
-from uqbias.compile.fused import FusedEvaluator
-from uqbias.errors import UqbiasError, did_you_mean
-from uqbias.md.force import make_force, python_force
-from uqbias.md.reporters import ColvarFiles, HillsFile, read_hills
-from uqbias.md.stack import check_torchforce_as_variable, choose_backend
-from uqbias.model import UncertaintyModel
+from uqbias.compile.fused import OF_MODEL
+from uqbias.errors import UqbiasError
+from uqbias.md import host
+from uqbias.md.external import is_force
+from uqbias.md.sampling import Sampling
+from uqbias.md.sharing import SharedHills
 
-DRIVES = ("model", "bias")
-#: Times in a HILLS file are read in this step (fs) until the simulation's own is known.
-FINE_STEP = 1e-6
+#: Grid points per width of a hill, for `Metadynamics.getFreeEnergy`, as in openmm.app.BiasVariable.
+POINTS_PER_WIDTH = 5
 
 
-class Metadynamics:
-    """A bias on the uncertainty of one molecule in an ``openmm.app.Simulation``; itself a reporter.
-
-    ::
-
-        bias = uqbias.md.metadynamics.Metadynamics("model.uqb", temperature=300, height=1.0, sigma=1.0, pace=50)
-        system.addForce(bias.force())            # before the Simulation is made
-        simulation.reporters.append(bias)        # deposits the hills, writes HILLS and COLVAR
-
-    Every ``pace`` steps the reporter asks OpenMM for the forces, which makes an evaluation at the current positions
-    that the integrator's next step uses again: nothing is evaluated twice. Hills act from the next step on.
+class BiasVariable:
+    """A variable of `Metadynamics`, as ``openmm.app.BiasVariable``; values are Quantities or numbers in OpenMM's units.
 
     Parameters
     ----------
-    model : the model, or the path of its file.
-    temperature : K, of the well-tempered rule; use the thermostat's.
-    height : kJ/mol.
-    sigma : width of the hills in units of the driver u.
-    biasfactor : γ > 1, or None for untempered metadynamics.
-    kernel : ``gaussian``, or ``stretched-gaussian`` for the same bias as PLUMED's METAD.
-    pace : steps between hills.
-    wall : value of u where an upper wall begins; None for no wall.
-    wall_kappa : kJ/mol per squared unit of u, see `UpperWall`.
-    drive : ``"model"``: the force holds the model's energy and the bias, on a System without other forces on these
-        atoms. ``"bias"``: only the bias, on top of the user's own force field.
-    hills, colvar : files in PLUMED's format, None to write none.
-    restart : begin with the hills of the file ``hills`` and append to the files.
-    backend, runner, dtype, device, cache_dir : see `make_force` and `FusedEvaluator`.
-
-    Attributes
-    ----------
-    metadynamics : the bias: ``hills``, ``value``, ``free_energy``, ``checkpoint``, ``restore``.
-    evaluator : the fused evaluation; ``evaluator.last`` holds E, u and V of the last one.
+    force : what the variable is: a model, or the path of its file (its driver u); a `CollectiveVariable` of the model's
+        atoms; or an ``openmm.Force`` on any particles (the energy in kJ/mol), a list of Forces, or a System.
+    minValue, maxValue : range of a periodic variable; else the range of `Metadynamics.getFreeEnergy`. The bias itself
+        has no bounds: its grid grows where the variable goes. A `CollectiveVariable` knows its period.
+    biasWidth : standard deviation of the hills.
+    periodic : whether minValue and maxValue are the same place.
+    gridWidth : number of points of `Metadynamics.getFreeEnergy`; None for five per width of a hill.
+    name : in HILLS and COLVAR; ``cv0``, ``cv1``, ... by place if None. Of a model it chooses the output: ``u``,
+        ``uncertainty`` or ``energy``.
 
     Raises
     ------
     UqbiasError
-        If a parameter or the model file is bad.
+        If a value is out of range.
     """
 
     def __init__(
         self,
-        model: torch.nn.Module | str | Path,
+        force: Any,
+        minValue: Any = None,
+        maxValue: Any = None,
+        biasWidth: Any = None,
+        periodic: bool = False,
+        gridWidth: int | None = None,
         *,
-        temperature: float,
-        height: float = 1.0,
-        sigma: float = 1.0,
-        biasfactor: float | None = 10.0,
-        pace: int = 50,
-        kernel: str = "gaussian",
-        wall: float | None = None,
-        wall_kappa: float = 20.0,
-        drive: str = "model",
-        hills: str | Path | None = "HILLS",
-        colvar: str | Path | None = "COLVAR",
-        restart: bool = False,
-        backend: str = "auto",
-        runner: str = "auto",
-        dtype: torch.dtype = torch.float32,
-        device: str = "cpu",
-        cache_dir: Path | None = None,
+        name: str | None = None,
     ) -> None:
-        if drive not in DRIVES:
-            raise UqbiasError(f"unknown drive '{drive}'", did_you_mean(drive, DRIVES))
-        self.metadynamics = MetadynamicsBias(
-            height=height, sigma=sigma, pace=pace, biasfactor=biasfactor, temperature=temperature, kernel=kernel
+        self.force, self.name = force, name
+        self.minValue, self.maxValue = (
+            None if bound is None else float(host.value(bound)) for bound in (minValue, maxValue)
         )
-        walls = [] if wall is None else [UpperWall(at=wall, kappa=wall_kappa)]
-        self.bias = BiasSum([self.metadynamics, *walls])
-        self.pace, self.backend = int(pace), backend
-        self._hills, self._colvar, self._restart = hills, colvar, restart
-        self._files: tuple[HillsFile | None, ColvarFiles | None] | None = None
-        self._atoms: list[int] | None = None
-        self._checked = False
-        if restart and hills is not None:
-            self.metadynamics.load_hills(read_hills(hills, FINE_STEP))
-        self.evaluator = FusedEvaluator(
-            _loaded(model),
-            self.bias,
-            1,
-            runner=runner,
-            dtype=dtype,
-            device=device,
-            cache_dir=cache_dir,
-            include_energy=drive == "model",
-        )
-
-    def force(self, atoms: Sequence[int] | None = None) -> Any:
-        """The force to add to the System.
-
-        Parameters
-        ----------
-        atoms : indices of the model's atoms in the System, in the model's order; all particles if None.
-
-        Returns
-        -------
-        openmm.Force
-        """
-        self._atoms = None if atoms is None else [int(atom) for atom in atoms]
-        return make_force(self.evaluator, self.backend, self._atoms)
-
-    def describeNextReport(self, simulation: Any) -> dict[str, Any]:  # noqa: N802
-        """Called by OpenMM: the forces are needed at the next multiple of ``pace``.
-
-        Raises
-        ------
-        UqbiasError
-            If the elements of the simulation's atoms are not the model's.
-        """
-        if not self._checked:
-            self._check(simulation)
-        return {"steps": self.pace - simulation.currentStep % self.pace, "periodic": None, "include": ["forces"]}
-
-    def report(self, simulation: Any, state: Any) -> None:
-        """Called by OpenMM every ``pace`` steps: deposit a hill, write a row of COLVAR.
-
-        Raises
-        ------
-        UqbiasError
-            If the force is not part of the simulation, or the molecule broke since the last report.
-        """
-        last = self.evaluator.last
-        if last is None:
+        if biasWidth is None or not float(host.value(biasWidth)) > 0:
+            raise UqbiasError(f"BiasVariable with biasWidth {biasWidth}", "give the width of the hills, > 0")
+        self.biasWidth = float(host.value(biasWidth))
+        own = None if isinstance(force, str | Path) else getattr(force, "period", None)
+        if own is not None:
+            periodic = True
+            self.minValue = -own / 2 if self.minValue is None else self.minValue
+            self.maxValue = self.minValue + own if self.maxValue is None else self.maxValue
+        self.periodic = bool(periodic)
+        if self.minValue is not None and self.maxValue is not None and not self.minValue < self.maxValue:
             raise UqbiasError(
-                "the bias is a reporter, but its force is not in the simulation's System",
-                "system.addForce(bias.force()) before the Simulation is made",
+                f"BiasVariable with minValue {self.minValue} and maxValue {self.maxValue}",
+                "give a maximum above the minimum",
             )
-        energy, cv, uncertainty, bias = (
-            values.detach().cpu().numpy().astype(np.float64)
-            for values in (last.energy, last.cv, last.uncertainty, last.bias)
-        )
-        if self.evaluator.broken.any():
+        if self.periodic and (self.minValue is None or self.maxValue is None):
+            raise UqbiasError("a periodic BiasVariable without a range", "give minValue and maxValue, one period apart")
+        if own is not None and not math.isclose(self.period or 0.0, own, rel_tol=1e-6):
             raise UqbiasError(
-                f"in the {self.pace} steps up to step {simulation.currentStep} the molecule left what the model "
-                f"describes: energy {energy[0]:.6g} kJ/mol, u {cv[0]:.4g}",
-                "put a wall on u, use lower hills, or train the model on such geometries",
+                f"BiasVariable from {self.minValue} to {self.maxValue} of a variable with period {own:.6g}",
+                "give a range of one period, or none",
             )
-        hills, colvar = self._files or self._open(simulation)
-        self.metadynamics.update(simulation.currentStep, cv[:, None])
-        if hills is not None:
-            hills()
-        if colvar is not None:
-            colvar.row(0, state.getTime()._value, [cv[0], energy[0], uncertainty[0], bias[0]], [], restarted=False)
-        self.evaluator.arm_memo()
+        if gridWidth is not None and gridWidth < 2:
+            raise UqbiasError(f"BiasVariable with gridWidth {gridWidth}", "give 2 or more points")
+        self.gridWidth = gridWidth
+        if gridWidth is None and self.minValue is not None and self.maxValue is not None:
+            self.gridWidth = math.ceil(POINTS_PER_WIDTH * (self.maxValue - self.minValue) / self.biasWidth)
 
-    def free_energy(self, u: NDArray[Any] | None = None) -> tuple[Array, Array]:
-        """Free energy along u, kJ/mol; see `uqbias.bias.metadynamics.Metadynamics.free_energy`."""
-        return self.metadynamics.free_energy(u)
-
-    def _open(self, simulation: Any) -> tuple[HillsFile | None, ColvarFiles | None]:
-        """Open the files, now that the timestep is known; hills in the bias are those of the earlier run."""
-        timestep_fs = simulation.integrator.getStepSize()._value * 1e3
-        hills = None if self._hills is None else Path(self._hills)
-        loaded = self.metadynamics.hills
-        loaded["step"] = np.rint(loaded["step"] * (FINE_STEP / timestep_fs))
-        self._files = (
-            None if hills is None else HillsFile(hills, self.metadynamics, timestep_fs, append=self._restart),
-            None if self._colvar is None else ColvarFiles(self._colvar, 1, append=self._restart),
-        )
-        return self._files
-
-    def _check(self, simulation: Any) -> None:
-        atoms = list(simulation.topology.atoms())
-        chosen = range(len(atoms)) if self._atoms is None else self._atoms
-        found = tuple(atoms[index].element.atomic_number if atoms[index].element else 0 for index in chosen)
-        if found != self.evaluator.numbers:
-            raise UqbiasError(
-                f"the simulation's atoms have elements {found}, the model's {self.evaluator.numbers}",
-                "give bias.force(atoms=...) the model's atoms in its order",
-            )
-        # A minimisation before the first step may have tried geometries that nobody will simulate.
-        self.evaluator.broken[:] = False
-        self._checked = True
+    @property
+    def period(self) -> float | None:
+        """Range of a periodic variable, else None."""
+        if not self.periodic or self.minValue is None or self.maxValue is None:
+            return None
+        return self.maxValue - self.minValue
 
 
-class _Itself(Bias):
-    """V = u: the driver as an energy."""
+class Metadynamics(Sampling):
+    """Well-tempered metadynamics in an OpenMM script, with the arguments and methods of ``openmm.app.Metadynamics``.
 
-    kind = "itself"
+    ::
 
-    def energy(self, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-        return x[:, 0].clone()
+        u = uqbias.BiasVariable("model.uqb", biasWidth=1.0)
+        bias = uqbias.Metadynamics(system, [u], temperature=300, biasFactor=10, height=1.0, frequency=50)
+        simulation.reporters.append(bias)  # or bias.step(simulation, 1000)
 
-
-# OpenMM copies the forces inside a CustomCVForce by serialising them, which for a PythonForce means pickling its
-# function: that function holds a number, and the evaluator stays here for the life of the process.
-_evaluators: dict[int, FusedEvaluator] = {}
-_handles = itertools.count()
-
-
-class _ByHandle:
-    """Energy and forces of an evaluator, pickled as a number within the process."""
-
-    def __init__(self, handle: int) -> None:
-        self.handle = handle
-
-    def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        if self.handle not in _evaluators:
-            raise UqbiasError("a force on the uncertainty was read in another process", "make it there again")
-        return _evaluators[self.handle].evaluate_for_host(positions)
-
-
-def uncertainty_cv_force(
-    model: torch.nn.Module | str | Path,
-    atoms: Sequence[int] | None = None,
-    *,
-    backend: str = "auto",
-    runner: str = "auto",
-    dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
-    cache_dir: Path | None = None,
-) -> Any:
-    """A force whose energy, in kJ/mol, is the driver u: a collective variable for OpenMM's own classes.
-
-    It may go into a ``CustomCVForce`` or an ``openmm.app.BiasVariable`` of ``openmm.app.Metadynamics``. That way costs
-    a second evaluation each step; `Metadynamics` in this module does not.
+    What differs: a model's energy, uncertainty and bias are evaluated once a step, together; no variable needs a range;
+    periodic and other variables may be mixed; a HILLS and a COLVAR file are written; `save` and `load` hold the bias.
 
     Parameters
     ----------
-    model : the model, or the path of its file.
-    atoms : indices of the model's atoms in the System; all particles if None.
-    backend, runner, dtype, device, cache_dir : see `make_force` and `FusedEvaluator`.
+    system : openmm.System; the force is added to it.
+    variables : one to three `BiasVariable` or ``openmm.app.BiasVariable``. At most one model among them.
+    temperature : K.
+    biasFactor : γ > 1; None for standard metadynamics.
+    height : of the hills, kJ/mol.
+    frequency : steps between hills.
+    saveFrequency, biasDir : every so many steps (a multiple of ``frequency``) the hills are exchanged with the other
+        processes that have the same folder; hills that are there already act from the beginning. See `SharedHills`. No
+        other HILLS file is written then.
+    model : the model, where none of the variables is one, but a `CollectiveVariable` counts its atoms or ``drive`` is
+        ``model``.
+    wall : value of the first variable where an upper wall begins; None for no wall.
+    wall_kappa : kJ/mol per squared unit of that variable, see `UpperWall`.
+    kernel : see `uqbias.bias.metadynamics.Metadynamics`.
+    atoms, drive, hills, colvar, restart and the rest of ``options`` : as of `Sampling`.
 
-    Returns
-    -------
-    openmm.Force
+    Attributes
+    ----------
+    metadynamics : the bias: ``hills``, ``value``, ``free_energy``.
 
     Raises
     ------
     UqbiasError
-        For backend ``torchforce`` with OpenMM 8.6 or later, where copying a TorchForce, as CustomCVForce does, kills
-        the process: openmmtorch 1.5 is compiled against OpenMM 8.4.
+        If an argument is out of range.
     """
-    chosen = choose_backend(backend)
-    if chosen == "torchforce":
-        check_torchforce_as_variable()
-    evaluator = FusedEvaluator(
-        _loaded(model),
-        _Itself(),
-        1,
-        runner=runner,
-        dtype=dtype,
-        device=device,
-        cache_dir=cache_dir,
-        include_energy=False,
-    )
-    if chosen == "torchforce":
-        return make_force(evaluator, chosen, atoms)
-    handle = next(_handles)
-    _evaluators[handle] = evaluator
-    if atoms is not None and len(atoms) != evaluator.n_atoms:
-        raise UqbiasError(f"{len(atoms)} atoms for a model of {evaluator.n_atoms}", "give one index per model atom")
-    return python_force(_ByHandle(handle), None if atoms is None else [int(atom) for atom in atoms])
+
+    def __init__(
+        self,
+        system: Any,
+        variables: Sequence[Any],
+        temperature: Any,
+        biasFactor: float | None,
+        height: Any,
+        frequency: int,
+        saveFrequency: int | None = None,
+        biasDir: str | Path | None = None,
+        *,
+        model: torch.nn.Module | str | Path | None = None,
+        wall: float | None = None,
+        wall_kappa: float = 20.0,
+        kernel: str = "gaussian",
+        hills: str | Path | None = "HILLS",
+        **options: Any,
+    ) -> None:
+        if (saveFrequency is None) != (biasDir is None):
+            raise UqbiasError(f"saveFrequency {saveFrequency} with biasDir {biasDir}", "give both or none")
+        if saveFrequency is not None and (saveFrequency < 1 or saveFrequency % frequency):
+            raise UqbiasError(f"saveFrequency {saveFrequency} with frequency {frequency}", "give a multiple of it")
+        if not isinstance(variables, Sequence) or not 1 <= len(variables) <= 3:
+            raise UqbiasError(f"metadynamics on {variables!r}", "give a list of one to three BiasVariable")
+        self.variables = [one if isinstance(one, BiasVariable) else _taken_over(one) for one in variables]
+        names, given, chosen = _named(self.variables, model)
+        temperature = float(host.value(temperature))
+        self.metadynamics = MetadynamicsBias(
+            variables=names,
+            periods=[one.period for one in self.variables],
+            height=float(host.value(height)),
+            sigma=[one.biasWidth for one in self.variables],
+            pace=frequency,
+            biasfactor=biasFactor,
+            temperature=temperature,
+            kernel=kernel,
+        )
+        biases: list[Bias] = [self.metadynamics]
+        if wall is not None:
+            period = [self.variables[0].period]
+            biases.append(UpperWall(at=wall, kappa=wall_kappa, variables=names[:1], periods=period))
+        super().__init__(
+            system,
+            chosen,
+            biases,
+            variables=given,
+            temperature=temperature,
+            hills=None if biasDir is not None else hills,
+            **options,
+        )
+        self._folder = None if biasDir is None or saveFrequency is None else (Path(biasDir), int(saveFrequency))
+        self._shared: SharedHills | None = None
+
+    def report(self, simulation: Any, state: Any) -> None:
+        """Deposit a hill; every ``saveFrequency`` steps exchange hills with the other processes."""
+        super().report(simulation, state)
+        if self._shared is not None and self._folder is not None and simulation.currentStep % self._folder[1] == 0:
+            self._shared.sync()
+
+    def load(self, simulation: Any, path: str | Path) -> None:
+        """As of `Sampling`; with ``biasDir`` the hills are those in that folder."""
+        super().load(simulation, path)
+        self._share(simulation)
+
+    def getFreeEnergy(self) -> Any:  # noqa: N802
+        """Free energy -γ/(γ-1) V (standard metadynamics: -V) on the grid of `grid_points`, a Quantity in kJ/mol.
+
+        As in ``openmm.app.Metadynamics`` the last variable is the first axis, and nothing is subtracted.
+        """
+        from openmm import unit
+
+        axes = self.grid_points()
+        points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+        gamma = self.metadynamics.biasfactor
+        factor = 1.0 if gamma is None else gamma / (gamma - 1)
+        energy = -factor * self.metadynamics.value(points.reshape(-1, len(axes))).reshape(points.shape[:-1])
+        return energy.T * unit.kilojoules_per_mole
+
+    def grid_points(self) -> list[Array]:
+        """Values of each variable, [gridWidth], that `getFreeEnergy` is for.
+
+        From minValue to maxValue, or, where they are not given, over the centres of the hills.
+        """
+        centres = self.metadynamics.hills["centre"]
+        axes = []
+        for place, one in enumerate(self.variables):
+            low, high = one.minValue, one.maxValue
+            if low is None or high is None:
+                if not len(centres):
+                    raise UqbiasError("no hills, and a variable without a range", "give minValue and maxValue, or run")
+                low = centres[:, place].min() if low is None else low
+                high = centres[:, place].max() if high is None else high
+            count = one.gridWidth or 1 + math.ceil(POINTS_PER_WIDTH * (high - low) / one.biasWidth)
+            axes.append(np.linspace(low, high, count))
+        return axes
+
+    def getCollectiveVariables(self, simulation: Any) -> tuple[float, ...]:  # noqa: N802
+        """Current values of the variables, in their order."""
+        return super().getCollectiveVariables(simulation)[: len(self.variables)]
+
+    def _open(self, simulation: Any) -> None:
+        super()._open(simulation)
+        self._share(simulation)
+
+    def _share(self, simulation: Any) -> None:
+        if self._folder is not None:
+            self._shared = SharedHills(self._folder[0], self.metadynamics, host.timestep_fs(simulation))
 
 
-def _loaded(model: torch.nn.Module | str | Path) -> torch.nn.Module:
-    return UncertaintyModel.load(model) if isinstance(model, str | Path) else model
+def _taken_over(variable: Any) -> BiasVariable:
+    """An openmm.app.BiasVariable as one of ours."""
+    names = ("force", "minValue", "maxValue", "biasWidth", "periodic", "gridWidth")
+    if not all(hasattr(variable, name) for name in names):
+        raise UqbiasError(f"a variable {variable!r}", "give uqbias.BiasVariable or openmm.app.BiasVariable")
+    return BiasVariable(*(getattr(variable, name) for name in names))
+
+
+def _named(variables: Sequence[BiasVariable], model: Any) -> tuple[list[str], dict[str, Any], Any]:
+    """Name of each variable, those that the model does not give by name, and the model."""
+    names: list[str] = []
+    given: dict[str, Any] = {}
+    for place, one in enumerate(variables):
+        if _is_model(one.force):
+            if model is not None and model is not one.force:
+                raise UqbiasError("metadynamics with two models", "make each a run of its own")
+            model = one.force
+            names.append(one.name or "u")
+            if names[-1] not in OF_MODEL:
+                raise UqbiasError(f"a model's variable called '{names[-1]}'", f"choose among {', '.join(OF_MODEL)}")
+        else:
+            names.append(one.name or f"cv{place}")
+            given[names[-1]] = one.force
+    if len(set(names)) < len(names):
+        raise UqbiasError(f"variables called {names}", "give each a name of its own")
+    return names, given, model
+
+
+def _is_model(given: Any) -> bool:
+    if isinstance(given, str | Path):
+        return True
+    if isinstance(given, torch.nn.Module):
+        return hasattr(given, "numbers")
+    if not is_force(given):
+        raise UqbiasError(
+            f"BiasVariable of a {type(given).__name__}", "give a model, a CollectiveVariable or an openmm.Force"
+        )
+    return False

@@ -1,0 +1,428 @@
+"""Sampling in somebody's own Simulation: snapshots, other reporters and integrators, extended variables, bad input."""
+
+import numpy as np
+import openmm
+import pytest
+import torch
+from openmm import app, unit
+
+import uqbias
+from uqbias.bias.eabf import ExtendedABF
+from uqbias.bias.linear import Linear
+from uqbias.bias.metadynamics import Metadynamics
+from uqbias.bias.walls import UpperWall
+from uqbias.errors import UqbiasError
+from uqbias.md.reporters import read_colvar, read_hills
+
+ATOMS = [2, 3, 4, 5, 6]
+TIMESTEP = 0.0005
+
+
+def molecule(model, positions, extra=2):
+    """System, topology and positions: two argon atoms and the model's atoms in a harmonic cage."""
+    topology = app.Topology()
+    residue = topology.addResidue("MOL", topology.addChain())
+    system = openmm.System()
+    field = openmm.CustomExternalForce("200*(x^2+y^2+z^2)")
+    for number in (18,) * extra + model.numbers:
+        element = app.Element.getByAtomicNumber(number)
+        topology.addAtom(element.symbol, element, residue)
+        field.addParticle(system.addParticle(element.mass))
+    system.addForce(field)
+    return system, topology, np.concatenate([np.eye(3)[:extra], positions[0].numpy()])
+
+
+def bond(first=0, second=4):
+    """A distance between an argon atom and one of the molecule."""
+    force = openmm.CustomBondForce("r")
+    force.addBond(first, second)
+    return force
+
+
+def langevin(seed=3):
+    integrator = openmm.LangevinMiddleIntegrator(300, 5.0, TIMESTEP)
+    integrator.setRandomNumberSeed(seed)
+    return integrator
+
+
+def simulate(system, topology, positions, integrator=None):
+    platform = openmm.Platform.getPlatformByName("Reference")
+    simulation = app.Simulation(topology, system, integrator or langevin(), platform)
+    simulation.context.setPositions(positions)
+    simulation.context.setVelocitiesToTemperature(300, 1)
+    return simulation
+
+
+def state_of(simulation):
+    state = simulation.context.getState(positions=True, velocities=True)
+    return np.concatenate([state.getPositions(asNumpy=True)._value, state.getVelocities(asNumpy=True)._value])
+
+
+def sampled(system, model, biases, folder=None, **options):
+    files = (
+        {"hills": None, "colvar": None} if folder is None else {"hills": folder / "HILLS", "colvar": folder / "COLVAR"}
+    )
+    settings = {"atoms": ATOMS, "temperature": 300, "runner": "eager", **files}
+    return uqbias.Sampling(system, model, biases, **{**settings, **options})
+
+
+def two_dimensional(model, positions, folder, **options):
+    """A run on (u, a distance to an argon atom), with a wall; float32, as users run it."""
+    system, topology, x = molecule(model, positions)
+    hills = Metadynamics(variables=["u", "d"], sigma=[0.3, 0.05], pace=10, height=2.0)
+    biases = [hills, UpperWall(at=1.0, variables=["d"], kappa=100.0)]
+    sampling = sampled(system, model, biases, folder, variables={"d": bond()}, **options)
+    return sampling, simulate(system, topology, x)
+
+
+def test_killed_and_resumed_as_if_never_interrupted(tmp_path, tiny_model, tiny_positions):
+    """Positions, velocities, HILLS and COLVAR bit for bit; the file of the snapshot is written by the run itself."""
+    for name in ("whole", "broken"):
+        (tmp_path / name).mkdir()
+    sampling, simulation = two_dimensional(tiny_model, tiny_positions, tmp_path / "whole")
+    sampling.step(simulation, 100)
+    expected = state_of(simulation)
+
+    snapshot = tmp_path / "snapshot.npz"
+    written = {"snapshot": snapshot, "snapshot_every": 30}
+    sampling, simulation = two_dimensional(tiny_model, tiny_positions, tmp_path / "broken", **written)
+    sampling.step(simulation, 78)  # past the snapshot at 60, with a hill that must not stay
+    del sampling, simulation
+    with (tmp_path / "broken" / "HILLS").open("a") as stream:
+        stream.write("      0.035  1.2")
+    sampling, simulation = two_dimensional(tiny_model, tiny_positions, tmp_path / "broken")
+    sampling.load(simulation, snapshot)
+    assert simulation.currentStep == 60
+    assert len(sampling.bias.biases[0].hills) == 6
+    sampling.step(simulation, 40)
+    np.testing.assert_array_equal(state_of(simulation), expected)
+    for name in ("HILLS", "COLVAR"):
+        assert (tmp_path / "broken" / name).read_text() == (tmp_path / "whole" / name).read_text()
+    assert len(read_hills(tmp_path / "whole" / "HILLS", 0.5)) == 10
+
+    # Not at a multiple of the pace, and without the files.
+    (tmp_path / "third").mkdir()
+    sampling, simulation = two_dimensional(tiny_model, tiny_positions, tmp_path / "third")
+    sampling.step(simulation, 66)
+    sampling.save(simulation, snapshot)
+    sampling, simulation = two_dimensional(tiny_model, tiny_positions, tmp_path / "third")
+    (tmp_path / "third" / "HILLS").unlink()
+    sampling.load(simulation, snapshot)
+    sampling.step(simulation, 34)
+    np.testing.assert_array_equal(state_of(simulation), expected)
+    assert (tmp_path / "third" / "HILLS").read_text() == (tmp_path / "whole" / "HILLS").read_text()
+
+
+def test_snapshots_that_do_not_fit(tmp_path, tiny_model, tiny_positions):
+    sampling, simulation = two_dimensional(tiny_model, tiny_positions, tmp_path)
+    sampling.step(simulation, 20)
+    path = tmp_path / "snapshot.npz"
+    sampling.save(simulation, path)
+    kept = (tmp_path / "HILLS").read_text()
+
+    system, topology, x = molecule(tiny_model, tiny_positions, extra=3)
+    hills = Metadynamics(variables=["u", "d"], sigma=[0.3, 0.05], pace=20, height=2.0)
+    other = sampled(system, tiny_model, [hills], tmp_path, variables={"d": bond()}, atoms=[3, 4, 5, 6, 7])
+    with pytest.raises(UqbiasError, match="another system: 7 atoms"):
+        other.load(simulate(system, topology, x), path)
+
+    system, topology, x = molecule(tiny_model, tiny_positions)
+    other = sampled(system, tiny_model, [Metadynamics(sigma=0.3, pace=20)], tmp_path)
+    with pytest.raises(UqbiasError, match="holds a bias"):
+        other.load(simulate(system, topology, x), path)
+
+    path.write_bytes(path.read_bytes()[:2000])
+    again, simulation = two_dimensional(tiny_model, tiny_positions, tmp_path)
+    with pytest.raises(UqbiasError, match="not a whole snapshot"):
+        again.load(simulation, path)
+    assert not len(again.bias.biases[0].hills)
+    assert (tmp_path / "HILLS").read_text() == kept
+
+
+def test_an_earlier_run_is_not_overwritten(tmp_path, tiny_model, tiny_positions):
+    for steps in (20, 30):
+        sampling, simulation = two_dimensional(tiny_model, tiny_positions, tmp_path)
+        sampling.step(simulation, steps)
+    assert [len(read_hills(tmp_path / name, 0.5)) for name in ("bck.0.HILLS", "HILLS")] == [2, 3]
+    assert len(read_colvar(tmp_path / "bck.0.COLVAR")["time"]) == 2
+
+
+def test_nve_with_a_frozen_bias(tiny_model, tiny_positions):
+    """The total energy fluctuates as without the bias, which changes the run, and as the square of the timestep."""
+    spread, ends = [], []
+    for height, steps in ((0.0, 4), (20.0, 4), (20.0, 8)):
+        system, topology, x = molecule(tiny_model, tiny_positions)
+        hills = Metadynamics(sigma=0.5, pace=10, biasfactor=None)
+        sampling = sampled(system, tiny_model, [hills], drive="model", dtype=torch.float64)
+        integrator = openmm.CustomIntegrator(0.001 / steps)
+        for step in ("v+0.5*dt*f/m", "x+dt*v", "v+0.5*dt*f/m"):
+            integrator.addComputePerDof(step[0], step)
+        simulation = simulate(system, topology, x, integrator)
+        start = sampling.getCollectiveVariables(simulation)[0]
+        if height:
+            record = np.zeros(3, hills.hills.dtype)
+            record["centre"][:, 0], record["sigma"] = start + np.array([-0.5, 0.2, 0.7]), 0.5
+            record["height"], record["biasfactor"] = height, 1.0
+            hills.deposit(record)
+        sampling.bias.frozen = True
+        energies = []
+        for _ in range(100):
+            sampling.step(simulation, steps)
+            state = simulation.context.getState(energy=True)
+            energies.append(state.getPotentialEnergy()._value + state.getKineticEnergy()._value)
+        spread.append(np.std(energies))
+        ends.append(state_of(simulation))
+        assert len(hills.hills) == (3 if height else 0)
+    assert np.abs(ends[1] - ends[0]).max() > 0.1
+    assert spread[1] < 2 * spread[0]
+    assert spread[2] == pytest.approx(spread[1] / 4, rel=0.2)
+
+
+INTEGRATORS = {
+    "verlet": lambda: openmm.VerletIntegrator(TIMESTEP),
+    "langevin middle": langevin,
+    "nose-hoover": lambda: openmm.NoseHooverIntegrator(300, 10.0, TIMESTEP),
+    "brownian": lambda: openmm.BrownianIntegrator(300, 1000.0, TIMESTEP),
+    "variable": lambda: openmm.VariableLangevinIntegrator(300, 5.0, 0.001),
+    "mts": lambda: openmm.MTSIntegrator(TIMESTEP, [(0, 1), (31, 2)]),
+}
+
+
+@pytest.mark.parametrize("name", INTEGRATORS)
+def test_reports_do_not_touch_the_trajectory(name, tiny_model, tiny_positions):
+    """Ours and those of others; a report evaluates one force group only, which no integrator may take for all."""
+    ends, evaluations = [], []
+    for reported in (False, True):
+        system, topology, x = molecule(tiny_model, tiny_positions)
+        hills = Metadynamics(sigma=0.3, pace=1)
+        sampling = sampled(system, tiny_model, [hills], drive="model", pace=1)
+        integrator = INTEGRATORS[name]()
+        if isinstance(integrator, openmm.BrownianIntegrator | openmm.VariableLangevinIntegrator):
+            integrator.setRandomNumberSeed(5)
+        simulation = simulate(system, topology, x, integrator)
+        hills.update(1, np.array(sampling.getCollectiveVariables(simulation))[None] + 0.1)
+        sampling.bias.frozen = True
+        if reported:
+            simulation.reporters.append(sampling)
+            simulation.reporters.append(app.StateDataReporter("/dev/null", 3, potentialEnergy=True))
+        before = sampling.evaluator.n_evaluations
+        simulation.step(40)
+        evaluations.append(sampling.evaluator.n_evaluations - before)
+        ends.append(state_of(simulation))
+    np.testing.assert_array_equal(ends[0], ends[1])
+    assert evaluations[1] <= evaluations[0] + 1
+
+
+def test_minimisation_and_other_reporters_deposit_nothing(tmp_path, tiny_model, tiny_positions):
+    system, topology, x = molecule(tiny_model, tiny_positions)
+    sampling = sampled(system, tiny_model, [Metadynamics(sigma=0.3, pace=20)], tmp_path, drive="model")
+    simulation = simulate(system, topology, x)
+    simulation.reporters.append(sampling)
+    simulation.reporters.append(sampling)  # twice is once
+    simulation.reporters.append(app.StateDataReporter(str(tmp_path / "log"), 7, potentialEnergy=True))
+    simulation.minimizeEnergy(maxIterations=20)
+    simulation.step(40)
+    simulation.minimizeEnergy(maxIterations=20)
+    # A geometry that only the minimiser saw.
+    sampling.evaluator.broken[:] = True
+    for _ in range(4):
+        simulation.step(5)
+    assert sampling.bias.biases[0].hills["step"].tolist() == [20, 40, 60]
+    assert len(read_colvar(tmp_path / "COLVAR")["time"]) == 3
+
+
+def test_hills_act_at_once_beside_a_barostat(tiny_model, tiny_positions):
+    """A volume move compares energies before and after; both must be of one bias."""
+    found = []
+    for barostat in (False, True):
+        system, topology, x = molecule(tiny_model, tiny_positions)
+        system.setDefaultPeriodicBoxVectors([4, 0, 0], [0, 4, 0], [0, 0, 4])
+        field = openmm.NonbondedForce()
+        field.setNonbondedMethod(openmm.NonbondedForce.CutoffPeriodic)
+        for _ in range(system.getNumParticles()):
+            field.addParticle(0.0, 0.1, 0.0)
+        system.addForce(field)
+        if barostat:
+            system.addForce(openmm.MonteCarloBarostat(1.0, 300, 1000))
+        sampling = sampled(system, tiny_model, [Metadynamics(sigma=0.3, pace=10, height=5.0)])
+        simulation = simulate(system, topology, x)
+        sampling.step(simulation, 9)
+        energies = []
+        group = {sampling.force.getForceGroup()}
+        for _ in range(2):
+            energies.append(simulation.context.getState(energy=True, groups=group).getPotentialEnergy()._value)
+            sampling.step(simulation, 1) if len(energies) == 1 else None
+        found.append(energies[1])
+    assert found[0] == 0
+    assert found[1] == pytest.approx(5.0, abs=1e-3)
+
+
+def test_linear_bias_weighs_against_the_force_field(tiny_model, tiny_positions):
+    """With drive=bias the force without the bias is that of the System's own forces on the model's atoms."""
+    system, topology, x = molecule(tiny_model, tiny_positions)
+    linear = Linear(relative=0.2, pace=2, averaging=3)
+    sampling = sampled(system, tiny_model, [linear], dtype=torch.float64)
+    simulation = simulate(system, topology, x)
+    sampling.step(simulation, 40)
+    assert linear.tau > 0
+    positions = torch.tensor(state_of(simulation)[2:7])[None].requires_grad_()
+    (slope,) = torch.autograd.grad(tiny_model(positions).cv.sum(), positions)
+    drive = np.linalg.norm(-400 * state_of(simulation)[2:7], axis=1).mean()
+    bias = linear.tau * np.linalg.norm(slope[0].numpy(), axis=1).mean()
+    assert bias / drive == pytest.approx(0.2, rel=0.2)
+
+
+# Extended variables
+
+
+def extended(model, positions, folder=None, **options):
+    system, topology, x = molecule(model, positions)
+    bias = ExtendedABF(variables=["u"], sigma=0.1, mass=20.0, bin_width=0.05, full_samples=20, pace=2)
+    sampling = sampled(system, model, [bias], folder, drive="model", dtype=torch.float64, **options)
+    topology, x = sampling.extend(topology, x * unit.nanometer)
+    return sampling, bias, system, topology, x.value_in_unit(unit.nanometer)
+
+
+def test_eabf_in_a_users_system(tmp_path, tiny_model, tiny_positions):
+    sampling, bias, system, topology, x = extended(tiny_model, tiny_positions, tmp_path, stride=10)
+    assert system.getNumParticles() == topology.getNumAtoms() == len(x) == 8
+    simulation = simulate(system, topology, x)
+    u, extended_u = sampling.getCollectiveVariables(simulation)
+    assert extended_u == pytest.approx(u)
+    x[7, 0] += 0.05
+    simulation.context.setPositions(x)
+    forces = simulation.context.getState(forces=True).getForces(asNumpy=True)._value
+    assert forces[7, 0] == pytest.approx(-bias.coupling * 0.05)
+    assert np.abs(forces[7, 1:]).max() == 0
+    simulation.reporters.append(app.DCDReporter(str(tmp_path / "all.dcd"), 50))
+    sampling.step(simulation, 200)
+    _, free_energy = sampling.free_energy()
+    assert np.isfinite(free_energy).any()
+    colvar = read_colvar(tmp_path / "COLVAR")
+    assert len(colvar["extended_u"]) == 20
+    assert np.ptp(colvar["extended_u"]) > 0.01
+    # The coupling holds u and λ together: u goes up and down around a λ that is slow.
+    assert np.abs(colvar["extended_u"] - colvar["u"]).max() < 1.0
+    assert np.abs((colvar["extended_u"] - colvar["u"]).mean()) < 0.3
+
+
+def test_extended_variables_in_a_snapshot(tmp_path, tiny_model, tiny_positions):
+    sampling, _, system, topology, x = extended(tiny_model, tiny_positions)
+    simulation = simulate(system, topology, x)
+    sampling.step(simulation, 30)
+    sampling.save(simulation, tmp_path / "s.npz")
+    sampling.step(simulation, 30)
+    expected = state_of(simulation)
+    sampling, _, system, topology, x = extended(tiny_model, tiny_positions)
+    simulation = simulate(system, topology, x)
+    sampling.load(simulation, tmp_path / "s.npz")
+    sampling.step(simulation, 30)
+    np.testing.assert_array_equal(state_of(simulation), expected)
+
+
+@pytest.mark.parametrize(
+    ("force", "message"),
+    [
+        (lambda: openmm.MonteCarloBarostat(1.0, 300), "barostat"),
+        (openmm.CMMotionRemover, "removeCMMotion=False"),
+        (openmm.GBSAOBCForce, "cannot be left out"),
+        (lambda: openmm.CustomNonbondedForce("r"), "cannot be left out"),
+    ],
+)
+def test_extended_variables_refuse_bad_company(force, message, tiny_model, tiny_positions):
+    system, _, _ = molecule(tiny_model, tiny_positions)
+    system.addForce(force())
+    with pytest.raises(UqbiasError, match=message):
+        sampled(system, tiny_model, [ExtendedABF(variables=["u"])])
+    assert (system.getNumParticles(), system.getNumForces()) == (7, 2)
+
+
+def test_a_barostat_that_comes_later_is_refused_too(tiny_model, tiny_positions):
+    sampling, _, system, topology, x = extended(tiny_model, tiny_positions)
+    system.addForce(openmm.MonteCarloBarostat(1.0, 300))
+    field = openmm.NonbondedForce()
+    field.setNonbondedMethod(openmm.NonbondedForce.CutoffPeriodic)
+    for _ in range(8):
+        field.addParticle(0, 0.1, 0)
+    system.addForce(field)
+    system.setDefaultPeriodicBoxVectors([4, 0, 0], [0, 4, 0], [0, 0, 4])
+    with pytest.raises(UqbiasError, match="equilibrate the volume first"):
+        sampling.step(simulate(system, topology, x), 10)
+
+
+# Bad input
+
+
+def test_a_variable_that_becomes_nan(tmp_path, tiny_model, tiny_positions):
+    """The line names it and the step; what was written before is there."""
+    system, topology, x = molecule(tiny_model, tiny_positions)
+    fragile = openmm.CustomBondForce("sqrt(limit-r)")
+    fragile.addGlobalParameter("limit", 5.0)
+    fragile.addBond(0, 4)
+    switch = openmm.CustomExternalForce("0*limit*x")
+    switch.addGlobalParameter("limit", 5.0)
+    system.addForce(switch)
+    hills = Metadynamics(variables=["u", "d"], sigma=[0.3, 0.05], pace=10)
+    sampling = sampled(system, tiny_model, [hills], tmp_path, variables={"d": fragile})
+    simulation = simulate(system, topology, x)
+    simulation.reporters.append(sampling)
+    simulation.step(20)
+    simulation.context.setParameter("limit", 0.0)
+    with pytest.raises(UqbiasError, match="variable 'd' is not a finite number at step 30"):
+        simulation.step(20)
+    assert len(read_hills(tmp_path / "HILLS", 0.5)) == len(read_colvar(tmp_path / "COLVAR")["d"]) == 2
+
+
+def test_a_molecule_that_flies_apart(tmp_path, tiny_model, tiny_positions):
+    system, topology, x = molecule(tiny_model, tiny_positions)
+    sampling = sampled(system, tiny_model, [Metadynamics(sigma=0.3, pace=10)], tmp_path, drive="model")
+    simulation = simulate(system, topology, x)
+    sampling.step(simulation, 10)
+    far = state_of(simulation)[:7]
+    far[3] += 60.0
+    simulation.context.setPositions(far)
+    with pytest.raises(UqbiasError, match=r"up to step 20 the molecule left what the model describes"):
+        sampling.step(simulation, 10)
+    assert len(read_hills(tmp_path / "HILLS", 0.5)) == 1
+
+
+def test_bad_input(tmp_path, tiny_model, tiny_positions):
+    def fails(message, biases, **options):
+        system, _, _ = molecule(tiny_model, tiny_positions)
+        with pytest.raises(UqbiasError, match=message):
+            sampled(system, options.pop("model", tiny_model), biases, tmp_path, **options)
+        assert system.getNumForces() == 1
+
+    fails("'phi', a variable that nobody defines", [Metadynamics(variables=["phi"])])
+    fails("did you mean 'energy'", [Metadynamics(variables=["enrgy"])])
+    fails("there is no model", [Metadynamics()], model=None)
+    fails("a variable called 'u'", [Metadynamics()], variables={"u": bond()})
+    fails("variable 'd' is a int", [Metadynamics(variables=["d"])], variables={"d": 3})
+    fails("metadynamics for 310 K in a run at 300 K", [Metadynamics(temperature=310.0)])
+    fails("no such file", [Metadynamics()], restart=True)
+    fails("misses updates", [Metadynamics(pace=50)], pace=20)
+    (tmp_path / "HILLS").write_text("#! FIELDS time phi sigma_phi height biasf\n 0.1 1.0 0.1 1.0 10\n")
+    fails("holds hills on phi, not on u", [Metadynamics()], restart=True)
+    (tmp_path / "HILLS").write_text("#! FIELDS time u sigma_u height biasf\n 0.1 1.0 0.1 x 10\n")
+    fails("line 2", [Metadynamics()], restart=True)
+    fails("load a snapshot", [Linear(tau=1.0)], restart=True)
+    assert "x 10" in (tmp_path / "HILLS").read_text()
+
+
+def test_torchforce_is_refused_where_it_would_be_wrong(tiny_model, tiny_positions):
+    pytest.importorskip("openmmtorch")
+    system, _, _ = molecule(tiny_model, tiny_positions)
+    with pytest.raises(UqbiasError, match="a Force as variable"):
+        sampled(system, tiny_model, [Metadynamics(variables=["d"])], variables={"d": bond()}, backend="torchforce")
+
+
+def test_torchforce_gives_the_same_run(tiny_model, tiny_positions):
+    pytest.importorskip("openmmtorch")
+    ends = []
+    for backend in ("pythonforce", "torchforce"):
+        system, topology, x = molecule(tiny_model, tiny_positions)
+        sampling = sampled(system, tiny_model, [Metadynamics(sigma=0.3, pace=10)], backend=backend, dtype=torch.float64)
+        simulation = simulate(system, topology, x)
+        sampling.step(simulation, 100)
+        ends.append(state_of(simulation))
+    np.testing.assert_allclose(ends[0], ends[1], atol=1e-9)

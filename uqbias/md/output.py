@@ -1,0 +1,123 @@
+"""HILLS and COLVAR of a run in somebody's own Simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from uqbias.bias.base import Bias
+from uqbias.bias.metadynamics import Metadynamics
+from uqbias.files import write_text
+from uqbias.md.reporters import ColvarFiles, HillsFile, read_hills
+
+#: Times in a HILLS file are read in this step (fs) until the simulation's own is known.
+FINE_STEP = 1e-6
+
+
+def hill_files(path: str | Path | None, biases: Sequence[Bias]) -> list[tuple[Path, Metadynamics]]:
+    """HILLS file of each metadynamics among the biases, that of a WTM-eABF included: HILLS, HILLS.1, HILLS.2, ..."""
+    if path is None:
+        return []
+    found: list[Metadynamics] = []
+    for bias in biases:
+        own = bias if isinstance(bias, Metadynamics) else getattr(bias, "metadynamics", None)
+        if isinstance(own, Metadynamics):
+            found.append(own)
+    path = Path(path)
+    names = [path.with_name(f"{path.stem}.{place}{path.suffix}") if place else path for place in range(len(found))]
+    return list(zip(names, found, strict=True))
+
+
+def load_hill_files(files: Sequence[tuple[Path, Metadynamics]]) -> None:
+    """Begin with the hills in the files; their steps are in units of `FINE_STEP` until `set_timestep`.
+
+    Raises
+    ------
+    UqbiasError
+        If a file is missing, bad, or about other variables.
+    """
+    read = [read_hills(path, FINE_STEP, bias.variables) for path, bias in files]
+    for (_, bias), hills in zip(files, read, strict=True):
+        bias.load_hills(hills)
+
+
+def set_timestep(files: Sequence[tuple[Path, Metadynamics]], timestep_fs: float) -> None:
+    """Count the steps of loaded hills in the simulation's own timestep."""
+    for _, bias in files:
+        hills = bias.hills
+        hills["step"] = np.rint(hills["step"] * (FINE_STEP / timestep_fs))
+
+
+class Output:
+    """The files of a run, open.
+
+    Files of an earlier run that is not continued are kept under PLUMED's names for them, ``bck.0.HILLS``, ...
+
+    Parameters
+    ----------
+    hills : as of `hill_files`.
+    colvar : None to write none.
+    names : of the variables of the bias.
+    timestep_fs : to convert steps to time.
+    append : continue the files: the hills that the biases have are in them.
+    """
+
+    def __init__(
+        self,
+        hills: Sequence[tuple[Path, Metadynamics]],
+        colvar: str | Path | None,
+        names: Sequence[str],
+        timestep_fs: float,
+        *,
+        append: bool,
+    ) -> None:
+        if not append:
+            for path in [*(path for path, _ in hills), *([] if colvar is None else [Path(colvar)])]:
+                back_up(path)
+        self._hills = [HillsFile(path, bias, timestep_fs, append=append) for path, bias in hills]
+        self._colvar = None if colvar is None else ColvarFiles(colvar, 1, names=names, append=append)
+
+    def write_hills(self) -> None:
+        """Write the hills that came since the last call."""
+        for file in self._hills:
+            file()
+
+    def write_row(self, time_ps: float, values: Sequence[float], variables: Sequence[float]) -> None:
+        """Write one row of COLVAR: u, energy, uncertainty and bias, and the variables of the bias."""
+        if self._colvar is not None:
+            self._colvar.row(0, time_ps, values, variables, restarted=False)
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in [*self._hills, *([] if self._colvar is None else [self._colvar])]:
+            file.close()
+
+
+def rewind(
+    hills: Sequence[tuple[Path, Metadynamics]], colvar: str | Path | None, timestep_fs: float, time_ps: float
+) -> None:
+    """Put the files back to a snapshot: HILLS as the biases have them, COLVAR without the rows after ``time_ps``."""
+    for path, bias in hills:
+        path.unlink(missing_ok=True)
+        with HillsFile(path, bias, timestep_fs) as file:
+            file()
+    if colvar is None or not (path := Path(colvar)).is_file():
+        return
+    latest, kept = time_ps + 0.5e-3 * timestep_fs, []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        words = line.split()
+        if line.endswith("\n") and (line.startswith("#") or (words and float(words[0]) < latest)):
+            kept.append(line)
+    write_text(path, "".join(kept))
+
+
+def back_up(path: Path) -> None:
+    """Rename a file that is in the way to ``bck.N.NAME`` with the first free N."""
+    if not path.is_file():
+        return
+    place = 0
+    while (target := path.with_name(f"bck.{place}.{path.name}")).exists():
+        place += 1
+    path.rename(target)
