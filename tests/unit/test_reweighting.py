@@ -21,6 +21,7 @@ from synthetic_runs import (
     write_run,
 )
 
+from uqbias.analysis.estimators import Frames, deposition_steps, tiwary_parrinello_offset
 from uqbias.analysis.free_energy import free_energy
 from uqbias.analysis.multistate import mbar, overlap, solve_mbar, window_log_weights
 from uqbias.analysis.reweighting import (
@@ -33,6 +34,7 @@ from uqbias.analysis.reweighting import (
     log_density,
     reweighting_offset,
 )
+from uqbias.analysis.run_folder import RunFolder
 from uqbias.errors import UqbiasError
 
 RANGE = [(-1.8, 1.8)]
@@ -106,14 +108,17 @@ def test_offset_of_periodic_hills_does_not_depend_on_where_the_seam_is():
 
 
 def test_offset_leaves_out_what_lies_beyond_a_bound():
-    """Mirror images beyond the bound shape V, but the molecule cannot go there."""
-    centres = np.array([0.05, 0.4, 0.25])
-    whole = np.concatenate([centres, -centres])
-    mirrored = reweighting_offset(hills_at(whole, np.ones(6), together=6, lowest=0.0), KT)[1][-1]
-    unbounded = reweighting_offset(hills_at(whole, np.ones(6), together=6), KT)[1][-1]
-    assert mirrored == pytest.approx(unbounded, abs=0.01 * KT)  # V is symmetric: half the domain, same ratio
-    one_sided = reweighting_offset(hills_at(centres, np.ones(3), together=3), KT)[1][-1]
-    assert abs(one_sided - mirrored) > 0.05 * KT
+    """Hills beyond the bound shape V, but the molecule cannot go there."""
+    centres, heights = np.array([-0.2, -0.1, 0.05, 0.3, 0.35]), np.array([3.0, 3.0, 1.0, 2.0, 2.0]) * KT
+    s = np.linspace(-1, 1, 20001)
+    kernels = np.exp(-0.5 * ((s - centres[:, None]) / 0.1) ** 2)
+    V, domain = heights @ kernels, kernels.sum(axis=0) >= np.exp(-0.5)
+    found = {}
+    for lowest, inside in ((None, domain), (0.0, domain & (s >= 0))):
+        found[lowest] = reweighting_offset(hills_at(centres, heights, together=5, lowest=lowest), KT)[1][-1]
+        expected = KT * (logsumexp(10 / 9 * V[inside] / KT) - logsumexp(1 / 9 * V[inside] / KT))
+        assert found[lowest] == pytest.approx(expected, abs=0.03 * KT)
+    assert found[None] > found[0.0] + 0.3 * KT
 
 
 def test_offset_refuses_an_absurd_bias():
@@ -297,6 +302,63 @@ def test_frozen_bias_of_an_earlier_run_is_static(tempered, tmp_path):
     assert np.allclose(found.values, free_energy([run], ["x"], method="last-bias", ranges=RANGE).values)
 
 
+def test_run_that_goes_on_with_the_bias_of_another(tempered, tmp_path):
+    """Its own clock begins at 0 again: the hills that were there count from the beginning."""
+    arrays = dict(np.load(tempered / "bias.npz"))
+    part, entry = make("metadynamics", variables=["x"], height=0.5 * KT, sigma=0.1, pace=50, biasfactor=10.0)
+    part.restore({name.removeprefix("0."): array for name, array in arrays.items()})
+    before = len(part.hills)
+    x = independent(well, (100, 20), seed=5)
+    bias = []
+    for row in range(100):
+        bias.append(part.value(x[row][:, None]))
+        part.update(row * 10, x[row][:, None])
+    assert deposition_steps(part)[[0, before - 1, before, -1]].tolist() == [-1, -1, 50, 950]
+    run = write_run(tmp_path, {"x": x}, [(part, entry)], bias=np.array(bias))
+    frames = Frames(RunFolder(run), 0.0, 2)
+    offset = tiwary_parrinello_offset(frames)
+    first = tiwary_parrinello_offset(Frames(RunFolder(tempered), 0.0, 2))[-1]
+    assert offset[0] == pytest.approx(first, abs=0.1 * KT)
+    assert offset[-1] > offset[0] + 0.1 * KT
+
+
+def test_runs_are_pooled_whatever_constant_their_bias_has(tmp_path):
+    """Weights have a mean of one in each run: exp(V/kT) of another constant must not drown the others."""
+    part, entry = make("opes", variables=["x"], barrier=20.0, sigma=0.2, pace=10)
+    part.update(10, np.zeros((4, 1)))
+    x = independent(lambda x: 0.5 * well(x), (1000, 20), seed=7)
+    runs = [
+        write_run(tmp_path / name, {"x": part_of_x}, [(part, entry)], bias=-0.5 * well(part_of_x) + constant)
+        for name, part_of_x, constant in (("a", x[:500], 0.0), ("b", x[500:], 50 * KT))
+    ]
+    found = free_energy(runs, ["x"], method="quasi-static", discard=0.0, ranges=RANGE)
+    assert deviation(found, exact(found.axes[0]), below=8.0) < 0.2
+    assert found.effective > 1.5 * free_energy(runs[:1], ["x"], discard=0.0, ranges=RANGE).effective
+
+
+def test_czar_and_windows_of_an_angle(tmp_path):
+    """U = 2 kT cos(φ - 1) in rad, bins in degrees; λ uniform and not wrapped."""
+    random = np.random.default_rng(11)
+    sigma, fine = 0.2, np.linspace(-np.pi, np.pi, 720, endpoint=False)
+    lam = random.uniform(-3 * np.pi, 3 * np.pi, (300, 100))
+    apart = (fine - lam[..., None] + np.pi) % (2 * np.pi) - np.pi
+    odds = np.cumsum(np.exp(-2 * np.cos(fine - 1) - 0.5 * (apart / sigma) ** 2), axis=-1)
+    chosen = (odds < random.uniform(size=(300, 100, 1)) * odds[..., -1:]).sum(axis=-1)
+    part = make("eabf", variables=["phi"], periods=[2 * np.pi], sigma=sigma, bin_width=0.1, pace=10)
+    run = write_run(
+        tmp_path,
+        {"phi": fine[chosen], "extended_phi": lam},
+        [part],
+        bias=np.zeros(lam.shape),
+        variables={"phi": {"kind": "dihedral", "options": {"atoms": [0, 1, 2, 3]}, "period": 2 * np.pi, "unit": "rad"}},
+    )
+    for method, most in (("czar", 0.1), ("mbar", 0.1)):
+        found = free_energy([run], ["phi"], method=method, bins=[36])
+        reference = exact(found.axes[0], lambda degrees: 2 * KT * np.cos(np.radians(degrees) - 1))
+        assert np.isfinite(found.values).all()
+        assert deviation(found, reference) < most
+
+
 def coupled(x, y):
     """A second variable that follows sin 2x with a spread of 0.35."""
     return well(x) + 4 * KT * (y - np.sin(2 * x)) ** 2
@@ -397,14 +459,83 @@ def test_cumulant_expansion_for_gamd(boosted, order):
     assert "γ of ΔV = 0.0" in found.notes["anharmonicity"]
 
 
-def test_gamd_makes_a_difference_to_the_density(boosted):
-    """Where the energy itself is the variable the boost cannot be overlooked."""
-    cumulant, raw = (
-        free_energy([boosted], ["energy"], method=method, discard=0.0, ranges=[(20 * KT - 40, 60.0)])
-        for method in ("cumulant", "last-bias")
+@pytest.fixture(scope="module")
+def boosted_and_extended(tmp_path_factory):
+    """eABF on x and GaMD on the energy of the double well with ten oscillators beside it."""
+    limits = [
+        make(kind, at=at, kappa=200 * KT, variables=["extended_x"])
+        for kind, at in (("upper_wall", 1.7), ("lower_wall", -1.7))
+    ]
+    main = make("eabf", variables=["x"], sigma=0.1, bin_width=0.05, full_samples=100, pace=5)
+    gamd = make(
+        "gamd", sigma0=0.8 * KT, preparation_steps=100, conventional_steps=2000, equilibration_steps=4000, pace=10
     )
-    populated = cumulant.counts > 500
-    assert (cumulant.values - raw.values)[populated].std() < 0.1 * KT
+    (force, _), (boost, _), stiff, walkers = main, gamd, 20 * KT, 60
+    md = Langevin(np.concatenate([np.full((1, walkers), -1.0), np.zeros((10, walkers)), np.full((1, walkers), -1.0)]))
+    seen, energies, times = [], [], []
+    for step in range(30_001):
+        x, y, lam = md.x[0], md.x[1:-1], md.x[-1]
+        energy = well(x) + 0.5 * stiff * (y**2).sum(axis=0)
+        if step % 20 == 0:
+            seen.append((x, lam))
+            energies.append(energy)
+            times.append(step)
+        force.update(step, np.stack([x, lam], axis=1))
+        boost.update(step, energy[:, None])
+        left = 1.0 - boost.parameters["k"] * np.maximum(boost.parameters["threshold"] - energy, 0.0)
+        pull = force.coupling * (x - lam)
+        outside = 400 * KT * (np.maximum(lam - 1.7, 0) - np.maximum(-1.7 - lam, 0))
+        md.move(
+            np.concatenate(
+                [
+                    (-well_slope(x) * left - pull)[None],
+                    -stiff * y * left,
+                    (pull - slope_on_grid(force.grid, lam) - outside)[None],
+                ]
+            )
+        )
+    x, lam = np.array(seen).transpose(1, 0, 2)
+    return write_run(
+        tmp_path_factory.mktemp("runs") / "both",
+        {"x": x, "extended_x": lam},
+        [main, gamd, *limits],
+        bias=np.zeros(x.shape),
+        step=np.array(times),
+        energy=np.array(energies),
+    )
+
+
+def test_gamd_with_eabf(boosted_and_extended):
+    """CZAR for the boosted energy, the cumulants of the boost on top; without them F is flatter by what was added."""
+    found = free_energy([boosted_and_extended], ["x"], discard=0.0, ranges=RANGE)
+    assert found.method.startswith("cumulant of order 2")
+    assert "Lesage" in found.method
+    reference = exact(found.axes[0])
+    assert deviation(found, reference) < 0.3
+    exponential = free_energy([boosted_and_extended], ["x"], method="czar", discard=0.2, ranges=RANGE)
+    assert deviation(exponential, reference) < 0.4
+    energy = free_energy([boosted_and_extended], ["energy"], discard=0.0)
+    assert "Hulm" in energy.method
+
+
+def test_extended_runs_are_pooled_if_they_are_alike(extended, tmp_path):
+    arrays = dict(np.load(extended / "observations.npz"))
+    middle = len(arrays["step"]) // 2
+    for name, part in (("first", slice(0, middle)), ("second", slice(middle, None))):
+        (tmp_path / name).mkdir()
+        np.savez(
+            tmp_path / name / "observations.npz",
+            **{key: array if key == "variable_names" else array[part] for key, array in arrays.items()},
+        )
+        for file in ("run.json", "bias.npz"):
+            (tmp_path / name / file).write_bytes((extended / file).read_bytes())
+    both = free_energy([tmp_path / "first", tmp_path / "second"], ["x"], discard=0.0, ranges=RANGE)
+    whole = free_energy([extended], ["x"], discard=0.0, ranges=RANGE)
+    np.testing.assert_allclose(both.values, whole.values)
+    text = (extended / "run.json").read_text()
+    (tmp_path / "second" / "run.json").write_text(text.replace('"kappa": 4', '"kappa": 5'))
+    with pytest.raises(UqbiasError, match="act on the molecule differently"):
+        free_energy([tmp_path / "first", tmp_path / "second"], ["x"])
 
 
 def test_every_static_bias_is_taken_off(tmp_path):
@@ -438,8 +569,6 @@ def test_error_bars_cover_the_deviation_of_white_noise(tmp_path):
 
 def test_values_of_a_rebuilt_bias_are_those_of_the_run(tempered):
     """The last bias is rebuilt from run.json and bias.npz alone."""
-    from uqbias.analysis.run_folder import RunFolder
-
     run = RunFolder(tempered)
     x = np.linspace(-1.5, 1.5, 7)
     found = run.energy_of(0, lambda name: {"x": x}[name])

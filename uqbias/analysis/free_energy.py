@@ -266,8 +266,9 @@ def _one_extended(pool: Pool) -> Any:
         other = one.extended[0]
         if (other.variables, other.sigma, other.period) != (first.variables, first.sigma, first.period):
             raise UqbiasError(f"{one.run.path} couples its extended variable in another way", "one run at a time")
-        if one.changing or one.boosts:
-            raise UqbiasError(f"{one.run.path} has biases of its own beside eabf", "one run at a time")
+        beside = [[run.run.facts["biases"][index] for index in run.on_molecule] for run in (pool.frames[0], one)]
+        if one.changing or one.boosts or beside[0] != beside[1]:
+            raise UqbiasError(f"the biases beside eabf of {one.run.path} act on the molecule differently", "one by one")
     return first
 
 
