@@ -1,8 +1,8 @@
 """Which collective variable, under which bias, pushes alanine dipeptide over its barrier, and which only heats it.
 
 One model per CV and seed, trained on the 100 start frames (φ < 0, 300 K), then one exploration of 8 walkers with equal
-steps for every pair of CV and bias. Widths of the biases are in units of the standard deviation of the CV in an
-unbiased run of the same model, since each CV has a unit of its own; that run is the control, too.
+steps for every pair of CV and bias. Widths of the biases are in units of the spread of the CV in an unbiased run of
+the same model (half its 68 % range), since each CV has a unit of its own; that run is the control, too.
 
 Each frame (every 100 steps) goes through the campaign's physical filter and is labelled by the force field.
 crossings   times that a walker enters 15° < φ < 135° with a physical frame within 150 kJ/mol of the start frames
@@ -57,10 +57,12 @@ CVS = {
 }
 #: kJ/mol above the start frames: what counts as a crossing, and what is garbage.
 CROSSED, GARBAGE = 150.0, 300.0
+#: Spreads of the CV above its median at which a walker is stopped, as a campaign's cap does.
+CAP = 60.0
 
 
 def biases(unit):
-    """Name to the parts of the bias; ``unit`` is the standard deviation of the CV."""
+    """Name to the parts of the bias; ``unit`` is the spread of the CV."""
     shared = {"temperature": TEMPERATURE}
     # Mass: that of the published method, 0.5 dalton nm² for a CV whose spread is about 1.
     extended = {"sigma": 0.5 * unit, "mass": 0.5 / unit**2, "bin_width": 0.1 * unit, "full_samples": 100, **shared}
@@ -96,17 +98,17 @@ class Bench:
         settings = {"cv": CVS[cv], "seed": seed, "training": {"steps": self.options.training}}
         return fit_model(self.start, self.topology, settings)[0]
 
-    def run(self, model, parts, seed, *, frozen=False):
-        """One exploration; its row of the table."""
+    def run(self, model, parts, seed, *, cap=None, frozen=False):
+        """One exploration; its row of the table. ``cap`` on the CV stops a walker."""
         bias = BiasSum(parts)
         bias.frozen = frozen
         evaluator = FusedEvaluator(model, bias, WALKERS, runner=self.options.runner)
-        # No cap on the CV, whose units differ: only broken geometries stop a walker.
         guard = Guard(
             self.topology,
             self.start.positions[0],
             bond_range=(0.7, 1.4),
             turned=self.turned,
+            cv_cap=cap,
         )
         walkers = Walkers(
             self.topology,
@@ -135,7 +137,9 @@ class Bench:
         return row | {
             "temperature": float(np.mean(temperatures[half:])),
             "stopped": len(walkers.events),
-            "cv_spread": float(np.nanstd(cv[len(cv) // 4 :])),
+            # Half the range of the middle 68 %: a walker that breaks takes u to 1e4 before it is stopped.
+            "cv_spread": float(np.ptp(np.nanquantile(cv[len(cv) // 4 :], [0.16, 0.84])) / 2),
+            "cv_median": float(np.nanmedian(cv[len(cv) // 4 :])),
             "seconds_per_walker_step": seconds / self.options.steps / WALKERS,
         }
 
@@ -168,7 +172,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="1000 steps, one seed, barely trained")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--cvs", nargs="+", default=list(CVS), choices=list(CVS))
-    parser.add_argument("--steps", type=int, default=6000, help="of each walker")
+    parser.add_argument("--steps", type=int, default=5000, help="of each walker")
     parser.add_argument("--training", type=int, default=4000, help="optimiser steps")
     parser.add_argument("--runner", default="auto", help="auto, aoti, torchscript or eager")
     parser.add_argument("--json", type=Path)
@@ -185,15 +189,18 @@ def main():
             if all((cv, bias, seed) in done for bias in biases(1.0)):
                 continue
             model = bench.model(cv, seed)
-            unit = next(
-                (row["cv_spread"] for row in rows if (row["cv"], row["bias"], row["seed"]) == (cv, "none", seed)), 0
-            )
+            control = next((row for row in rows if (row["cv"], row["bias"], row["seed"]) == (cv, "none", seed)), None)
             for name in biases(1.0):
                 if (cv, name, seed) in done:
                     continue
-                parts = biases(unit or 1.0)[name]
-                row = {"cv": cv, "bias": name, "seed": seed, **bench.run(model, parts, seed, frozen=name == "none")}
-                unit = row["cv_spread"] if name == "none" else unit
+                if control is None:
+                    row = bench.run(model, biases(1.0)["none"], seed, frozen=True)
+                else:
+                    unit = control["cv_spread"]
+                    cap = control["cv_median"] + CAP * unit
+                    row = bench.run(model, biases(unit)[name], seed, cap=cap)
+                row = {"cv": cv, "bias": name, "seed": seed, **row}
+                control = control or row
                 rows.append(row)
                 print(json.dumps(row), flush=True)
                 if options.json:
