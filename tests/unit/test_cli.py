@@ -8,13 +8,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
+from command_line import call, refused
 
 from uqbias import __version__
-from uqbias.cli import app
 from uqbias.data import Frames, read_frames, write_frames
 from uqbias.doctor import Row, peroxide_geometries
-from uqbias.md.reporters import read_hills
 from uqbias.model import UncertaintyModel
 from uqbias.topology import Topology
 
@@ -64,21 +62,6 @@ training: {steps: 5, runner: eager}
 cv: {kind: kernel_density, features: {kind: torsions, heavy_only: false}, capacity: 64}
 uncertainty: {kind: gmm, n_components: 1}
 """
-
-
-def call(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def refused(*arguments):
-    """The one line on stderr of a command that must end with exit code 2."""
-    done = call(*arguments)
-    assert done.exit_code == 2, done.output
-    assert done.stdout == ""
-    lines = done.stderr.splitlines()
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("uqbias: ")
-    return lines[0]
 
 
 def test_nothing_heavy_is_imported_for_help():
@@ -221,38 +204,7 @@ def test_damaged_model_files(folder, tmp_path):
     assert "no such model file" in refused("md", tmp_path / "none.uqb", "-o", tmp_path / "md")
 
 
-def test_md_writes_its_files_and_touches_no_others(folder, tmp_path):
-    target = tmp_path / "md"
-    options = ["--steps", 40, "--pace", 10, "--walkers", 2, "--runner", "eager", "--temperature", 50]
-    done = call("md", folder / "m.uqb", "-o", target, *options, "--start", folder / "data.xyz", "--json", "-q")
-    assert done.exit_code == 0, done.output
-    facts = json.loads(done.stdout)
-    assert facts["walkers"] == 2
-    assert {path.name for path in target.iterdir()} >= {"HILLS", "COLVAR.0", "COLVAR.1", "walker_1.xtc", "topology.pdb"}
-    before = (target / "HILLS").read_text()
-    assert len([line for line in before.splitlines() if not line.startswith("#")]) <= 8
-    assert "not an empty directory" in refused("md", folder / "m.uqb", "-o", target)
-    assert (target / "HILLS").read_text() == before
-    done = call("md", folder / "m.uqb", "-o", tmp_path / "free", *options, "--bias", "none", "-q")
-    assert done.exit_code == 0, done.output
-    assert not (tmp_path / "free" / "HILLS").exists()
-    assert "multiple of --pace" in refused("md", folder / "m.uqb", "-o", tmp_path / "x", "--steps", 41, "--pace", 10)
-    assert "did you mean 'none'" in refused("md", folder / "m.uqb", "-o", tmp_path / "x", "--bias", "noe")
-    assert "no OpenMM platform 'Cuda'" in refused(
-        "md", folder / "m.uqb", "-o", tmp_path / "x", *options, "--platform", "Cuda", "-q"
-    )
-
-    # The exported bias is that of the HILLS file.
-    exported = tmp_path / "biased.pt"
-    assert call("export", folder / "m.uqb", "-o", exported, "--output", "biased", "--hills", target / "HILLS").stdout
-    x = torch.tensor(read_frames(folder / "data.xyz").positions[0])
-    with torch.no_grad():
-        plain = UncertaintyModel.load(folder / "m.uqb")(x[None].float())
-        added = float(torch.jit.load(str(exported))(x)) - float(plain.energy)
-    hills = read_hills(target / "HILLS", 0.5)
-    apart = (float(plain.cv) - hills["centre"][:, 0]) / hills["sigma"][:, 0]
-    expected = (hills["height"] * np.exp(-0.5 * apart**2)).sum()
-    assert added == pytest.approx(expected, abs=1e-3)
+def test_biased_energy_is_refused_without_a_bias(folder, tmp_path):
     assert "give --hills" in refused("export", folder / "m.uqb", "-o", tmp_path / "y.pt", "--output", "biased")
     assert "did you mean 'energy'" in refused("export", folder / "m.uqb", "-o", tmp_path / "y.pt", "--output", "enery")
     assert not (tmp_path / "y.pt").exists()

@@ -317,6 +317,8 @@ def _description(
     settings = {
         "md": {name: value for name, value in md.items() if name != "steps"},
         "guards": job.guards,
+        "kinds of bias": [kind for kind, _ in parts],
+        "names of variables": [*variables],
         "bias": facts["biases"],
         "variables": facts["variables"],
         "seed": job.seed,
