@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,6 @@ from uqbias.registry import BIASES
 
 if TYPE_CHECKING:
     from uqbias.bias.base import BiasSum
-    from uqbias.campaign.schema import Campaign
     from uqbias.md.observation import ExternalBias, Observation
     from uqbias.md.run_folder import RunWriter
     from uqbias.md.walkers import Walkers
@@ -174,29 +174,6 @@ def build_variables(
     return found
 
 
-def check_exploration(campaign: Campaign, topology: Topology) -> None:
-    """Build the variables and biases of a campaign once, so that what is wrong with them is said before any work.
-
-    Raises
-    ------
-    UqbiasError
-        With the key of the fault.
-    """
-    variables = build_variables(
-        {name: {"kind": section.kind, **section.arguments()} for name, section in campaign.variables.items()},
-        topology,
-        np.random.default_rng(0).normal(size=(len(topology), 3)),
-    )
-    for index, section in enumerate(campaign.bias):
-        try:
-            part = completed(
-                ((section.kind, section.arguments()),), campaign.md.temperature, periods_of(variables), lowest=0.0
-            )
-            build_bias(part, campaign.md.temperature)
-        except UqbiasError as error:
-            raise UqbiasError(f"bias.{index}: {error.what}", error.cure) from None
-
-
 def periods_of(variables: Mapping[str, CollectiveVariable]) -> dict[str, float]:
     """Periods of the variables that have one."""
     return {name: variable.period for name, variable in variables.items() if variable.period is not None}
@@ -264,7 +241,6 @@ def explore(
     """
     import torch
 
-    from uqbias.inference import evaluate_frames
     from uqbias.md.run_folder import RunWriter
     from uqbias.model import UncertaintyModel
 
@@ -274,9 +250,11 @@ def explore(
         raise UqbiasError("snapshots of a run with external forces", "leave snapshot_every and resume out")
     model = UncertaintyModel.load(job.model)
     variables = build_variables(job.variables, model.topology, job.reference)
-    lowest = float(evaluate_frames(model, job.safe_frames).cv.min())
+    lowest = _lowest(job, model)
     parts = completed(job.biases, md["temperature"], periods_of(variables), lowest)
-    with RunWriter(job.folder, _description(job, model, parts, variables), resume=job.resume) as writer:
+    with RunWriter(
+        job.folder, {**_description(job, model, parts, variables), "lowest_u": lowest}, resume=job.resume
+    ) as writer:
         if writer.finished is None:
             walkers = _make_walkers(
                 job, model, build_bias(parts, md["temperature"]) if parts else None, variables, external
@@ -288,6 +266,16 @@ def explore(
         else:
             done = {name: writer.finished[name] for name in ("stopped", "runner", "evaluations")}
     return {"steps": md["steps"] * md["walkers"], **done, "was_finished": writer.finished is not None}
+
+
+def _lowest(job: Exploration, model: Any) -> float:
+    """Driver's lowest value over the labelled frames; of a bias that is carried on, the one that it began with."""
+    from uqbias.inference import evaluate_frames
+
+    if job.earlier_bias is not None:
+        earlier = json.loads((job.earlier_bias.parent / "run.json").read_text(encoding="utf-8"))
+        return float(earlier["lowest_u"])
+    return float(evaluate_frames(model, job.safe_frames).cv.min())
 
 
 def _description(

@@ -13,7 +13,7 @@ import numpy as np
 
 import uqbias
 from uqbias.campaign.config import CampaignFile, digest
-from uqbias.campaign.exploration import check_exploration
+from uqbias.campaign.dry_run import check_exploration
 from uqbias.campaign.ledger import open_ledger
 from uqbias.campaign.progress import Progress, SilentProgress
 from uqbias.campaign.work import Work, read_start

@@ -321,11 +321,7 @@ class Campaign(Section):
     def _biases(self) -> Campaign:
         check_biases(self.bias, self.variables, self.md.pace)
         for index, section in enumerate(self.bias):
-            if (
-                isinstance(section, GaMDSection)
-                and self.old_bias == "fresh"
-                and section.conventional_steps >= self.md.steps
-            ):
+            if isinstance(section, GaMDSection) and section.conventional_steps >= self.md.steps:
                 raise ValueError(
                     f"bias.{index}.conventional_steps = {section.conventional_steps} with md.steps = {self.md.steps}: "
                     "the boost never begins; take fewer, or more md.steps"

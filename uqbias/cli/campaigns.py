@@ -61,7 +61,7 @@ def validate(path: CampaignPath, json: Json = False) -> None:
       uqbias validate campaign.yaml
     """
     from uqbias.campaign.config import load_campaign
-    from uqbias.campaign.exploration import check_exploration
+    from uqbias.campaign.dry_run import check_exploration
     from uqbias.campaign.work import read_start
     from uqbias.data import read_frames
     from uqbias.topology import Topology

@@ -187,7 +187,7 @@ def _settings(
         One line with the option or key that is wrong.
     """
     from uqbias.campaign.config import check_campaign
-    from uqbias.campaign.exploration import check_exploration
+    from uqbias.campaign.dry_run import check_exploration
     from uqbias.cli.sampling_options import apply_changes, bias_sections, needs_width, parse_variables
 
     defined = parse_variables(variables)
