@@ -1,10 +1,15 @@
+from pathlib import Path
+
 import pytest
 import yaml
 
 from uqbias.campaign.config import check_campaign, flatten, load_campaign
+from uqbias.campaign.dry_run import check_exploration
 from uqbias.campaign.template import campaign_template, example_campaign
 from uqbias.errors import UqbiasError
+from uqbias.topology import Topology
 
+SYSTEMS = sorted((Path(__file__).parents[2] / "systems").glob("*/*.yaml"))
 MINIMAL = {"system": {"structure": "molecule.pdb", "start": "start.xyz"}}
 
 
@@ -109,3 +114,20 @@ def test_third_party_kinds_keep_their_options(monkeypatch):
     campaign = check_campaign({**MINIMAL, "cv": {"kind": "theirs", "anything": 3}})
     assert campaign.cv.arguments() == {"anything": 3}
     assert flatten(campaign.model_dump())["cv.anything"] == 3
+
+
+@pytest.mark.parametrize("path", SYSTEMS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_campaigns_of_the_package_are_in_order(path):
+    file = load_campaign(path)
+    check_exploration(file.campaign, Topology.from_pdb(file.path("system", "structure")))
+
+
+def test_the_published_method_is_as_published():
+    (path,) = (path for path in SYSTEMS if path.stem == "published")
+    campaign = load_campaign(path).campaign
+    assert campaign.cv == campaign.uncertainty
+    assert (campaign.cv.kind, campaign.cv.features.kind, campaign.cv.n_components) == ("gmm", "latents", 15)
+    eabf, gamd = campaign.bias[:2]
+    assert (eabf.kind, eabf.sigma, eabf.mass, eabf.bin_width, eabf.full_samples) == ("wtm_eabf", 0.5, 0.5, 0.1, 100)
+    assert (gamd.kind, gamd.threshold) == ("gamd", "upper")
+    assert campaign.md.temperature == 300.0
