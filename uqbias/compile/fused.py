@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -157,9 +158,22 @@ class FusedEvaluator:
             name="energy" if energy_only else "fused" if include_energy else "bias",
             dynamic=dynamic,
             cache_dir=cache_dir,
+            check_inputs=self._check_inputs(),
         )
         self.runner = compiled.runner
         self._run = compiled.unchecked
+
+    def _check_inputs(self) -> list[Tensor]:
+        """Inputs with bias grids that span any value and are not zero, so that the bias counts in a comparison."""
+        inputs = list(self._inputs)
+        random = torch.Generator().manual_seed(1)
+        for index, name in self._state_slots:
+            tensor, kind = inputs[index], name.rpartition(".")[2]
+            if kind == GROWING:
+                inputs[index] = torch.rand(tensor.shape, generator=random).to(tensor)
+            elif kind in {"origin", "spacing"}:
+                inputs[index] = torch.full_like(tensor, -1e3 if kind == "origin" else 40.0)
+        return inputs
 
     def evaluate(self, positions: Tensor, inputs: Tensor | None = None) -> Evaluation:
         """Evaluate all walkers.
@@ -346,10 +360,17 @@ def graph_inputs(
         raise UqbiasError(f"evaluation in {dtype}", "choose float32 or float64")
     n_atoms = len(model.numbers)  # type: ignore[arg-type]
     positions = torch.zeros(n_walkers, n_atoms, 3, dtype=dtype, device=device)
-    # Spread out, so that tracing, which runs the model once, does not divide by a distance of zero.
-    positions.copy_(0.1 * torch.arange(3.0 * n_atoms).reshape(-1, 3) ** 1.1)
+    positions.copy_(_crowd(n_walkers, n_atoms))
     weights = _weights(model)
     return list(weights), [positions, *(_copied(tensor, dtype, device) for tensor in weights.values())]
+
+
+def _crowd(n_walkers: int, n_atoms: int) -> Tensor:
+    """[W, N, 3] nm: a disordered lattice, in which atoms feel each other and none meet."""
+    side = math.ceil(n_atoms ** (1 / 3))
+    lattice = torch.cartesian_prod(*[torch.arange(float(side))] * 3)[:n_atoms]
+    random = torch.Generator().manual_seed(0)
+    return 0.15 * lattice + 0.04 * (torch.rand(n_walkers, n_atoms, 3, generator=random) - 0.5)
 
 
 def _copied(tensor: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:

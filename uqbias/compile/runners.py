@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,9 +15,12 @@ from torch.fx import GraphModule
 
 from uqbias.compile.cache import default_cache_dir, graph_key, is_cached, load_or_build
 from uqbias.compile.flatten import TensorFunction, check_dynamic, flatten
+from uqbias.compile.scatter import without_index_add
 from uqbias.errors import UqbiasError, did_you_mean
 
 RUNNERS = ("aoti", "torchscript", "eager")
+#: Largest difference between machine code and graph that rounding may make, relative to the largest value of an output.
+ROUNDING = {torch.float32: 1e-2, torch.float64: 1e-7}
 logger = logging.getLogger(__name__)
 
 
@@ -81,8 +85,13 @@ def compile_function(
     dynamic: Mapping[int, int] | None = None,
     cache_dir: Path | None = None,
     threads: int = 1,
+    check_inputs: Sequence[Tensor] | None = None,
 ) -> CompiledFunction:
     """Flatten ``function``, gradients included, and make it fast.
+
+    Machine code is compared with the graph as it is, once, whenever it is made or read from the cache: AOTInductor has
+    lost parts of a gradient without a word. Where they differ the graph is compiled again in other words
+    (`uqbias.compile.scatter`), and if that fails too, it runs as TorchScript, with a warning.
 
     Parameters
     ----------
@@ -95,6 +104,8 @@ def compile_function(
     dynamic : input index to the dimension whose length may change between calls; see `flatten`.
     cache_dir : default `default_cache_dir()`.
     threads : OpenMP threads of the ``aoti`` code. Small models run fastest with one.
+    check_inputs : where machine code is compared with the graph: values at which every part of the outputs counts;
+        ``example_inputs`` if None.
 
     Returns
     -------
@@ -114,9 +125,8 @@ def compile_function(
     dynamic = dict(dynamic or {})
     directory = default_cache_dir() if cache_dir is None else Path(cache_dir)
     graph_module = flatten(function, example_inputs)
-    options = {"cpp.threads": threads}
-    entry = f"{name}-{graph_key(graph_module, example_inputs, dynamic=dynamic, options=options)[:32]}.pt2"
-    cached = runner in {"auto", "aoti"} and is_cached(directory, entry)
+    build = _Build(name, directory, example_inputs, dynamic, {"cpp.threads": threads}, check_inputs or example_inputs)
+    cached = runner in {"auto", "aoti"} and is_cached(directory, build.entry(graph_module))
     if dynamic and not cached:  # a graph in the cache passed this check when it was made
         check_dynamic(graph_module, function, example_inputs, dynamic)
     if runner in {"auto", "aoti"} and not cached and find_compiler() is None:
@@ -132,18 +142,69 @@ def compile_function(
         run = _torchscript(graph_module, example_inputs)
     else:
         try:
-            run = load_or_build(
-                directory,
-                entry,
-                lambda path: _build_aoti(graph_module, example_inputs, dynamic, options, name, path),
-                _load_aoti,
-            )
+            run = build(graph_module)
         except Exception as error:
             if requested == "aoti":
                 raise
             logger.warning("compiling %s failed, it runs as TorchScript, about 3 times slower: %s", name, error)
             run, runner = _torchscript(graph_module, example_inputs), "torchscript"
     return CompiledFunction(run, runner, example_inputs, dynamic)
+
+
+class _Build(NamedTuple):
+    """Machine code of a graph, made or read from the cache, and compared with the graph."""
+
+    name: str
+    directory: Path
+    example_inputs: Sequence[Tensor]
+    dynamic: Mapping[int, int]
+    options: Mapping[str, object]
+    check_inputs: Sequence[Tensor]
+
+    def entry(self, graph_module: GraphModule) -> str:
+        """Name in the cache."""
+        key = graph_key(graph_module, self.example_inputs, dynamic=self.dynamic, options=self.options)
+        return f"{self.name}-{key[:32]}.pt2"
+
+    def __call__(self, graph_module: GraphModule) -> Callable[[list[Tensor]], Sequence[Tensor]]:
+        """Compile or load.
+
+        Raises
+        ------
+        UqbiasError
+            If the machine code does not do what the graph does.
+        """
+        expected = _eager(graph_module)(list(self.check_inputs))
+        run = self._load(graph_module)
+        if disagreement(run(list(self.check_inputs)), expected):
+            logger.warning("torch compiled %s wrongly; once more, without index_add", self.name)
+            reworded = copy.deepcopy(graph_module)
+            without_index_add(reworded, self.example_inputs)
+            run = self._load(reworded)
+            if problem := disagreement(run(list(self.check_inputs)), expected):
+                raise UqbiasError(f"torch {torch.__version__} compiles {self.name} wrongly: {problem}", "report this")
+        return run
+
+    def _load(self, graph_module: GraphModule) -> Callable[[list[Tensor]], Sequence[Tensor]]:
+        return load_or_build(
+            self.directory,
+            self.entry(graph_module),
+            lambda path: _build_aoti(graph_module, self.example_inputs, self.dynamic, self.options, self.name, path),
+            _load_aoti,
+        )
+
+
+def disagreement(found: Sequence[Tensor], expected: Sequence[Tensor]) -> str:
+    """The first output that differs by more than rounding explains; empty if none does."""
+    for index, (one, other) in enumerate(zip(found, expected, strict=True)):
+        if not other.is_floating_point() or not other.numel():
+            continue
+        both = torch.isfinite(one) & torch.isfinite(other)
+        a, b = (torch.where(both, tensor, torch.zeros_like(tensor)) for tensor in (one, other))
+        scale, error = float(b.abs().max()), float((a - b).abs().max())
+        if error > ROUNDING[other.dtype] * scale:
+            return f"output {index} is off by {error:.3g} of {scale:.3g}"
+    return ""
 
 
 def find_compiler() -> str | None:
