@@ -183,8 +183,7 @@ def surface(angles, bias, n_bins):
     edges = np.linspace(-180, 180, n_bins + 1)
     histogram = np.histogram2d(angles[good][:, 0], angles[good][:, 1], bins=[edges, edges], weights=weights)[0]
     with np.errstate(divide="ignore"):
-        energy = -np.log(histogram / histogram.max())
-    return energy
+        return -np.log(histogram / histogram.max())
 
 
 def delta(angles, bias):
@@ -212,7 +211,7 @@ def blocks(angles, bias, count=5):
 
 
 def compare(energy, reference):
-    """Root mean square difference over the bins with F <= 8 kT of the reference, and the share of these that was seen."""
+    """Root mean square difference over the bins with F <= 8 kT of the reference, and how many of these were seen."""
     low = reference <= HIGHEST
     both = low & np.isfinite(energy)
     return float(np.std(energy[both] - reference[both])), float(both.sum() / low.sum())
@@ -288,8 +287,8 @@ def report(results):
         met = max(rmse) <= RMSE_GOAL and abs(np.mean(off)) <= DELTA_GOAL
         spread = np.std(off, ddof=1) if len(off) > 1 else float("nan")
         print(
-            f"{dynamics}: RMSE {np.mean(rmse):.2f} kT (goal {RMSE_GOAL:g}), ΔF off by {np.mean(off):+.2f} ± {spread:.2f} "
-            f"kJ/mol over seeds (goal {DELTA_GOAL:g}): {'met' if met else 'MISSED'}"
+            f"{dynamics}: RMSE {np.mean(rmse):.2f} kT (goal {RMSE_GOAL:g}), ΔF off by {np.mean(off):+.2f} ± "
+            f"{spread:.2f} kJ/mol over seeds (goal {DELTA_GOAL:g}): {'met' if met else 'MISSED'}"
         )
 
 

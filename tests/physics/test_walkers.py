@@ -90,7 +90,8 @@ def test_observations_are_of_the_current_positions():
     # Hills of step k act from step k+1 on: the bias seen at a deposition is that of the earlier hills.
     last = seen[-1]
     earlier = bias.hills[bias.hills["step"] < last.step]
-    gauss = earlier["height"] * np.exp(-0.5 * ((last.cv[:, None] - earlier["centre"][:, 0]) / earlier["sigma"][:, 0]) ** 2)
+    scaled = (last.cv[:, None] - earlier["centre"][:, 0]) / earlier["sigma"][:, 0]
+    gauss = earlier["height"] * np.exp(-0.5 * scaled**2)
     np.testing.assert_allclose(last.bias, gauss.sum(1), atol=1e-4)
     np.testing.assert_allclose(bias.hills["centre"][-4:, 0], last.cv)
 

@@ -16,7 +16,7 @@ from uqbias.doctor import Row, peroxide_geometries
 from uqbias.model import UncertaintyModel
 from uqbias.topology import Topology
 
-COMMANDS = ("template", "validate", "run", "report", "train", "evaluate", "md", "info", "export", "doctor")
+COMMANDS = ("template", "validate", "run", "report", "train", "evaluate", "md", "fes", "info", "export", "doctor")
 NUMBERS = np.array([8, 8, 1, 1])
 TRAIN = ["--cv", "gmm", "--features", "latents", "--steps", "5", "--runner", "eager", "-q"]
 

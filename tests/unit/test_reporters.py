@@ -29,7 +29,8 @@ def observation(step, n_walkers=2, events=()):
     values = rng.normal(size=(4, n_walkers)) * 100
     restarted = np.zeros(n_walkers, dtype=bool)
     restarted[[e.walker for e in events]] = True
-    return Observation(step, step * 0.0005, rng.normal(size=(n_walkers, 3, 3)), *values, restarted, events=tuple(events))
+    positions = rng.normal(size=(n_walkers, 3, 3))
+    return Observation(step, step * 0.0005, positions, *values, restarted, events=tuple(events))
 
 
 def run(bias, file, steps):

@@ -155,7 +155,8 @@ def mbar(reduced: Array, counts: Indices, initial: Array | None = None) -> tuple
         pymbar: Any = importlib.import_module("pymbar")
     except ImportError as error:
         raise UqbiasError(
-            f"MBAR over runs needs pymbar ({error})", "pip install 'pymbar>=4', or give one run, or another --method"
+            f"MBAR over runs needs pymbar ({error})",
+            "pip install 'uqbias[analysis]', or give one run, or another --method",
         ) from error
     else:
         failures = (pymbar.utils.ConvergenceError, pymbar.utils.ParameterError, np.linalg.LinAlgError)

@@ -55,8 +55,8 @@ def fes(
     """Free energy along one or two variables from biased runs, with error bars; writes fes.csv and fes.png.
 
     Frames are weighted by the bias that acted on them, walls and restraints included, so that F is that of the model.
-    Several runs of one molecule, model and temperature are joined by MBAR (pip install 'pymbar>=4'). Error bars come
-    from blocks in time; the header of fes.csv says how everything was done.
+    Several runs of one molecule, model and temperature are joined by MBAR (pip install 'uqbias[analysis]'). Error bars
+    come from blocks in time; the header of fes.csv says how everything was done.
 
     \b
     Examples:

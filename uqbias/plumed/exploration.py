@@ -67,7 +67,7 @@ def explore_plumed(job: Exploration, advance: Callable[[int, str], None] | None 
                 )
                 for violation in violations
             )
-            observation = Observation(step, time_ps, positions, energy, cv, uncertainty, bias, restarted, events)
+            observation = Observation(step, time_ps, positions, energy, cv, uncertainty, bias, restarted, events=events)
             for observer in (recorder, trajectories):
                 observer(observation)
             in_a_row, stopped = np.where(restarted, in_a_row + 1, 0), stopped + len(events)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from uqbias.bias.base import Bias
+from uqbias.bias.linear import Linear
 from uqbias.compile.fused import FusedEvaluator
 from uqbias.errors import UqbiasError
 from uqbias.export import export_torchscript
@@ -28,24 +28,6 @@ AGREEMENT = 1e-4
 RUNNERS = ("eager", "torchscript")
 #: Route, quantity, what it gave, what the eager model gives.
 Comparison = tuple[str, str, Tensor, Tensor]
-
-
-class LinearBias(Bias):
-    """V = slope · u, so that a wrong u or ∂u/∂x is seen in energy and forces.
-
-    Parameters
-    ----------
-    slope : kJ/mol per unit of u.
-    """
-
-    kind = "linear"
-
-    def __init__(self, slope: float) -> None:
-        super().__init__()
-        self._state = {"slope": torch.tensor([slope])}
-
-    def energy(self, u: Tensor, E: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-        return state["slope"] * u
 
 
 def check_routes(case: Case, backends: Sequence[str] = ("pythonforce", "torchforce")) -> Report:
@@ -95,15 +77,15 @@ def check_routes(case: Case, backends: Sequence[str] = ("pythonforce", "torchfor
     return report.verified()
 
 
-def _reference(model: UncertaintyModel, x: Tensor) -> tuple[LinearBias, dict[str, Tensor]]:
-    """A bias as strong as the model, and what the eager model gives with it."""
+def _reference(model: UncertaintyModel, x: Tensor) -> tuple[Linear, dict[str, Tensor]]:
+    """A bias V = slope · u as strong as the model, and what the eager model gives with it."""
     points = x.clone().requires_grad_()
     energy, u, calibrated = model(points)
     parts = {"energy": energy, "u": u, "calibrated u": calibrated}
     gradients = {name: gradient_of(value, points) for name, value in parts.items()}
     size = float(gradients["u"].abs().max())
-    bias = LinearBias(float(gradients["energy"].abs().max()) / size if size > 0 else 1.0)
-    slope = float(bias.state()["slope"])
+    bias = Linear(tau=-float(gradients["energy"].abs().max()) / size if size > 0 else -1.0)
+    slope = -bias.tau
     expected = {name: value.detach() for name, value in parts.items()}
     expected["total energy"] = expected["energy"] + slope * expected["u"]
     expected["forces"] = -(gradients["energy"] + slope * gradients["u"])
@@ -112,7 +94,7 @@ def _reference(model: UncertaintyModel, x: Tensor) -> tuple[LinearBias, dict[str
 
 
 def _fused(
-    model: UncertaintyModel, x: Tensor, bias: LinearBias, expected: dict[str, Tensor], backends: Sequence[str]
+    model: UncertaintyModel, x: Tensor, bias: Linear, expected: dict[str, Tensor], backends: Sequence[str]
 ) -> Iterator[Comparison]:
     for runner in RUNNERS:
         evaluator = FusedEvaluator(model, bias, len(x), runner=runner)
@@ -129,14 +111,14 @@ def _fused(
 def _exported(
     model: UncertaintyModel,
     x: Tensor,
-    bias: LinearBias,
+    bias: Linear,
     expected: dict[str, Tensor],
     backends: Sequence[str],
     folder: Path,
 ) -> Iterator[Comparison]:
     """Exported files take one molecule: the first walker."""
     point = x[0]
-    outputs: dict[str, tuple[LinearBias | None, str, Tensor]] = {
+    outputs: dict[str, tuple[Linear | None, str, Tensor]] = {
         "biased": (bias, "total energy", expected["forces"][0]),
         "uncertainty": (None, "calibrated u", -expected["calibrated u's gradient"][0]),
     }

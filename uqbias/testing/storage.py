@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from uqbias.bias.linear import Linear
 from uqbias.compile.fused import FusedEvaluator
 from uqbias.errors import UqbiasError
 from uqbias.fit import fit_uncertainty
 from uqbias.model import UncertaintyModel
 from uqbias.testing.case import Case, evaluate, refitted
 from uqbias.testing.report import Report
-from uqbias.testing.routes import AGREEMENT, LinearBias
+from uqbias.testing.routes import AGREEMENT
 from uqbias.uncertainty.base import rebuild_uncertainty
 
 #: What a tensor may be in a safetensors file: bytes, no code.
@@ -86,7 +87,7 @@ def check_refit(case: Case) -> Report:
     odd = [name for name in kept if not old[name].is_floating_point() and not torch.equal(old[name], new[name])]
     report.add("refit: changed tensors not floating", *_counted(odd))
     x = torch.tensor(case.held_out.positions[:2], dtype=torch.float32)
-    evaluator = FusedEvaluator(case.in_dtype(torch.float32), LinearBias(1.0), len(x), runner="eager")
+    evaluator = FusedEvaluator(case.in_dtype(torch.float32), Linear(tau=-1.0), len(x), runner="eager")
     refitted32 = copy.deepcopy(other).to(torch.float32)
     try:
         evaluator.load_model(refitted32)
