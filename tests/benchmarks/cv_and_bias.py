@@ -7,7 +7,7 @@ the same model (half its 68 % range), since each CV has a unit of its own; that 
 Each frame (every 100 steps) goes through the campaign's physical filter and is labelled by the force field.
 crossings   times that a walker enters 15° < φ < 135° with a physical frame within 150 kJ/mol of the start frames
 garbage     share of frames that the filter refuses, or more than 300 kJ/mol above the start frames
-T           mean kinetic temperature of the second half, 300 K at the thermostat
+T           median kinetic temperature of the second half, 300 K at the thermostat
 heat        mean force-field energy of the frames that are not garbage, above the unbiased run's, kJ/mol
 cost        time per walker-step, over that of the unbiased run of the same potential without a committee
 
@@ -135,7 +135,7 @@ class Bench:
         row = self.judge(np.array(frames))
         half = len(temperatures) // 2
         return row | {
-            "temperature": float(np.mean(temperatures[half:])),
+            "temperature": float(np.median(temperatures[half:])),
             "stopped": len(walkers.events),
             # Half the range of the middle 68 %: a walker that breaks takes u to 1e4 before it is stopped.
             "cv_spread": float(np.ptp(np.nanquantile(cv[len(cv) // 4 :], [0.16, 0.84])) / 2),
@@ -172,7 +172,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="1000 steps, one seed, barely trained")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--cvs", nargs="+", default=list(CVS), choices=list(CVS))
-    parser.add_argument("--steps", type=int, default=5000, help="of each walker")
+    parser.add_argument("--steps", type=int, default=8000, help="of each walker")
     parser.add_argument("--training", type=int, default=4000, help="optimiser steps")
     parser.add_argument("--runner", default="auto", help="auto, aoti, torchscript or eager")
     parser.add_argument("--json", type=Path)
