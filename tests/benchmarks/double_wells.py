@@ -3,12 +3,13 @@
 One particle (hydrogen's mass) in the double wells of Schwalbe-Koda, Tan and Gómez-Bombarelli (Nat. Commun. 12, 5104,
 2021), energies in kJ/mol and lengths in nm as published, at the temperature at which the barrier is 10 kT: 79.2 K in
 one dimension, 48.9 K in two. Harmonic wells (50 kJ/mol/nm²) hold it along the axes that are not part of the potential.
-16 walkers begin in the deeper well and share one bias; LangevinMiddle, 20 fs (a fortieth of the shortest period),
-friction 2/ps, observed every 10 steps. One walker-step is one step of one walker.
+16 walkers begin in the deeper well and share one bias; LangevinMiddle, 20 fs (a fortieth of the potential's shortest
+period), friction 2/ps, observed every 10 steps. One walker-step is one step of one walker.
 
 Every estimate leaves out the first fifth of the run so far, and for GaMD all that precedes its production stage. The
 error is the root mean square over all bins with F <= 10 kT of the difference to the exact F of the bin, after the
 constant shift that makes it smallest, in kT. Where a bin holds no sample the table gives the part of the bins that do.
+Methods that bias x alone are shown for F(x, y) too, but not judged: nothing takes their walkers to 10 kT along y.
 
     python tests/benchmarks/double_wells.py [--seeds 0 1 2] [--steps N] [--problems NAME ...] [--methods NAME ...]
         [--json PATH] [--figure PATH]
@@ -266,7 +267,7 @@ def report(problem, found):
         f"F <= {HIGHEST:g} kT, medians over {len(some)} seed(s)"
     )
     print(f"{'':27} {'estimate':24}" + "".join(f"{n:>11.0e}" for n in steps) + "  largest  s/run")
-    missed = []
+    missed, left_out = [], []
     for name, rows in found.items():
         seconds = np.median([row["seconds"] for row in rows])
         for index, estimate in enumerate(rows[0]["estimates"]):
@@ -279,11 +280,14 @@ def report(problem, found):
                 f"{name if index == 0 else '':27} {estimate:24}{cells}{largest:9.3f}"
                 + (f"{seconds:7.0f}" if index == 0 else "")
             )
-            if index == 0 and name != "unbiased" and not (largest <= GOAL and covered[-1] >= COVERED):
+            if index == 0 and not set(problem.axes) <= set(METHODS[name].axes):
+                left_out.append(name)
+            elif index == 0 and name != "unbiased" and not (largest <= GOAL and covered[-1] >= COVERED):
                 missed.append(name)
     print(
         f"goal: first estimate of each method <= {GOAL:g} kT for every seed: "
-        + (f"MISSED by {', '.join(missed)}" if missed else "met")
+        + (f"MISSED by {'; '.join(missed)}" if missed else "met")
+        + (f" (not judged, bias on x alone: {'; '.join(left_out)})" if left_out else "")
     )
 
 
