@@ -68,8 +68,6 @@ bench-plumed: $(VENV)/.installed
 
 bench-fes: $(VENV)/.installed
 	@$(ONE) $(BIN)/python tests/benchmarks/free_energy.py
-	@$(ONE) $(BIN)/python tests/benchmarks/alanine_free_energy.py
-	@$(ONE) $(BIN)/python tests/benchmarks/bias_cost.py
 
 bench-biases: $(VENV)/.installed
 	@$(ONE) $(BIN)/python tests/benchmarks/cv_and_bias.py

@@ -3,7 +3,7 @@
 The model is that of the demo with untrained weights (see step_cost.py). All sides run in this process, in turns, on one
 thread; medians over the turns. A turn includes what the bias does on the host: hills, kernels, mean forces.
 
-    python tests/benchmarks/bias_cost.py [--quick] [--runner auto] [--json PATH]
+    python tests/benchmarks/bias_cost.py [--quick] [--hills-only] [--runner auto] [--json PATH]
 """
 
 from __future__ import annotations
@@ -104,12 +104,16 @@ def main():
     parser.add_argument("--json", type=Path, help="write the numbers here")
     parser.add_argument("--runner", default="auto", help="auto, aoti, torchscript or eager")
     parser.add_argument("--quick", action="store_true", help="fewer turns")
+    parser.add_argument("--hills-only", action="store_true", help="metadynamics only, for the two goals")
     options = parser.parse_args()
     torch.set_num_threads(1)
     frames = read_frames(SYSTEM / "start.xyz")
     model, positions = demo_model(frames), frames.positions[0]
     turns, chunk = (3, 100) if options.quick else (25, 200)
-    sides = [side(name, bias, model, positions, options.runner, chunk) for name, bias in biases().items()]
+    chosen = {
+        name: bias for name, bias in biases().items() if not options.hills_only or "hills" in name or name == "none"
+    }
+    sides = [side(name, bias, model, positions, options.runner, chunk) for name, bias in chosen.items()]
     with tempfile.TemporaryDirectory() as folder:
         way = None
         if backend_faults()["torchforce"] is None:

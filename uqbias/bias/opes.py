@@ -243,7 +243,7 @@ class OPES(Bias):
         return np.asarray(self._kt * self._prefactor * np.log(density + self.epsilon), dtype=np.float64)
 
     def free_energy(self, x: NDArray[Any] | None = None) -> tuple[Array, Array]:
-        """Free energy from the density, F(x) = -k_B T log P(x), times γ for the exploratory form; lowest is 0.
+        """Free energy from the density, F(x) = -k_B T log P(x), of the exploratory form less V(x); lowest is 0.
 
         It is smoothed by the kernels, which lift minima and lower barriers by about sigma² |F''|/2, and holds for
         converged runs only.
@@ -269,7 +269,9 @@ class OPES(Bias):
         at = np.asarray(x, dtype=np.float64).reshape(-1, len(self.variables))
         with np.errstate(divide="ignore"):
             energy = -self._kt * np.log(np.maximum(self.grid.value(self._folded(at)), 0.0))
-        energy *= self.biasfactor if self.exploratory else 1.0
+        if self.exploratory:
+            # Its run is in equilibrium under V with the ε that V has; -γ k_B T log P would hold for ε = 0 only.
+            energy -= self.value(at)
         lowest = energy[np.isfinite(energy)].min(initial=np.inf)
         return at, energy - (lowest if np.isfinite(lowest) else 0.0)
 
