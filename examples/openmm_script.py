@@ -1,7 +1,7 @@
 """An ordinary OpenMM script, and three lines that make it metadynamics on a model's uncertainty.
 
 The force field moves the molecule; the model only says where it is uncertain. For a model that gives the energy too,
-leave the force field out and say ``drive="model"``.
+leave the force field out and say ``drive="model"``. `solvated_peptide.py` is the same in a box of water.
 
     python examples/openmm_script.py --steps 60000
 """
@@ -26,11 +26,11 @@ model = quick_model(arguments.model, runner=arguments.runner)
 pdb = app.PDBFile(str(SYSTEM / "structure.pdb"))
 system = app.ForceField("amber14/protein.ff14SB.xml").createSystem(pdb.topology, constraints=app.HBonds)
 
-# uqbias, line 1: well-tempered metadynamics on the model's driver u, with a wall where geometries become nonsense
+# uqbias, lines 1 and 2: metadynamics on the model's driver u, with a wall where geometries become nonsense
+u = uqbias.BiasVariable(model, biasWidth=1.0)
 bias = uqbias.Metadynamics(
-    model, temperature=300, height=1.0, sigma=1.0, pace=50, wall=14.0, drive="bias", runner=arguments.runner
+    system, [u], temperature=300, biasFactor=10, height=1.0, frequency=50, wall=14.0, runner=arguments.runner
 )
-system.addForce(bias.force())  # uqbias, line 2: before the Simulation is made
 
 integrator = LangevinMiddleIntegrator(300 * unit.kelvin, 1 / unit.picosecond, 1 * unit.femtoseconds)
 integrator.setRandomNumberSeed(1)

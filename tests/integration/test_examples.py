@@ -1,5 +1,6 @@
 """The examples run as a user runs them, with tiny settings."""
 
+import math
 import os
 import re
 import subprocess
@@ -31,7 +32,7 @@ def launch(folder, *command, **variables):
 def own(tmp_path_factory):
     """Output folder and text of the example that trains, evaluates and samples."""
     folder = tmp_path_factory.mktemp("own")
-    text = launch(folder, EXAMPLES / "your_own_data" / "run.sh", STEPS="60", MD_STEPS="200", RUNNER="eager", OUT="out")
+    text = launch(folder, EXAMPLES / "your_own_data" / "run.sh", STEPS="400", MD_STEPS="200", RUNNER="eager", OUT="out")
     return folder / "out", text
 
 
@@ -52,6 +53,26 @@ def test_openmm_script(own, tmp_path):
     )
     assert "500 steps, 10 hills, runner eager" in text
     assert {"HILLS", "COLVAR", "trajectory.dcd"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_solvated_peptide(own, tmp_path):
+    model = own[0] / "model.uqb"
+    command = [sys.executable, EXAMPLES / "solvated_peptide.py", "--model", model, "--steps", 200, "--runner", "eager"]
+    text = launch(tmp_path, *command)
+    assert re.search(r"^\d{3,4} particles, 200 steps, 2 hills$", text, re.MULTILINE), text
+    header = (tmp_path / "HILLS").read_text()
+    assert "FIELDS time u phi sigma_u sigma_phi height biasf" in header
+    assert f"SET max_phi {math.pi:.17g}" in header
+
+
+def test_mixed_system(own, tmp_path):
+    model = own[0] / "model.uqb"
+    command = [sys.executable, EXAMPLES / "mixed_system.py", "--model", model, "--steps", 50, "--runner", "eager"]
+    text = launch(tmp_path, *command)
+    assert re.search(r"^\d{3,4} particles, 50 steps, 2 hills$", text, re.MULTILINE), text
+    # Nothing has flown apart: a molecule of 22 atoms at 300 K has some 80 kJ/mol above its minimum.
+    energy = re.search(r"model's energy of the solute: (-?[\d.]+) kJ/mol", text)
+    assert abs(float(energy[1])) < 1000
 
 
 def test_exported_cv_in_openmms_metadynamics(own, tmp_path):

@@ -7,7 +7,7 @@ import torch
 from openmm import app, unit
 
 import uqbias
-from uqbias.bias.eabf import ExtendedABF
+from uqbias.bias.eabf import ExtendedABF, WellTemperedExtendedABF
 from uqbias.bias.linear import Linear
 from uqbias.bias.metadynamics import Metadynamics
 from uqbias.bias.walls import UpperWall
@@ -304,6 +304,46 @@ def test_eabf_in_a_users_system(tmp_path, tiny_model, tiny_positions):
     # The coupling holds u and λ together: u goes up and down around a λ that is slow.
     assert np.abs(colvar["extended_u"] - colvar["u"]).max() < 1.0
     assert np.abs((colvar["extended_u"] - colvar["u"]).mean()) < 0.3
+
+
+def test_an_extended_variable_has_no_interactions(tiny_model, tiny_positions, tmp_path):
+    """In a periodic box with PME, at a value outside the box; HILLS of WTM-eABF are on λ."""
+    energies = []
+    for biased in (False, True):
+        system, topology, x = molecule(tiny_model, tiny_positions)
+        field = openmm.NonbondedForce()
+        field.setNonbondedMethod(openmm.NonbondedForce.PME)
+        field.setUseDispersionCorrection(False)  # a constant that counts particles
+        for index in range(7):
+            field.addParticle(0.1 * (-1) ** index * (index < 6), 0.1, 0.1)
+        field.setForceGroup(3)
+        system.addForce(field)
+        custom = openmm.CustomNonbondedForce("a1*a2/r^2")
+        custom.addPerParticleParameter("a")
+        for _ in range(7):
+            custom.addParticle([1.0])
+        custom.addInteractionGroup(range(2), range(2, 7))
+        custom.setNonbondedMethod(openmm.CustomNonbondedForce.CutoffPeriodic)
+        custom.setForceGroup(3)
+        system.addForce(custom)
+        system.setDefaultPeriodicBoxVectors([3, 0, 0], [0.5, 3, 0], [0, 0, 3])
+        if biased:
+            bias = WellTemperedExtendedABF(variables=["u"], sigma=0.1, mass=20.0, bin_width=0.05, pace=2, hill_pace=10)
+            sampling = sampled(system, tiny_model, [bias], tmp_path, drive="model", dtype=torch.float64)
+            topology, x = sampling.extend(topology, x)
+            x = x.value_in_unit(unit.nanometer)
+            assert topology.getPeriodicBoxVectors() is None
+            assert x[7, 0] > 3
+        simulation = simulate(system, topology, x)
+        state = simulation.context.getState(energy=True, forces=True, groups={3})
+        energies.append((state.getPotentialEnergy()._value, state.getForces(asNumpy=True)._value[:7]))
+    assert energies[0][0] == pytest.approx(energies[1][0], rel=1e-12)
+    np.testing.assert_allclose(energies[0][1], energies[1][1], atol=1e-9)
+    sampling.step(simulation, 40)
+    hills = read_hills(tmp_path / "HILLS", 0.5, ["extended_u"])
+    assert hills["step"].tolist() == [10, 20, 30, 40]
+    colvar = read_colvar(tmp_path / "COLVAR")
+    np.testing.assert_allclose(hills["centre"][:, 0], colvar["extended_u"][4::5], rtol=1e-8)
 
 
 def test_extended_variables_in_a_snapshot(tmp_path, tiny_model, tiny_positions):

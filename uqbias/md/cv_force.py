@@ -39,8 +39,8 @@ def uncertainty_cv_force(
 ) -> Any:
     """A force whose energy, in kJ/mol, is the driver u: a collective variable for OpenMM's own classes.
 
-    It may go into a ``CustomCVForce`` or an ``openmm.app.BiasVariable`` of ``openmm.app.Metadynamics``. That way costs
-    a second evaluation each step; `uqbias.Metadynamics` does not.
+    It may go into a ``CustomCVForce`` or an ``openmm.app.BiasVariable`` of ``openmm.app.Metadynamics``. Where the model
+    gives the energy too, that way costs a second evaluation each step; `uqbias.Metadynamics` does not.
 
     ``XmlSerializer`` writes it as the path of the model file with these options; another process that reads it needs
     uqbias and that file, and says so at the first evaluation where the file is gone. In the same process the force that

@@ -135,8 +135,7 @@ class Sampling:
         self._reported = self._begun = -1
         self._checked = self._at_once = False
         self._source = None if model is None else Path(model).resolve() if isinstance(model, str | Path) else model
-        self._graph = graph
-        self._system = system
+        self._graph, self._system = graph, system
         particles = add_extended_particles(system, self.bias.extended)
         self._computation = Computation(
             self.evaluator,
@@ -190,14 +189,11 @@ class Sampling:
             return  # it is among the reporters twice
         # Another reporter may have asked for the energy here, and steps lie between this and the biases' last change.
         self.evaluator.arm_memo()
-        variables = self._observe(simulation.context)
-        last = self.evaluator.last
+        variables, last = self._observe(simulation.context), self.evaluator.last
         if self._output is None or last is None:
             raise UqbiasError("a report before describeNextReport", "append this object to simulation.reporters")
         row = [float(values[0]) for values in (last.cv, last.energy, last.uncertainty, last.bias)]
-        host.refuse_broken(
-            step, self.pace, self.evaluator.broken, dict(zip(self.names, variables, strict=True)), row[1]
-        )
+        self._refuse_broken(step)
         probe = host.probe_of_all_forces(simulation.context, self.force, self.evaluator, self._atoms)
         self.bias.update(step, variables[None], probe)
         self._output.write_hills()
@@ -227,6 +223,8 @@ class Sampling:
             simulation.step(steps)
         except openmm.OpenMMException:
             self._reraise()
+            # A coordinate that is NaN is what OpenMM sees of it.
+            self._refuse_broken(simulation.currentStep)
             raise
         finally:
             if not appended:
@@ -361,6 +359,12 @@ class Sampling:
                 "make the Simulation from the System that they were made with, after it",
             )
         return self._last_variables()
+
+    def _refuse_broken(self, step: int) -> None:
+        if self.evaluator.last is not None:
+            variables = dict(zip(self.names, self._last_variables().tolist(), strict=True))
+            energy = float(self.evaluator.last.energy[0])
+            host.refuse_broken(step, self.pace, self.evaluator.broken, variables, energy)
 
     def _last_variables(self) -> Array:
         last = self.evaluator.last
