@@ -21,7 +21,7 @@ from uqbias.bias.metadynamics import Metadynamics as MetadynamicsBias
 from uqbias.bias.walls import UpperWall
 from uqbias.compile.fused import FusedEvaluator
 from uqbias.errors import UqbiasError
-from uqbias.md.metadynamics import Metadynamics
+from uqbias.md.metadynamics import BiasVariable, Metadynamics
 from uqbias.md.reporters import HillsFile, read_colvar, read_hills
 from uqbias.model import UncertaintyModel
 from uqbias.plumed.bridge import PlumedBridge
@@ -186,11 +186,10 @@ def test_a_bias_with_a_stride_rests_in_between(tmp_path, alanine_model, start):
 def own_metadynamics(model, start, folder, steps=500, **options):
     """Hills and positions of our own metadynamics, with the parameters of METAD above."""
     system = force_field_system()
-    settings = {"temperature": 300, "height": HEIGHT, "sigma": SIGMA, "pace": PACE, "biasfactor": 10.0, "drive": "bias"}
-    own = Metadynamics(
-        model, **settings, hills=folder / "OWN", colvar=None, runner="eager", dtype=torch.float64, **options
-    )
-    system.addForce(own.force())
+    settings = {"temperature": 300, "biasFactor": 10.0, "height": HEIGHT, "frequency": PACE}
+    files = {"hills": folder / "OWN", "colvar": None}
+    u = BiasVariable(model, biasWidth=SIGMA)
+    own = Metadynamics(system, [u], **settings, **files, runner="eager", dtype=torch.float64, **options)
     simulation = simulation_of(system, start)
     simulation.reporters.append(own)
     simulation.step(steps)
