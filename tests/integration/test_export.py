@@ -37,9 +37,7 @@ def test_both_forms_against_the_model(alanine_model, alanine_frames, tmp_path, o
     points = positions.clone().requires_grad_()
     prediction = alanine_model(points.unsqueeze(0))
     if bias is not None:
-        expected = (prediction.energy + bias.to(torch.float64).energy(prediction.cv[:, None], bias.state()))[
-            0
-        ]
+        expected = (prediction.energy + bias.to(torch.float64).energy(prediction.cv[:, None], bias.state()))[0]
     else:
         expected = getattr(prediction, output)[0]
     (gradient,) = torch.autograd.grad(expected, points)
