@@ -48,7 +48,7 @@ def _main(
       uqbias train data.xyz -o model.uqb
       uqbias evaluate model.uqb test.xyz
       uqbias md model.uqb -o md/
-    uqbias fes md/ --cv phi,psi
+      uqbias fes md/ --cv phi,psi
 
     Units: nm, ps, kJ/mol and K while it runs; data files are extended XYZ in eV and Å. Errors are one line, with what
     to do; exit code 2 for bad input, 130 after Ctrl-C.
