@@ -2,17 +2,17 @@
 
 import json
 import logging
+from functools import partial
 
+import command_line
 import matplotlib.image
 import numpy as np
 import pytest
 from synthetic_runs import KT, exact, independent, make, metadynamics_run, values_of, well, write_run
-from typer.testing import CliRunner
 
 from uqbias.analysis.fes_plot import free_energy_figure
 from uqbias.analysis.free_energy import METHODS, free_energy
 from uqbias.analysis.free_energy_result import UNITS, Axis, FreeEnergy
-from uqbias.cli import app
 from uqbias.errors import UqbiasError
 from uqbias.topology import Topology, dihedral_angles
 from uqbias.units import EV, KCAL
@@ -28,19 +28,7 @@ def _log():
     logger.setLevel(logging.NOTSET)
 
 
-def call(*arguments):
-    return CliRunner().invoke(app, ["fes", *map(str, arguments)])
-
-
-def refused(*arguments):
-    """The one line on stderr of a command that must end with exit code 2."""
-    done = call(*arguments)
-    assert done.exit_code == 2, done.output
-    assert done.stdout == ""
-    lines = done.stderr.splitlines()
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("uqbias: ")
-    return lines[0]
+call, refused = (partial(run, "fes") for run in (command_line.call, command_line.refused))
 
 
 @pytest.fixture(scope="module")
