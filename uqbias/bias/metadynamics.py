@@ -274,3 +274,9 @@ class Metadynamics(Bias):
             hills[name] = arrays[f"hill_{name}"]
         self._count = 0
         self._append(hills)
+
+
+def metadynamics_parts(biases: Sequence[Bias | None]) -> list[Metadynamics]:
+    """Each metadynamics among the biases, that inside a WTM-eABF included."""
+    found = [bias if isinstance(bias, Metadynamics) else getattr(bias, "metadynamics", None) for bias in biases]
+    return [part for part in found if isinstance(part, Metadynamics)]

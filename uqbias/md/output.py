@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from uqbias.bias.base import Bias
-from uqbias.bias.metadynamics import Metadynamics
+from uqbias.bias.metadynamics import Metadynamics, metadynamics_parts
 from uqbias.files import write_text
 from uqbias.md.reporters import ColvarFiles, HillsFile, read_hills
 
@@ -20,12 +20,7 @@ def hill_files(path: str | Path | None, biases: Sequence[Bias]) -> list[tuple[Pa
     """HILLS file of each metadynamics among the biases, that of a WTM-eABF included: HILLS, HILLS.1, HILLS.2, ..."""
     if path is None:
         return []
-    found: list[Metadynamics] = []
-    for bias in biases:
-        own = bias if isinstance(bias, Metadynamics) else getattr(bias, "metadynamics", None)
-        if isinstance(own, Metadynamics):
-            found.append(own)
-    path = Path(path)
+    found, path = metadynamics_parts(biases), Path(path)
     names = [path.with_name(f"{path.stem}.{place}{path.suffix}") if place else path for place in range(len(found))]
     return list(zip(names, found, strict=True))
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from uqbias.bias.metadynamics import Metadynamics
+from uqbias.bias.metadynamics import Metadynamics, metadynamics_parts
 from uqbias.errors import UqbiasError
 from uqbias.files import atomic_path, write_text
 from uqbias.md.observation import Observation
@@ -306,13 +306,7 @@ class _ContinuedTrajectories:
 
 def named_hills(bias: Bias | None) -> Iterable[tuple[str, Metadynamics]]:
     """Each metadynamics part of a bias with the name of its file: ``HILLS``, or ``HILLS.u``, ``HILLS.phi-psi``, ..."""
-    parts = [
-        found
-        for part in getattr(bias, "biases", [bias])
-        if isinstance(
-            found := part if isinstance(part, Metadynamics) else getattr(part, "metadynamics", None), Metadynamics
-        )
-    ]
+    parts = metadynamics_parts(getattr(bias, "biases", [bias]))
     if len(parts) == 1:
         return [("HILLS", parts[0])]
     names: dict[str, Metadynamics] = {}
