@@ -1,4 +1,5 @@
-"""Names to classes: each kind of part (potential, features, uncertainty, bias, variable, oracle) has one registry.
+"""Names to classes: each kind of part (potential, features, uncertainty, bias, variable, distortion space,
+oracle, sampler) has one registry.
 
 Built-in entries are ``"module:attribute"`` strings, imported when first asked for. Third parties add theirs
 through the entry-point group ``uqbias.<kind>``.
@@ -91,7 +92,10 @@ def import_attribute(path: str) -> Any:
 
 POTENTIALS = Registry(
     "potential",
-    {"power_spectrum": "uqbias.potentials.power_spectrum:PowerSpectrum"},
+    {
+        "power_spectrum": "uqbias.potentials.power_spectrum:PowerSpectrum",
+        "coordinates": "uqbias.potentials.coordinates:Coordinates",
+    },
     "uqbias.potentials.base:Potential",
 )
 FEATURES = Registry(
@@ -144,12 +148,32 @@ VARIABLES = Registry(
     },
     "uqbias.variables.base:CollectiveVariable",
 )
-ORACLES = Registry("oracle", {"openmm": "uqbias.oracles.openmm:OpenMMOracle", "ase": "uqbias.oracles.ase:ASEOracle"})
+ORACLES = Registry(
+    "oracle",
+    {
+        "openmm": "uqbias.oracles.openmm:OpenMMOracle",
+        "ase": "uqbias.oracles.ase:ASEOracle",
+        "double_well": "uqbias.oracles.analytic:DoubleWellOracle",
+        "pool": "uqbias.oracles.pool:PoolOracle",
+    },
+)
+SPACES = Registry(
+    "space",
+    {
+        "cartesian": "uqbias.attacks.cartesian:Cartesian",
+        "internal": "uqbias.attacks.internal:Internal",
+        "variables": "uqbias.attacks.variables:Variables",
+    },
+    "uqbias.attacks.base:DistortionSpace",
+)
 SAMPLERS = Registry(
     "sampler",
     {
         "metadynamics": "uqbias.campaign.exploration:explore",
         "md": "uqbias.campaign.exploration:explore",
         "plumed": "uqbias.plumed.exploration:explore_plumed",
+        "attack": "uqbias.campaign.distorting:explore_by_attack",
+        "random": "uqbias.campaign.distorting:explore_at_random",
+        "pool": "uqbias.campaign.distorting:explore_pool",
     },
 )
