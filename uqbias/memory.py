@@ -33,8 +33,13 @@ class Memory:
 
 
 def invariants(positions: NDArray[Any]) -> Array:
-    """Ln Σ_{i<j} r_ij^k for k in `POWERS`, [n, K]: the same however a geometry [n, N, 3] nm is moved or turned."""
+    """Ln Σ_{i<j} r_ij^k for k in `POWERS`, [n, K]: the same however a geometry [n, N, 3] nm is moved or turned.
+
+    A lone atom has no pairs: only a field that is fixed in space tells its places apart, so they are what is kept.
+    """
     x = np.asarray(positions, dtype=np.float64)
+    if x.shape[1] == 1:
+        return np.pad(x[:, 0], ((0, 0), (0, len(POWERS) - 3)))
     i, j = np.triu_indices(x.shape[1], 1)
     rows = []
     for frame in x:
