@@ -69,6 +69,7 @@ def _train(
         learning_rate=settings.later_learning_rate
         if warm_start and settings.later_learning_rate is not None
         else settings.learning_rate,
+        force_weight=settings.force_weight,
         energy_weight=settings.energy_weight,
         ema=settings.ema,
         evaluate_every=settings.evaluate_every,

@@ -45,7 +45,10 @@ class Training(Section):
         default=0.005,
         description="highest learning rate of each later round; null: as in round 0",
     )
-    energy_weight: float = Field(default=0.1, ge=0, description="weight of the energy error beside the force error")
+    force_weight: float = Field(
+        default=1.0, ge=0, description="weight of the force error; 0: learn from the energies alone"
+    )
+    energy_weight: float = Field(default=0.1, ge=0, description="weight of the energy error")
     ema: float = Field(default=0.995, ge=0, lt=1, description="decay of the averaged weights, which are the result")
     validation_fraction: float = Field(
         default=0.1,
@@ -64,6 +67,14 @@ class Training(Section):
         default="auto",
         description="how the training step is run: aoti (needs a C++ compiler), torchscript, eager, or auto",
     )
+
+    @model_validator(mode="after")
+    def _weights(self) -> Training:
+        if not (self.force_weight or self.energy_weight):
+            raise ValueError(
+                "force_weight = 0 with energy_weight = 0: nothing is left to learn from; raise one of them"
+            )
+        return self
 
 
 class Calibration(Section):

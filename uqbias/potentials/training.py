@@ -34,7 +34,9 @@ class TrainingOptions:
     steps : optimiser steps; the learning rate falls to zero over them (cosine).
     batch_size : frames a step.
     learning_rate : of Adam, at its maximum. With some hundred frames 0.02 generalises better, with a thousand 0.01.
-    energy_weight : of the energy error beside the force error.
+    force_weight : of the force error; 0 trains on energies alone, and the weights are then chosen by the energy error
+        of the validation frames.
+    energy_weight : of the energy error.
     ema : decay of the averaged weights, which are the result.
     evaluate_every : steps between two looks at the validation frames.
     patience : looks without improvement after which training stops.
@@ -44,6 +46,7 @@ class TrainingOptions:
     steps: int = 4000
     batch_size: int = 8
     learning_rate: float = 0.02
+    force_weight: float = 1.0
     energy_weight: float = 0.1
     ema: float = 0.995
     evaluate_every: int = 250
@@ -98,9 +101,10 @@ def train(
 ) -> TrainingResult:
     """Train ``potential``, and the uncertainties that have weights of their own, in place.
 
-    The loss is the mean norm of the force error per atom in units of the root mean square force, plus
-    ``energy_weight`` times the absolute energy error: norms, not squares, since they are what is judged, and since the
-    few distorted frames of a harvest would rule a sum of squares. Uncertainties add their own `Uncertainty.loss`.
+    The loss is ``force_weight`` times the mean norm of the force error per atom in units of the root mean square force,
+    plus ``energy_weight`` times the absolute energy error: norms, not squares, since they are what is judged, and since
+    the few distorted frames of a harvest would rule a sum of squares. Uncertainties add their own `Uncertainty.loss`.
+    With a force weight of 0 no force is computed, but the labelled forces still set the scale of the energies.
 
     Each committee member sees the frames in an order of its own; where an uncertainty asks for ``bootstrap``, its own
     resample of them with replacement (Breiman, Mach. Learn. 24, 123 (1996)).
@@ -118,9 +122,11 @@ def train(
     Raises
     ------
     UqbiasError
-        If frames carry no labels, are of another molecule, or the loss becomes NaN.
+        If frames carry no labels, are of another molecule, the weights leave nothing to learn from, or the loss becomes
+        NaN.
     """
     options = options or TrainingOptions()
+    _check_weights(options, uncertainties)
     energies, forces = training.labels()
     if tuple(training.numbers.tolist()) != potential.numbers:
         raise UqbiasError(
@@ -139,7 +145,7 @@ def train(
     heads = [part for part in uncertainties if any(True for _ in part.parameters())]
     for head in heads:
         head.set_force_unit(float(f.square().mean().sqrt()))
-    objective = _Objective(potential, heads, options.energy_weight)
+    objective = _Objective(potential, heads, options.force_weight, options.energy_weight)
     bootstrap = any(part.bootstrap for part in uncertainties)
     for frames in (training, validation):
         if frames is not None and len(frames):
@@ -148,31 +154,59 @@ def train(
     return loop.run(validation, progress)
 
 
+def _check_weights(options: TrainingOptions, uncertainties: Sequence[Uncertainty]) -> None:
+    weights = {"force_weight": options.force_weight, "energy_weight": options.energy_weight}
+    for name, weight in weights.items():
+        if not (math.isfinite(weight) and weight >= 0):
+            raise UqbiasError(f"training.{name} {weight}", "give a number of 0 or more")
+    if not any(weights.values()):
+        raise UqbiasError("training.force_weight and training.energy_weight are 0", "raise one of them")
+    for part in uncertainties:
+        if (
+            not options.force_weight
+            and getattr(part, "quantity", None) == "forces"
+            and any(True for _ in part.parameters())
+        ):
+            raise UqbiasError(
+                f"uncertainty '{part.kind}' learns from forces, training.force_weight is 0",
+                "set quantity: energy of that uncertainty, or raise training.force_weight",
+            )
+
+
 class _Objective(nn.Module):
     """The loss of a batch, as a module: its parameters are all that is trained."""
 
-    def __init__(self, potential: Potential, heads: list[Uncertainty], energy_weight: float) -> None:
+    def __init__(
+        self, potential: Potential, heads: list[Uncertainty], force_weight: float, energy_weight: float
+    ) -> None:
         super().__init__()
         self.potential = potential
         self.heads = nn.ModuleList(heads)
+        self.force_weight = force_weight
         self.energy_weight = energy_weight
 
     def forward(self, x: Tensor, e: Tensor, f: Tensor, scale: Tensor) -> Tensor:
         """Loss [] of positions and forces [M, B, N, 3] and energies [M, B]; ``scale`` [1] is the typical force."""
+        if not self.force_weight and not self.heads:
+            return self.energy_weight * self._energy_loss(self.potential(x)[0], e, scale)[1].sum()
         # Each member has its own copy of the positions: per-member forces from one backward.
         copies = x.clone().requires_grad_()
         energy, latents = self.potential(copies)
         (gradient,) = torch.autograd.grad(energy.sum(), copies, create_graph=True)
         force_error = (gradient + f) / -scale
-        energy_error = (energy - e) / (scale * energy_unit(x.shape[2]))
         force_loss = (force_error.square().sum(-1) + NORM_FLOOR**2).sqrt().mean((1, 2))
-        energy_loss = (energy_error.square() + NORM_FLOOR**2).sqrt().mean(1)
-        total = (force_loss + self.energy_weight * energy_loss).sum()
+        energy_error, energy_loss = self._energy_loss(energy, e, scale)
+        total = (self.force_weight * force_loss + self.energy_weight * energy_loss).sum()
         for head in self.heads:
             added = head.loss(energy_error, force_error, latents)  # type: ignore[operator]
             total = total if added is None else total + added
         loss: Tensor = total
         return loss
+
+    def _energy_loss(self, energy: Tensor, label: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Energy errors [M, B] in the unit of the loss, and their mean sizes [M]."""
+        error = (energy - label) / (scale * energy_unit(len(self.potential.numbers)))
+        return error, (error.square() + NORM_FLOOR**2).sqrt().mean(1)
 
 
 class _Loop:
@@ -260,8 +294,9 @@ class _Loop:
                     self._install(self.average)
                     force_mae, energy_mae = force_and_energy_mae(self.potential, validation)
                     entry |= {"validation_force_mae": force_mae, "validation_energy_mae": energy_mae}
-                    if force_mae < best_error:
-                        best_weights, best_error, stale = [weight.clone() for weight in self.average], force_mae, 0
+                    error = force_mae if options.force_weight else energy_mae
+                    if error < best_error:
+                        best_weights, best_error, stale = [weight.clone() for weight in self.average], error, 0
                         result.best_step = step
                     else:
                         stale += 1
