@@ -4,7 +4,9 @@ Uncertainty: the driver of a model that knows nothing but the 100 start frames (
 torsions, which it finds by itself. Two dynamics:
 
 forcefield  Amber ff14SB drives, the model only gives u. Reference: systems/alanine_dipeptide/reference/surface.csv.
-model       the trained potential drives. Reference: φ/ψ metadynamics of the same potential, made here.
+model       the trained potential drives. Reference: φ/ψ metadynamics of the same potential, made here. Its training
+            frames come from φ/ψ metadynamics of the force field at 300 and 600 K: a potential with holes beyond its
+            data loses walkers there, and neither run then has an equilibrium.
 
 Each run: well-tempered metadynamics builds the bias, which is then frozen; frames of the second part are weighed by
 exp(V/kT), exact for a bias that stands still. Several walkers of one Context share the bias; bonds with hydrogen are
@@ -38,6 +40,7 @@ from uqbias.fit import fit_model, fit_uncertainty
 from uqbias.md.guards import Guard
 from uqbias.md.walkers import Walkers
 from uqbias.model import UncertaintyModel
+from uqbias.oracles.openmm import OpenMMOracle
 from uqbias.topology import Topology, dihedral_angles
 from uqbias.uncertainty.base import build_uncertainty
 from uqbias.units import kt
@@ -47,6 +50,8 @@ SYSTEM = Path(__file__).parents[2] / "systems" / "alanine_dipeptide"
 PHI_PSI = ((4, 6, 8, 14), (6, 8, 14, 16))
 TEMPERATURE, TIMESTEP_FS, WALKERS, PACE = 300.0, 2.0, 8, 50
 KT = kt(TEMPERATURE)
+#: Frames that the potential learns the map from, by the temperature (K) of the run that gives them, and its steps.
+TRAINING_FRAMES, MAP_STEPS = {300.0: 1000, 600.0: 1500}, 40000
 #: Goals of the project.
 RMSE_GOAL, DELTA_GOAL, HIGHEST = 1.0, 1.0, 8.0
 BIASES = {
@@ -101,25 +106,56 @@ class ForceFieldWalkers:
         pass
 
 
-def labelled(steps):
-    """A model trained over the map, and one that is small; the driver of both knows the start frames only."""
+def fitted(frames, topology, start, potential, steps):
+    """A model of ``frames`` whose driver knows the start frames only."""
+    model, facts = fit_model(frames, topology, {"potential": potential, "training": {"steps": steps}})
+    driver = build_uncertainty("kernel_density", {}, topology, model.potential.n_latents)
+    driver.prepare(torch.tensor(start.positions, dtype=torch.float32))
+    fit_uncertainty(model.potential, driver, start, 0)
+    error = facts["validation"]["force_mae_meV_per_A"]
+    print(f"{len(frames)} frames: force MAE {error:.1f} meV/Å on held-out frames", flush=True)
+    return UncertaintyModel(model.potential, model.uncertainty, topology, driver, model.calibration).eval()
+
+
+def frames_over_the_map(small, topology, start, temperature, count, steps):
+    """Labelled frames of φ/ψ metadynamics with the force field; all bonds are free, so that none is unknown."""
+    options = {**BIASES["phi_psi"], "biasfactor": 20.0, "pace": PACE, "temperature": temperature}
+    walkers = Walkers(
+        topology,
+        FusedEvaluator(small, Metadynamics(**options), WALKERS, variables=dihedrals(), include_energy=False),
+        start.positions[:WALKERS],
+        temperature=temperature,
+        timestep_fs=1.0,
+        safe_frames=start.positions,
+        external=ForceFieldWalkers(),
+        seed=int(temperature),
+    )
+    kept = []
+    walkers.run(steps, pace=PACE, observers=[lambda o: kept.append(o.positions.copy())])
+    positions = np.concatenate(kept)
+    chosen = np.random.default_rng(0).choice(len(positions), min(count, len(positions)), replace=False)
+    oracle = OpenMMOracle(SYSTEM / "structure.pdb")
+    energies, forces = zip(*(oracle.label(x) for x in positions[chosen]), strict=True)
+    return Frames(start.numbers, positions[chosen], np.array(energies), np.array(forces), [{} for _ in chosen])
+
+
+def dihedrals():
+    return {name: Dihedral(atoms) for name, atoms in zip(("phi", "psi"), PHI_PSI, strict=True)}
+
+
+def labelled(steps, dynamics, scale):
+    """The models asked for: a small one that only gives u, and one trained over the map."""
     topology = Topology.from_pdb(SYSTEM / "structure.pdb")
     start = read_frames(SYSTEM / "start.xyz")
-    every = read_frames(SYSTEM / "reference" / "test_set.xyz")
-    found = {}
-    for name, frames, potential in (
-        ("model", Frames.concatenate([start, every]), {"n_radial": 8, "n_channels": 6, "l_max": 2, "hidden": [32, 16]}),
-        ("forcefield", start, {"n_radial": 4, "n_channels": 3, "l_max": 1, "hidden": [8, 8]}),
-    ):
-        settings = {"potential": potential, "training": {"steps": steps if name == "model" else 200}}
-        model, facts = fit_model(frames, topology, settings)
-        driver = build_uncertainty("kernel_density", {}, topology, model.potential.n_latents)
-        driver.prepare(torch.tensor(start.positions, dtype=torch.float32))
-        fit_uncertainty(model.potential, driver, start, 0)
-        found[name] = UncertaintyModel(model.potential, model.uncertainty, topology, driver, model.calibration).eval()
-        print(
-            f"{name}: force MAE {facts['validation']['force_mae_meV_per_A']:.1f} meV/Å on held-out frames", flush=True
-        )
+    small = fitted(start, topology, start, {"n_radial": 4, "n_channels": 3, "l_max": 1, "hidden": [8, 8]}, 200)
+    found = {"forcefield": small}
+    if "model" in dynamics:
+        parts = [start, read_frames(SYSTEM / "reference" / "test_set.xyz")]
+        for temperature, count in TRAINING_FRAMES.items():
+            length = max(20 * PACE, int(MAP_STEPS * scale) // PACE * PACE)
+            parts.append(frames_over_the_map(small, topology, start, temperature, count, length))
+        large = {"n_radial": 8, "n_channels": 6, "l_max": 2, "hidden": [32, 16]}
+        found["model"] = fitted(Frames.concatenate(parts), topology, start, large, steps)
     return topology, start, found
 
 
@@ -128,9 +164,8 @@ def walkers_of(dynamics, on, model, topology, start, seed):
     metadynamics = Metadynamics(**BIASES[on], pace=PACE, temperature=TEMPERATURE)
     # The potential knows F up to about 10 kT; beyond u = 14 lie geometries that neither dynamics needs.
     bias = BiasSum([metadynamics, UpperWall(at=14.0)])
-    variables = {name: Dihedral(atoms) for name, atoms in zip(("phi", "psi"), PHI_PSI, strict=True)}
     evaluator = FusedEvaluator(
-        model, bias, WALKERS, variables=variables, include_energy=dynamics == "model", dtype=torch.float32
+        model, bias, WALKERS, variables=dihedrals(), include_energy=dynamics == "model", dtype=torch.float32
     )
     walkers = Walkers(
         topology,
@@ -224,14 +259,14 @@ def main():
     parser.add_argument("--dynamics", nargs="+", default=["forcefield", "model"], choices=["forcefield", "model"])
     parser.add_argument("--build-ns", type=float, default=4.0, help="of all walkers together")
     parser.add_argument("--sample-ns", type=float, default=8.0)
-    parser.add_argument("--training-steps", type=int, default=8000)
+    parser.add_argument("--training-steps", type=int, default=10000)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--figure", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     scale = 0.01 if options.quick else 1.0
     build, sample = options.build_ns * scale, options.sample_ns * scale
-    topology, start, models = labelled(max(100, int(options.training_steps * scale)))
+    topology, start, models = labelled(max(100, int(options.training_steps * scale)), options.dynamics, scale)
     known = ReferenceSurface.load(SYSTEM / "reference" / "surface.csv").free_energy
     results, surfaces = [], {}
     for dynamics in options.dynamics:
