@@ -1,0 +1,386 @@
+"""Batched gradient ascent of adversarial attacks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from uqbias.attacks.base import DistortionSpace, build_space
+from uqbias.attacks.objective import OF, AttackGraph, Objective, Point
+from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.inference import Evaluated, evaluate_frames
+from uqbias.model import UncertaintyModel
+
+Array = NDArray[np.float64]
+#: Adam's decay rates and the number that keeps its denominator above zero (Kingma and Ba, ICLR 2015).
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+#: kJ/mol beyond the range of the training energies at which an energy is no longer one: 1000 eV.
+ENERGY_LIMIT = 1e5
+#: A molecule has flown apart when an atom is further from the centre than this multiple of the base's radius, plus nm.
+APART, APART_NM = 2.0, 0.5
+#: ‖δ‖ from this share of the bound on counts as being on it.
+ON_BOUND = 0.999
+
+
+@dataclass(frozen=True)
+class AttackOptions:
+    """How attacks are made.
+
+    Attributes
+    ----------
+    space : section of the distortion space, see `uqbias.attacks.base.build_space`.
+    iterations : steps of the ascent at most.
+    learning_rate : of Adam, about the largest step of a coordinate, in the unit of δ: nm for ``cartesian``, rad (for
+        a length 0.1 nm) for the others. None: 0.001 nm as published, 0.02 rad.
+    temperature : K, of the Boltzmann factor. kT is the price of uncertainty: an attack pays kT for e-fold u. The
+        published one for ammonia is 20 kcal/mol, 10 064 K.
+    noise : standard deviation of δ at the start, in the unit of δ. None: 0.001 nm as published, 0.05 rad.
+    bound : largest ‖δ‖, in the unit of δ; None for no bound.
+    tolerance, patience : an attack stops when ln L has not risen by ``tolerance`` within ``patience`` iterations.
+    of : what is raised: ``uncertainty`` (the judge) or ``cv`` (the driver).
+    keep_every : iterations between two kept geometries of the trajectory; 0 keeps none.
+    batch : attacks in one evaluation.
+    runner : ``auto``, ``aoti``, ``torchscript`` or ``eager``.
+
+    Raises
+    ------
+    UqbiasError
+        If a value is out of range.
+    """
+
+    space: Mapping[str, Any] = field(default_factory=lambda: {"kind": "cartesian"})
+    iterations: int = 60
+    learning_rate: float | None = None
+    temperature: float = 1500.0
+    noise: float | None = None
+    bound: float | None = None
+    tolerance: float = 0.01
+    patience: int = 20
+    of: str = "uncertainty"
+    keep_every: int = 1
+    batch: int = 32
+    runner: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name, least in (("iterations", 1), ("patience", 1), ("keep_every", 0), ("batch", 1)):
+            if getattr(self, name) < least:
+                raise UqbiasError(f"attack with {name} {getattr(self, name)}", f"give {least} or more")
+        for name in ("learning_rate", "temperature", "bound"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise UqbiasError(f"attack with {name} {value}", "give a number above 0")
+        for name in ("noise", "tolerance"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise UqbiasError(f"attack with {name} {value}", "give 0 or more")
+        if self.of not in OF:
+            raise UqbiasError(f"attack on '{self.of}'", did_you_mean(self.of, OF))
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """What n attacks, or random distortions, have come to.
+
+    Attributes
+    ----------
+    source : [n] index of the frame that each began from.
+    positions : [n, N, 3] nm; of an attack the geometry of the highest ln L that it reached. Finite, unless the start
+        frame itself was not.
+    energy : [n] kJ/mol.
+    cv, uncertainty : [n] driver and judge.
+    log_likelihood : [n] ln L; NaN for random distortions.
+    norm : [n] ‖δ‖ in the unit of the space.
+    iterations : [n] steps made.
+    status : of each: ``converged``, ``iterations`` (all of them made), ``bound`` (the geometry kept lies on it),
+        ``random``, or ``failed: reason``, where the last good geometry is kept, the start frame if there is none.
+    trajectory : of attacks ``iteration`` [K], ``positions`` [K, n, N, 3], ``energy``, ``uncertainty``,
+        ``log_likelihood`` [K, n]; where an attack has stopped, its last good values. Empty if not kept.
+    delta : [n, D] distortion of the geometry kept.
+    runner : what evaluated the graph.
+    """
+
+    source: NDArray[np.int64]
+    positions: Array
+    energy: Array
+    cv: Array
+    uncertainty: Array
+    log_likelihood: Array
+    norm: Array
+    iterations: NDArray[np.int64]
+    status: list[str]
+    trajectory: dict[str, Array]
+    delta: Array
+    runner: str = ""
+
+    @property
+    def failed(self) -> NDArray[np.bool_]:
+        """Which ones failed, [n]."""
+        return np.array([status.startswith("failed") for status in self.status], dtype=bool)
+
+
+def attack(
+    model: UncertaintyModel,
+    positions: NDArray[Any],
+    options: AttackOptions | None = None,
+    *,
+    training_energies: Array | None = None,
+    variables: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    advance: Callable[[int, str], None] | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    cache_dir: Path | None = None,
+) -> AttackResult:
+    """Attack each frame once: distort it so that uncertainty rises as far as its energy allows.
+
+    Adam climbs ln L of `uqbias.attacks.objective.Objective` from δ ~ N(0, noise²), for all frames together: ``batch``
+    rows of one graph, in which a waiting attack takes the row of one that has stopped. What goes wrong in one attack
+    ends it, is written into its status, and does not touch the others.
+
+    Parameters
+    ----------
+    positions : [n, N, 3] nm; for several attacks on a frame give it several times.
+    training_energies : [m] kJ/mol, model energies that Q sums over; those of ``positions`` if None.
+    variables : collective variables by name, as in a campaign file, for the space ``variables``.
+    seed : of the noise; attack i of n begins at the same δ, whatever the batch.
+    advance : told (iterations done, note) while it runs; n · iterations in all, since an attack that stops early counts
+        in full.
+    dtype, device : of the graph; Adam and the constants of ln L are float64 on the host.
+    cache_dir : of compiled graphs.
+
+    Raises
+    ------
+    UqbiasError
+        If the frames are not of the model's molecule, none of them can be evaluated, or an option is wrong.
+    """
+    options = AttackOptions() if options is None else options
+    x = checked_positions(model, positions)
+    finite: NDArray[np.bool_] = np.isfinite(x).all(axis=(1, 2))
+    if not finite.any():
+        raise UqbiasError(f"none of the {len(x)} frames is finite", "give frames with positions")
+    start = evaluate_frames(model, np.where(finite[:, None, None], x, x[finite.argmax()]))
+    sound = np.asarray(finite & np.isfinite([start.energy, start.cv, start.uncertainty]).all(axis=0))
+    energies = start.energy[finite] if training_energies is None else np.asarray(training_energies, dtype=np.float64)
+    watched = start.uncertainty if options.of == "uncertainty" else start.cv
+    objective = Objective.from_frames(energies, watched[sound], options.temperature, options.of)
+    space = build_space(options.space, model.topology, x[sound.argmax()], variables)
+    graph = AttackGraph(
+        model,
+        space,
+        min(options.batch, max(1, len(x))) if options.runner == "eager" else options.batch,
+        x[sound],
+        objective,
+        runner=options.runner,
+        dtype=dtype,
+        device=device,
+        cache_dir=cache_dir,
+    )
+    ascent = _Ascent(model, x, sound, start, objective, space, graph, options, energies, seed)
+    ascent.run(advance)
+    return ascent.result()
+
+
+def checked_positions(model: UncertaintyModel, positions: NDArray[Any]) -> Array:
+    """Positions [n, N, 3] of the model's molecule in float64, n > 0."""
+    x = np.asarray(positions, dtype=np.float64)
+    if x.ndim != 3 or not len(x) or x.shape[1:] != (len(model.numbers), 3):
+        raise UqbiasError(
+            f"frames of shape {x.shape} for a model of {len(model.numbers)} atoms", "give [n, N, 3] in nm, n > 0"
+        )
+    return x
+
+
+class _Ascent:
+    """State of all attacks, and of the rows of the graph that some of them have."""
+
+    def __init__(
+        self,
+        model: UncertaintyModel,
+        x: Array,
+        sound: NDArray[np.bool_],
+        start: Evaluated,
+        objective: Objective,
+        space: DistortionSpace,
+        graph: AttackGraph,
+        options: AttackOptions,
+        energies: Array,
+        seed: int,
+    ) -> None:
+        self.options, self.objective, self.space, self.graph, self.base = options, objective, space, graph, x
+        self.shift = float(model.potential.energy_shift)
+        n, D = len(x), space.n_coordinates
+        noise = space.default_noise if options.noise is None else options.noise
+        self.rate = space.default_learning_rate if options.learning_rate is None else options.learning_rate
+        self.delta = noise * np.random.default_rng(seed).standard_normal((n, D))
+        self._project(np.arange(n))
+        self.mean, self.square = np.zeros((n, D)), np.zeros((n, D))
+        self.done = np.zeros(n, dtype=np.int64)
+        # The best geometry reached, at first the start frame, which holds until an attack has a good one.
+        self.positions, self.kept = x.copy(), np.zeros((n, D))
+        self.energy, self.cv, self.uncertainty = start.energy.copy(), start.cv.copy(), start.uncertainty.copy()
+        with np.errstate(invalid="ignore"):
+            self.start_likelihood = self.likelihood(start.energy, start.cv, start.uncertainty)
+        self.log_likelihood = np.full(n, -np.inf)
+        self.mark, self.marked = np.full(n, -np.inf), np.zeros(n, dtype=np.int64)
+        self.status = ["" if good else "failed: the model cannot evaluate the start frame" for good in sound]
+        for i in np.flatnonzero(~np.isfinite(x).all(axis=(1, 2))):
+            self.status[i] = "failed: the start frame is not finite"
+        for name in ("energy", "cv", "uncertainty"):
+            getattr(self, name)[~np.isfinite(x).all(axis=(1, 2))] = np.nan
+        usable = energies[np.isfinite(energies)]
+        self.lowest, self.highest = usable.min() - ENERGY_LIMIT, usable.max() + ENERGY_LIMIT
+        self.reach = APART * _radius(x) + APART_NM
+        every = options.keep_every
+        self.iteration = np.arange(0, options.iterations + 1, every) if every else np.empty(0, dtype=np.int64)
+        kept = len(self.iteration)
+        self.trajectory: dict[str, Array] = {
+            "positions": np.broadcast_to(x, (kept, *x.shape)).copy(),
+            **{
+                name: np.broadcast_to(value, (kept, n)).copy()
+                for name, value in (
+                    ("energy", self.energy),
+                    ("uncertainty", self.uncertainty),
+                    ("log_likelihood", self.start_likelihood),
+                )
+            },
+        }
+
+    def likelihood(self, energy: Array, cv: Array, uncertainty: Array) -> Array:
+        return self.objective(uncertainty if self.options.of == "uncertainty" else cv, energy)
+
+    def run(self, advance: Callable[[int, str], None] | None) -> None:
+        """Make all attacks."""
+        waiting = [i for i, status in enumerate(self.status) if not status]
+        skipped = (len(self.status) - len(waiting)) * self.options.iterations
+        if advance is not None and skipped:
+            advance(skipped, "")
+        width = self.graph.width
+        rows, waiting = waiting[:width], waiting[width:]
+        filler = rows[0] if rows else 0
+        while rows:
+            # A row without an attack repeats the first frame, undistorted.
+            idle = width - len(rows)
+            point = self.graph(
+                self.base[rows + [filler] * idle],
+                np.concatenate([self.delta[rows], np.zeros((idle, self.space.n_coordinates))]),
+            )
+            before = self.done[rows].sum()
+            counted = np.array(rows)
+            self._take(counted, point)
+            going = [i for i in rows if not self.status[i]]
+            self._step(np.array(going, dtype=np.int64), point.gradient[[rows.index(i) for i in going]])
+            if advance is not None:
+                stopped = [i for i in rows if self.status[i]]
+                left = sum(self.options.iterations - int(self.done[i]) for i in stopped)
+                advance(int(self.done[rows].sum() - before) + left, self._note())
+            free = width - len(going)
+            rows, waiting = going + waiting[:free], waiting[free:]
+
+    def _note(self) -> str:
+        finished = sum(bool(status) for status in self.status)
+        return f"{finished} of {len(self.status)} attacks done"
+
+    def _take(self, rows: NDArray[np.int64], point: Point) -> None:
+        """Judge the points just evaluated: keep the best, stop what has failed or converged."""
+        energy = point.energy + self.shift
+        found = {"energy": energy, "cv": point.cv, "uncertainty": point.uncertainty, "positions": point.positions}
+        found = {name: values[: len(rows)] for name, values in found.items()}
+        with np.errstate(invalid="ignore", over="ignore"):
+            found["log_likelihood"] = self.likelihood(found["energy"], found["cv"], found["uncertainty"])
+        for place, i in enumerate(rows):
+            reason = self._fault(i, {name: values[place] for name, values in found.items()}, point.gradient[place])
+            if reason:
+                self._stop(i, f"failed: {reason}")
+                continue
+            self._record(i, {name: values[place] for name, values in found.items()})
+            likelihood = found["log_likelihood"][place]
+            if likelihood > self.log_likelihood[i]:
+                for name, values in found.items():
+                    getattr(self, name)[i] = values[place]
+                self.kept[i] = self.delta[i]
+            if likelihood > self.mark[i] + self.options.tolerance:
+                self.mark[i], self.marked[i] = likelihood, self.done[i]
+            if self.done[i] >= self.options.iterations:
+                self._stop(i, "iterations")
+            elif self.done[i] - self.marked[i] >= self.options.patience:
+                self._stop(i, "converged")
+
+    def _fault(self, i: int, found: Mapping[str, Any], gradient: Array) -> str:
+        """Why a point is not a good one; empty if it is."""
+        tests = {
+            "the geometry is not finite": np.isfinite(found["positions"]).all(),
+            "the molecule flew apart": _radius(found["positions"][None])[0] <= self.reach[i],
+            "the energy is not finite": np.isfinite(found["energy"]),
+            f"an energy of {found['energy']:.3g} kJ/mol": self.lowest <= found["energy"] <= self.highest,
+            "the uncertainty is not finite": np.isfinite([found["uncertainty"], found["cv"]]).all(),
+            "the gradient is not finite": np.isfinite(gradient).all() and np.isfinite(found["log_likelihood"]),
+        }
+        return next((reason for reason, passed in tests.items() if not passed), "")
+
+    def _stop(self, i: int, status: str) -> None:
+        if self.options.bound is not None and status in ("iterations", "converged"):
+            norm = self._norms(self.kept[i : i + 1])[0]
+            status = "bound" if norm >= ON_BOUND * self.options.bound else status
+        self.status[i] = status
+
+    def _record(self, i: int, values: Mapping[str, Any]) -> None:
+        """Values from this iteration of attack i on; what follows overwrites the later ones."""
+        place = np.searchsorted(self.iteration, self.done[i])
+        for name, kept in self.trajectory.items():
+            kept[place:, i] = values[name]
+
+    def _step(self, rows: NDArray[np.int64], gradient: Array) -> None:
+        """One ascent step of Adam for some attacks, each with its own count."""
+        if not len(rows):
+            return
+        self.done[rows] += 1
+        count = self.done[rows][:, None]
+        self.mean[rows] = BETA1 * self.mean[rows] + (1 - BETA1) * gradient
+        self.square[rows] = BETA2 * self.square[rows] + (1 - BETA2) * gradient**2
+        mean, square = self.mean[rows] / (1 - BETA1**count), self.square[rows] / (1 - BETA2**count)
+        self.delta[rows] += self.rate * mean / (np.sqrt(square) + EPSILON)
+        self._project(rows)
+
+    def _project(self, rows: NDArray[np.int64]) -> None:
+        """Bring δ that are beyond the bound back onto it."""
+        if self.options.bound is not None:
+            norm = self._norms(self.delta[rows])
+            self.delta[rows] *= np.minimum(1.0, self.options.bound / np.maximum(norm, 1e-300))[:, None]
+
+    def _norms(self, delta: Array) -> Array:
+        found: Array = self.space.norm(torch.from_numpy(delta)).detach().numpy()
+        return found
+
+    def result(self) -> AttackResult:
+        """What the attacks have come to."""
+        none = np.isneginf(self.log_likelihood)
+        self.log_likelihood[none] = self.start_likelihood[none]
+        trajectory = self.trajectory | {"iteration": self.iteration.astype(np.float64)} if len(self.iteration) else {}
+        return AttackResult(
+            source=np.arange(len(self.base)),
+            positions=self.positions,
+            energy=self.energy,
+            cv=self.cv,
+            uncertainty=self.uncertainty,
+            log_likelihood=self.log_likelihood,
+            norm=self._norms(self.kept),
+            iterations=self.done,
+            status=self.status,
+            trajectory=trajectory,
+            delta=self.kept,
+            runner=self.graph.runner,
+        )
+
+
+def _radius(positions: Array) -> Array:
+    """Largest distance of an atom from the centre of each geometry [n, N, 3], [n]."""
+    apart = positions - positions.mean(axis=1, keepdims=True)
+    found: Array = np.linalg.norm(apart, axis=-1).max(axis=1)
+    return found

@@ -1,0 +1,62 @@
+"""Displacements of atoms along x, y and z."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from uqbias.attacks.base import DistortionSpace
+from uqbias.errors import UqbiasError
+from uqbias.topology import Topology
+from uqbias.variables.base import Atoms, ordered_atoms
+
+
+class Cartesian(DistortionSpace):
+    r"""Displacements of atoms, :math:`x = x_0 + \delta`, in nm: the space of the published attacks.
+
+    Parameters
+    ----------
+    n_atoms : N.
+    coordinates : [D] indices of the coordinates that move, into the flattened [N, 3].
+    labels : [D] texts.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> from uqbias.attacks.base import build_space
+    >>> from uqbias.topology import Topology
+    >>> water = Topology((8, 1, 1), ((0, 1), (0, 2)))
+    >>> space = build_space({"kind": "cartesian", "atoms": [1], "axes": "x"}, water, np.zeros((3, 3)))
+    >>> space(torch.zeros(1, 3, 3), torch.tensor([[0.1]]))[0, 1]
+    tensor([0.1000, 0.0000, 0.0000])
+    """
+
+    kind: ClassVar[str] = "cartesian"
+    unit: ClassVar[str] = "nm"
+    default_learning_rate: ClassVar[float] = 1e-3
+    default_noise: ClassVar[float] = 1e-3
+    embedding: Tensor
+
+    def __init__(self, n_atoms: int, coordinates: tuple[int, ...], labels: tuple[str, ...]) -> None:
+        super().__init__()
+        self.n_coordinates = len(coordinates)
+        self.labels = labels
+        rows = torch.zeros(len(coordinates), 3 * n_atoms)
+        rows[torch.arange(len(coordinates)), torch.tensor(coordinates)] = 1.0
+        self.register_buffer("embedding", rows, persistent=False)
+
+    @classmethod
+    def build(cls, topology: Topology, reference: NDArray[Any], *, atoms: Atoms = "all", axes: str = "xyz") -> Self:
+        """``atoms``: which atoms move, ``all``, ``heavy`` or a list; ``axes``: along which axes, such as ``xy``."""
+        chosen = ordered_atoms(topology, atoms, "atoms of space 'cartesian'")
+        if not isinstance(axes, str) or not axes or len(set(axes)) != len(axes) or not set(axes) <= set("xyz"):
+            raise UqbiasError(f"axes {axes!r} of space 'cartesian'", "give some of x, y and z, such as xy")
+        coordinates = tuple(3 * i + "xyz".index(axis) for i in chosen for axis in axes)
+        return cls(len(topology), coordinates, tuple(f"{axis} {i}" for i in chosen for axis in axes))
+
+    def forward(self, base: Tensor, delta: Tensor) -> Tensor:
+        """Base plus displacements, [W, N, 3] nm."""
+        return base + (delta @ self.embedding.to(delta.dtype)).view_as(base)

@@ -1,0 +1,206 @@
+"""What an attack climbs, and the graph that gives it with its gradient."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+from torch import Tensor
+from torch.func import functional_call
+
+from uqbias.attacks.base import DistortionSpace
+from uqbias.compile.fused import graph_inputs
+from uqbias.compile.runners import compile_function
+from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.model import UncertaintyModel
+from uqbias.units import kt
+
+Array = NDArray[np.float64]
+#: What is climbed: the judge or the driver.
+OF = ("uncertainty", "cv")
+#: Width of the rounding of u⁺ at zero, as a share of the spread of u: u⁺ is within 0.5 % of u from one spread on.
+ROUNDING = 0.25
+#: Name of the zero of the energies among the weights of the graph.
+SHIFT = "model.potential.energy_shift"
+
+
+@dataclass(frozen=True)
+class Objective:
+    r"""Logarithm of the likelihood that an adversarial attack climbs.
+
+    .. math:: \ln L(\delta) = \ln u^+(x_\delta) - \frac{E(x_\delta) - E_0}{kT} - \ln Q, \qquad
+              Q = \sum_i e^{-(E_i - E_0)/kT}, \qquad u^+ = s \ln(1 + e^{u/s})
+
+    with the training energies E_i, of which E₀ is the lowest. The logarithm grows with L, so both have the same maxima,
+    and neither E nor Q can overflow. Schwalbe-Koda, Tan and Gómez-Bombarelli, Nat. Commun. 12, 5104 (2021), equation 7
+    with the adversarial loss 8, where u is the force variance of a committee.
+
+    A log-density may be zero or negative, so u is replaced by u⁺, which is positive and smooth, close to u where u
+    exceeds the spread of u over the given frames, and s·exp(u/s) far below zero: there one s is worth one kT.
+
+    Attributes
+    ----------
+    temperature : K.
+    reference : E₀, kJ/mol.
+    log_partition : ln Q.
+    scale : s, in the unit of u.
+    of : ``uncertainty`` (the calibrated judge) or ``cv`` (the driver).
+    """
+
+    temperature: float
+    reference: float
+    log_partition: float
+    scale: float
+    of: str = "uncertainty"
+
+    @classmethod
+    def from_frames(cls, energy: Array, u: Array, temperature: float, of: str = "uncertainty") -> Objective:
+        """Take Q from energies [n] and s from uncertainties [m]; values that are not finite are left out.
+
+        Raises
+        ------
+        UqbiasError
+            If no energy or uncertainty is finite, the temperature is not above zero, or ``of`` is not known.
+        """
+        if of not in OF:
+            raise UqbiasError(f"attack on '{of}'", did_you_mean(of, OF))
+        if not (math.isfinite(temperature) and temperature > 0):
+            raise UqbiasError(f"attack at {temperature} K", "give a temperature above 0 K")
+        energy, u = (values[np.isfinite(values)] for values in (np.asarray(energy, float), np.asarray(u, float)))
+        for name, values in (("energy", energy), (of, u)):
+            if not len(values):
+                raise UqbiasError(f"the model's {name} is finite for none of the frames", "check frames and model")
+        reference = float(energy.min())
+        return cls(temperature, reference, log_partition(energy - reference, temperature), _scale(u), of)
+
+    def __call__(self, u: Array, energy: Array) -> Array:
+        """Value of ln L for u [...] and E [...] kJ/mol."""
+        return self.log_positive(u) - (energy - self.reference) / kt(self.temperature) - self.log_partition
+
+    def log_positive(self, u: Array) -> Array:
+        """Logarithm of u⁺."""
+        # ln softplus(z) is z for z << 0, where the softplus itself would be rounded to zero.
+        z = np.asarray(u, dtype=float) / self.scale
+        value = np.log(np.maximum(np.logaddexp(0.0, z), np.finfo(float).tiny))
+        found: Array = np.where(z < -30.0, z, value) + math.log(self.scale)
+        return found
+
+
+def log_partition(energy: Array, temperature: float) -> float:
+    """Logarithm of Σ exp(-E_i/kT) of energies [n] in kJ/mol; nothing overflows, at any energy."""
+    return float(logsumexp(-np.asarray(energy, dtype=np.float64) / kt(temperature)))
+
+
+def log_softplus(z: Tensor) -> Tensor:
+    """Logarithm of ln(1 + exp z), with a finite gradient for any z."""
+    low = z < -15.0
+    # Each branch sees a harmless number where the other one counts, so that no gradient is 0 times infinity.
+    inside = torch.where(low, torch.zeros_like(z), z)
+    return torch.where(low, z, torch.log(torch.nn.functional.softplus(inside)))
+
+
+def _scale(u: Array) -> float:
+    spread = 0.5 * float(np.subtract(*np.quantile(u, [0.84, 0.16])))
+    size = float(np.abs(u).max())
+    if not spread > 1e-6 * size:  # one frame, or equal ones
+        spread = size or 1.0
+    return ROUNDING * spread
+
+
+class Point(NamedTuple):
+    """What the graph gives for W attacks; host arrays in double precision."""
+
+    #: [W, N, 3] nm.
+    positions: Array
+    #: [W] kJ/mol, from the potential's ``energy_shift``.
+    energy: Array
+    #: [W] driver.
+    cv: Array
+    #: [W] judge.
+    uncertainty: Array
+    #: [W, D] of ln L with respect to δ.
+    gradient: Array
+
+
+class AttackGraph:
+    """Model and distortion space in one graph: (base, δ, weights, 1/kT, s) to (x, E, u, driver, gradient of ln L).
+
+    Everything that changes between rounds or temperatures is an input, so that a graph compiled once, and kept in the
+    cache, serves all models of an architecture on a molecule. The zero of the energies is taken out of the graph: total
+    energies of -10⁹ kJ/mol keep their digits in single precision.
+
+    Parameters
+    ----------
+    width : W, attacks that are evaluated together.
+    bases : [n, N, 3] nm, sound geometries on which machine code is checked against the graph.
+    """
+
+    def __init__(
+        self,
+        model: UncertaintyModel,
+        space: DistortionSpace,
+        width: int,
+        bases: Array,
+        objective: Objective,
+        *,
+        runner: str = "auto",
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        cache_dir: Path | None = None,
+    ) -> None:
+        names, inputs = graph_inputs(model, width, dtype, device)
+        self._whole = _ModelInSpace(model, space)
+        self._names = [f"model.{name}" for name in names]
+        own = {f"space.{name}": tensor for name, tensor in space.named_buffers()}
+        self._names += list(own)
+        inputs += [
+            tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+            for tensor in own.values()
+        ]
+        inputs[1 + self._names.index(SHIFT)].zero_()
+        random = torch.Generator().manual_seed(0)
+        delta = 0.1 * space.default_noise * torch.randn(width, space.n_coordinates, generator=random)
+        numbers = torch.tensor([1.0 / kt(objective.temperature), objective.scale])
+        inputs += [delta.to(device, dtype), numbers.to(device, dtype)]
+        self._inputs, self.width = inputs, width
+        inputs[0].copy_(torch.from_numpy(np.resize(bases, (width, *bases.shape[1:]))))
+        self._of = objective.of
+        compiled = compile_function(self._function, inputs, runner=runner, name="attack", cache_dir=cache_dir)
+        self.runner, self._run = compiled.runner, compiled.unchecked
+
+    def _function(self, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+        base, *weights, delta, numbers = inputs
+        delta = delta.detach().requires_grad_()
+        positions, energy, cv, uncertainty = functional_call(
+            self._whole, dict(zip(self._names, weights, strict=True)), (base, delta)
+        )
+        u = uncertainty if self._of == "uncertainty" else cv
+        climbed = log_softplus(u / numbers[1]) - energy * numbers[0]
+        (gradient,) = torch.autograd.grad(climbed.sum(), delta, materialize_grads=True)
+        return positions.clone(), energy.clone(), cv.clone(), uncertainty.clone(), gradient
+
+    def __call__(self, bases: Array, delta: Array) -> Point:
+        """Evaluate W attacks at ``bases`` [W, N, 3] nm and ``delta`` [W, D]."""
+        self._inputs[0].copy_(torch.from_numpy(bases))
+        self._inputs[-2].copy_(torch.from_numpy(delta))
+        return Point(*(tensor.detach().cpu().numpy().astype(np.float64) for tensor in self._run(self._inputs)))
+
+
+class _ModelInSpace(torch.nn.Module):
+    """Geometry, energy, driver and judge at δ."""
+
+    def __init__(self, model: UncertaintyModel, space: DistortionSpace) -> None:
+        super().__init__()
+        self.model = model
+        self.space = space
+
+    def forward(self, base: Tensor, delta: Tensor) -> tuple[Tensor, ...]:
+        positions = self.space(base, delta)
+        energy, cv, uncertainty = self.model(positions)
+        return positions, energy, cv, uncertainty

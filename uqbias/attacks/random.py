@@ -1,0 +1,123 @@
+"""Random distortions of frames: what attacks are compared with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from uqbias.attacks.ascent import Array, AttackResult, checked_positions
+from uqbias.attacks.base import DistortionSpace, build_space
+from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.inference import BLOCK, evaluate_frames
+from uqbias.model import UncertaintyModel
+
+DISTRIBUTIONS = ("normal", "uniform")
+
+
+@dataclass(frozen=True)
+class RandomOptions:
+    """How frames are distorted at random.
+
+    Attributes
+    ----------
+    space : section of the distortion space, see `uqbias.attacks.base.build_space`.
+    amplitude : of each coordinate, in the unit of δ: nm for ``cartesian``, rad (0.1 nm) for the others. One number or D
+        of them: the standard deviation of ``normal``, the half width of ``uniform``.
+    distribution : ``normal`` or ``uniform``.
+    """
+
+    space: Mapping[str, Any] = field(default_factory=lambda: {"kind": "cartesian"})
+    amplitude: float | Sequence[float] = 0.01
+    distribution: str = "normal"
+
+    def __post_init__(self) -> None:
+        if self.distribution not in DISTRIBUTIONS:
+            raise UqbiasError(
+                f"unknown distribution '{self.distribution}'", did_you_mean(self.distribution, DISTRIBUTIONS)
+            )
+        for value in np.atleast_1d(np.asarray(self.amplitude, dtype=float)):
+            if not (math.isfinite(value) and value >= 0):
+                raise UqbiasError(f"amplitude {self.amplitude} of random distortions", "give numbers of 0 or more")
+
+
+def distort_at_random(
+    model: UncertaintyModel,
+    positions: NDArray[Any],
+    options: RandomOptions | None = None,
+    *,
+    variables: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> AttackResult:
+    """Distort each frame once.
+
+    Parameters
+    ----------
+    positions : [n, N, 3] nm; for several distortions of a frame give it several times.
+    variables : collective variables by name, as in a campaign file, for the space ``variables``.
+
+    Returns
+    -------
+    AttackResult
+        With the status ``random``, without ln L and trajectory. A distortion that the model cannot evaluate is marked
+        as failed, and its start frame kept.
+
+    Raises
+    ------
+    UqbiasError
+        If the frames are not of the model's molecule or not finite, or the amplitudes do not fit the space.
+    """
+    options = RandomOptions() if options is None else options
+    x = checked_positions(model, positions)
+    if not np.isfinite(x).all():
+        bad = int(np.argmin(np.isfinite(x).all(axis=(1, 2))))
+        raise UqbiasError(f"frame {bad} to distort is not finite", "leave it out")
+    space = build_space(options.space, model.topology, x[0], variables)
+    amplitude = np.asarray(options.amplitude, dtype=float)
+    if amplitude.ndim and amplitude.shape != (space.n_coordinates,):
+        raise UqbiasError(
+            f"{amplitude.size} amplitudes for {space.n_coordinates} coordinates", "give one number, or one for each"
+        )
+    random, shape = np.random.default_rng(seed), (len(x), space.n_coordinates)
+    drawn = random.standard_normal(shape) if options.distribution == "normal" else random.uniform(-1.0, 1.0, shape)
+    delta = amplitude * drawn
+    distorted = distort(space, x, delta)
+    finite = np.isfinite(distorted).all(axis=(1, 2))
+    distorted[~finite] = x[~finite]
+    found = evaluate_frames(model, distorted)
+    good = np.asarray(finite & np.isfinite([found.energy, found.cv, found.uncertainty]).all(axis=0))
+    if not good.all():
+        start = evaluate_frames(model, x[~good])
+        distorted[~good], delta[~good] = x[~good], 0.0
+        for name in ("energy", "cv", "uncertainty"):
+            getattr(found, name)[~good] = getattr(start, name)
+    with torch.no_grad():
+        norm: Array = space.norm(torch.from_numpy(delta)).numpy()
+    return AttackResult(
+        source=np.arange(len(x)),
+        positions=distorted,
+        energy=found.energy,
+        cv=found.cv,
+        uncertainty=found.uncertainty,
+        log_likelihood=np.full(len(x), np.nan),
+        norm=norm,
+        iterations=np.zeros(len(x), dtype=np.int64),
+        status=["random" if one else "failed: the model cannot evaluate the distorted frame" for one in good],
+        trajectory={},
+        delta=delta,
+    )
+
+
+def distort(space: DistortionSpace, positions: Array, delta: Array) -> Array:
+    """Distorted frames [n, N, 3] nm from ``positions`` [n, N, 3] and ``delta`` [n, D], in float64."""
+    blocks = []
+    for at in range(0, len(positions), BLOCK):
+        chosen = slice(at, at + BLOCK)
+        with torch.no_grad():
+            blocks.append(space(torch.from_numpy(positions[chosen]), torch.from_numpy(delta[chosen])).numpy())
+    return np.concatenate(blocks) if blocks else positions.copy()

@@ -1,0 +1,213 @@
+"""Collective variables as coordinates of a distortion."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from uqbias.attacks.base import LENGTH_UNIT, DistortionSpace
+from uqbias.attacks.internal import Move, RigidMoves
+from uqbias.attacks.moves import branch
+from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.topology import Topology
+from uqbias.variables.angle import Angle
+from uqbias.variables.base import CollectiveVariable
+from uqbias.variables.dihedral import Dihedral
+from uqbias.variables.distance import Distance
+
+#: Parts into which a change is cut, and Newton steps on the whole of it after them.
+PARTS, POLISH = 4, 3
+#: Added to the squared mass-weighted gradients, relative to their mean and absolute: a variable without a gradient
+#: moves nothing.
+DAMPING, SMALLEST = 1e-7, 1e-12
+
+
+class Variables(DistortionSpace):
+    r"""Changes of collective variables: δ = 0.2 makes a φ that is 0.2 rad larger.
+
+    Where every variable is a dihedral, an angle or a distance along bonds that cut the molecule in two, the geometry
+    is moved rigidly, as in `uqbias.attacks.internal.Internal`, exactly and for any δ. Otherwise (`rmsd`,
+    `coordination`, a function of one's own, or two variables that move each other's atoms otherwise than rigidly) all
+    of them are brought to s(x₀) + δ along their mass-weighted gradients by Newton steps,
+
+    .. math:: x \leftarrow x + J^+ (s^* - s(x)), \qquad J^+ = M^{-1} J^T (J M^{-1} J^T)^{-1}, \quad J = \partial s /
+              \partial x,
+
+    the least displacement, weighted by masses, that brings the linearised variables to s*. The change is cut in four
+    parts and followed by three steps on the whole, all of them in the graph, with the gradient through them. Such a
+    move knows nothing of bonds: keep it short, or give the dihedrals themselves. Differences of periodic variables are
+    wrapped.
+
+    δ is in the unit of each variable, with 0.1 nm for a length as in the space ``internal``.
+
+    Parameters
+    ----------
+    variables : by name.
+    moves : rigid move of each variable, or None where they are brought there by Newton steps.
+    masses : [N] dalton.
+    """
+
+    kind: ClassVar[str] = "variables"
+
+    def __init__(
+        self, variables: Mapping[str, CollectiveVariable], moves: list[Move] | None, masses: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.labels = tuple(variables)
+        self.n_coordinates = len(variables)
+        self.modules_of_variables = torch.nn.ModuleList(variables.values())
+        self.moves = None if moves is None else RigidMoves(len(masses), moves)
+        self.periods = [variable.period for variable in variables.values()]
+        units = [LENGTH_UNIT if variable.unit == "nm" else 1.0 for variable in variables.values()]
+        self.register_buffer("units", torch.tensor(units, dtype=torch.float64), persistent=False)
+        inverse = 1.0 / np.asarray(masses, dtype=float)
+        self.register_buffer("inverse_masses", torch.tensor(inverse / inverse.mean()), persistent=False)
+        self.units: Tensor
+        self.inverse_masses: Tensor
+
+    @classmethod
+    def build(
+        cls,
+        topology: Topology,
+        reference: NDArray[Any],
+        *,
+        names: Sequence[str] | str | None = None,
+        rigid: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """``names``: of the variables, all if left out; ``rigid``: false for Newton steps on any variable.
+
+        Raises
+        ------
+        UqbiasError
+            If a variable is not defined.
+        """
+        from uqbias.campaign.exploration import build_variables
+
+        defined = dict(variables or {})
+        chosen = list(defined) if names is None else [names] if isinstance(names, str) else list(names)
+        for name in chosen:
+            if name not in defined:
+                cure = did_you_mean(name, defined) if defined else "define it, such as phi: {kind: dihedral, atoms: ..}"
+                raise UqbiasError(f"space 'variables': no variable '{name}'", cure)
+        if not chosen:
+            raise UqbiasError("space 'variables' without a variable", "define one, such as phi: {kind: dihedral, ..}")
+        if len(set(chosen)) < len(chosen):
+            raise UqbiasError(f"space 'variables' of {chosen}", "name each variable once")
+        built = build_variables({name: defined[name] for name in chosen}, topology, np.asarray(reference, dtype=float))
+        moves = [rigid_move(topology, variable) for variable in built.values()] if rigid else [None]
+        found = [move for move in moves if move is not None]
+        independent = len(found) == len(moves) and _independent(built, found, np.asarray(reference, dtype=float))
+        return cls(built, found if independent else None, topology.masses().tolist())
+
+    def forward(self, base: Tensor, delta: Tensor) -> Tensor:
+        """Geometries with changed variables, [W, N, 3] nm."""
+        if self.moves is not None:
+            moved: Tensor = self.moves(base, delta)
+            return moved
+        change = delta * self.units.to(delta.dtype)
+        differentiable = torch.is_grad_enabled()
+        with torch.enable_grad():  # type: ignore[no-untyped-call]
+            x = base if base.requires_grad else base.detach().clone().requires_grad_()
+            begun, _ = self._values(x)
+            begun = begun.detach()
+            for part in range(1, PARTS + POLISH + 1):
+                values, gradients = self._values(x)
+                x = x + self._newton(gradients, self._wrapped(begun + change * min(part / PARTS, 1.0) - values))
+        return x if differentiable else x.detach()
+
+    def values(self, positions: Tensor) -> Tensor:
+        """Variables of geometries [W, N, 3] nm, [W, D]."""
+        return torch.stack([variable(positions) for variable in self.modules_of_variables], dim=1)
+
+    def _values(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        values = self.values(x)
+        gradients = [
+            torch.autograd.grad(value.sum(), x, create_graph=True, materialize_grads=True)[0]
+            for value in values.unbind(1)
+        ]
+        return values, gradients
+
+    def _wrapped(self, difference: Tensor) -> Tensor:
+        columns = [
+            column if period is None else column - period * torch.round(column.detach() / period)
+            for column, period in zip(difference.unbind(1), self.periods, strict=True)
+        ]
+        return torch.stack(columns, dim=1)
+
+    def _newton(self, gradients: list[Tensor], residual: Tensor) -> Tensor:
+        """J⁺ times the residual [W, D]: a displacement [W, N, 3]."""
+        inverse = self.inverse_masses.to(residual.dtype).view(1, -1, 1)
+        weighted = [gradient * inverse for gradient in gradients]
+        rows = [[(one * other).sum((1, 2)) for other in weighted] for one in gradients]
+        D = len(rows)
+        for i in range(D):
+            rows[i][i] = rows[i][i] * (1.0 + DAMPING) + SMALLEST
+        # Gauss elimination, without pivots since the matrix is symmetric and positive.
+        right = list(residual.unbind(1))
+        for i in range(D):
+            for j in range(i + 1, D):
+                factor = rows[j][i] / rows[i][i]
+                rows[j] = [a - factor * b for a, b in zip(rows[j], rows[i], strict=True)]
+                right[j] = right[j] - factor * right[i]
+        solution = list(right)
+        for i in reversed(range(D)):
+            known = sum((rows[i][j] * solution[j] for j in range(i + 1, D)), torch.zeros_like(right[i]))
+            solution[i] = (right[i] - known) / rows[i][i]
+        return sum(
+            (column.view(-1, 1, 1) * gradient for column, gradient in zip(solution, weighted, strict=True)),
+            torch.zeros_like(weighted[0]),
+        )
+
+
+def rigid_move(topology: Topology, variable: CollectiveVariable) -> Move | None:
+    """The rigid move that changes a variable by δ, or None where there is none."""
+    if isinstance(variable, Dihedral):
+        first, j, k, last = variable.atoms
+        return _turn(topology, first, j, k, last) or _turn(topology, last, k, j, first)
+    if isinstance(variable, Angle):
+        i, j, k = variable.atoms
+        return _cut("bend", topology, j, k, i) or _cut("bend", topology, j, i, k)
+    if isinstance(variable, Distance) and [len(group) for group in variable.groups] == [1, 1]:
+        (i,), (j,) = variable.groups
+        return _cut("stretch", topology, i, j, -1)
+    return None
+
+
+def _turn(topology: Topology, first: int, fixed: int, pivot: int, last: int) -> Move | None:
+    """Turn of ``last`` about a bond, with ``first`` on the other side; the axis points from fixed to pivot."""
+    move = _cut("turn", topology, fixed, pivot, first)
+    return move if move is not None and last in move.atoms else None
+
+
+def _cut(kind: str, topology: Topology, fixed: int, pivot: int, outside: int) -> Move | None:
+    """Move of the side of ``pivot``, if the two are bonded, in no ring, and ``outside`` is not on that side."""
+    if pivot not in topology.neighbours[fixed]:
+        return None
+    atoms = branch(topology, fixed, pivot)
+    if atoms is None or outside in atoms:
+        return None
+    return Move(kind, fixed, pivot, outside, atoms)
+
+
+def _independent(variables: Mapping[str, CollectiveVariable], moves: list[Move], reference: NDArray[Any]) -> bool:
+    """Whether all moves together change each variable by its own δ, at the reference."""
+    x = torch.tensor(reference, dtype=torch.float64)[None]
+    random = torch.Generator().manual_seed(0)
+    delta = 0.1 * torch.randn(1, len(moves), generator=random, dtype=torch.float64)
+    with torch.no_grad():
+        moved = RigidMoves(len(reference), moves)(x, delta)
+        for place, variable in enumerate(variables.values()):
+            change = float(variable(moved) - variable(x))
+            if variable.period is not None:
+                change -= variable.period * round(change / variable.period)
+            wanted = float(delta[0, place]) * (LENGTH_UNIT if variable.unit == "nm" else 1.0)
+            if not math.isclose(change, wanted, abs_tol=1e-4 * abs(wanted) + 1e-7):
+                return False
+    return True
