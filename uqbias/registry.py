@@ -145,6 +145,7 @@ VARIABLES = Registry(
         "dihedral": "uqbias.variables.dihedral:Dihedral",
         "rmsd": "uqbias.variables.rmsd:RMSD",
         "coordination": "uqbias.variables.coordination:Coordination",
+        "position": "uqbias.variables.position:Position",
     },
     "uqbias.variables.base:CollectiveVariable",
 )

@@ -38,9 +38,10 @@ from uqbias.bias.restraint import Restraint
 from uqbias.compile.fused import FusedEvaluator
 from uqbias.files import write_text
 from uqbias.md.walkers import Walkers
-from uqbias.oracles.analytic import Axis, DoubleWell
+from uqbias.oracles.analytic import DoubleWell
 from uqbias.topology import Topology
 from uqbias.units import kt
+from uqbias.variables.position import Position
 
 WALKERS, TIMESTEP_FS, FRICTION = 16, 20.0, 2.0
 DISCARD, HIGHEST, GOAL = 0.2, 10.0, 0.3
@@ -133,7 +134,7 @@ class Run:
 
     def __init__(self, problem, biases, seed, runner, start=None):
         self.problem, self.parts, self.bias = problem, biases, BiasSum(biases)
-        modules = {axis: Axis(axis) for axis in "xy"}
+        modules = {axis: Position(axis) for axis in "xy"}
         evaluator = FusedEvaluator(problem.well, self.bias, WALKERS, variables=modules, runner=runner)
         at = np.zeros((1, 1, 3))
         at[0, 0, 0] = problem.well.wells[0] if start is None else start

@@ -11,10 +11,11 @@ from uqbias.bias.metadynamics import Metadynamics
 from uqbias.compile.fused import FusedEvaluator
 from uqbias.errors import UqbiasError
 from uqbias.md.walkers import Walkers
-from uqbias.oracles.analytic import Axis, DoubleWell, DoubleWellOracle
+from uqbias.oracles.analytic import DoubleWell, DoubleWellOracle
 from uqbias.oracles.base import OracleError
 from uqbias.topology import Topology
 from uqbias.units import kt
+from uqbias.variables.position import Position
 
 
 def test_energies_are_the_published_polynomials():
@@ -101,7 +102,7 @@ def test_bad_input():
     with pytest.raises(UqbiasError, match=r"\(4, 3\)"):
         DoubleWell(1).free_energy(np.zeros((4, 3)), 300.0, axes="xy")
     with pytest.raises(UqbiasError, match="'xy'"):
-        Axis("xy")
+        Position("xy")
 
 
 def test_dynamics_samples_the_boltzmann_distribution():
@@ -110,7 +111,7 @@ def test_dynamics_samples_the_boltzmann_distribution():
     T = well.temperature(3.0)
     bias = Metadynamics(variables=["x", "y"], height=1e-9, sigma=0.1)
     bias.frozen = True
-    evaluator = FusedEvaluator(well, bias, 16, variables={"x": Axis("x"), "y": Axis("y")}, runner="torchscript")
+    evaluator = FusedEvaluator(well, bias, 16, variables={"x": Position("x"), "y": Position("y")}, runner="torchscript")
     start = np.zeros((2, 1, 3))
     start[:, 0, 0] = well.wells
     walkers = Walkers(

@@ -31,6 +31,7 @@ SPECS = {
     "rmsd": ({"kind": "rmsd", "atoms": "heavy"}, "nm", None),
     "coordination": ({"kind": "coordination", "group_a": "heavy", "group_b": "all", "r0": 0.3}, "", None),
     "within": ({"kind": "coordination", "group_a": CARBONS, "r0": 0.25, "n": 5, "m": 9}, "", None),
+    "position": ({"kind": "position", "axis": "y", "atom": "CA"}, "nm", None),
     "function": ({"kind": f"{__name__}:gyration", "unit": "nm"}, "nm", None),
 }
 
@@ -76,7 +77,7 @@ def test_every_kind_is_tested():
     assert {spec["kind"] for spec, _, _ in SPECS.values()} >= set(VARIABLES.names())
 
 
-@pytest.mark.parametrize("kind", ["distance", "angle", "dihedral", "rmsd", "coordination"])
+@pytest.mark.parametrize("kind", ["distance", "angle", "dihedral", "rmsd", "coordination", "position"])
 def test_example_in_the_docstring(kind):
     result = doctest.testmod(importlib.import_module(f"uqbias.variables.{kind}"))
     assert (result.failed, result.attempted > 3) == (0, True)
@@ -101,6 +102,10 @@ def test_batch_equals_singles(case, frames):
 
 def test_invariant_under_motion(case, frames):
     variable, _, _ = case
+    if not variable.invariant:
+        moved = variable(frames + 0.7) - variable(frames)
+        torch.testing.assert_close(moved, torch.full_like(moved, 0.7))
+        return
     turn = torch.tensor(Rotation.from_rotvec([0.4, -1.1, 2.0]).as_matrix())
     torch.testing.assert_close(variable(frames @ turn.T + 0.7), variable(frames), rtol=1e-9, atol=1e-9)
     # A mirror image is another molecule to a signed angle and to a superposition, and to nothing else.

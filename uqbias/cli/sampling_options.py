@@ -8,7 +8,15 @@ from typing import Any
 from uqbias.errors import UqbiasError, did_you_mean
 
 #: Hills on a variable of a kind are this wide unless the user says otherwise; u is in nats for a density.
-WIDTHS = {"u": 1.0, "distance": 0.02, "angle": 0.1, "dihedral": 0.35, "rmsd": 0.02, "coordination": 0.2}
+WIDTHS = {
+    "u": 1.0,
+    "distance": 0.02,
+    "angle": 0.1,
+    "dihedral": 0.35,
+    "rmsd": 0.02,
+    "coordination": 0.2,
+    "position": 0.02,
+}
 #: Kinds that take all variables in one bias; the other kinds take a bias for each.
 TOGETHER = ("metadynamics", "opes")
 OF_ENERGY = ("gamd",)

@@ -157,30 +157,6 @@ class DoubleWell(torch.nn.Module):
         return float(-kT * logsumexp(-self._along(x, 0) / kT, b=abs(x[1] - x[0])))
 
 
-class Axis(torch.nn.Module):
-    """A coordinate of the first particle as a collective variable: neither rotation nor translation leaves it alone.
-
-    Parameters
-    ----------
-    axis : ``x``, ``y`` or ``z``.
-
-    Raises
-    ------
-    UqbiasError
-        If there is no such axis.
-    """
-
-    def __init__(self, axis: str = "x") -> None:
-        super().__init__()
-        if len(axis) != 1 or axis not in AXES:
-            raise UqbiasError(f"axis '{axis}'", "choose x, y or z")
-        self.place = AXES.index(axis)
-
-    def forward(self, positions: Tensor) -> Tensor:
-        """[W] nm, of ``positions`` [W, N, 3] nm."""
-        return positions[:, 0, self.place]
-
-
 class DoubleWellOracle(Oracle):
     """Labels of `DoubleWell`, for one particle.
 

@@ -25,7 +25,7 @@ Atoms = str | Sequence[int | str]
 
 
 class CollectiveVariable(nn.Module, ABC):
-    """A smooth scalar of a geometry, differentiable and invariant under rotation and translation.
+    """A smooth scalar of a geometry, differentiable and, unless it says otherwise, invariant under motion as a whole.
 
     ``forward`` consists of tensor operations without a branch on values, in the dtype of the positions, and its
     gradient is finite for any finite geometry. Positions are taken as they are: there are no periodic images.
@@ -35,11 +35,13 @@ class CollectiveVariable(nn.Module, ABC):
     kind : name in the registry.
     unit : of the value; ``""`` for a number.
     period : of the value, or None where it has none.
+    invariant : whether rotation and translation of all atoms leave it alone.
     """
 
     kind: str
     unit: str = ""
     period: float | None = None
+    invariant: bool = True
 
     @classmethod
     @abstractmethod
