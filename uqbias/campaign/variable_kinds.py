@@ -78,13 +78,24 @@ class CoordinationSection(KindSection):
     m: Count | None = Field(default=None, description="exponent of the denominator; null: 2 n")
 
 
-SECTIONS = (DistanceSection, AngleSection, DihedralSection, RMSDSection, CoordinationSection)
+class PositionSection(KindSection):
+    """A Cartesian coordinate."""
+
+    kind: Literal["position"] = Field(
+        default="position", description="a Cartesian coordinate of an atom in an external field, nm"
+    )
+    axis: Literal["x", "y", "z"] = Field(description="x, y or z")
+    atom: Atom = Field(default=0, description="index or name")
+
+
+SECTIONS = (DistanceSection, AngleSection, DihedralSection, RMSDSection, CoordinationSection, PositionSection)
 VariableSection = Annotated[
     Annotated[DistanceSection, Tag("distance")]
     | Annotated[AngleSection, Tag("angle")]
     | Annotated[DihedralSection, Tag("dihedral")]
     | Annotated[RMSDSection, Tag("rmsd")]
     | Annotated[CoordinationSection, Tag("coordination")]
+    | Annotated[PositionSection, Tag("position")]
     | Other,
     by_kind("", tuple(section.model_fields["kind"].default for section in SECTIONS)),
     known_kind(VARIABLES, imports=True),
