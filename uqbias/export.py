@@ -14,11 +14,12 @@ from torch.func import functional_call
 
 import uqbias
 from uqbias.compile.flatten import flatten
-from uqbias.compile.fused import OF_MODEL, BiasLike
+from uqbias.compile.fused import BiasLike
 from uqbias.compile.runners import trace_to_torchscript
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.files import atomic_path
 from uqbias.model import UncertaintyModel
+from uqbias.variables.names import OF_MODEL
 
 #: What an exported module may give, and its unit.
 OUTPUTS = {

@@ -18,6 +18,7 @@ from uqbias.bias.metadynamics import Metadynamics
 from uqbias.bias.options import per_variable, positive
 from uqbias.errors import UqbiasError
 from uqbias.units import kt
+from uqbias.variables.names import EXTENDED
 
 _HILLS = "hills."
 
@@ -74,7 +75,7 @@ class ExtendedABF(Bias):
         names = (variables,) if isinstance(variables, str) else tuple(variables)
         if len(names) != 1:
             raise UqbiasError(f"{self.kind} on the variables {list(names)}", "name one; each takes a bias of its own")
-        super().__init__((names[0], f"extended_{names[0]}"))
+        super().__init__((names[0], f"{EXTENDED}{names[0]}"))
         for name, value in (
             ("sigma", sigma),
             ("mass", mass),

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from uqbias.campaign.sections import KindSection, ThirdParty, by_kind, known_kind
 from uqbias.registry import VARIABLES
+from uqbias.variables.names import EXTENDED, OF_MODEL
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -17,10 +18,6 @@ Other = Annotated[ThirdParty, Tag("third_party")]
 Atom = int | str
 Group = Literal["all", "heavy"] | list[Atom]
 
-#: Variables that every model gives: driver, judge (calibrated), energy.
-OF_MODEL = ("u", "uncertainty", "energy")
-#: An extended variable is called after the one it follows.
-EXTENDED = "extended_"
 #: Columns of COLVAR that have these names already.
 TAKEN = ("time", "bias", "restarted")
 

@@ -15,15 +15,12 @@ from torch.func import functional_call
 
 from uqbias.compile.runners import compile_function
 from uqbias.errors import UqbiasError
+from uqbias.variables.names import OF_MODEL
 
 #: Forces beyond this, in kJ/mol/nm, mark a walker as broken: 1e6 is ten thousand times a typical force.
 FORCE_LIMIT = 1e6
 #: State tensors of a bias with this name (after the last dot) may grow along dimension 0 without a new graph.
 GROWING = "table"
-
-
-#: Variables that the model gives itself: driver, judge, energy.
-OF_MODEL = ("u", "uncertainty", "energy")
 
 
 class BiasLike(Protocol):

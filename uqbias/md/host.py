@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from uqbias.bias.base import Array, BiasSum, Probe
-from uqbias.compile.fused import OF_MODEL, FusedEvaluator
+from uqbias.compile.fused import FusedEvaluator
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.md.external import is_force
 from uqbias.md.stack import choose_backend
+from uqbias.variables.names import OF_MODEL
 
 #: Steps between observations where no bias has a pace.
 PACE = 50

@@ -13,12 +13,12 @@ import torch
 from uqbias.bias.base import Array, Bias
 from uqbias.bias.metadynamics import Metadynamics as MetadynamicsBias
 from uqbias.bias.walls import UpperWall
-from uqbias.compile.fused import OF_MODEL
 from uqbias.errors import UqbiasError
 from uqbias.md import host
 from uqbias.md.external import is_force
 from uqbias.md.sampling import Sampling
 from uqbias.md.sharing import SharedHills
+from uqbias.variables.names import OF_MODEL
 
 #: Grid points per width of a hill, for `Metadynamics.getFreeEnergy`, as in openmm.app.BiasVariable.
 POINTS_PER_WIDTH = 5

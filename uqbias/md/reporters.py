@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uqbias.bias.metadynamics import Metadynamics, hill_type
-from uqbias.compile.fused import OF_MODEL
 from uqbias.errors import UqbiasError
 from uqbias.files import atomic_path
 from uqbias.md.guards import GuardEvent
 from uqbias.md.observation import Observation
 from uqbias.topology import Topology
 from uqbias.units import ANGSTROM
+from uqbias.variables.names import OF_MODEL
 
 
 class _Files:

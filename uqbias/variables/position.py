@@ -1,0 +1,64 @@
+"""A Cartesian coordinate of an atom, for particles in an external field."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+from torch import Tensor
+
+from uqbias.errors import UqbiasError
+from uqbias.topology import Topology
+from uqbias.variables.base import CollectiveVariable, fixed_atoms
+
+AXES = "xyz"
+
+
+class Position(CollectiveVariable):
+    """x, y or z of an atom in nm. Neither rotation nor translation leaves it alone: of no use for a free molecule.
+
+    PLUMED's POSITION with NOPBC.
+
+    Parameters
+    ----------
+    axis : ``x``, ``y`` or ``z``.
+    atom : index.
+
+    Raises
+    ------
+    UqbiasError
+        If there is no such axis.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from uqbias.topology import Topology
+    >>> from uqbias.variables.base import build_variable
+    >>> height = build_variable({"kind": "position", "axis": "y"}, Topology((1,), ()))
+    >>> height(torch.tensor([[[0.1, 0.2, 0.3]]]))
+    tensor([0.2000])
+    """
+
+    kind = "position"
+    unit = "nm"
+    invariant = False
+
+    def __init__(self, axis: str = "x", atom: int = 0) -> None:
+        super().__init__()
+        if len(axis) != 1 or axis not in AXES:
+            raise UqbiasError(f"axis '{axis}' of position", "choose x, y or z")
+        self.axis, self.atom = axis, int(atom)
+
+    @classmethod
+    def build(cls, topology: Topology, *, axis: str, atom: int | str = 0) -> Self:
+        """``axis`` of ``atom``, an index or a name."""
+        atoms: Sequence[int | str] = [atom]
+        return cls(axis, fixed_atoms(topology, atoms, 1, "atom of position")[0])
+
+    def options(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {"axis": self.axis, "atom": self.atom}
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """Coordinate [W], nm."""
+        return positions[:, self.atom, AXES.index(self.axis)]
