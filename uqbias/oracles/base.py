@@ -122,7 +122,7 @@ def make_oracle(kind: str, options: dict[str, Any]) -> Oracle:
     missing = [name for name, value in parameters.items() if value.default is value.empty and name not in options]
     missing = [name for name in missing if parameters[name].kind is not inspect.Parameter.VAR_KEYWORD]
     if missing:
-        raise UqbiasError(f"{kind} oracle needs the option '{missing[0]}'", "add it to the campaign file")
+        raise UqbiasError(f"{kind} oracle needs the option '{missing[0]}'", "add it to the options of the oracle")
     oracle: Oracle = cls(**options)
     return oracle
 
