@@ -162,7 +162,7 @@ def attack(
     """
     options = AttackOptions() if options is None else options
     x = checked_positions(model, positions)
-    finite: NDArray[np.bool_] = np.isfinite(x).all(axis=(1, 2))
+    finite = np.asarray(np.isfinite(x).all(axis=(1, 2)))
     if not finite.any():
         raise UqbiasError(f"none of the {len(x)} frames is finite", "give frames with positions")
     start = evaluate_frames(model, np.where(finite[:, None, None], x, x[finite.argmax()]))

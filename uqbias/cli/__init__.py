@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import uqbias
-from uqbias.cli import campaigns, checks, directions, fes, models, plumed, sampling
+from uqbias.cli import attacks, campaigns, checks, directions, fes, models, plumed, sampling
 from uqbias.cli.output import CommandGroup
 
 app = typer.Typer(
@@ -55,7 +55,7 @@ def _main(
     """
 
 
-for _module in (campaigns, models, sampling, fes, directions, plumed, checks):
+for _module in (campaigns, models, sampling, fes, attacks, directions, plumed, checks):
     _module.register(app)
 
 

@@ -1,0 +1,293 @@
+"""The command attack: geometries of high uncertainty and affordable energy, by gradient ascent."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from uqbias.cli.output import Json, Quiet, print_json
+
+if TYPE_CHECKING:
+    from uqbias.attacks.ascent import AttackOptions, AttackResult
+    from uqbias.attacks.frames import UsableFrames
+
+#: Skipped frames and failed attacks that are named one by one.
+NAMED = 5
+#: Quantity, unit of the summary table.
+ROWS = (
+    ("uncertainty", "kJ/mol/nm, the judge"),
+    ("cv", "the driver"),
+    ("energy", "kJ/mol above the lowest start frame"),
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this file."""
+    app.command(no_args_is_help=True, short_help="Adversarial attacks: unsure geometries by gradient ascent.")(attack)
+
+
+def attack(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file (.uqb).")],
+    data: Annotated[
+        Path, typer.Argument(metavar="FRAMES.xyz", help="Where attacks begin; eV, Å, labels are not needed.")
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE.xyz", help="For the geometries reached, extended XYZ.")
+    ] = Path("attacks.xyz"),
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Attacks in all; one a frame if left out, more go round the frames.")
+    ] = None,
+    space: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND", help="cartesian (the default), internal, or variables (where --variable is given)."
+        ),
+    ] = None,
+    variable: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=KIND:ATOMS", help="A collective variable, as phi=dihedral:4,6,8,14; repeatable."),
+    ] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="An option of the space, as bonds=true; repeatable."),
+    ] = None,
+    of: Annotated[str, typer.Option(help="What is raised: uncertainty (the judge) or cv (the driver).")] = (
+        "uncertainty"
+    ),
+    temperature: Annotated[
+        float | None,
+        typer.Option(min=1e-6, help="K, of the Boltzmann factor; higher: bolder attacks; see AttackOptions."),
+    ] = None,
+    iterations: Annotated[int | None, typer.Option(min=1, help="Steps of an attack at most.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(min=1e-12, help="Of Adam; nm for cartesian, else rad (a length: 0.1 nm).")
+    ] = None,
+    noise: Annotated[
+        float | None, typer.Option(min=0.0, help="Standard deviation of the random start, same unit.")
+    ] = None,
+    bound: Annotated[
+        float | None, typer.Option(min=1e-12, help="Largest length of the distortion, same unit; none by default.")
+    ] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(min=0.0, help="An attack stops when ln L has not risen by this ...")
+    ] = None,
+    patience: Annotated[int | None, typer.Option(min=1, help="... within this number of iterations.")] = None,
+    training: Annotated[
+        Path | None,
+        typer.Option(metavar="DATA.xyz", help="Frames for the partition function Q; FRAMES.xyz if left out."),
+    ] = None,
+    trajectory: Annotated[
+        Path | None, typer.Option(metavar="FILE.npz", help="Keep the way of each attack (nm, kJ/mol).")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Attacks in one evaluation.")] = None,
+    runner: Annotated[str, typer.Option(help="auto, aoti (compiled), torchscript or eager.")] = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="Of the random starts.")] = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Adversarial attacks: distort frames until the model is as unsure as their energy allows.
+
+    Each attack climbs ln L = ln u - E/kT - ln Q over the distortion of its frame by Adam, all of them in one compiled
+    graph, and keeps the geometry of the highest L. Spaces: cartesian moves every atom, internal turns bonds (with --set
+    bonds=true, angles=true also stretches and bends), variables changes collective variables.
+
+    The output has the model's energy (model_energy, eV), uncertainty, cv, ln L, norm, the frame that each came from
+    (source) and how it ended (status). These are not labels: an oracle has to give those. Attacks that fail (energy
+    not finite, molecule flown apart) and frames of another molecule are counted, named and left out; the others go on.
+
+    \b
+    Examples:
+      uqbias attack model.uqb start.xyz -o attacks.xyz
+      uqbias attack model.uqb start.xyz --count 500 --temperature 3000 --bound 0.2 --trajectory traj.npz
+      uqbias attack model.uqb start.xyz --space internal --set bonds=true --set angles=true
+      uqbias attack model.uqb start.xyz --variable phi=dihedral:4,6,8,14 --variable psi=dihedral:6,8,14,16
+    """
+    import numpy as np
+    import torch
+
+    from uqbias.attacks.ascent import AttackOptions
+    from uqbias.attacks.ascent import attack as make_attacks
+    from uqbias.attacks.frames import usable_frames
+    from uqbias.campaign.progress import make_progress
+    from uqbias.cli.models import set_key
+    from uqbias.cli.sampling_options import parse_variables
+    from uqbias.inference import evaluate_frames
+    from uqbias.model import UncertaintyModel
+
+    torch.set_num_threads(1)
+    variables = parse_variables(variable or ())
+    section: dict[str, Any] = {"kind": space or ("variables" if variables else "cartesian")}
+    for entry in change or ():
+        set_key({"space": section}, entry if entry.startswith("space.") else f"space.{entry}")
+    given = {
+        "temperature": temperature,
+        "iterations": iterations,
+        "learning_rate": learning_rate,
+        "noise": noise,
+        "bound": bound,
+        "tolerance": tolerance,
+        "patience": patience,
+        "batch": batch,
+    }
+    options = AttackOptions(
+        space=section,
+        of=of,
+        runner=runner,
+        keep_every=1 if trajectory else 0,
+        **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
+    )
+    loaded = UncertaintyModel.load(model)
+    frames = usable_frames(data, loaded.numbers)
+    energies = None
+    if training is not None:
+        energies = evaluate_frames(loaded, usable_frames(training, loaded.numbers).positions).energy
+    chosen = np.arange(count or len(frames.index)) % len(frames.index)
+    with make_progress(quiet) as progress:
+        progress.phase("load or compile the attack")
+        begun = time.perf_counter()
+        started = False
+
+        def tell(done: int, note: str) -> None:
+            nonlocal started, begun
+            if not started:
+                started, begun = True, time.perf_counter()
+                progress.phase("attack", len(chosen) * options.iterations)
+            progress.advance(done, note)
+
+        found = make_attacks(
+            loaded,
+            frames.positions[chosen],
+            options,
+            training_energies=energies,
+            variables=variables,
+            seed=seed,
+            advance=tell,
+        )
+        seconds = time.perf_counter() - begun
+    facts = _facts(loaded, frames, chosen, found, options)
+    facts |= {"model": str(model), "data": str(data), "output": str(output), "seconds": seconds}
+    files = _write(output, trajectory, loaded.numbers, frames.index[chosen], found)
+    if json:
+        print_json({**facts, "files": [str(file) for file in files]})
+    else:
+        _tell(facts, files)
+
+
+def _write(
+    output: Path, trajectory: Path | None, numbers: Sequence[int], source: Any, found: AttackResult
+) -> list[Path]:
+    """Geometries that did not fail as extended XYZ, and the way of all attacks; the files written."""
+    import numpy as np
+
+    from uqbias.data import Frames, write_frames
+    from uqbias.files import atomic_path
+    from uqbias.units import EV
+
+    files = []
+    good = np.flatnonzero(~found.failed)
+    if len(good):
+        info = [
+            {
+                "source": int(source[i]),
+                "status": found.status[i],
+                "model_energy": float(found.energy[i] / EV),
+                "uncertainty": float(found.uncertainty[i]),
+                "cv": float(found.cv[i]),
+                "log_likelihood": float(found.log_likelihood[i]),
+                "norm": float(found.norm[i]),
+                "iterations": int(found.iterations[i]),
+            }
+            for i in good
+        ]
+        write_frames(output, Frames(np.asarray(numbers, dtype=np.int64), found.positions[good], info=info))
+        files.append(output)
+    if trajectory is not None:
+        with atomic_path(trajectory) as temporary, temporary.open("wb") as stream:
+            ways: dict[str, Any] = {**found.trajectory, "status": np.array(found.status), "source": source}
+            np.savez_compressed(stream, **ways, numbers=np.asarray(numbers))
+        files.append(trajectory)
+    return files
+
+
+def _facts(
+    model: Any, frames: UsableFrames, chosen: Any, found: AttackResult, options: AttackOptions
+) -> dict[str, Any]:
+    """What is printed, JSON-able."""
+    import numpy as np
+
+    from uqbias.harvest.filters import PhysicalFilter
+    from uqbias.inference import evaluate_frames, stiff_deviations
+
+    start = evaluate_frames(model, frames.positions)
+    good = ~found.failed
+    lowest = np.nanmin(start.energy)
+    verdicts = PhysicalFilter(model.topology, frames.positions).verdicts(
+        found.positions[good], None, stiff_deviations(model, found.positions[good])
+    )
+    table = {}
+    for name, _ in ROWS:
+        shift = lowest if name == "energy" else 0.0
+        before, after = getattr(start, name)[chosen] - shift, getattr(found, name)[good] - shift
+        table[name] = {"start": _quantiles(before), "reached": _quantiles(after)}
+    return {
+        "attacks": len(found.status),
+        "frames": len(frames.index),
+        "skipped": [{"frame": place, "reason": reason} for place, reason in frames.skipped],
+        "space": dict(options.space),
+        "temperature_K": options.temperature,
+        "runner": found.runner,
+        "iterations": float(found.iterations.mean()),
+        "status": dict(Counter(status.partition(":")[0] for status in found.status)),
+        "failed": [
+            {"attack": int(i), "frame": int(frames.index[chosen[i]]), "reason": found.status[i].partition(": ")[2]}
+            for i in np.flatnonzero(found.failed)
+        ],
+        "physical": sum(not verdict for verdict in verdicts),
+        "unphysical": dict(Counter(verdict.split()[0] for verdict in verdicts if verdict)),
+        **table,
+    }
+
+
+def _quantiles(values: Any) -> dict[str, float]:
+    import numpy as np
+
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return {"median": float("nan"), "q90": float("nan")}
+    return {"median": float(np.median(finite)), "q90": float(np.quantile(finite, 0.9))}
+
+
+def _tell(facts: dict[str, Any], files: Sequence[Path]) -> None:
+    kinds = ", ".join(f"{number} {name}" for name, number in sorted(facts["status"].items()))
+    typer.echo(
+        f"{facts['attacks']} attacks on {facts['frames']} frames in {facts['seconds']:.1f} s, runner "
+        f"{facts['runner']}, {facts['iterations']:.0f} iterations on average: {kinds}"
+    )
+    _tell_some(facts["skipped"], "frames skipped", "frame {frame}: {reason}")
+    _tell_some(facts["failed"], "attacks failed", "attack {attack} on frame {frame}: {reason}")
+    made = facts["attacks"] - len(facts["failed"])
+    typer.echo(f"\n{'':<14}{'start':>10}{'':>10}{'reached':>10}")
+    typer.echo(f"{'':<14}{'median':>10}{'90 %':>10}{'median':>10}{'90 %':>10}")
+    for name, meaning in ROWS:
+        numbers = [facts[name][when][which] for when in ("start", "reached") for which in ("median", "q90")]
+        typer.echo(f"{name:<14}" + "".join(f"{number:>10.4g}" for number in numbers) + f"  {meaning}")
+    faults = ", ".join(f"{name} {number}" for name, number in facts["unphysical"].items())
+    typer.echo(
+        f"\n{facts['physical']} of {made} pass a campaign's physical filter"
+        + (f"; faults: {faults}; for milder attacks lower --temperature or set --bound" if faults else "")
+    )
+    typer.echo("files: " + (", ".join(str(file) for file in files) or "none, since every attack failed"))
+
+
+def _tell_some(entries: Sequence[dict[str, Any]], what: str, line: str) -> None:
+    if entries:
+        typer.echo(f"{len(entries)} {what}", err=True)
+        for entry in entries[:NAMED]:
+            typer.echo(f"  {line.format(**entry)}", err=True)
+        if len(entries) > NAMED:
+            typer.echo(f"  and {len(entries) - NAMED} more (--json lists all)", err=True)
