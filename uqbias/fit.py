@@ -118,7 +118,7 @@ def make_potential(campaign: Campaign, numbers: Iterable[int], seed: int) -> Pot
     """An untrained potential; its committee is as large as driver and judge need where the user gives no size."""
     section = campaign.potential
     options = section.arguments()
-    if section.kind == "power_spectrum":
+    if section.kind in ("power_spectrum", "coordinates"):
         options["seed"] = seed
         if options["n_members"] is None:
             kinds = [UNCERTAINTIES.get(part.kind) for part in (campaign.cv, campaign.uncertainty)]

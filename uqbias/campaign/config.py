@@ -14,6 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from uqbias.campaign.schema import Campaign
+from uqbias.campaign.sections import ThirdParty
 from uqbias.errors import UqbiasError
 from uqbias.files import sha256, write_text
 
@@ -22,6 +23,8 @@ FILE_KEYS = (
     ("system", "structure"),
     ("system", "start"),
     ("md", "plumed"),
+    ("oracle", "file"),
+    ("pool", "file"),
     ("score", "test_set"),
     ("score", "surface"),
 )
@@ -84,7 +87,10 @@ class CampaignFile:
         found = {}
         for keys in FILE_KEYS:
             section = getattr(self.campaign, keys[0])
-            if section is not None and getattr(section, keys[1]) is not None:
+            # What a third party's oracle calls a file is its own affair.
+            if isinstance(section, ThirdParty):
+                continue
+            if getattr(section, keys[1], None) is not None:
                 found[".".join(keys)] = self.path(*keys)
         return found
 

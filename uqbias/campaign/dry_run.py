@@ -1,13 +1,88 @@
-"""Seeing that a campaign's biases can be built before any work is done."""
+"""Seeing that the parts of a campaign can be built before any work is done."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from uqbias.campaign.config import CampaignFile
 from uqbias.campaign.exploration import build_bias, build_variables, completed, periods_of
 from uqbias.campaign.schema import Campaign
+from uqbias.data import Frames
 from uqbias.errors import UqbiasError
 from uqbias.topology import Topology
+
+
+def check_parts(file: CampaignFile, topology: Topology, start: Frames) -> None:
+    """See that variables and biases, driver and judge, the sampler and its files fit the molecule.
+
+    Raises
+    ------
+    UqbiasError
+        With the key of the fault.
+    """
+    campaign = file.campaign
+    check_exploration(campaign, topology)
+    _check_uncertainties(campaign, topology, start)
+    _check_sampler(file, topology, start)
+    if campaign.oracle.kind == "pool":
+        from uqbias.oracles.pool import check_pool
+
+        check_pool(file.path("oracle", "file"), topology.numbers, labelled=True)
+
+
+def distortion_options(file: CampaignFile) -> dict[str, Any]:
+    """The sampler's own section as a dict, with paths made absolute; empty for the samplers that have none."""
+    campaign = file.campaign
+    if campaign.sampler == "pool":
+        return {"file": str(file.path("pool", "file"))}
+    if campaign.sampler in ("attack", "random"):
+        section = campaign.attack if campaign.sampler == "attack" else campaign.random
+        return section.model_dump()
+    return {}
+
+
+def _check_sampler(file: CampaignFile, topology: Topology, start: Frames) -> None:
+    campaign, options = file.campaign, distortion_options(file)
+    if campaign.sampler == "pool":
+        from uqbias.oracles.pool import check_pool
+
+        check_pool(options["file"], topology.numbers, labelled=False)
+    elif campaign.sampler in ("attack", "random"):
+        from uqbias.attacks.base import build_space
+
+        variables = {
+            name: {"kind": section.kind, **section.arguments()} for name, section in campaign.variables.items()
+        }
+        try:
+            space = build_space(options["space"], topology, start.positions[0], variables)
+        except UqbiasError as error:
+            raise UqbiasError(f"{campaign.sampler}: {error.what}", error.cure) from None
+        amplitude = options.get("amplitude")
+        if isinstance(amplitude, list) and len(amplitude) != space.n_coordinates:
+            raise UqbiasError(
+                f"random.amplitude: {len(amplitude)} numbers for {space.n_coordinates} coordinates",
+                "give one for all, or one for each",
+            )
+
+
+def _check_uncertainties(campaign: Campaign, topology: Topology, start: Frames) -> None:
+    """Build driver and judge, as each training does; a molecule may lack what they are defined by."""
+    from uqbias.fit import make_potential, make_uncertainties
+
+    try:
+        make_uncertainties(campaign, topology, make_potential(campaign, topology.numbers, 0), start, start)
+    except UqbiasError as error:
+        if topology.proper_dihedrals(heavy_only=False) or "no such dihedral" not in error.what:
+            raise
+        cure = (
+            "give `cv` the content of `uncertainty`, or cv: {kind: kernel_density, kernel: gaussian, features: {kind: "
+            "pair_distances, min_separation: 1, heavy_only: false}}"
+            if len(topology) > 1
+            else "give `cv` the content of `uncertainty`"
+        )
+        raise UqbiasError(f"cv: {error.what}, of {len(topology)} atoms", cure) from None
 
 
 def check_exploration(campaign: Campaign, topology: Topology) -> None:

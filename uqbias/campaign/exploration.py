@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from uqbias.campaign.variable_kinds import EXTENDED
 from uqbias.errors import UqbiasError
 from uqbias.files import sha256
 from uqbias.registry import BIASES
+from uqbias.variables.names import EXTENDED
 
 if TYPE_CHECKING:
     from uqbias.bias.base import BiasSum
@@ -51,6 +51,10 @@ class Exploration:
     variables : collective variables by name, as in a campaign file.
     snapshot_every : steps between snapshots, rounded up to a multiple of the pace; None: no snapshots.
     resume : go on with the run in the folder, if there is one.
+    options : the sampler's own section as a dict, where it has one.
+    energies : [m] kJ/mol, oracle energies of all accepted frames; None where there are none.
+    names : of the safe frames, ``"round/index"`` of their labels; may be empty.
+    known : [k, N, 3] nm, geometries that the oracle was asked for before; None where the sampler need not know.
     """
 
     model: Path
@@ -66,6 +70,10 @@ class Exploration:
     variables: dict[str, dict[str, Any]] = field(default_factory=dict)
     snapshot_every: int | None = None
     resume: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+    energies: Array | None = None
+    names: tuple[str, ...] = ()
+    known: Array | None = None
 
 
 def build_bias(parts: BiasParts, temperature: float, periods: Periods | None = None) -> BiasSum:

@@ -34,9 +34,31 @@ class PowerSpectrumSection(KindSection):
     )
 
 
+class CoordinatesSection(KindSection):
+    """Particles in a field that is fixed in space; see `uqbias.potentials.coordinates`."""
+
+    kind: Literal["coordinates"] = Field(
+        default="coordinates",
+        description="a small network on Cartesian coordinates, for particles in a field that is fixed in space",
+    )
+    n_members: Count | None = Field(
+        default=None, description="committee size; null: what driver and judge need, 1 without a committee"
+    )
+    hidden: list[Count] = Field(
+        default=[64, 64], min_length=1, description="widths of the hidden layers; the last is the number of latents"
+    )
+    activation: Literal["tanh", "silu", "softplus"] = Field(default="tanh", description="tanh, silu or softplus")
+    axes: str = Field(
+        default="xyz", pattern="^[xyz]{1,3}$", description="axes that the energy depends on, such as x or xy"
+    )
+    length: float | None = Field(
+        default=None, gt=0, description="nm, unit of the coordinates; null: their spread over the training frames"
+    )
+
+
 PotentialSection = Annotated[
-    Annotated[PowerSpectrumSection, Tag("power_spectrum")] | Other,
-    by_kind("power_spectrum", ("power_spectrum",)),
+    Annotated[PowerSpectrumSection, Tag("power_spectrum")] | Annotated[CoordinatesSection, Tag("coordinates")] | Other,
+    by_kind("power_spectrum", ("power_spectrum", "coordinates")),
     known_kind(POTENTIALS, "power_spectrum"),
 ]
 
@@ -61,8 +83,35 @@ class ASESection(KindSection):
     calculator_options: dict[str, Any] = Field(default_factory=dict, description="arguments of the calculator")
 
 
+class DoubleWellOracleSection(KindSection):
+    """One particle in a double well; see `uqbias.oracles.analytic`."""
+
+    kind: Literal["double_well"] = Field(
+        default="double_well",
+        description="one particle in E = 5x⁴ - 10x² + 1.5x, or 10x⁴ - 10x² + 2x + 4y⁴ (kJ/mol, nm)",
+    )
+    dimensions: Literal[1, 2] = Field(default=1, description="1 or 2")
+    scale: Positive = Field(default=1.0, description="factor of that energy")
+    confinement: Positive = Field(
+        default=50.0, description="kJ/mol/nm², force constant of the harmonic wells along the other axes"
+    )
+
+
+class PoolOracleSection(KindSection):
+    """Labels that are there already; see `uqbias.oracles.pool`."""
+
+    kind: Literal["pool"] = Field(
+        default="pool", description="labels of a file, looked up by geometry; for sampler: pool"
+    )
+    file: str = Field(description="labelled extended-XYZ file (eV, Å)")
+
+
 OracleSection = Annotated[
-    Annotated[OpenMMSection, Tag("openmm")] | Annotated[ASESection, Tag("ase")] | Other,
-    by_kind("openmm", ("openmm", "ase")),
+    Annotated[OpenMMSection, Tag("openmm")]
+    | Annotated[ASESection, Tag("ase")]
+    | Annotated[DoubleWellOracleSection, Tag("double_well")]
+    | Annotated[PoolOracleSection, Tag("pool")]
+    | Other,
+    by_kind("openmm", ("openmm", "ase", "double_well", "pool")),
     known_kind(ORACLES),
 ]

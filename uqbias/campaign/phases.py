@@ -1,4 +1,4 @@
-"""The phases of a round that find and buy labels: MD, harvest, label."""
+"""The phases of a round that find and buy labels: exploration, harvest, label."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from uqbias.campaign.dry_run import distortion_options
 from uqbias.campaign.executors import LabelRequest, label_all
 from uqbias.campaign.exploration import Exploration
 from uqbias.campaign.ledger import label_key
+from uqbias.campaign.sampler_sections import DISTORTING
 from uqbias.campaign.work import Work
 from uqbias.data import Frames, write_frames
 from uqbias.errors import UqbiasError
@@ -26,22 +28,39 @@ from uqbias.registry import SAMPLERS
 
 Array = NDArray[np.float64]
 
+#: What the progress display calls an exploration without MD.
+TITLES = {"attack": "attacks", "random": "distortions", "pool": "pool"}
+#: What observations hold of every frame.
+OBSERVED = ("positions", "energy", "cv", "uncertainty")
+#: And where a proposed geometry comes from; see `uqbias.campaign.distorting`.
+PROPOSED = ("attack", "source", "status", "log_likelihood", "norm", "iterations")
 
-def md_phase(work: Work, round_index: int) -> dict[str, Any]:
-    """Explore with the model of the last round; writes ``round_XX/md``, which appears only when it is whole."""
+
+def explore_phase(work: Work, round_index: int) -> dict[str, Any]:
+    """Let the sampler explore with the model of the last round; writes ``round_XX/md``, which appears when it is whole.
+
+    The folder has this name whatever the sampler is.
+    """
     campaign, folder = work.campaign, work.folder(round_index)
     final, partial = folder / "md", folder / "md.partial"
     for leftover in (final, partial):
         if leftover.exists():
             shutil.rmtree(leftover)
-    explore = SAMPLERS.get("plumed" if campaign.md.engine == "plumed" else campaign.sampler)
-    jobs = [_exploration(work, round_index, group) for group in range(campaign.md.groups)]
+    sampler = "plumed" if campaign.md.engine == "plumed" else campaign.sampler
+    explore = SAMPLERS.get(sampler)
+    proposes = sampler in DISTORTING
+    total: int | None
+    groups = 1 if proposes else campaign.md.groups
+    jobs = [_exploration(work, round_index, group, groups) for group in range(groups)]
+    name, total = f"round {round_index}: {TITLES.get(sampler, 'MD')}", campaign.md.steps
+    if proposes:
+        total = campaign.attack.count * campaign.attack.iterations if sampler == "attack" else None
     # The first call of a new architecture compiles it, which takes longer than an ordinary user expects of "MD".
     work.progress.phase(f"round {round_index}: load or compile the model", None)
     if len(jobs) == 1:
-        results = [explore(jobs[0], _Announced(work, f"round {round_index}: MD", campaign.md.steps))]
+        results = [explore(jobs[0], _Announced(work, name, total))]
     else:
-        work.progress.phase(f"round {round_index}: MD", campaign.md.steps * campaign.md.groups)
+        work.progress.phase(name, campaign.md.steps * groups)
         pending = {work.executor.submit(explore, job) for job in jobs}
         results = []
         while pending:
@@ -50,17 +69,18 @@ def md_phase(work: Work, round_index: int) -> dict[str, Any]:
                 results.append(future.result())
                 work.progress.advance(campaign.md.steps, f"{len(results)} of {len(jobs)} groups")
     partial.rename(final)
-    return {
+    facts = {
         "md_steps": sum(result["steps"] for result in results),
         "stopped": sum(result["stopped"] for result in results),
         "runner": results[0]["runner"],
     }
+    return facts | ({"proposed": sum(result["proposed"] for result in results)} if proposes else {})
 
 
 class _Announced:
     """Begins a phase of the progress display when the first step is reported."""
 
-    def __init__(self, work: Work, name: str, total: int) -> None:
+    def __init__(self, work: Work, name: str, total: int | None) -> None:
         self.work, self.name, self.total, self.begun = work, name, total, False
 
     def __call__(self, count: int, note: str) -> None:
@@ -70,11 +90,11 @@ class _Announced:
         self.work.progress.advance(count, note)
 
 
-def _exploration(work: Work, round_index: int, group: int) -> Exploration:
+def _exploration(work: Work, round_index: int, group: int, groups: int) -> Exploration:
     campaign = work.campaign
     partial = work.folder(round_index) / "md.partial"
-    several = campaign.md.groups > 1
-    frames = work.accepted(round_index - 1)
+    several = groups > 1
+    accepted = frames = work.accepted(round_index - 1)
     model = UncertaintyModel.load(work.model_path(round_index - 1))
     physical = _filter(work).verdicts(frames.positions, frames.labels()[0], stiff_deviations(model, frames.positions))
     safe = np.array([verdict == PHYSICAL for verdict in physical], dtype=bool)
@@ -105,7 +125,22 @@ def _exploration(work: Work, round_index: int, group: int) -> Exploration:
         seed=work.seed(round_index, f"md/{group}"),
         earlier_bias=earlier,
         variables={name: {"kind": section.kind, **section.arguments()} for name, section in campaign.variables.items()},
+        options=distortion_options(work.file),
+        energies=accepted.labels()[0],
+        names=tuple(f"{entry['round']}/{entry['index']}" for entry in frames.info),
+        known=_asked(work, round_index) if campaign.sampler == "pool" else None,
     )
+
+
+def _asked(work: Work, round_index: int) -> Array:
+    """Geometries [n, N, 3] nm that the oracle was asked for before this round: labelled, or failed on."""
+    parts = [work.ledger.labels(round_index - 1).positions]
+    for index in range(1, round_index):
+        failed = work.ledger.failed(index)
+        requests = _harvested_requests(work, index) if failed else []
+        lost = [request.positions for request in requests if request.key in failed]
+        parts.append(np.array(lost).reshape(-1, len(work.topology), 3))
+    return np.concatenate(parts)
 
 
 def _filter(work: Work) -> PhysicalFilter:
@@ -124,35 +159,10 @@ def _filter(work: Work) -> PhysicalFilter:
 
 def harvest_phase(work: Work, round_index: int) -> dict[str, Any]:
     """Choose the frames to label; writes ``harvest.json`` (every candidate) and ``harvest.npz`` (the taken ones)."""
-    campaign, folder = work.campaign, work.folder(round_index)
-    options = campaign.harvest
+    folder = work.folder(round_index)
     seen = _observed(work, round_index)
     work.progress.phase(f"round {round_index}: harvest", len(seen["cv"]))
-    model = UncertaintyModel.load(work.model_path(round_index - 1))
-    finite = np.isfinite(seen["positions"]).all(axis=(1, 2))
-    positions = np.where(finite[:, None, None], seen["positions"], seen["positions"][np.argmax(finite)])
-    verdicts = _filter(work).verdicts(seen["positions"], seen["energy"], stiff_deviations(model, positions))
-    known = work.ledger.labels(round_index - 1)
-    space = options.selection.space
-    budget = options.labels_per_round
-    if campaign.stop.labels is not None:
-        budget = max(0, min(budget, campaign.stop.labels - len(known)))
-    picks, reasons = select(
-        Candidates(
-            seen["cv"], seen["uncertainty"], seen["energy"], selection_features(model, positions, space), verdicts
-        ),
-        selection_features(model, known.positions, space),
-        budget,
-        SelectionOptions(
-            kind=options.selection.kind,
-            random_share=options.selection.random_share,
-            energy_temperature=options.selection.energy_temperature,
-            minimum_distance=options.selection.minimum_distance,
-            cv_window=(options.cv_window[0], options.cv_window[1]),
-            uncertainty_window=(options.uncertainty_window[0], options.uncertainty_window[1]),
-        ),
-        work.seed(round_index, "harvest"),
-    )
+    verdicts, picks, reasons = _chosen(work, round_index, seen)
     work.progress.advance(len(reasons), f"{len(picks)} taken")
     physical = np.array([verdict == PHYSICAL for verdict in verdicts], dtype=bool)
     facts = {
@@ -163,8 +173,7 @@ def harvest_phase(work: Work, round_index: int) -> dict[str, Any]:
     }
     taken = set(picks.tolist())
     candidates = [
-        {name: seen[name][i].item() for name in ("group", "walker", "step")}
-        | {name: _finite(seen[name][i]) for name in ("cv", "uncertainty", "energy")}
+        {name: _plain(values[i]) for name, values in seen.items() if name != "positions"}
         | {"taken": i in taken, "reason": reasons[i]}
         for i in range(len(reasons))
     ]
@@ -175,12 +184,63 @@ def harvest_phase(work: Work, round_index: int) -> dict[str, Any]:
     return facts
 
 
-def _finite(value: Any) -> float | None:
-    return float(value) if np.isfinite(value) else None
+def _chosen(
+    work: Work, round_index: int, seen: dict[str, NDArray[Any]]
+) -> tuple[list[str], NDArray[np.int64], list[str]]:
+    """Verdict of the physical filter on each candidate, which are taken, and why or why not."""
+    options = work.campaign.harvest
+    model = UncertaintyModel.load(work.model_path(round_index - 1))
+    finite = np.isfinite(seen["positions"]).all(axis=(1, 2))
+    if not finite.any():
+        verdicts = ["not finite"] * len(finite)
+        return verdicts, np.empty(0, dtype=np.int64), [f"refused: {verdict}" for verdict in verdicts]
+    positions = np.where(finite[:, None, None], seen["positions"], seen["positions"][np.argmax(finite)])
+    verdicts = _filter(work).verdicts(seen["positions"], seen["energy"], stiff_deviations(model, positions))
+    known = work.ledger.labels(round_index - 1)
+    space = options.selection.space
+    budget = options.labels_per_round
+    if (labels := work.campaign.stop.labels) is not None:
+        budget = max(0, min(budget, labels - len(known)))
+    picks, reasons = select(
+        Candidates(
+            seen["cv"],
+            seen["uncertainty"],
+            seen["energy"],
+            selection_features(model, positions, space),
+            verdicts,
+            positions,
+        ),
+        selection_features(model, known.positions, space),
+        budget,
+        SelectionOptions(
+            kind=options.selection.kind,
+            random_share=options.selection.random_share,
+            energy_temperature=options.selection.energy_temperature,
+            duplicates=options.selection.duplicates,
+            minimum_distance=options.selection.minimum_distance,
+            minimum_rmsd=options.selection.minimum_rmsd,
+            superpose=model.potential.invariant,
+            cv_window=(options.cv_window[0], options.cv_window[1]),
+            uncertainty_window=(options.uncertainty_window[0], options.uncertainty_window[1]),
+        ),
+        work.seed(round_index, "harvest"),
+        known_positions=known.positions,
+    )
+    return verdicts, picks, reasons
+
+
+def _plain(value: Any) -> Any:
+    """JSON-able: a number that is not finite becomes None."""
+    plain = value.item()
+    return None if isinstance(plain, float) and not np.isfinite(plain) else plain
 
 
 def _observed(work: Work, round_index: int) -> dict[str, NDArray[Any]]:
-    """Recorded frames of all groups as flat columns, without the frames that the walkers began from."""
+    """Recorded frames of all groups as flat columns, without the frames that the walkers began from.
+
+    Beside positions, energy, cv and uncertainty they hold where each comes from: ``group``, ``walker`` and ``step`` of
+    MD, or the columns of a sampler that proposes geometries, such as ``source``.
+    """
     folder = work.folder(round_index) / "md"
     columns: dict[str, list[NDArray[Any]]] = {}
     for path in sorted(folder.rglob("observations.npz")):
@@ -188,11 +248,13 @@ def _observed(work: Work, round_index: int) -> dict[str, NDArray[Any]]:
         with np.load(path) as arrays:
             later = arrays["step"] > 0
             step = arrays["step"][later]
-            data = {name: arrays[name][later] for name in ("positions", "energy", "cv", "uncertainty")}
+            proposed = [name for name in PROPOSED if name in arrays]
+            data = {name: arrays[name][later] for name in (*OBSERVED, *proposed)}
         walkers = data["cv"].shape[1]
-        data["step"] = np.repeat(step[:, None], walkers, axis=1)
-        data["walker"] = np.tile(np.arange(walkers), (len(step), 1))
-        data["group"] = np.full((len(step), walkers), group)
+        if not proposed:
+            data["step"] = np.repeat(step[:, None], walkers, axis=1)
+            data["walker"] = np.tile(np.arange(walkers), (len(step), 1))
+            data["group"] = np.full((len(step), walkers), group)
         for name, values in data.items():
             columns.setdefault(name, []).append(values.reshape(-1, *values.shape[2:]))
     return {name: np.concatenate(parts) for name, parts in columns.items()}
@@ -274,7 +336,7 @@ def _harvested_requests(work: Work, round_index: int) -> list[LabelRequest]:
     requests = []
     for index, (x, candidate) in enumerate(zip(positions, chosen, strict=True)):
         entry = candidates[int(candidate)]
-        info = {name: entry[name] for name in ("group", "walker", "step", "cv", "uncertainty", "reason")}
+        info = {name: value for name, value in entry.items() if name not in ("energy", "taken")}
         requests.append(
             LabelRequest(index, label_key(x, work.oracle_identity), x, {**info, "model_energy": entry["energy"]})
         )

@@ -13,7 +13,7 @@ import numpy as np
 
 import uqbias
 from uqbias.campaign.config import CampaignFile, digest
-from uqbias.campaign.dry_run import check_exploration
+from uqbias.campaign.dry_run import check_parts
 from uqbias.campaign.ledger import open_ledger
 from uqbias.campaign.progress import Progress, SilentProgress
 from uqbias.campaign.work import Work, read_start
@@ -52,7 +52,7 @@ def run_campaign(file: CampaignFile, directory: str | Path, progress: Progress |
     directory = Path(directory)
     topology = Topology.from_pdb(file.path("system", "structure"))
     start = read_start(file, topology)
-    check_exploration(file.campaign, topology)
+    check_parts(file, topology, start)
     identity = file.identity()
     facts = {"digest": digest(identity), "seed": file.campaign.seed, "versions": _versions()}
     ledger = open_ledger(directory, identity, np.array(topology.numbers, dtype=np.int64), facts)
@@ -66,7 +66,7 @@ def run_campaign(file: CampaignFile, directory: str | Path, progress: Progress |
 
 
 def _rounds(work: Work) -> dict[str, Any]:
-    from uqbias.campaign.phases import harvest_phase, label_phase, md_phase
+    from uqbias.campaign.phases import explore_phase, harvest_phase, label_phase
     from uqbias.campaign.retraining import train_phase
     from uqbias.campaign.scoring import write_summary
 
@@ -79,7 +79,7 @@ def _rounds(work: Work) -> dict[str, Any]:
                 if count >= stop.labels:
                     reason = f"{count} labels reach stop.labels = {stop.labels}"
                     break
-            _finish(work, round_index, "md", md_phase)
+            _finish(work, round_index, "md", explore_phase)
             _finish(work, round_index, "harvest", harvest_phase)
             if (ending := _enough(work, round_index)) is not None:
                 reason = ending
@@ -124,8 +124,21 @@ def _enough(work: Work, round_index: int) -> str | None:
             f"95 % of the frames visited in round {round_index} have an uncertainty below {visited:.3g} kJ/mol/nm, "
             f"under stop.uncertainty_below = {threshold:g}"
         )
+    if harvest["candidates"] == 0 and (reason := _nothing_proposed(work, round_index)) is not None:
+        return reason
     if harvest["taken"] == 0:
         return f"round {round_index} found no frame worth a label"
+    return None
+
+
+def _nothing_proposed(work: Work, round_index: int) -> str | None:
+    """Why a sampler without MD proposed nothing."""
+    sampler, options = work.campaign.sampler, work.campaign
+    if sampler == "pool":
+        return f"the pool is used up: the oracle was asked for every frame of {work.file.path('pool', 'file').name}"
+    if sampler in ("attack", "random"):
+        what = f"{options.attack.count} attacks" if sampler == "attack" else f"{options.random.count} distortions"
+        return f"all {what} of round {round_index} failed: see {work.folder(round_index).name}/md/events.jsonl"
     return None
 
 

@@ -1,21 +1,23 @@
-"""The campaign file's sections that belong to the campaign itself: system, training, MD, harvest, stop, score."""
+"""The campaign file's sections that belong to the campaign itself: system, training, MD, stop, score."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from uqbias.campaign.bias_kinds import BiasSection, GaMDSection, check_biases
 from uqbias.campaign.bias_kinds import default_biases as biases
+from uqbias.campaign.harvest_sections import Harvest
 from uqbias.campaign.kinds import OpenMMSection, OracleSection, PotentialSection, PowerSpectrumSection
+from uqbias.campaign.sampler_sections import DISTORTING, AttackSection, PoolSection, RandomSection, check_sampler
 from uqbias.campaign.sections import Section
 from uqbias.campaign.uncertainty_kinds import DriverSection, JudgeSection, driver, judge
 from uqbias.campaign.variable_kinds import Variables
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
-Sampler = Annotated[str, Field(pattern=r"^(metadynamics|md|[\w.]+:\w+)$")]
+Sampler = Annotated[str, Field(pattern=r"^(metadynamics|md|attack|random|pool|[\w.]+:\w+)$")]
 Dihedral = Annotated[list[int], Field(min_length=4, max_length=4)]
 
 
@@ -97,7 +99,7 @@ class Calibration(Section):
 
 
 class MD(Section):
-    """The exploration: walkers of the molecule in one Context, sharing one bias."""
+    """The exploration by MD: walkers of the molecule in one Context, sharing one bias."""
 
     walkers: Count = Field(default=8, description="copies of the molecule that move in one Context")
     groups: Count = Field(
@@ -112,8 +114,8 @@ class MD(Section):
     trajectory_every: Count = Field(default=200, description="steps between trajectory frames; a multiple of pace")
     start_from: Literal["start", "labelled", "sparse"] = Field(
         default="sparse",
-        description="where walkers begin, and begin again: start (the start frames), labelled (any labelled frame) or "
-        "sparse (labelled frames, those where the driver's density is low more often)",
+        description="where walkers begin, and begin again, and what is distorted: start (the start frames), labelled "
+        "(any labelled frame) or sparse (labelled frames, those where the driver's density is low more often)",
     )
     constraints: Literal["none", "hbonds", "bonds", "bonds_angles"] = Field(
         default="none", description="held rigid during exploration: none, hbonds, bonds, bonds_angles"
@@ -163,73 +165,6 @@ class Guards(Section):
         default=60.0, gt=0, le=180, description="degrees that a torsion found stiff in the start frames may turn"
     )
     chirality: bool = Field(default=True, description="stop a walker whose stereocentre flips")
-
-
-class Selection(Section):
-    """Which of the frames that passed the filters are labelled."""
-
-    kind: Literal["mixed", "farthest_point", "random", "highest_uncertainty"] = Field(
-        default="farthest_point",
-        description="farthest_point, random, highest_uncertainty, or mixed (farthest points and a random rest)",
-    )
-    space: Literal["cv_features", "latents"] = Field(
-        default="cv_features",
-        description="where distances are measured: cv_features (the driver's) or latents (mean over atoms)",
-    )
-    random_share: float = Field(default=0.5, ge=0, le=1, description="share of the budget that `mixed` fills at random")
-    energy_temperature: float | None = Field(
-        default=3000.0,
-        gt=0,
-        description="K; weigh frames by their model energy, Boltzmann-like at this temperature; null: no preference",
-    )
-    minimum_distance: float = Field(
-        default=1e-3, ge=0, description="two frames nearer than this in that space are the same frame"
-    )
-
-
-class Harvest(Section):
-    """The way from visited frames to frames that are worth a label."""
-
-    labels_per_round: Count = Field(default=50, description="labels bought in a round, at most")
-    cv_window: list[float | None] = Field(
-        default=[None, 14.0],
-        min_length=2,
-        max_length=2,
-        description="[lowest, highest] value of the driver CV; null: open",
-    )
-    uncertainty_window: list[float | None] = Field(
-        default=[None, None],
-        min_length=2,
-        max_length=2,
-        description="[lowest, highest] calibrated uncertainty, kJ/mol/nm; null: open",
-    )
-    energy_window: Positive = Field(
-        default=120.0,
-        description="model energy from the mean of the start frames, up or down, that is still physical, kJ/mol",
-    )
-    bond_low: float = Field(default=0.8, gt=0, lt=1, description="shortest bond, as a multiple of the reference length")
-    bond_high: float = Field(default=1.25, gt=1, description="longest bond, as a multiple of the reference length")
-    angle_tolerance: float = Field(
-        default=25.0, gt=0, le=180, description="degrees that an angle may differ from its reference"
-    )
-    clash: float = Field(
-        default=0.7,
-        gt=0,
-        lt=1,
-        description="closest approach of atoms three or more bonds apart, as a share of the sum of van der Waals radii",
-    )
-    hydrogen_bond: float = Field(
-        default=0.6, gt=0, lt=1, description="the same for hydrogen and N, O or F, which come closer"
-    )
-    stiff_torsion: float = Field(default=60.0, gt=0, le=180, description="degrees that a stiff torsion may turn")
-    label_energy_window: Positive = Field(
-        default=300.0,
-        description="oracle energy above the mean of the start frames beyond which a label is rejected, kJ/mol",
-    )
-    label_force_limit: Positive = Field(
-        default=15000.0, description="largest force component of an accepted label, kJ/mol/nm"
-    )
-    selection: Selection = Field(default=Selection(), description="which of the remaining candidates are taken")
 
 
 class Stop(Section):
@@ -302,13 +237,19 @@ class Campaign(Section):
     calibration: Calibration = Field(default=Calibration(), description="how the judge is calibrated")
     sampler: Sampler = Field(
         default="metadynamics",
-        description="metadynamics (MD with the biases below), md (no bias, at md.temperature), or module:function with "
-        "the signature of uqbias.campaign.exploration.explore",
+        description="where candidates come from: metadynamics (MD with the biases below), md (no bias, at "
+        "md.temperature), attack (labelled frames distorted uphill in uncertainty), random (the same, at random), pool "
+        "(frames of a file), or module:function with the signature of uqbias.campaign.exploration.explore",
+    )
+    attack: AttackSection = Field(default=AttackSection(), description="sampler attack: adversarial attacks")
+    random: RandomSection = Field(default=RandomSection(), description="sampler random: distortions at random")
+    pool: PoolSection | None = Field(
+        default=None, description="sampler pool: {file: frames.xyz}, frames that are proposed as they are"
     )
     variables: Variables = Field(
         default_factory=dict,
         description="further collective variables for biases to act on, by name: {phi: {kind: dihedral, atoms: [4, 6, "
-        "8, 14]}}; kinds: distance, angle, dihedral, rmsd, coordination, or module:attribute of your own",
+        "8, 14]}}; kinds: distance, angle, dihedral, rmsd, coordination, position, or module:attribute of your own",
     )
     bias: list[BiasSection] = Field(
         default_factory=biases,
@@ -319,7 +260,7 @@ class Campaign(Section):
         default="fresh",
         description="the bias after retraining: fresh (begin at zero) or keep (carry the hills of the last round on)",
     )
-    md: MD = Field(default=MD(), description="the exploration: walkers in one Context sharing one bias")
+    md: MD = Field(default=MD(), description="exploration by MD: walkers in one Context sharing one bias")
     guards: Guards = Field(default=Guards(), description="when a walker is stopped and restarted from a safe frame")
     harvest: Harvest = Field(default=Harvest(), description="from visited frames to frames worth a label")
     stop: Stop = Field(default=Stop(), description="when the campaign ends")
@@ -327,6 +268,22 @@ class Campaign(Section):
     score: Score | None = Field(
         default=None, description="reference data that only score the campaign; null: no scores"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _open_window(cls, value: Any) -> Any:
+        """The highest value of the driver belongs to walkers that a bias heats; without them any driver will do."""
+        if not (isinstance(value, dict) and value.get("sampler") in DISTORTING):
+            return value
+        harvest = value.get("harvest", {})
+        if not isinstance(harvest, dict) or "cv_window" in harvest:
+            return value
+        return {**value, "harvest": {**harvest, "cv_window": [None, None]}}
+
+    @model_validator(mode="after")
+    def _sampling(self) -> Campaign:
+        check_sampler(self)
+        return self
 
     @model_validator(mode="after")
     def _biases(self) -> Campaign:

@@ -81,7 +81,7 @@ def _counts(work: Work, round_index: int) -> dict[str, Any]:
     phases = [event for event in events if event["event"] == "phase"]
     paid = [event for event in events if event["event"] == "label" and event["info"].get("source") != "start file"]
     failures = [event for event in events if event["event"] == "failure"]
-    return {
+    entry = {
         "round": round_index,
         "labels": len(frames),
         "accepted": sum(not verdict for verdict in verdicts),
@@ -93,6 +93,10 @@ def _counts(work: Work, round_index: int) -> dict[str, Any]:
         ),
         "wall_s": round(sum(event["wall_s"] for event in phases if event["round"] == round_index), 3),
     }
+    if work.campaign.sampler in ("attack", "random"):
+        entry["proposed"] = sum(event.get("proposed", 0) for event in phases)
+        entry["failed"] = sum(event.get("stopped", 0) for event in phases)
+    return entry
 
 
 def _reached(work: Work, round_index: int, score: Score) -> dict[str, Any]:

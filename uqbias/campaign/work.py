@@ -92,6 +92,8 @@ class Work:
             options["structure"] = str(self.file.path("system", "structure"))
         elif section.kind == "ase":
             options["numbers"] = list(self.topology.numbers)
+        elif section.kind == "pool":
+            options["file"] = str(self.file.path("oracle", "file"))
         return OracleSpec(section.kind, options)
 
     @cached_property
@@ -100,6 +102,8 @@ class Work:
         options: dict[str, Any] = {**self.oracle.options, "numbers": list(self.topology.numbers)}
         if "structure" in options:
             options["structure"] = sha256(options["structure"])
+        if self.oracle.kind == "pool":
+            options["file"] = sha256(options["file"])
         return json.dumps([self.oracle.kind, options], sort_keys=True)
 
     @cached_property

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.harvest.duplicates import NearFeatures, NearGeometry, NoSameness, Sameness, nearest
 from uqbias.harvest.filters import PHYSICAL
 from uqbias.units import kt
 
@@ -29,6 +30,7 @@ class Candidates:
     energy : [n] model energy, kJ/mol.
     features : [n, D] space in which diversity is measured.
     verdicts : n verdicts of the physical filter, empty where physical.
+    positions : [n, N, 3] nm; needed only where duplicates are told by their RMSD.
     """
 
     cv: Array
@@ -36,6 +38,7 @@ class Candidates:
     energy: Array
     features: Array
     verdicts: Sequence[str]
+    positions: Array | None = None
 
     def __len__(self) -> int:
         return len(self.cv)
@@ -50,80 +53,114 @@ class SelectionOptions:
     kind : name of a strategy in `STRATEGIES`.
     random_share : share of the budget that ``mixed`` fills at random.
     energy_temperature : K, weigh frames by model energy, Boltzmann-like at this temperature; None: no preference.
-    minimum_distance : frames nearer than this in feature space count as one.
+    duplicates : how two frames are found to be the same: ``features`` (their distance in feature space), ``rmsd`` or
+        ``none`` (each frame is one of its own).
+    minimum_distance : frames nearer than this in feature space are the same.
+    minimum_rmsd : frames with a smaller RMSD are the same, nm.
+    superpose : the RMSD is taken after superposition; False for particles in a field that is fixed in space.
     cv_window, uncertainty_window : lowest and highest value, None for open.
     """
 
     kind: str = "mixed"
     random_share: float = 0.5
     energy_temperature: float | None = None
+    duplicates: Literal["features", "rmsd", "none"] = "features"
     minimum_distance: float = 1e-3
+    minimum_rmsd: float = 0.01
+    superpose: bool = True
     cv_window: Window = (None, None)
     uncertainty_window: Window = (None, None)
 
 
 @dataclass(frozen=True)
 class Pool:
-    """What a strategy sees: frames that may be taken, all columns of equal length."""
+    """What a strategy sees: frames that may be taken, all columns of equal length.
+
+    Attributes
+    ----------
+    features : [n, D].
+    known : [m, D] features of the labelled frames.
+    weight : [n] preference for low energies, in (0, 1].
+    uncertainty : [n] kJ/mol/nm.
+    same : tells which frames are the same.
+    options : as given.
+    random : for the choices at random.
+    """
 
     features: Array
     known: Array
     weight: Array
     uncertainty: Array
+    same: Sameness
     options: SelectionOptions
     random: np.random.Generator
 
-    def nearest_known(self) -> Array:
-        """Distance [n] of each frame to the nearest labelled one; infinite without labelled frames."""
-        return _nearest(self.features, self.known)
+
+class Picks:
+    """The frames taken so far, best first, and those that are still open: neither taken nor the same as a taken one."""
+
+    def __init__(self, pool: Pool, budget: int) -> None:
+        self.pool, self.budget = pool, budget
+        self.taken: list[tuple[int, str]] = []
+        self.open = np.ones(len(pool.features), dtype=bool)
+
+    @property
+    def left(self) -> int:
+        """How many more may be taken; 0 once no frame is open."""
+        return min(self.budget - len(self.taken), int(self.open.sum()))
+
+    def take(self, index: int, reason: str) -> None:
+        """Take a frame that is open."""
+        self.taken.append((index, reason))
+        self.open &= ~self.pool.same.as_candidate(index)
 
 
-#: A strategy returns (index into the pool, reason) of at most ``budget`` frames, best first.
-Strategy = Callable[[Pool, int], list[tuple[int, str]]]
+#: A strategy takes up to ``left`` frames more.
+Strategy = Callable[[Picks], None]
 
 
-def farthest_point(pool: Pool, budget: int) -> list[tuple[int, str]]:
+def farthest_point(picks: Picks) -> None:
     """Take again and again the frame farthest from all labelled and taken ones (Gonzalez 1985)."""
-    distance = pool.nearest_known()
-    distance[~np.isfinite(distance)] = np.finfo(np.float64).max ** 0.25
-    preference = np.sqrt(pool.weight)
-    picks: list[tuple[int, str]] = []
-    while len(picks) < min(budget, len(distance)):
-        best = int((distance * preference).argmax())
-        if distance[best] <= pool.options.minimum_distance:
-            break
-        picks.append((best, "farthest point"))
-        distance = np.minimum(distance, np.linalg.norm(pool.features - pool.features[best], axis=1))
-    return picks
+    _take_farthest(picks, picks.left)
 
 
-def random_choice(pool: Pool, budget: int) -> list[tuple[int, str]]:
+def random_choice(picks: Picks) -> None:
     """Take frames at random, with the energy weights."""
+    pool = picks.pool
     # Gumbel keys draw without replacement with probabilities proportional to the weights (Yellott 1977).
     keys = np.log(np.maximum(pool.weight, 1e-300)) + pool.random.gumbel(size=len(pool.weight))
-    return _distinct(pool, np.argsort(-keys, kind="stable"), budget, "random")
+    _take_in_order(picks, np.argsort(-keys, kind="stable"), "random")
 
 
-def highest_uncertainty(pool: Pool, budget: int) -> list[tuple[int, str]]:
+def highest_uncertainty(picks: Picks) -> None:
     """Take the frames of the highest weighted uncertainty."""
-    order = np.argsort(-pool.uncertainty * pool.weight, kind="stable")
-    return _distinct(pool, order, budget, "highest uncertainty")
+    pool = picks.pool
+    _take_in_order(picks, np.argsort(-pool.uncertainty * pool.weight, kind="stable"), "highest uncertainty")
 
 
-def mixed(pool: Pool, budget: int) -> list[tuple[int, str]]:
+def mixed(picks: Picks) -> None:
     """Fill a share of the budget by farthest point, the rest at random."""
-    picks = farthest_point(pool, budget - round(pool.options.random_share * budget))
-    taken = np.array([index for index, _ in picks], dtype=np.int64)
-    rest = np.setdiff1d(np.arange(len(pool.features)), taken)
-    remaining = Pool(
-        pool.features[rest],
-        np.concatenate([pool.known, pool.features[taken]]),
-        pool.weight[rest],
-        pool.uncertainty[rest],
-        pool.options,
-        pool.random,
-    )
-    return picks + [(int(rest[index]), reason) for index, reason in random_choice(remaining, budget - len(picks))]
+    _take_farthest(picks, min(picks.left, picks.budget - round(picks.pool.options.random_share * picks.budget)))
+    random_choice(picks)
+
+
+def cluster(picks: Picks) -> None:
+    """Take from each of as many k-means clusters as there are frames to take the one of the highest weighted
+    uncertainty, so that many alike frames of high uncertainty count once (Schwalbe-Koda et al., Nat. Commun. 12, 5104,
+    2021, cluster attacks likewise).
+    """
+    from sklearn.cluster import KMeans
+
+    pool = picks.pool
+    preference = pool.uncertainty * pool.weight
+    # A second pass fills what clusters without a frame of their own have left.
+    while picks.left:
+        rows = np.flatnonzero(picks.open)
+        count = min(picks.left, len(np.unique(pool.features[rows], axis=0)))
+        seed = int(pool.random.integers(2**31))
+        group = KMeans(count, n_init=1, random_state=seed).fit_predict(pool.features[rows])
+        best = [members[preference[members].argmax()] for part in range(count) if len(members := rows[group == part])]
+        _take_in_order(picks, np.array(sorted(best, key=lambda row: -preference[row])), "best of its cluster")
 
 
 STRATEGIES: dict[str, Strategy] = {
@@ -131,11 +168,18 @@ STRATEGIES: dict[str, Strategy] = {
     "random": random_choice,
     "highest_uncertainty": highest_uncertainty,
     "mixed": mixed,
+    "cluster": cluster,
 }
 
 
 def select(
-    candidates: Candidates, known: NDArray[Any], budget: int, options: SelectionOptions, seed: int
+    candidates: Candidates,
+    known: NDArray[Any],
+    budget: int,
+    options: SelectionOptions,
+    seed: int,
+    *,
+    known_positions: NDArray[Any] | None = None,
 ) -> tuple[Indices, list[str]]:
     """Choose frames to label.
 
@@ -146,6 +190,7 @@ def select(
     budget : most frames to take.
     options : strategy, windows, weights.
     seed : of the random choices.
+    known_positions : [m, N, 3] nm of the labelled frames, for duplicates by RMSD.
 
     Returns
     -------
@@ -155,7 +200,7 @@ def select(
     Raises
     ------
     UqbiasError
-        If there is no such strategy.
+        If there is no such strategy, or duplicates are to be told by RMSD and there are no positions.
     """
     if options.kind not in STRATEGIES:
         raise UqbiasError(f"unknown selection '{options.kind}'", did_you_mean(options.kind, STRATEGIES))
@@ -164,9 +209,11 @@ def select(
     known = np.asarray(known, dtype=np.float64).reshape(-1, features.shape[1])
     _refuse_outside(reasons, candidates.cv, options.cv_window, "cv", "")
     _refuse_outside(reasons, candidates.uncertainty, options.uncertainty_window, "uncertainty", " kJ/mol/nm")
-    for index in np.flatnonzero(_nearest(features, known) <= options.minimum_distance):
-        reasons[index] = reasons[index] or "refused: same as a labelled frame"
-    left = np.array([index for index, reason in enumerate(reasons) if not reason], dtype=np.int64)
+    left = _open(reasons)
+    same = _sameness(candidates, known, known_positions, options, left)
+    for index in left[same.as_known()]:
+        reasons[index] = "refused: same as a labelled frame"
+    left = _open(reasons)
     picks = np.empty(0, dtype=np.int64)
     if len(left) and budget > 0:
         pool = Pool(
@@ -174,15 +221,22 @@ def select(
             known,
             _weights(candidates.energy[left], options.energy_temperature),
             candidates.uncertainty[left],
+            _sameness(candidates, known, known_positions, options, left),
             options,
             np.random.default_rng(seed),
         )
-        chosen = STRATEGIES[options.kind](pool, budget)
-        picks = left[np.array([index for index, _ in chosen], dtype=np.int64)]
-        for pick, (_, reason) in zip(picks, chosen, strict=True):
+        chosen = Picks(pool, budget)
+        STRATEGIES[options.kind](chosen)
+        picks = left[np.array([index for index, _ in chosen.taken], dtype=np.int64)]
+        for pick, (_, reason) in zip(picks, chosen.taken, strict=True):
             reasons[pick] = f"taken: {reason}"
     ending = f"budget of {budget}" if len(picks) >= budget else "same as a taken frame"
     return picks, [reason or f"not taken: {ending}" for reason in reasons]
+
+
+def _open(reasons: list[str]) -> Indices:
+    """Candidates that nothing was said against."""
+    return np.array([index for index, reason in enumerate(reasons) if not reason], dtype=np.int64)
 
 
 def _refuse_outside(reasons: list[str], values: Array, window: Window, name: str, unit: str) -> None:
@@ -206,25 +260,42 @@ def _weights(energy: Array, temperature: float | None) -> Array:
     return np.asarray(np.exp(-np.minimum(excess / kt(temperature), 600.0)))
 
 
-def _nearest(features: Array, known: Array) -> Array:
-    """Distance [n] to the nearest of ``known``, in blocks so that memory stays small."""
-    if not len(known):
-        return np.full(len(features), np.inf)
-    blocks = [
-        np.linalg.norm(features[start : start + 256, None] - known[None], axis=-1).min(axis=1)
-        for start in range(0, len(features), 256)
-    ]
-    return np.concatenate(blocks) if blocks else np.empty(0)
+def _sameness(
+    candidates: Candidates,
+    known: Array,
+    known_positions: NDArray[Any] | None,
+    options: SelectionOptions,
+    rows: Indices,
+) -> Sameness:
+    """Tells which of the candidates ``rows`` are the same."""
+    if options.duplicates == "none":
+        return NoSameness(len(rows))
+    if options.duplicates == "features":
+        return NearFeatures(np.asarray(candidates.features, dtype=np.float64)[rows], known, options.minimum_distance)
+    if candidates.positions is None or known_positions is None:
+        raise UqbiasError("duplicates by RMSD without positions", "give those of candidates and labelled frames")
+    return NearGeometry(candidates.positions[rows], known_positions, options.minimum_rmsd, superpose=options.superpose)
 
 
-def _distinct(pool: Pool, order: Indices, budget: int, reason: str) -> list[tuple[int, str]]:
-    """The first ``budget`` frames in ``order`` that are not the same as an earlier one."""
-    distance = pool.nearest_known()
-    picks: list[tuple[int, str]] = []
-    for index in order:
-        if len(picks) >= budget:
+def _take_farthest(picks: Picks, count: int) -> None:
+    pool = picks.pool
+    distance = nearest(pool.features, pool.known)
+    for index, _ in picks.taken:
+        distance = np.minimum(distance, np.linalg.norm(pool.features - pool.features[index], axis=1))
+    distance[~np.isfinite(distance)] = np.finfo(np.float64).max ** 0.25
+    preference = np.sqrt(pool.weight)
+    for _ in range(count):
+        if not picks.left:
             break
-        if distance[index] > pool.options.minimum_distance:
-            picks.append((int(index), reason))
-            distance = np.minimum(distance, np.linalg.norm(pool.features - pool.features[index], axis=1))
-    return picks
+        best = int(np.where(picks.open, distance * preference, -1.0).argmax())
+        picks.take(best, "farthest point")
+        distance = np.minimum(distance, np.linalg.norm(pool.features - pool.features[best], axis=1))
+
+
+def _take_in_order(picks: Picks, order: Indices, reason: str) -> None:
+    """Take open frames in this order."""
+    for index in order:
+        if not picks.left:
+            break
+        if picks.open[index]:
+            picks.take(int(index), reason)

@@ -20,6 +20,8 @@ class Potential(Memory, torch.nn.Module, ABC):
     Attributes
     ----------
     kind : name in the registry and in the model file.
+    invariant : whether the energy stays when all atoms are moved or turned together; False in a field that is fixed in
+        space.
     numbers : atomic numbers of the molecule, N of them, fixed.
     n_members : committee size M.
     n_latents : latent features per atom, F.
@@ -29,6 +31,7 @@ class Potential(Memory, torch.nn.Module, ABC):
     """
 
     kind: ClassVar[str]
+    invariant: ClassVar[bool] = True
     numbers: tuple[int, ...]
     n_members: int
     n_latents: int

@@ -60,6 +60,7 @@ class Coordinates(Potential):
     """
 
     kind: ClassVar[str] = "coordinates"
+    invariant: ClassVar[bool] = False
 
     columns: Tensor
     centre: Tensor
