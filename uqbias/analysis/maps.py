@@ -80,7 +80,7 @@ def ramachandran(run: RunData) -> Figure | None:
     handles: list[Any] = [
         _marker(RED, "labelled in this round"),
         _marker("#6B6B6B", "labelled before"),
-        Patch(color="#9DC3E2", label="visited by the walkers"),
+        Patch(color="#9DC3E2", label="proposed by the sampler" if run.proposing else "visited by the walkers"),
     ]
     if run.surface is not None:
         handles.append(Line2D([], [], color=GREY, linewidth=0.8, label="reference F, every 2 kT to 10 kT"))

@@ -254,7 +254,7 @@ def cost(run: RunData) -> Figure | None:
 
 
 #: Phases of a round in the order in which they happen; others follow.
-PHASES = ("md", "harvest", "label", "train", "uncertainty", "calibrate", "score")
+PHASES = ("md", "attack", "random", "pool", "harvest", "label", "train", "uncertainty", "calibrate", "score")
 
 
 def phase_times(run: RunData) -> dict[int, dict[str, float]]:
@@ -263,6 +263,8 @@ def phase_times(run: RunData) -> dict[int, dict[str, float]]:
     for event in run.events:
         seconds = event.get("wall_s", event.get("seconds"))
         name = event.get("phase") or event.get("name")
+        if name == "md" and run.proposing:
+            name = run.proposing
         if event.get("event") == "phase" and is_number(seconds) and isinstance(name, str):
             phases = times.setdefault(int(event.get("round", 0)), {})
             phases[name] = phases.get(name, 0.0) + float(seconds)  # type: ignore[arg-type]

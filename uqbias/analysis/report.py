@@ -6,7 +6,7 @@ import base64
 import io
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from uqbias.analysis import maps, plots
+from uqbias.analysis.attack_plots import attacks_in_time
 from uqbias.analysis.maps import is_number
 from uqbias.analysis.run_data import RunData
 from uqbias.analysis.style import RC
@@ -119,6 +120,43 @@ SECTIONS = (
     ),
 )
 
+#: In place of the walkers and their bias, where the sampler makes adversarial attacks.
+ATTACKS = Section(
+    "attacks",
+    "The attacks",
+    attacks_in_time,
+    "Each attack distorts a labelled frame uphill in ln L, the logarithm of uncertainty times Boltzmann factor. A way "
+    "that ends while the others still rise has converged. Uncertainty that rises at a moderate price in energy is what "
+    "an attack is for; energies of hundreds of kJ/mol mean that its temperature is too high for this molecule.",
+    "no attack was made yet",
+)
+#: Captions that speak of walkers, for samplers that have none.
+PROPOSED = {
+    "maps": "Each panel is one round, titled with the labels before it and those it added. Blue shows the geometries "
+    "that were proposed (darker: more of them), orange dots are the frames bought from the oracle in that round, "
+    "grey dots those bought before. A campaign that works spreads over the contoured area; orange dots in a region "
+    "without grey ones are new discoveries.",
+    "harvest": "Left: every geometry that the sampler proposed, by what became of it. Refusals for bonds, angles, "
+    "clashes or chirality are unphysical geometries caught before they cost a label. Right: the candidates of the last "
+    "harvest; a taken set that spans u at moderate energy is what a retraining needs.",
+    "error-maps": "Test frames averaged in bins: the driver u, the calibrated uncertainty of the judge, and the true "
+    "force error, each on one colour scale for all rounds. A good uncertainty is bright where the error is red, and "
+    "both fade as labels arrive. Light grey bins hold no test frame.",
+}
+
+
+def sections_of(run: RunData) -> tuple[Section, ...]:
+    """The sections that a run's sampler gives something to show in."""
+    if not run.proposing:
+        return SECTIONS
+    found = []
+    for part in SECTIONS:
+        if part.key == "walkers":
+            found += [ATTACKS] * (run.proposing == "attack")
+        elif part.key != "bias":
+            found.append(replace(part, caption=PROPOSED.get(part.key, part.caption)))
+    return tuple(found)
+
 
 def write_report(run: RunData | str | Path, path: str | Path | None = None) -> Path:
     """Write the report of a run, finished or not.
@@ -153,7 +191,7 @@ def write_figures(run: RunData | str | Path, folder: str | Path, *, suffix: str 
     """
     data = run if isinstance(run, RunData) else RunData.load(run)
     written = []
-    drawn = {part.key: part.draw(data) for part in SECTIONS}
+    drawn = {part.key: part.draw(data) for part in sections_of(data)}
     drawn["hero"] = maps.hero_figure(data) if data.label_points is not None and data.rounds else None
     for key, figure in drawn.items():
         if figure is not None:
@@ -177,7 +215,7 @@ def render(run: RunData) -> str:
     )
     headings, rows = round_table(run)
     parts = []
-    for part in SECTIONS:
+    for part in sections_of(run):
         figure = part.draw(run)
         source = None if figure is None else inline_svg(figure)
         width = 0 if figure is None else round(figure.get_figwidth() * 100)
@@ -188,6 +226,9 @@ def render(run: RunData) -> str:
         finished=run.finished,
         story=campaign_story(run),
         tiles=_tiles(run),
+        counted="geometries that the sampler proposed and that failed"
+        if run.proposing
+        else "MD steps (of all walkers)",
         headings=headings,
         rows=rows,
         parts=parts,
@@ -233,17 +274,12 @@ def _tiles(run: RunData) -> list[tuple[str, str, str]]:
 def _fact(key: str, run: RunData) -> str:
     """A sentence with this run's numbers to go with a figure."""
     if key == "harvest":
-        taken = offered = 0
-        for entry in run.rounds:
-            candidates = (entry.harvest or {}).get("candidates") or []
-            offered += len(candidates)
-            taken += sum(bool(candidate.get("taken")) for candidate in candidates)
-        return f"Here {taken} of {offered} candidates were taken." if offered else ""
-    if key == "walkers":
+        return _taken(run)
+    if key == "walkers" and any(entry.observations is not None for entry in run.rounds):
         stops = sum(len(entry.guard_events) for entry in run.rounds)
-        if not any(entry.observations is not None for entry in run.rounds):
-            return ""
         return f"Guards stopped {stops} walker{'' if stops == 1 else 's'} in all rounds together."
+    if key == "attacks":
+        return _failed(run)
     if key == "maps" and run.surface is None and run.coordinates is not None and not run.coordinates.periodic:
         return (
             "Two coordinates are not configured: the axes are the first two principal components of the heavy-atom "
@@ -258,6 +294,21 @@ def _fact(key: str, run: RunData) -> str:
             phase = max(total, key=lambda name: total[name])
             return f"Here {phase} took most: {100 * total[phase] / sum(total.values()):.0f} % of the time."
     return ""
+
+
+def _taken(run: RunData) -> str:
+    taken = offered = 0
+    for entry in run.rounds:
+        candidates = (entry.harvest or {}).get("candidates") or []
+        offered += len(candidates)
+        taken += sum(bool(candidate.get("taken")) for candidate in candidates)
+    return f"Here {taken} of {offered} candidates were taken." if offered else ""
+
+
+def _failed(run: RunData) -> str:
+    made = sum(len(entry.attacks["status"]) for entry in run.rounds if entry.attacks is not None)
+    failed = sum(len(entry.guard_events) for entry in run.rounds)
+    return f"Here {failed} of {made} attacks failed; none of them is a candidate." if made else ""
 
 
 def _versions(run: RunData) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from uqbias.analysis.coordinates import Coordinates, dihedral_coordinates, principal_components
 from uqbias.analysis.free_energy_surface import ReferenceSurface
+from uqbias.campaign.sampler_sections import DISTORTING
 from uqbias.errors import UqbiasError
 
 Array = NDArray[np.float64]
@@ -85,7 +86,8 @@ class Hills:
 class Round:
     """Files of ``round_XX``; each attribute is None or empty until the campaign has written it.
 
-    Several groups of walkers become one set of walkers, with one element of ``hills`` a group.
+    Several groups of walkers become one set of walkers, with one element of ``hills`` a group. ``attacks`` is
+    attacks.npz, the ways of adversarial attacks.
     """
 
     index: int
@@ -96,6 +98,7 @@ class Round:
     observations: Observations | None = None
     guard_events: list[dict[str, Any]] = field(default_factory=list)
     hills: list[Hills] = field(default_factory=list)
+    attacks: dict[str, Array] | None = None
 
 
 @dataclass
@@ -149,6 +152,12 @@ class RunData:
     def name(self) -> str:
         """Name of the campaign: the configured one, else the directory's."""
         return str(self.config.get("name") or self.directory.resolve().name)
+
+    @property
+    def proposing(self) -> str:
+        """The sampler if it is one without MD: ``attack``, ``random`` or ``pool``; else empty."""
+        sampler = self.config.get("sampler")
+        return str(sampler) if sampler in DISTORTING else ""
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -332,6 +341,7 @@ class _Reader:
             observations=_joined(seen),
             guard_events=events,
             hills=[hills for group in groups if (hills := self.hills(group / "HILLS")) is not None],
+            attacks=self.npz(folder / "md" / "attacks.npz", ("iteration", "log_likelihood", "uncertainty", "energy")),
         )
 
     def hills(self, path: Path) -> Hills | None:

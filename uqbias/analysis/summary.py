@@ -27,6 +27,8 @@ COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("oracle_calls", "oracle calls", lambda value: f"{value:d}"),
     ("rejected", "rejected", lambda value: f"{value:d}"),
     ("md_steps", "MD steps", lambda value: f"{value:,}".replace(",", "\u202f")),
+    ("proposed", "proposed", lambda value: f"{value:d}"),
+    ("failed", "failed", lambda value: f"{value:d}"),
     ("coverage", "coverage", lambda value: f"{100 * value:.0f} %"),
     ("basins", "basins", lambda value: ", ".join(value) or "none"),
     ("force_mae_meV_per_A", "force MAE\nmeV/Å", lambda value: f"{value:.1f}"),
@@ -46,6 +48,7 @@ NARROW = {
     "force_mae_phi_positive_meV_per_A": "φ > 0",
     "energy_mae_meV_per_atom": "E MAE",
     "energy_mae_phi_positive_meV_per_atom": "φ > 0",
+    "failed": "failed",
     "rejected": "reject",
     "wall_s": "time",
 }
@@ -54,6 +57,8 @@ NARROW = {
 def round_table(run: RunData) -> tuple[list[str], list[list[str]]]:
     """Headings and one row of text per scored round; columns without any value are left out."""
     used = [column for column in COLUMNS if any(row.get(column[0]) is not None for row in run.rows)]
+    if run.proposing:
+        used = [column for column in used if column[0] != "md_steps"]
     rows = [
         [str(row.get("round", index)), *(show(row[key]) if row.get(key) is not None else "-" for key, _, show in used)]
         for index, row in enumerate(run.rows)
@@ -131,16 +136,43 @@ def _what(run: RunData) -> str:
         start += f" in {_join(first['basins'])}"
     if n_rounds == 0:
         return f"{start}; no exploration round is finished yet."
+    added = f" added {n_end - n_start} labels" if isinstance(n_start, int) and isinstance(n_end, int) else ""
+    return f"{start}; {n_rounds} round{'s' * (n_rounds > 1)} of {_method(run)}{added}."
+
+
+def _method(run: RunData) -> str:
+    """What a round of exploration was."""
     sampler = run.config.get("sampler", "metadynamics")
+    options = section(run.config, str(sampler))
+    if sampler == "attack":
+        part = "cv" if options.get("of") == "cv" else "uncertainty"
+        kind = str(section(run.config, part).get("kind", "")).replace("_", " ")
+        where = _where(options)
+        return (
+            f"{options.get('count', 'some')} adversarial attacks on the model's uncertainty ({kind}){where} at "
+            f"{options.get('temperature', 0):g} K"
+        )
+    if sampler == "random":
+        return f"{options.get('count', 'some')} distortions at random{_where(options)}"
+    if sampler == "pool":
+        return f"choosing from the frames of {str(options.get('file', 'a pool')).rpartition('/')[2]}"
     if sampler == "md":
         method = f"unbiased MD at {section(run.config, 'md').get('temperature', 300)} K"
     else:
         driver = str(section(run.config, "cv").get("kind", "")).replace("_", " ")
         method = f"{sampler} on the model's uncertainty" + (f" ({driver})" if driver else "")
     walkers = section(run.config, "md").get("walkers")
-    crowd = f" with {walkers} walkers" if isinstance(walkers, int) else ""
-    added = f" added {n_end - n_start} labels" if isinstance(n_start, int) and isinstance(n_end, int) else ""
-    return f"{start}; {n_rounds} round{'s' * (n_rounds > 1)} of {method}{crowd}{added}."
+    return method + (f" with {walkers} walkers" if isinstance(walkers, int) else "")
+
+
+def _where(options: dict[str, Any]) -> str:
+    """The space of distortions in words."""
+    space = section(options, "space")
+    if space.get("kind") == "variables":
+        return f" in {_join([str(name) for name in space.get('names', [])])}"
+    return {"cartesian": " of Cartesian coordinates", "internal": " of internal coordinates"}.get(
+        str(space.get("kind")), ""
+    )
 
 
 def _crossing(run: RunData) -> str:
