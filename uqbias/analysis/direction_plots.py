@@ -24,6 +24,8 @@ NAMES = {
 }
 #: Colours of several models in one panel.
 MODELS = (BLUE, ORANGE, PURPLE, BLACK)
+#: An error that grows by more than this in relaxation is drawn on a logarithmic scale.
+HUGE = 20.0
 BINS = np.linspace(-1.0, 1.0, 31)
 
 
@@ -80,7 +82,7 @@ def error_panel(ax: Axes, facts: Mapping[str, Any]) -> None:
             length, mean, error, marker="o", markersize=4, color=COLOURS.get(kind, BLACK), label=NAMES.get(kind, kind)
         )
     ax.set(xlabel="‖δ‖ = √ε of the molecule (Å)", ylabel="mean |energy error| (meV)", yscale="log")
-    ax.legend(loc="lower right")
+    ax.legend(loc="upper left")
     grid(ax)
 
 
@@ -93,7 +95,10 @@ def relaxation_panel(ax: Axes, facts: Mapping[str, Any]) -> None:
     ax.errorbar(steps, part["mean"], part["standard_error"], marker="o", markersize=4, color=PURPLE, label="mean")
     ax.plot(steps, part["median"], "s--", markersize=4, color=GREY, label="median")
     ax.set(xlabel="steps of relaxation on the model", ylabel="|energy error| (meV)")
-    ax.set_ylim(bottom=0.0)
+    if max(part["mean"]) > HUGE * max(part["mean"][0], 1e-6):
+        ax.set_yscale("log")
+    else:
+        ax.set_ylim(bottom=0.0)
     ax.legend(loc="best")
     grid(ax)
 

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import trim_mean
 
 from uqbias.attacks.relaxation import recorded_steps, relax
 from uqbias.attacks.vectors import (
@@ -55,9 +56,9 @@ class DirectionOptions:
     n_random : random directions for each frame.
     ascents : uncertainties along whose gradient the frames are displaced too: ``uncertainty`` (the judge), ``cv`` (the
         driver). It is the way that an attack without labels can go.
-    zero : what counts as no energy error. A potential's energy has an arbitrary constant: ``median`` takes it from the
-        frames themselves, as the median of E_app − E_acc over them; ``none`` trusts the model's; a number, kJ/mol, is
-        the E_app − E_acc of a reference of your own.
+    zero : what counts as no energy error. A potential's energy has an arbitrary constant: ``frames`` takes it from the
+        frames themselves, as the mean of E_app − E_acc over the middle half of them, which a few bad frames do not
+        move; ``none`` trusts the model's; a number, kJ/mol, is the E_app − E_acc of a reference of your own.
     relax_steps : steps of relaxation on the model's energy from each frame; 0 for none.
     relax_every : steps of relaxation between two labels; the first step is always labelled.
     relax_force : eV/Å, largest force on an atom of a relaxed frame.
@@ -66,7 +67,7 @@ class DirectionOptions:
     epsilons: Sequence[float] = (0.01, 0.03, 0.1, 0.3, 0.5)
     n_random: int = 8
     ascents: Sequence[str] = ("uncertainty",)
-    zero: str | float = "median"
+    zero: str | float = "frames"
     relax_steps: int = 100
     relax_every: int = 10
     relax_force: float = 0.05
@@ -294,6 +295,8 @@ def _displaced(
         at = np.flatnonzero(np.isfinite(along[n]).all(axis=(1, 2)))
         geometries = x[n] + lengths[None, :, None, None] * along[n, at][:, None]
         places = [(int(source[n]), f"{_numbered(names, d)} {epsilon:g}") for d in at.tolist() for epsilon in epsilons]
+        for d in np.flatnonzero(~np.isfinite(along[n]).all(axis=(1, 2))).tolist():
+            labeller.failures.append(Failure(int(source[n]), _numbered(names, d), "there is no such direction"))
         if not places:
             continue
         energy, forces, found = labeller.errors(geometries.reshape(-1, *x.shape[1:]), places)
@@ -342,12 +345,12 @@ def _random_units(x: Array, source: NDArray[np.int64], count: int, seed: int) ->
 def _zero(error: Array, zero: str | float) -> float:
     if zero == "none":
         return 0.0
-    if zero == "median":
+    if zero == "frames":
         if len(error) < 2:
             raise UqbiasError(
                 "the zero of the energy error cannot be taken from one frame", "give more frames, or zero none"
             )
-        return float(np.median(error))
+        return float(trim_mean(error, 0.25))
     return float(zero)
 
 
@@ -375,5 +378,5 @@ def _check(model: UncertaintyModel, positions: NDArray[Any], oracle: Oracle, opt
             f"relaxation of {options.relax_steps} steps, labelled every {options.relax_every}",
             "give 0 or more steps, and at least 1 between labels",
         )
-    if isinstance(options.zero, str) and options.zero not in ("median", "none"):
-        raise UqbiasError(f"zero '{options.zero}'", "choose median, none, or a number in kJ/mol")
+    if isinstance(options.zero, str) and options.zero not in ("frames", "none"):
+        raise UqbiasError(f"zero '{options.zero}'", "choose frames, none, or a number in kJ/mol")

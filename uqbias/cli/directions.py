@@ -43,9 +43,9 @@ def directions(
     zero: Annotated[
         str,
         typer.Option(
-            help="Energy difference of model and oracle that is no error: median (of the frames), none, or eV."
+            help="Energy difference of model and oracle that is no error: that of the frames, none, or in eV."
         ),
-    ] = "median",
+    ] = "frames",
     relax_steps: Annotated[int, typer.Option(min=0, help="Steps of relaxation on the model; 0: none.")] = 100,
     relax_every: Annotated[int, typer.Option(min=1, help="Steps of relaxation between two labels.")] = 10,
     seed: Annotated[int, typer.Option(min=0, help="Of the random directions.")] = 0,

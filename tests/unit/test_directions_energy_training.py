@@ -1,0 +1,98 @@
+"""Training on energies alone: the forces leave the loss, and the best weights are those with the best energies."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from uqbias.campaign.config import check_campaign
+from uqbias.errors import UqbiasError
+from uqbias.fit import fit_model
+from uqbias.potentials.power_spectrum import PowerSpectrum
+from uqbias.potentials.training import TrainingOptions, force_and_energy_mae, train
+from uqbias.topology import Topology
+from uqbias.uncertainty.base import build_uncertainty
+
+ENERGIES = TrainingOptions(steps=30, evaluate_every=10, force_weight=0.0, energy_weight=1.0)
+
+
+def small(frames):
+    return PowerSpectrum(frames.numbers.tolist(), n_radial=4, n_channels=3, l_max=1, hidden=(8, 4))
+
+
+def weights_after(frames, options, **settings):
+    potential = small(frames)
+    train(potential, frames, None, options, runner="eager", **settings)
+    return torch.cat([weight.detach().flatten() for weight in potential.parameters()])
+
+
+@pytest.mark.parametrize("force_weight", [0.0, 1.0])
+def test_forces_leave_the_loss(alanine_frames, force_weight):
+    """Labels with the forces of another sign have the same scale: only a loss with forces sees the difference."""
+    options = dataclasses.replace(ENERGIES, force_weight=force_weight, steps=5)
+    wrong = dataclasses.replace(alanine_frames, forces=-alanine_frames.forces)
+    same = torch.equal(weights_after(alanine_frames, options), weights_after(wrong, options))
+    assert same == (force_weight == 0)
+
+
+def test_energies_alone_are_learned(alanine_frames):
+    options = dataclasses.replace(ENERGIES, steps=200, evaluate_every=100)
+    untrained = small(alanine_frames)
+    train(untrained, alanine_frames, None, dataclasses.replace(options, steps=1), runner="eager")
+    potential = small(alanine_frames)
+    train(potential, alanine_frames, None, options, runner="eager")
+    before, after = (force_and_energy_mae(part, alanine_frames)[1] for part in (untrained, potential))
+    assert after < 0.6 * before
+
+
+def test_validation_energies_choose_the_weights(alanine_frames):
+    held_out, rest = alanine_frames[:20], alanine_frames[20:]
+    potential = small(alanine_frames)
+    options = dataclasses.replace(ENERGIES, steps=120, learning_rate=0.05)
+    result = train(potential, rest, held_out, options, runner="eager")
+    errors = {entry["step"]: entry["validation_energy_mae"] for entry in result.history}
+    assert result.best_step == min(errors, key=errors.get)
+    assert force_and_energy_mae(potential, held_out)[1] == pytest.approx(min(errors.values()), rel=1e-6)
+
+
+def test_nothing_to_learn_from(alanine_frames):
+    nothing = dataclasses.replace(ENERGIES, energy_weight=0.0)
+    with pytest.raises(UqbiasError, match=r"force_weight and training\.energy_weight are 0"):
+        train(small(alanine_frames), alanine_frames, None, nothing, runner="eager")
+    for name in ("force_weight", "energy_weight"):
+        wrong = dataclasses.replace(ENERGIES, **{name: -1.0})
+        with pytest.raises(UqbiasError, match=f"training.{name} -1.0"):
+            train(small(alanine_frames), alanine_frames, None, wrong, runner="eager")
+    training = {"force_weight": 0.0, "energy_weight": 0.0}
+    with pytest.raises(UqbiasError, match="force_weight = 0 with energy_weight = 0"):
+        check_campaign({"system": {"structure": "-", "start": "-"}, "training": training}, "test")
+
+
+def test_heads_beside_energies(alanine_frames):
+    """A head on energies trains along; one on forces would bring them back in."""
+    topology = Topology.from_positions(alanine_frames.numbers.tolist(), alanine_frames.positions[0])
+    head = build_uncertainty("mve", {"quantity": "energy"}, topology, 4)
+    wrong = dataclasses.replace(alanine_frames, forces=-alanine_frames.forces)
+    options = dataclasses.replace(ENERGIES, steps=3)
+    made = []
+    for frames in (alanine_frames, wrong):
+        head = build_uncertainty("mve", {"quantity": "energy"}, topology, 4)
+        made.append(weights_after(frames, options, uncertainties=[head]))
+    assert torch.allclose(made[0], made[1], rtol=1e-6, atol=1e-7)
+    with pytest.raises(UqbiasError, match="uncertainty 'mve' learns from forces"):
+        weights_after(alanine_frames, options, uncertainties=[build_uncertainty("mve", {}, topology, 4)])
+
+
+def test_settings_reach_the_training(alanine_frames):
+    potential = {"kind": "power_spectrum", "n_radial": 4, "n_channels": 3, "l_max": 1, "hidden": [8, 4]}
+    training = {"steps": 5, "evaluate_every": 5, "runner": "eager", "energy_weight": 1.0, "force_weight": 0.0}
+    wrong = dataclasses.replace(alanine_frames, forces=-alanine_frames.forces)
+    energies = [
+        fit_model(frames, None, {"potential": potential, "training": training})[0]
+        .potential(torch.as_tensor(frames.positions[:5], dtype=torch.float32))[0]
+        .detach()
+        .numpy()
+        for frames in (alanine_frames, wrong)
+    ]
+    assert np.array_equal(*energies)
