@@ -18,7 +18,7 @@ ENERGIES = TrainingOptions(steps=30, evaluate_every=10, force_weight=0.0, energy
 
 
 def small(frames):
-    return PowerSpectrum(frames.numbers.tolist(), n_radial=4, n_channels=3, l_max=1, hidden=(8, 4))
+    return PowerSpectrum(frames.numbers.tolist(), n_radial=4, n_channels=3, l_max=0, hidden=(8, 4))
 
 
 def weights_after(frames, options, **settings):
@@ -85,7 +85,7 @@ def test_heads_beside_energies(alanine_frames):
 
 
 def test_settings_reach_the_training(alanine_frames):
-    potential = {"kind": "power_spectrum", "n_radial": 4, "n_channels": 3, "l_max": 1, "hidden": [8, 4]}
+    potential = {"kind": "power_spectrum", "n_radial": 4, "n_channels": 3, "l_max": 0, "hidden": [8, 4]}
     training = {"steps": 5, "evaluate_every": 5, "runner": "eager", "energy_weight": 1.0, "force_weight": 0.0}
     wrong = dataclasses.replace(alanine_frames, forces=-alanine_frames.forces)
     energies = [

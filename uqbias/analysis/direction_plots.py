@@ -82,6 +82,9 @@ def error_panel(ax: Axes, facts: Mapping[str, Any]) -> None:
             length, mean, error, marker="o", markersize=4, color=COLOURS.get(kind, BLACK), label=NAMES.get(kind, kind)
         )
     ax.set(xlabel="‖δ‖ = √ε of the molecule (Å)", ylabel="mean |energy error| (meV)", yscale="log")
+    # Room for the legend, above curves that rise to the right.
+    bottom, top = ax.get_ylim()
+    ax.set_ylim(bottom, 30.0 * top)
     ax.legend(loc="upper left")
     grid(ax)
 
@@ -109,7 +112,14 @@ def first_step_panel(ax: Axes, result: DirectionResult, facts: Mapping[str, Any]
         ax.set_axis_off()
         return
     cos, change = first_step(result)
-    ax.scatter(cos, change, s=14, color=colour, alpha=0.6, linewidths=0)
+    # A few frames with a huge change would hide the others: they are drawn at the edge.
+    limit = 2.0 * max(float(np.percentile(np.abs(change), 80)), 1e-6) if change.size else 1.0
+    inside = np.abs(change) <= limit
+    ax.scatter(cos[inside], change[inside], s=14, color=colour, alpha=0.6, linewidths=0)
+    for sign, marker in ((1, "^"), (-1, "v")):
+        beyond = ~inside & (np.sign(change) == sign)
+        ax.scatter(cos[beyond], np.full(beyond.sum(), sign * limit), s=26, color=colour, marker=marker, linewidths=0)
+    ax.set_ylim(-1.1 * limit, 1.6 * limit)
     ax.axhline(0.0, color=BLACK, linewidth=0.8)
     ax.axvline(0.0, color=BLACK, linewidth=0.8)
     found = facts["first_step"]
@@ -120,10 +130,6 @@ def first_step_panel(ax: Axes, result: DirectionResult, facts: Mapping[str, Any]
         va="top",
         fontsize=9,
     )
-    if change.size:
-        # A few frames with a huge change would hide the others.
-        limit = 1.2 * max(float(np.percentile(np.abs(change), 98)), 1e-6)
-        ax.set_ylim(-limit, 1.3 * limit)
     ax.set(xlabel="cos θ", ylabel="change of |energy error|\nin the first step (meV)")
     grid(ax)
 
