@@ -24,7 +24,7 @@ LINES = 60
 
 @styled
 def attacks_in_time(run: RunData) -> Figure | None:
-    """Gain in ln L, uncertainty and energy against iteration, one column a round, four at most; None without attacks."""
+    """Gain in ln L, uncertainty and energy against iteration, one column a round, at most four; None without any."""
     shown = spread([entry for entry in run.rounds if entry.attacks is not None], 4)
     if not shown:
         return None

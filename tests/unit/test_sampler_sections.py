@@ -1,0 +1,141 @@
+"""Sections of the samplers without MD, and what they are turned into."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from uqbias.attacks.ascent import AttackOptions
+from uqbias.attacks.base import build_space
+from uqbias.attacks.random import RandomOptions
+from uqbias.campaign.config import check_campaign
+from uqbias.campaign.dry_run import check_parts
+from uqbias.campaign.kinds import CoordinatesSection, DoubleWellOracleSection
+from uqbias.campaign.sampler_sections import (
+    AttackSection,
+    CartesianSection,
+    InternalSection,
+    RandomSection,
+    VariablesSpace,
+)
+from uqbias.data import Frames, read_frames, write_frames
+from uqbias.errors import UqbiasError
+from uqbias.oracles.analytic import DoubleWellOracle
+from uqbias.oracles.base import OracleError, make_oracle
+from uqbias.potentials.coordinates import Coordinates
+from uqbias.testing import molecule
+from uqbias.topology import Topology
+
+FILES = {"system": {"structure": "molecule.pdb", "start": "start.xyz"}}
+
+
+@pytest.mark.parametrize(("section", "options"), [(AttackSection, AttackOptions), (RandomSection, RandomOptions)])
+def test_a_section_has_the_keys_and_defaults_of_its_options(section, options):
+    values = section().model_dump()
+    values.pop("count")
+    made = options(**values)
+    assert set(values) == {field.name for field in dataclasses.fields(options)}
+    plain = options()
+    for name in set(values) - {"space"}:
+        assert getattr(made, name) == getattr(plain, name), name
+    assert made.space["kind"] == plain.space["kind"] == "cartesian"
+
+
+@pytest.mark.parametrize("section", [CartesianSection(), InternalSection(), VariablesSpace(names=["t"])])
+def test_a_space_section_is_all_that_its_class_takes(section):
+    import inspect
+
+    from uqbias.features.base import keywords
+    from uqbias.registry import SPACES
+
+    space = build_space(
+        section.model_dump(),
+        molecule.topology(),
+        molecule.POSITIONS,
+        {"t": {"kind": "dihedral", "atoms": list(molecule.TORSION)}},
+    )
+    assert space.n_coordinates >= 1
+    build = SPACES.get(section.kind).build
+    assert set(section.arguments()) == set(keywords(build)) - {"variables"}
+    for name, value in section.arguments().items():
+        default = inspect.signature(build).parameters[name].default
+        assert value == default or name == "names"
+
+
+def test_coordinates_and_double_well_sections_are_what_their_classes_take():
+    options = CoordinatesSection().arguments()
+    assert options.pop("n_members") is None
+    made = Coordinates(numbers=(1,), **options).options()
+    assert {name: made[name] for name in options} == options
+    oracle = DoubleWellOracleSection(dimensions=2, scale=3.0).arguments()
+    assert make_oracle("double_well", oracle).options() == oracle
+    assert DoubleWellOracleSection().arguments() == DoubleWellOracle().options()
+
+
+def test_the_window_of_the_driver_is_open_without_md():
+    def window(**settings):
+        return check_campaign({**FILES, **settings}).harvest.cv_window
+
+    assert window() == window(sampler="md") == [None, 14.0]
+    assert window(sampler="attack") == [None, None]
+    assert window(sampler="random", harvest={"labels_per_round": 3}) == [None, None]
+    assert window(sampler="attack", harvest={"cv_window": [0.5, 14.0]}) == [0.5, 14.0]
+
+
+def parts(folder, settings, topology, positions):
+    write_frames(folder / "start.xyz", Frames(np.array(topology.numbers), positions))
+    (folder / "molecule.pdb").write_text("")
+    from uqbias.campaign.config import CampaignFile
+
+    file = CampaignFile(check_campaign({**FILES, **settings}), folder)
+    check_parts(file, topology, read_frames(folder / "start.xyz", labelled=False))
+
+
+AMMONIA = 0.1 * np.array([[0.0, 0.0, 0.0], [0.94, 0.0, -0.38], [-0.47, 0.81, -0.38], [-0.47, -0.81, -0.38]])
+
+
+def test_molecules_without_torsions_get_a_cure_that_works(tmp_path):
+    numbers = (7, 1, 1, 1)
+    topology = Topology.from_positions(numbers, AMMONIA)
+    positions = AMMONIA + np.random.default_rng(0).normal(0, 0.005, (20, 4, 3))
+    with pytest.raises(UqbiasError, match=r"cv: the molecule has no such dihedral, of 4 atoms; give `cv` the content"):
+        parts(tmp_path, {"sampler": "attack"}, topology, positions)
+    judge = {"kind": "committee", "quantity": "forces"}
+    parts(tmp_path, {"sampler": "attack", "cv": judge, "uncertainty": judge}, topology, positions)
+    distances = {"kind": "pair_distances", "min_separation": 1, "heavy_only": False}
+    density = {"kind": "kernel_density", "kernel": "gaussian", "features": distances}
+    parts(tmp_path, {"sampler": "attack", "cv": density}, topology, positions)
+
+
+def test_one_particle_in_a_double_well_is_a_campaign(tmp_path):
+    topology = Topology((1,), ())
+    positions = np.random.default_rng(0).normal(0, 0.5, (20, 1, 3))
+    judge = {"kind": "committee", "quantity": "energy"}
+    settings = {
+        "oracle": {"kind": "double_well", "dimensions": 2},
+        "potential": {"kind": "coordinates", "axes": "xy"},
+        "uncertainty": judge,
+        "sampler": "attack",
+    }
+    with pytest.raises(UqbiasError, match=r"of 1 atoms; give `cv` the content of `uncertainty`$"):
+        parts(tmp_path, settings, topology, positions)
+    parts(tmp_path, settings | {"cv": judge}, topology, positions)
+
+
+def test_pool_oracle_finds_labels_by_geometry(tmp_path):
+    frames = molecule.frames(6)
+    write_frames(tmp_path / "pool.xyz", frames)
+    oracle = make_oracle("pool", {"file": str(tmp_path / "pool.xyz")})
+    stored = read_frames(tmp_path / "pool.xyz")
+    for index in (0, 5):
+        label = oracle.label(stored.positions[index] + 5e-7)
+        assert label.energy == pytest.approx(frames.energies[index], abs=1e-4)
+        np.testing.assert_allclose(label.forces, frames.forces[index], atol=1e-3)
+    with pytest.raises(OracleError, match=r"no frame of .*pool\.xyz has this geometry, the nearest is 1e-05 nm away"):
+        oracle.label(stored.positions[0] + np.pad([[1e-5, 0, 0]], ((0, 11), (0, 0))))
+    # A moved molecule is another geometry.
+    with pytest.raises(OracleError, match=r"0\.1 nm away"):
+        oracle.label(stored.positions[0] + 0.1)
+    write_frames(tmp_path / "bare.xyz", Frames(frames.numbers, frames.positions))
+    with pytest.raises(UqbiasError, match="frame 0 has no energy"):
+        make_oracle("pool", {"file": str(tmp_path / "bare.xyz")})
