@@ -42,9 +42,7 @@ def directions(
     ] = "uncertainty",
     zero: Annotated[
         str,
-        typer.Option(
-            help="Energy difference of model and oracle that is no error: that of the frames, none, or in eV."
-        ),
+        typer.Option(help="Zero of the energy error: frames (their mean difference), none, or a difference in eV."),
     ] = "frames",
     relax_steps: Annotated[int, typer.Option(min=0, help="Steps of relaxation on the model; 0: none.")] = 100,
     relax_every: Annotated[int, typer.Option(min=1, help="Steps of relaxation between two labels.")] = 10,
