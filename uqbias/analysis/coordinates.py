@@ -72,6 +72,8 @@ def principal_components(positions: Array, numbers: NDArray[np.int64] | None = N
     numbers : [N] atomic numbers; without them every atom counts as heavy.
     """
     n_atoms = positions.shape[1]
+    if n_atoms == 1:
+        return places(positions)
     heavy = np.arange(n_atoms) if numbers is None else np.flatnonzero(np.asarray(numbers) > 1)
     if len(heavy) < 3:
         heavy = np.arange(n_atoms)
@@ -90,8 +92,22 @@ def principal_components(positions: Array, numbers: NDArray[np.int64] | None = N
     def project(frames: Array) -> Array:
         return np.asarray((distances(frames) - mean) @ axes.T)
 
-    scores = (values - mean) @ axes.T
-    low, high = scores.min(axis=0), scores.max(axis=0)
+    limits = _limits((values - mean) @ axes.T)
+    return Coordinates(("component 1 (nm)", "component 2 (nm)"), limits, False, project)
+
+
+def places(positions: Array) -> Coordinates:
+    """Place of the first atom, x and y: for a lone one in an external field; ``positions`` [n, N, 3] nm."""
+
+    def project(frames: Array) -> Array:
+        return np.asarray(frames, dtype=np.float64)[..., 0, :2]
+
+    return Coordinates(("x (nm)", "y (nm)"), _limits(project(positions)), False, project)
+
+
+def _limits(points: Array) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Range of each column of ``points`` [n, 2], with a margin."""
+    low, high = points.min(axis=0), points.max(axis=0)
     margin = 0.15 * np.maximum(high - low, 1e-3)
-    limits = tuple((float(a), float(b)) for a, b in zip(low - margin, high + margin, strict=True))
-    return Coordinates(("component 1 (nm)", "component 2 (nm)"), (limits[0], limits[1]), False, project)
+    (x, y) = ((float(a), float(b)) for a, b in zip(low - margin, high + margin, strict=True))
+    return x, y
