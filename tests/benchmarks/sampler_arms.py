@@ -1,0 +1,120 @@
+"""What `samplers.py` compares: systems, the ways to sample each of them, and how a round is scored.
+
+A system is its shipped campaign file; an arm is the keys in which it differs from that file. Everything else, the start
+frames, potential, training, filters, selection and labels a round, is the same for every arm of a system.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+Arm = dict[str, Any]
+Scores = list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class System:
+    """One system of the benchmark.
+
+    Attributes
+    ----------
+    file : campaign file that every arm starts from, below ``systems``.
+    arms : changes of that file by the arm's name, keys with dots.
+    columns : title of each score, by its key.
+    score : run directory to one dict a round.
+    changes : of all arms, against the campaign file.
+    reference : arm that the others are divided by below the table.
+    drawn : how many of the scores are drawn, from the first.
+    log : scores drawn on a logarithmic axis.
+    """
+
+    file: str
+    arms: dict[str, Arm]
+    columns: dict[str, str]
+    score: Callable[[Path], Scores]
+    changes: dict[str, Any] = field(default_factory=dict)
+    reference: str = "random"
+    drawn: int = 3
+    log: tuple[str, ...] = ()
+
+
+def summary_of(directory: Path) -> Scores:
+    """Rounds of ``summary.json``."""
+    found: Scores = json.loads((directory / "summary.json").read_text(encoding="utf-8"))["rounds"]
+    return found
+
+
+def script(path: str) -> ModuleType:
+    """A script of a system as a module; ``systems`` is no package."""
+    file = ROOT / "systems" / path
+    specification = importlib.util.spec_from_file_location(f"{file.parent.name}_{file.stem}", file)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def alanine_scores(directory: Path) -> Scores:
+    """Rounds of ``summary.json``, with 1 where C7ax has been labelled."""
+    return [{**entry, "c7ax": float("C7ax" in entry["basins"])} for entry in summary_of(directory)]  # type: ignore[operator]
+
+
+def keys_of(path: str, *sections: str) -> Arm:
+    """Some top-level keys of a shipped campaign file, as the changes of an arm."""
+    content = yaml.safe_load((ROOT / "systems" / path).read_text(encoding="utf-8"))
+    return {section: content[section] for section in sections}
+
+
+PHI_PSI = {
+    "phi": {"kind": "dihedral", "atoms": [4, 6, 8, 14]},
+    "psi": {"kind": "dihedral", "atoms": [6, 8, 14, 16]},
+}
+ALANINE = System(
+    file="alanine_dipeptide/campaign.yaml",
+    changes={"stop.rounds": 4, "stop.labels": 300},
+    arms={
+        # 0.003 nm an atom is what 300 K does to the stiff modes; much more, and no frame passes the filters.
+        "random": {"sampler": "random", "random": {"amplitude": 0.003}},
+        "MD 300 K": {"sampler": "md"},
+        "MD 500 K": {"sampler": "md", "md.temperature": 500.0},
+        "attack": keys_of("alanine_dipeptide/attack_cartesian.yaml", "sampler", "attack"),
+        "uncertainty metadynamics": {},
+        "φ/ψ metadynamics": {
+            "variables": PHI_PSI,
+            "bias": [{"kind": "metadynamics", "variables": ["phi", "psi"], "sigma": 0.35}],
+        },
+        "φ/ψ attack": keys_of("alanine_dipeptide/attack_phi_psi.yaml", "sampler", "attack", "variables"),
+        "φ/ψ random": {
+            "sampler": "random",
+            "variables": PHI_PSI,
+            "random": {
+                "space": {"kind": "variables", "names": ["phi", "psi"]},
+                "amplitude": math.pi,
+                "distribution": "uniform",
+            },
+        },
+    },
+    columns={
+        "force_mae_meV_per_A": "force MAE, meV/Å",
+        "force_mae_phi_positive_meV_per_A": "force MAE φ>0, meV/Å",
+        "coverage": "coverage",
+        "energy_mae_meV_per_atom": "energy MAE, meV/atom",
+        "energy_mae_phi_positive_meV_per_atom": "energy MAE φ>0, meV/atom",
+        "labels_phi_positive": "labels φ>0",
+        "c7ax": "C7ax labelled",
+    },
+    score=alanine_scores,
+    log=("force_mae_meV_per_A", "force_mae_phi_positive_meV_per_A"),
+)
+SYSTEMS = {"alanine_dipeptide": ALANINE}

@@ -1,0 +1,200 @@
+"""Samplers compared at equal labels: random distortions, MD, adversarial attacks, metadynamics on the uncertainty.
+
+Every arm of a system is the shipped campaign with another sampler (see `sampler_arms.py`), over several seeds: the same
+start frames, potential, training, filters, selection, labels a round and oracle calls. Each campaign runs as a user
+would run it, in a process of its own; finished campaigns in the output directory are not run again.
+
+Prints, for each system, medians and quartiles of the last round, their ratios, and draws every round.
+
+    python tests/benchmarks/samplers.py [--systems ...] [--arms ...] [--seeds 5] [--labels N] [--set key=value]
+        [-o runs/benchmark_samplers] [--json PATH] [--figures tests/benchmarks]
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import yaml
+from sampler_arms import ROOT, SYSTEMS, System
+
+RUN = """
+import sys
+from uqbias.campaign.config import load_campaign
+from uqbias.campaign.rounds import run_campaign
+run_campaign(load_campaign(sys.argv[1]), sys.argv[2])
+"""
+#: Keys of a campaign file that name files, by section.
+PATHS = {"system": ("structure", "start"), "score": ("test_set", "surface")}
+#: Rounds of one campaign, campaigns by seed, seeds by arm.
+Results = dict[str, dict[int, list[dict[str, float]]]]
+
+
+def settings(system: System, arm: str, seed: int, changes: dict) -> dict:
+    """The shipped campaign with the changes of system, arm and command line; paths made absolute."""
+    file = ROOT / "systems" / system.file
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for section, keys in PATHS.items():
+        for key in keys:
+            if key in content.get(section, {}):
+                content[section][key] = str(file.parent / content[section][key])
+    dotted = {"seed": seed, "executor": {"kind": "serial", "workers": 1}, **system.changes, **system.arms[arm]}
+    for key, value in (dotted | changes).items():
+        place = content
+        *path, last = key.split(".")
+        for part in path:
+            place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
+        place[last] = value
+    return content
+
+
+def run(system: System, directory: Path, content: dict) -> list[dict[str, float]]:
+    """Run one campaign in a process of its own, or read it if it is finished; its scores and wall time."""
+    summary, scores = directory / "summary.json", directory / "scores.json"
+    if not (summary.is_file() and json.loads(summary.read_text(encoding="utf-8")).get("stopped")):
+        scores.unlink(missing_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
+        file = directory.parent / f"{directory.name}.yaml"
+        file.write_text(yaml.safe_dump(content), encoding="utf-8")
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", RUN, str(file), str(directory)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise RuntimeError(f"{directory}: {done.stderr[-2000:]}")
+    if not scores.is_file():
+        general = json.loads(summary.read_text(encoding="utf-8"))["rounds"]
+        found = [{**basis, **entry} for basis, entry in zip(general, system.score(directory), strict=True)]
+        scores.write_text(json.dumps(found), encoding="utf-8")
+    return json.loads(scores.read_text(encoding="utf-8"))
+
+
+def quartiles(values: list[float]) -> tuple[float, float, float]:
+    """Lower quartile, median and upper quartile of the values that are finite; a seed without a value is left out."""
+    good = [value for value in values if math.isfinite(value)]
+    if len(good) < 2:
+        return (good[0],) * 3 if good else (math.nan,) * 3
+    low, middle, high = statistics.quantiles(good, n=4, method="inclusive")
+    return low, middle, high
+
+
+def written(values: list[float]) -> str:
+    """Median and quartiles as text, and how many seeds have no value."""
+    low, middle, high = quartiles(values)
+    missing = sum(not math.isfinite(value) for value in values)
+    text = f"{middle:.3g}" if len(values) == 1 else f"{middle:.3g} ({low:.3g}, {high:.3g})"
+    return text + (f" [{missing} without]" if missing else "")
+
+
+def last(runs: dict[int, list[dict[str, float]]], key: str) -> list[float]:
+    """A score after the last round, of each seed."""
+    return [math.nan if rounds[-1].get(key) is None else rounds[-1][key] for rounds in runs.values()]
+
+
+def table(name: str, system: System, results: Results) -> list[str]:
+    """Medians and quartiles of the last round as Markdown, an arm a line, and ratios against the reference arm."""
+    titles = {**system.columns, "oracle_calls": "oracle calls", "failures": "failed", "rejected_all": "rejected"}
+    lines = [f"{name}: {system.file}, {len(next(iter(results.values())))} seeds", ""]
+    lines += ["| sampler | " + " | ".join(titles.values()) + " |", "|" + "---|" * (len(titles) + 1)]
+    for arm, runs in results.items():
+        cells = []
+        for key in titles:
+            if key == "rejected_all":
+                values = [float(sum(entry["rejected"] for entry in rounds)) for rounds in runs.values()]
+            else:
+                values = last(runs, key)
+            cells.append(written(values))
+        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+    if system.reference in results:
+        lines += ["", f"medians, divided by those of '{system.reference}':"]
+        for arm, runs in results.items():
+            ratios = [
+                f"{title} {quartiles(last(runs, key))[1] / quartiles(last(results[system.reference], key))[1]:.2f}"
+                for key, title in system.columns.items()
+                if quartiles(last(results[system.reference], key))[1]
+            ]
+            lines.append(f"  {arm:24s} " + ", ".join(ratios))
+    return lines
+
+
+def draw(system: System, results: Results, path: Path) -> None:
+    """The system's scores against the number of labels: medians, and quartiles as a band."""
+    import matplotlib.pyplot as plt
+
+    from uqbias.analysis.style import CYCLE
+
+    keys = list(system.columns)[: system.drawn]
+    figure, axes = plt.subplots(1, len(keys), figsize=(4.2 * len(keys), 3.6), layout="constrained", squeeze=False)
+    for panel, key in zip(axes[0], keys, strict=True):
+        for number, (arm, runs) in enumerate(results.items()):
+            rounds = range(min(len(entries) for entries in runs.values()))
+            labels = [statistics.median(entries[i]["labels"] for entries in runs.values()) for i in rounds]
+            bands = [
+                quartiles([math.nan if e[i].get(key) is None else e[i][key] for e in runs.values()]) for i in rounds
+            ]
+            low, middle, high = zip(*bands, strict=True)
+            colour, style = CYCLE[number % len(CYCLE)], "-" if number < len(CYCLE) else "--"
+            panel.plot(labels, middle, style, color=colour, marker="o", markersize=3, label=arm)
+            panel.fill_between(labels, low, high, color=colour, alpha=0.12, linewidth=0)
+        panel.set(xlabel="labels", ylabel=system.columns[key], yscale="log" if key in system.log else "linear")
+    axes[0][-1].legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS))
+    parser.add_argument("--arms", nargs="+", help="of each system that has them; all by default")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=100)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes of every campaign file")
+    parser.add_argument("--jobs", type=int, default=2, help="campaigns at the same time")
+    parser.add_argument("-o", "--output", type=Path, default=ROOT / "runs" / "benchmark_samplers")
+    parser.add_argument("--json", type=Path, help="write all rounds of all runs")
+    parser.add_argument("--figures", type=Path, help="folder for samplers_SYSTEM.png")
+    arguments = parser.parse_args()
+    changes = {key: yaml.safe_load(value) for key, _, value in (entry.partition("=") for entry in arguments.set)}
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+    everything: dict[str, Results] = {}
+    reports = []
+    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
+        for name in arguments.systems:
+            system = SYSTEMS[name]
+            arms = [arm for arm in system.arms if not arguments.arms or arm in arguments.arms]
+            jobs = {}
+            begun = time.perf_counter()
+            for seed in seeds:
+                for arm in arms:
+                    content = settings(system, arm, seed, changes)
+                    jobs[pool.submit(run, system, arguments.output / name / f"{arm}_{seed}", content)] = (arm, seed)
+            found: Results = {arm: {} for arm in arms}
+            for future in concurrent.futures.as_completed(jobs):
+                arm, seed = jobs[future]
+                found[arm][seed] = future.result()
+                scores = ", ".join(f"{key} {last({0: found[arm][seed]}, key)[0]:.3g}" for key in system.columns)
+                print(f"{name} {arm:20s} seed {seed}: {scores}", flush=True)
+            results = {arm: {seed: runs[seed] for seed in sorted(runs)} for arm, runs in found.items() if runs}
+            everything[name] = results
+            reports.append("\n".join([*table(name, system, results), f"({time.perf_counter() - begun:.0f} s)"]))
+            print("\n" + reports[-1] + "\n", flush=True)
+            if arguments.figures:
+                draw(system, results, arguments.figures / f"samplers_{name}.png")
+            if arguments.json:
+                arguments.json.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
