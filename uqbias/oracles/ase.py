@@ -70,5 +70,8 @@ class ASEOracle(Oracle):
         }
 
     def _evaluate(self, positions: Array) -> tuple[float, Array]:
+        # Calculators begin at the last geometry's wave function; a label must not depend on what was labelled before.
+        if reset := getattr(self._atoms.calc, "reset", None):
+            reset()
         self._atoms.set_positions(positions / ANGSTROM)
         return self._atoms.get_potential_energy() * EV, self._atoms.get_forces() * EV_PER_ANGSTROM
