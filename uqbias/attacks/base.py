@@ -16,8 +16,6 @@ from uqbias.features.base import check_options, keywords
 from uqbias.registry import SPACES
 from uqbias.topology import Topology
 
-#: nm of a coordinate that is a length per unit of δ, in spaces that also have angles: 1 Å counts as 1 rad.
-LENGTH_UNIT = 0.1
 #: Keywords of a ``build`` that the caller gives, not the user.
 GIVEN = ("variables",)
 
