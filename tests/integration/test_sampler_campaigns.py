@@ -252,3 +252,24 @@ def test_a_fault_is_told_before_anything_is_paid(changes, message, tmp_path):
     with pytest.raises(UqbiasError, match=message):
         run_campaign(load_campaign(path), tmp_path / "run")
     assert not (tmp_path / "run" / "ledger.jsonl").exists()
+
+
+def test_start_frames_of_any_driver_all_get_a_chance():
+    """A density in nats weighs by itself; a driver in kJ/mol/nm would leave all attacks to one frame."""
+    from types import SimpleNamespace
+
+    from uqbias.campaign.phases import _sparseness
+
+    cv = np.array([3.0, 900.0, 40.0, 41.0])
+    weights = _sparseness(SimpleNamespace(cv=SimpleNamespace(unit="kJ/mol/nm")), cv)
+    np.testing.assert_allclose(weights, [0.25, 1.0, 0.5, 0.75])
+    weights = _sparseness(SimpleNamespace(cv=SimpleNamespace(unit="nats")), cv / 100)
+    np.testing.assert_allclose(weights, np.exp(cv / 100 - 9.0))
+
+
+def test_files_of_attacks_are_no_md_run(tmp_path):
+    from uqbias.analysis.run_folder import RunFolder
+
+    (tmp_path / "run.json").write_text(json.dumps({"format": "uqbias-proposals", "version": 1}))
+    with pytest.raises(UqbiasError, match="proposed geometries and no MD"):
+        RunFolder(tmp_path)

@@ -4,8 +4,9 @@ import pytest
 import yaml
 
 from uqbias.campaign.config import check_campaign, flatten, load_campaign
-from uqbias.campaign.dry_run import check_exploration
+from uqbias.campaign.dry_run import check_parts
 from uqbias.campaign.template import campaign_template, example_campaign
+from uqbias.campaign.work import read_start
 from uqbias.errors import UqbiasError
 from uqbias.topology import Topology
 
@@ -119,7 +120,8 @@ def test_third_party_kinds_keep_their_options(monkeypatch):
 @pytest.mark.parametrize("path", SYSTEMS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_campaigns_of_the_package_are_in_order(path):
     file = load_campaign(path)
-    check_exploration(file.campaign, Topology.from_pdb(file.path("system", "structure")))
+    topology = Topology.from_pdb(file.path("system", "structure"))
+    check_parts(file, topology, read_start(file, topology))
 
 
 def test_the_published_method_is_as_published():

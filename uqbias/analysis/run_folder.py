@@ -104,6 +104,8 @@ class RunFolder:
             )
         try:
             facts = json.loads(file.read_text(encoding="utf-8"))
+            if facts["format"] == "uqbias-proposals":
+                raise UqbiasError(f"{self.path} holds proposed geometries and no MD", "give the folder of an MD run")
             fitting = facts["format"] == "uqbias-run" and facts["version"] == 1
             for key in ("temperature", "biases", "topology"):
                 facts[key]

@@ -105,8 +105,7 @@ def _exploration(work: Work, round_index: int, group: int, groups: int) -> Explo
         frames = frames[np.array([entry["round"] == 0 for entry in frames.info], dtype=bool)]
     weights = np.ones(len(frames))
     if campaign.md.start_from == "sparse":
-        cv = evaluate_frames(model, frames.positions).cv
-        weights = np.exp(np.minimum(cv - cv.max(), 0.0))
+        weights = _sparseness(model, evaluate_frames(model, frames.positions).cv)
     earlier = None
     if campaign.old_bias == "keep" and round_index > 1 and campaign.sampler == "metadynamics":
         earlier = work.folder(round_index - 1) / "md" / (f"group_{group}" if several else "") / "bias.npz"
@@ -130,6 +129,15 @@ def _exploration(work: Work, round_index: int, group: int, groups: int) -> Explo
         names=tuple(f"{entry['round']}/{entry['index']}" for entry in frames.info),
         known=_asked(work, round_index) if campaign.sampler == "pool" else None,
     )
+
+
+def _sparseness(model: UncertaintyModel, cv: Array) -> Array:
+    """Weights [n] of frames by their driver: one over the density where it is the logarithm of one."""
+    if model.cv.unit == "nats":
+        return np.asarray(np.exp(np.minimum(cv - cv.max(), 0.0)))
+    # Of another driver only the order is known to mean something: twice as often at the top as in the middle.
+    ranks = np.argsort(np.argsort(cv, kind="stable"), kind="stable")
+    return np.asarray((1.0 + ranks) / len(cv))
 
 
 def _asked(work: Work, round_index: int) -> Array:

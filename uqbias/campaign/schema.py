@@ -115,7 +115,7 @@ class MD(Section):
     start_from: Literal["start", "labelled", "sparse"] = Field(
         default="sparse",
         description="where walkers begin, and begin again, and what is distorted: start (the start frames), labelled "
-        "(any labelled frame) or sparse (labelled frames, those where the driver's density is low more often)",
+        "(any labelled frame) or sparse (labelled frames, those where the driver is high more often)",
     )
     constraints: Literal["none", "hbonds", "bonds", "bonds_angles"] = Field(
         default="none", description="held rigid during exploration: none, hbonds, bonds, bonds_angles"

@@ -61,7 +61,7 @@ def validate(path: CampaignPath, json: Json = False) -> None:
       uqbias validate campaign.yaml
     """
     from uqbias.campaign.config import load_campaign
-    from uqbias.campaign.dry_run import check_exploration
+    from uqbias.campaign.dry_run import check_parts
     from uqbias.campaign.work import read_start
     from uqbias.data import read_frames
     from uqbias.topology import Topology
@@ -70,7 +70,7 @@ def validate(path: CampaignPath, json: Json = False) -> None:
     campaign = file.campaign
     topology = Topology.from_pdb(file.path("system", "structure"))
     start = read_start(file, topology)
-    check_exploration(campaign, topology)
+    check_parts(file, topology, start)
     facts: dict[str, Any] = {
         "campaign": campaign.name,
         "atoms": len(topology),
@@ -84,12 +84,15 @@ def validate(path: CampaignPath, json: Json = False) -> None:
         "sampler": campaign.sampler,
         "rounds": campaign.stop.rounds,
         "labels_at_most": len(start) + campaign.stop.rounds * campaign.harvest.labels_per_round,
-        "md_ps_per_round": campaign.md.walkers
-        * campaign.md.groups
-        * campaign.md.steps
-        * campaign.md.timestep_fs
-        * 1e-3,
     }
+    md = campaign.md
+    if campaign.sampler == "pool":
+        assert campaign.pool is not None
+        facts["pool_frames"] = len(read_frames(file.path("pool", "file"), labelled=False))
+    elif campaign.sampler in ("attack", "random"):
+        facts["proposed_per_round"] = campaign.attack.count if campaign.sampler == "attack" else campaign.random.count
+    else:
+        facts["md_ps_per_round"] = md.walkers * md.groups * md.steps * md.timestep_fs * 1e-3
     if campaign.stop.labels is not None:
         facts["labels_at_most"] = min(facts["labels_at_most"], max(campaign.stop.labels, len(start)))
     if campaign.score is not None and campaign.score.test_set is not None:
