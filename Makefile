@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | bench-campaign | bench-training | bench-uq | bench-plumed | bench-fes | bench-biases | bench-directions | gpu | clean
+# make demo | test | lint | bench | bench-samplers | bench-training | bench-uq | bench-plumed | bench-fes | bench-biases | bench-directions | gpu | clean
 # Everything is installed into .venv from PyPI; set PYTHON to choose the interpreter it is made with.
 
 SHELL := bash
@@ -13,14 +13,14 @@ RUN := runs/alanine_dipeptide
 # Small models run fastest on one thread, and two libraries' threads would fight for the cores.
 ONE := OMP_NUM_THREADS=1
 
-.PHONY: help demo test lint bench bench-campaign bench-training bench-uq bench-plumed bench-fes bench-biases bench-directions gpu clean
+.PHONY: help demo test lint bench bench-samplers bench-training bench-uq bench-plumed bench-fes bench-biases bench-directions gpu clean
 
 help:
 	@echo "make demo            the campaign on alanine dipeptide, report at the end (about a quarter of an hour)"
 	@echo "make test            all tests"
 	@echo "make lint            ruff and mypy"
 	@echo "make bench           cost of an MD step, against the ordinary way"
-	@echo "make bench-campaign  five seeds of four samplers (hours)"
+	@echo "make bench-samplers  samplers at equal labels on alanine dipeptide, five seeds (hours)"
 	@echo "make bench-training  force error after two minutes of training on one core"
 	@echo "make bench-uq        every uncertainty kind on three data sets (an hour and a half)"
 	@echo "make bench-plumed    cost of PLUMED's CV: bridge and plugin (needs a PLUMED kernel)"
@@ -54,8 +54,8 @@ lint: $(VENV)/.installed
 bench: $(VENV)/.installed
 	@$(ONE) $(BIN)/python tests/benchmarks/step_cost.py
 
-bench-campaign: $(VENV)/.installed
-	@$(ONE) $(BIN)/python tests/benchmarks/campaign.py
+bench-samplers: $(VENV)/.installed
+	@$(ONE) $(BIN)/python tests/benchmarks/samplers.py
 
 bench-training: $(VENV)/.installed
 	@$(ONE) $(BIN)/python tests/benchmarks/training.py

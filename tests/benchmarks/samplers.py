@@ -81,6 +81,11 @@ def run(system: System, directory: Path, content: dict) -> list[dict[str, float]
     return json.loads(scores.read_text(encoding="utf-8"))
 
 
+def folder(arm: str) -> str:
+    """An arm's name as that of a folder, in ASCII: not every library opens another."""
+    return arm.replace("φ/ψ", "phi_psi").replace(" ", "_")
+
+
 def quartiles(values: list[float]) -> tuple[float, float, float]:
     """Lower quartile, median and upper quartile of the values that are finite; a seed without a value is left out."""
     good = [value for value in values if math.isfinite(value)]
@@ -179,7 +184,8 @@ def main() -> None:
             for seed in seeds:
                 for arm in arms:
                     content = settings(system, arm, seed, changes)
-                    jobs[pool.submit(run, system, arguments.output / name / f"{arm}_{seed}", content)] = (arm, seed)
+                    place = arguments.output / name / f"{folder(arm)}_{seed}"
+                    jobs[pool.submit(run, system, place, content)] = (arm, seed)
             found: Results = {arm: {} for arm in arms}
             for future in concurrent.futures.as_completed(jobs):
                 arm, seed = jobs[future]

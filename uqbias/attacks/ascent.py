@@ -182,7 +182,7 @@ def attack(
         device=device,
         cache_dir=cache_dir,
     )
-    ascent = _Ascent(model, x, sound, start, objective, space, graph, options, energies, seed)
+    ascent = _Ascent(x, sound, start, objective, space, graph, options, energies, seed)
     ascent.run(advance)
     return ascent.result()
 
@@ -202,7 +202,6 @@ class _Ascent:
 
     def __init__(
         self,
-        model: UncertaintyModel,
         x: Array,
         sound: NDArray[np.bool_],
         start: Evaluated,
@@ -214,7 +213,6 @@ class _Ascent:
         seed: int,
     ) -> None:
         self.options, self.objective, self.space, self.graph, self.base = options, objective, space, graph, x
-        self.shift = float(model.potential.energy_shift)
         n, D = len(x), space.n_coordinates
         noise = space.default_noise if options.noise is None else options.noise
         self.rate = space.default_learning_rate if options.learning_rate is None else options.learning_rate
@@ -236,7 +234,7 @@ class _Ascent:
             getattr(self, name)[~np.isfinite(x).all(axis=(1, 2))] = np.nan
         usable = energies[np.isfinite(energies)]
         self.lowest, self.highest = usable.min() - ENERGY_LIMIT, usable.max() + ENERGY_LIMIT
-        self.reach = APART * _radius(x) + APART_NM
+        self.reach = farthest(x)
         every = options.keep_every
         self.iteration = np.arange(0, options.iterations + 1, every) if every else np.empty(0, dtype=np.int64)
         kept = len(self.iteration)
@@ -289,7 +287,7 @@ class _Ascent:
 
     def _take(self, rows: NDArray[np.int64], point: Point) -> None:
         """Judge the points just evaluated: keep the best, stop what has failed or converged."""
-        energy = point.energy + self.shift
+        energy = point.energy + self.graph.energy_shift
         found = {"energy": energy, "cv": point.cv, "uncertainty": point.uncertainty, "positions": point.positions}
         found = {name: values[: len(rows)] for name, values in found.items()}
         with np.errstate(invalid="ignore", over="ignore"):
@@ -316,7 +314,7 @@ class _Ascent:
         """Why a point is not a good one; empty if it is."""
         tests = {
             "the geometry is not finite": np.isfinite(found["positions"]).all(),
-            "the molecule flew apart": _radius(found["positions"][None])[0] <= self.reach[i],
+            "the molecule flew apart": radius(found["positions"][None])[0] <= self.reach[i],
             "the energy is not finite": np.isfinite(found["energy"]),
             f"an energy of {found['energy']:.3g} kJ/mol": self.lowest <= found["energy"] <= self.highest,
             "the uncertainty is not finite": np.isfinite([found["uncertainty"], found["cv"]]).all(),
@@ -379,7 +377,12 @@ class _Ascent:
         )
 
 
-def _radius(positions: Array) -> Array:
+def farthest(positions: Array) -> Array:
+    """How far from the centre an atom may get before each molecule [n, N, 3] counts as flown apart, [n] nm."""
+    return APART * radius(positions) + APART_NM
+
+
+def radius(positions: Array) -> Array:
     """Largest distance of an atom from the centre of each geometry [n, N, 3], [n]."""
     apart = positions - positions.mean(axis=1, keepdims=True)
     found: Array = np.linalg.norm(apart, axis=-1).max(axis=1)

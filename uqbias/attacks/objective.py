@@ -118,7 +118,7 @@ class Point(NamedTuple):
 
     #: [W, N, 3] nm.
     positions: Array
-    #: [W] kJ/mol, from the potential's ``energy_shift``.
+    #: [W] kJ/mol, from the ``energy_shift`` of the graph.
     energy: Array
     #: [W] driver.
     cv: Array
@@ -139,6 +139,10 @@ class AttackGraph:
     ----------
     width : W, attacks that are evaluated together.
     bases : [n, N, 3] nm, sound geometries on which machine code is checked against the graph.
+
+    Attributes
+    ----------
+    energy_shift : kJ/mol to add to the energies.
     """
 
     def __init__(
@@ -163,7 +167,10 @@ class AttackGraph:
             tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
             for tensor in own.values()
         ]
-        inputs[1 + self._names.index(SHIFT)].zero_()
+        self.energy_shift = 0.0
+        if SHIFT in self._names:
+            self.energy_shift = float(model.potential.energy_shift)
+            inputs[1 + self._names.index(SHIFT)].zero_()
         random = torch.Generator().manual_seed(0)
         delta = 0.1 * space.default_noise * torch.randn(width, space.n_coordinates, generator=random)
         numbers = torch.tensor([1.0 / kt(objective.temperature), objective.scale])

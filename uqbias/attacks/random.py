@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from uqbias.attacks.ascent import Array, AttackResult, checked_positions
+from uqbias.attacks.ascent import Array, AttackResult, checked_positions, farthest, radius
 from uqbias.attacks.base import DistortionSpace, build_space
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.inference import BLOCK, evaluate_frames
@@ -87,10 +87,12 @@ def distort_at_random(
     drawn = random.standard_normal(shape) if options.distribution == "normal" else random.uniform(-1.0, 1.0, shape)
     delta = amplitude * drawn
     distorted = distort(space, x, delta)
-    finite = np.isfinite(distorted).all(axis=(1, 2))
-    distorted[~finite] = x[~finite]
+    with np.errstate(over="ignore", invalid="ignore"):
+        whole = radius(distorted) <= farthest(x)  # false for NaN
+    distorted[~whole] = x[~whole]
     found = evaluate_frames(model, distorted)
-    good = np.asarray(finite & np.isfinite([found.energy, found.cv, found.uncertainty]).all(axis=0))
+    finite = np.isfinite([found.energy, found.cv, found.uncertainty]).all(axis=0)
+    good = np.asarray(whole & finite)
     if not good.all():
         start = evaluate_frames(model, x[~good])
         distorted[~good], delta[~good] = x[~good], 0.0
@@ -107,7 +109,14 @@ def distort_at_random(
         log_likelihood=np.full(len(x), np.nan),
         norm=norm,
         iterations=np.zeros(len(x), dtype=np.int64),
-        status=["random" if one else "failed: the model cannot evaluate the distorted frame" for one in good],
+        status=[
+            "failed: the molecule flew apart"
+            if not kept
+            else "random"
+            if one
+            else "failed: the model cannot evaluate the distorted frame"
+            for kept, one in zip(whole, good, strict=True)
+        ],
         trajectory={},
         delta=delta,
     )
