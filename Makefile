@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | bench-samplers | bench-training | bench-uq | bench-plumed | bench-fes | bench-biases | bench-directions | gpu | clean
+# make demo | test | lint | bench | bench-samplers | bench-training | bench-uq | bench-plumed | bench-fes | bench-biases | bench-directions | bench-attacks | gpu | clean
 # Everything is installed into .venv from PyPI; set PYTHON to choose the interpreter it is made with.
 
 SHELL := bash
@@ -13,7 +13,7 @@ RUN := runs/alanine_dipeptide
 # Small models run fastest on one thread, and two libraries' threads would fight for the cores.
 ONE := OMP_NUM_THREADS=1
 
-.PHONY: help demo test lint bench bench-samplers bench-training bench-uq bench-plumed bench-fes bench-biases bench-directions gpu clean
+.PHONY: help demo test lint bench bench-samplers bench-training bench-uq bench-plumed bench-fes bench-biases bench-directions bench-attacks gpu clean
 
 help:
 	@echo "make demo            the campaign on alanine dipeptide, report at the end (about a quarter of an hour)"
@@ -26,6 +26,7 @@ help:
 	@echo "make bench-plumed    cost of PLUMED's CV: bridge and plugin (needs a PLUMED kernel)"
 	@echo "make bench-fes       free energies of double wells and alanine dipeptide, cost of each bias (two hours)"
 	@echo "make bench-biases    which CV under which bias crosses and which only heats (an hour and a half)"
+	@echo "make bench-attacks   time of 500 adversarial attacks of 100 iterations (a minute)"
 	@echo "make bench-directions  where the error grows, trained on energies or forces too (seven minutes)"
 	@echo "make gpu             the tests that need OpenMM's CUDA platform"
 	@echo "make clean           remove .venv and caches; runs/ stays"
@@ -72,6 +73,9 @@ bench-fes: $(VENV)/.installed
 
 bench-biases: $(VENV)/.installed
 	@$(ONE) $(BIN)/python tests/benchmarks/cv_and_bias.py
+
+bench-attacks: $(VENV)/.installed
+	@$(ONE) $(BIN)/python tests/benchmarks/attack_cost.py
 
 bench-directions: $(VENV)/.installed
 	@$(ONE) $(BIN)/python tests/benchmarks/directions.py
