@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -43,10 +44,12 @@ def attacks_in_time(run: RunData) -> Figure | None:
         axes[-1, column].set_xlabel("iteration")
     for row, (_, label) in enumerate(ROWS):
         axes[row, 0].set_ylabel(label)
-        # The shared axis is that of most attacks: one that flies off does not set it.
-        low, high = np.quantile(np.concatenate(drawn[row]), [0.002, 0.998]) if any(map(len, drawn[row])) else (0.0, 1.0)
-        margin = 0.05 * (high - low) + 1e-9
-        axes[row, 0].set_ylim(low - margin, high + margin)
+        values = np.concatenate([part for part in drawn[row] if part.size] or [np.zeros(1)])
+        if ROWS[row][0] == "uncertainty" and (values > 0).all():
+            axes[row, 0].set_yscale("log")
+            axes[row, 0].set_ylim(*_most(np.log10(values), lambda limit: 10.0**limit))
+        else:
+            axes[row, 0].set_ylim(*_most(values))
     axes[0, 0].legend(loc="best")
     for ax in axes.flat:
         grid(ax, "y")
@@ -63,3 +66,12 @@ def _ways(ax: Axes, iteration: Array, values: Array) -> None:
     ax.plot(iteration, middle, color=BLUE, label="median")
     ax.plot(iteration, low, "--", color=ORANGE, linewidth=1.1, label="quartiles")
     ax.plot(iteration, high, "--", color=ORANGE, linewidth=1.1)
+
+
+def _most(values: Array, back: Callable[[float], float] = float) -> tuple[float, float]:
+    """Axis limits by quartiles: attacks that fall into a hole of the energy surface do not set the scale."""
+    low, high = np.quantile(values, [0.25, 0.75])
+    reach = 3.0 * (high - low) + 1e-6
+    ends = max(float(values.min()), low - reach), min(float(values.max()), high + reach)
+    margin = 0.04 * (ends[1] - ends[0]) + 1e-6
+    return back(ends[0] - margin), back(ends[1] + margin)

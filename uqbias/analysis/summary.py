@@ -48,7 +48,6 @@ NARROW = {
     "force_mae_phi_positive_meV_per_A": "φ > 0",
     "energy_mae_meV_per_atom": "E MAE",
     "energy_mae_phi_positive_meV_per_atom": "φ > 0",
-    "failed": "failed",
     "rejected": "reject",
     "wall_s": "time",
 }
@@ -227,6 +226,9 @@ def _price(run: RunData) -> str:
     rejected = [row["rejected"] for row in run.rows if is_number(row.get("rejected"))]
     if rejected:
         parts.append(f"{sum(rejected)} labels rejected")
+    if is_number(last.get("failed")) and run.proposing in ("attack", "random"):
+        what = "attacks" if run.proposing == "attack" else "distortions"
+        parts.append(f"{last['failed']} of {last.get('proposed', '?')} {what} failed")
     if wall:
         parts.append(f"{duration(wall)} of wall time")
     return f"It cost {_join(parts)}." if parts else ""

@@ -45,6 +45,8 @@ class AttackOptions:
     bound : largest ‖δ‖, in the unit of δ; None for no bound.
     tolerance, patience : an attack stops when ln L has not risen by ``tolerance`` within ``patience`` iterations.
     of : what is raised: ``uncertainty`` (the judge) or ``cv`` (the driver).
+    scale : width of the rounding of u⁺ at zero, in the unit of u, see `uqbias.attacks.objective.Objective`; None takes
+        it from the frames.
     keep_every : iterations between two kept geometries of the trajectory; 0 keeps none.
     batch : attacks in one evaluation.
     runner : ``auto``, ``aoti``, ``torchscript`` or ``eager``.
@@ -64,6 +66,7 @@ class AttackOptions:
     tolerance: float = 0.01
     patience: int = 20
     of: str = "uncertainty"
+    scale: float | None = None
     keep_every: int = 1
     batch: int = 32
     runner: str = "auto"
@@ -72,7 +75,7 @@ class AttackOptions:
         for name, least in (("iterations", 1), ("patience", 1), ("keep_every", 0), ("batch", 1)):
             if getattr(self, name) < least:
                 raise UqbiasError(f"attack with {name} {getattr(self, name)}", f"give {least} or more")
-        for name in ("learning_rate", "temperature", "bound"):
+        for name in ("learning_rate", "temperature", "bound", "scale"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise UqbiasError(f"attack with {name} {value}", "give a number above 0")
@@ -169,7 +172,7 @@ def attack(
     sound = np.asarray(finite & np.isfinite([start.energy, start.cv, start.uncertainty]).all(axis=0))
     energies = start.energy[finite] if training_energies is None else np.asarray(training_energies, dtype=np.float64)
     watched = start.uncertainty if options.of == "uncertainty" else start.cv
-    objective = Objective.from_frames(energies, watched[sound], options.temperature, options.of)
+    objective = Objective.from_frames(energies, watched[sound], options.temperature, options.of, options.scale)
     space = build_space(options.space, model.topology, x[sound.argmax()], variables)
     graph = AttackGraph(
         model,
@@ -383,7 +386,8 @@ def farthest(positions: Array) -> Array:
 
 
 def radius(positions: Array) -> Array:
-    """Largest distance of an atom from the centre of each geometry [n, N, 3], [n]."""
-    apart = positions - positions.mean(axis=1, keepdims=True)
-    found: Array = np.linalg.norm(apart, axis=-1).max(axis=1)
+    """Largest distance of an atom from the centre of each geometry [n, N, 3], [n]; not finite if a position is not."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        apart = positions - positions.mean(axis=1, keepdims=True)
+        found: Array = np.linalg.norm(apart, axis=-1).max(axis=1)
     return found

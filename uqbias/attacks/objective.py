@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,8 +61,16 @@ class Objective:
     of: str = "uncertainty"
 
     @classmethod
-    def from_frames(cls, energy: Array, u: Array, temperature: float, of: str = "uncertainty") -> Objective:
+    def from_frames(
+        cls, energy: Array, u: Array, temperature: float, of: str = "uncertainty", scale: float | None = None
+    ) -> Objective:
         """Take Q from energies [n] and s from uncertainties [m]; values that are not finite are left out.
+
+        The spread is the distance of the median of u from its 16 % quantile.
+
+        Parameters
+        ----------
+        scale : s itself, in place of a quarter of the spread.
 
         Raises
         ------
@@ -77,7 +86,7 @@ class Objective:
             if not len(values):
                 raise UqbiasError(f"the model's {name} is finite for none of the frames", "check frames and model")
         reference = float(energy.min())
-        return cls(temperature, reference, log_partition(energy - reference, temperature), _scale(u), of)
+        return cls(temperature, reference, log_partition(energy - reference, temperature), scale or _scale(u), of)
 
     def __call__(self, u: Array, energy: Array) -> Array:
         """Value of ln L for u [...] and E [...] kJ/mol."""
@@ -106,7 +115,8 @@ def log_softplus(z: Tensor) -> Tensor:
 
 
 def _scale(u: Array) -> float:
-    spread = 0.5 * float(np.subtract(*np.quantile(u, [0.84, 0.16])))
+    # The lower half: a broken frame among the others, or few very uncertain ones, must not change it.
+    spread = float(np.subtract(*np.quantile(u, [0.5, 0.16])))
     size = float(np.abs(u).max())
     if not spread > 1e-6 * size:  # one frame, or equal ones
         spread = size or 1.0
@@ -159,7 +169,8 @@ class AttackGraph:
         cache_dir: Path | None = None,
     ) -> None:
         names, inputs = graph_inputs(model, width, dtype, device)
-        self._whole = _ModelInSpace(model, space)
+        # A copy: where the judge is the driver, functional_call of torch 2.9 leaves the graph's tensors in the module.
+        self._whole = _ModelInSpace(copy.deepcopy(model), space)
         self._names = [f"model.{name}" for name in names]
         own = {f"space.{name}": tensor for name, tensor in space.named_buffers()}
         self._names += list(own)

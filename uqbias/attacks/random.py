@@ -87,8 +87,7 @@ def distort_at_random(
     drawn = random.standard_normal(shape) if options.distribution == "normal" else random.uniform(-1.0, 1.0, shape)
     delta = amplitude * drawn
     distorted = distort(space, x, delta)
-    with np.errstate(over="ignore", invalid="ignore"):
-        whole = radius(distorted) <= farthest(x)  # false for NaN
+    whole = radius(distorted) <= farthest(x)  # false for NaN
     distorted[~whole] = x[~whole]
     found = evaluate_frames(model, distorted)
     finite = np.isfinite([found.energy, found.cv, found.uncertainty]).all(axis=0)
