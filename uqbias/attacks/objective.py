@@ -117,7 +117,7 @@ def log_softplus(z: Tensor) -> Tensor:
 def _scale(u: Array) -> float:
     # The lower half: a broken frame among the others, or few very uncertain ones, must not change it.
     spread = float(np.subtract(*np.quantile(u, [0.5, 0.16])))
-    size = float(np.abs(u).max())
+    size = float(np.median(np.abs(u)))
     if not spread > 1e-6 * size:  # one frame, or equal ones
         spread = size or 1.0
     return ROUNDING * spread
