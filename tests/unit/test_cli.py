@@ -109,7 +109,10 @@ def test_template_is_a_campaign_file(folder, tmp_path):
     assert "structure.pdb: no such file" in refused("validate", path)
     for name in ("structure.pdb", "data.xyz"):
         (tmp_path / name.replace("data", "start")).write_bytes((folder / name).read_bytes())
+    assert "no such dihedral" in refused("validate", path), "the default driver does not fit this molecule"
+    path.write_text(path.read_text().replace("heavy_only: true", "heavy_only: false"))
     done = call("validate", path, "--json")
+    assert done.exit_code == 0, done.output
     facts = json.loads(done.stdout)
     assert (facts["atoms"], facts["start_frames"], facts["labels_at_most"]) == (4, 40, 240)
     text = path.read_text().replace("walkers:", "wakers:")
