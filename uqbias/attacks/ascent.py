@@ -39,8 +39,10 @@ class AttackOptions:
     iterations : steps of the ascent at most.
     learning_rate : of Adam, about the largest step of a coordinate, in the unit of δ: nm for ``cartesian``, rad (for
         a length 0.1 nm) for the others. None: 0.001 nm as published, 0.02 rad.
-    temperature : K, of the Boltzmann factor. kT is the price of uncertainty: an attack pays kT for e-fold u. The
-        published one for ammonia is 20 kcal/mol, 10 064 K.
+    temperature : K, of the Boltzmann factor. An attack pays kT for e-fold u, so what is right depends on how steeply u
+        rises. With a Gaussian mixture as judge and 100 frames of alanine dipeptide, Cartesian attacks raised the median
+        u 6 times at 1500 K, and 82 % of them passed a campaign's physical filter; at 3000 K 41 % did. The driver, a
+        bounded density, allows 10 000 K. The published temperature for ammonia is 20 kcal/mol, 10 064 K.
     noise : standard deviation of δ at the start, in the unit of δ. None: 0.001 nm as published, 0.05 rad.
     bound : largest ‖δ‖, in the unit of δ; None for no bound.
     tolerance, patience : an attack stops when ln L has not risen by ``tolerance`` within ``patience`` iterations.
@@ -177,7 +179,8 @@ def attack(
     graph = AttackGraph(
         model,
         space,
-        min(options.batch, max(1, len(x))) if options.runner == "eager" else options.batch,
+        # Machine code is kept for the next time, which may have more frames.
+        min(options.batch, len(x)) if options.runner in ("eager", "torchscript") else options.batch,
         x[sound],
         objective,
         runner=options.runner,

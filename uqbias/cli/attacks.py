@@ -60,23 +60,24 @@ def attack(
         "uncertainty"
     ),
     temperature: Annotated[
-        float | None,
-        typer.Option(min=1e-6, help="K, of the Boltzmann factor; higher: bolder attacks; see AttackOptions."),
-    ] = None,
-    iterations: Annotated[int | None, typer.Option(min=1, help="Steps of an attack at most.")] = None,
+        float, typer.Option(min=1e-6, help="K, of the Boltzmann factor; higher: bolder attacks.")
+    ] = 1500.0,
+    iterations: Annotated[int, typer.Option(min=1, help="Steps of an attack at most.")] = 60,
     learning_rate: Annotated[
-        float | None, typer.Option(min=1e-12, help="Of Adam; nm for cartesian, else rad (a length: 0.1 nm).")
+        float | None,
+        typer.Option(min=1e-12, help="Of Adam: 0.001 nm for cartesian, else 0.02 rad (a length: 0.1 nm)."),
     ] = None,
     noise: Annotated[
-        float | None, typer.Option(min=0.0, help="Standard deviation of the random start, same unit.")
+        float | None,
+        typer.Option(min=0.0, help="Standard deviation of the random start: 0.001 nm, else 0.05 rad."),
     ] = None,
     bound: Annotated[
         float | None, typer.Option(min=1e-12, help="Largest length of the distortion, same unit; none by default.")
     ] = None,
     tolerance: Annotated[
-        float | None, typer.Option(min=0.0, help="An attack stops when ln L has not risen by this ...")
-    ] = None,
-    patience: Annotated[int | None, typer.Option(min=1, help="... within this number of iterations.")] = None,
+        float, typer.Option(min=0.0, help="An attack stops when ln L has not risen by this ...")
+    ] = 0.01,
+    patience: Annotated[int, typer.Option(min=1, help="... within this number of iterations.")] = 20,
     training: Annotated[
         Path | None,
         typer.Option(metavar="DATA.xyz", help="Frames for the partition function Q; FRAMES.xyz if left out."),
@@ -84,7 +85,7 @@ def attack(
     trajectory: Annotated[
         Path | None, typer.Option(metavar="FILE.npz", help="Keep the way of each attack (nm, kJ/mol).")
     ] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Attacks in one evaluation.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Attacks in one evaluation.")] = 32,
     runner: Annotated[str, typer.Option(help="auto, aoti (compiled), torchscript or eager.")] = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Of the random starts.")] = 0,
     json: Json = False,
@@ -124,22 +125,19 @@ def attack(
     section: dict[str, Any] = {"kind": space or ("variables" if variables else "cartesian")}
     for entry in change or ():
         set_key({"space": section}, entry if entry.startswith("space.") else f"space.{entry}")
-    given = {
-        "temperature": temperature,
-        "iterations": iterations,
-        "learning_rate": learning_rate,
-        "noise": noise,
-        "bound": bound,
-        "tolerance": tolerance,
-        "patience": patience,
-        "batch": batch,
-    }
     options = AttackOptions(
         space=section,
+        iterations=iterations,
+        learning_rate=learning_rate,
+        temperature=temperature,
+        noise=noise,
+        bound=bound,
+        tolerance=tolerance,
+        patience=patience,
         of=of,
-        runner=runner,
         keep_every=1 if trajectory else 0,
-        **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
+        batch=batch,
+        runner=runner,
     )
     loaded = UncertaintyModel.load(model)
     frames = usable_frames(data, loaded.numbers)
