@@ -4,11 +4,16 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from uqbias.errors import UqbiasError
+from uqbias.model import UncertaintyModel
 from uqbias.potentials.base import Potential
 from uqbias.topology import Topology
+from uqbias.uncertainty.base import build_uncertainty
+from uqbias.units import ANGSTROM, KCAL
 
 SYSTEM = Path(__file__).parents[2] / "systems" / "ammonia"
 TOPOLOGY = Topology((7, 1, 1, 1), ((0, 1), (0, 2), (0, 3)))
@@ -85,11 +90,8 @@ def test_barrier_of_a_known_surface(scores):
 @pytest.mark.parametrize(
     ("surface", "fault"),
     [
-        # A ridge instead of the two wells: N goes to the plane.
-        (
-            lambda x: (-1e4 * x[:, 0, 2], np.stack([np.eye(3)[2] * [[1e4], [0], [0], [0]]] * len(x))),
-            "pyramidal geometry",
-        ),
+        # No bonds of ammonia, in either geometry: the pyramidal one is named first.
+        (lambda x: _spring(x, 0.5), "pyramidal geometry"),
         (lambda x: _spring(x, 0.1), "relaxes to a planar one"),
         (lambda x: _spring(x, 0.2), "N-H 2.00"),
     ],
@@ -127,9 +129,10 @@ def test_path_relaxes_the_bonds(scores):
 def test_dynamics_conserve_energy_at_the_temperature(scores):
     found = scores.nve(umbrella(), 4, duration_ps=1.0, equilibration_ps=0.5, timestep_fs=0.5, runner="eager")
     assert (found.runs, found.stable) == (4, 4)
-    assert 0.8 < found.shortest < 1.0 < found.longest < 1.3
+    # Five standard deviations of a bond at 1500 K: sqrt(kT / stiffness) is 0.08 Å.
+    assert 0.6 < found.shortest < 1.0 < found.longest < 1.42
     assert 800 < found.temperature < 2200
-    # A total energy without its kinetic part, or at another time than the potential part, would swing by tens of kJ/mol.
+    # A total energy without its kinetic part, or at another time than the potential part, swings by tens of kJ/mol.
     assert max(found.spread) < 2.0
     assert np.abs(found.drift).max() < 2.0
     assert found.inversions > 0
