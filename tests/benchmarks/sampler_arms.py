@@ -6,9 +6,11 @@ frames, potential, training, filters, selection and labels a round, is the same 
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +56,7 @@ def summary_of(directory: Path) -> Scores:
     return found
 
 
+@functools.cache
 def script(path: str) -> ModuleType:
     """A script of a system as a module; ``systems`` is no package."""
     file = ROOT / "systems" / path
@@ -61,6 +64,7 @@ def script(path: str) -> ModuleType:
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module  # dataclasses look their module up there
     specification.loader.exec_module(module)
     return module
 
@@ -117,4 +121,95 @@ ALANINE = System(
     score=alanine_scores,
     log=("force_mae_meV_per_A", "force_mae_phi_positive_meV_per_A"),
 )
-SYSTEMS = {"alanine_dipeptide": ALANINE}
+
+
+def well_scores(directory: Path) -> Scores:
+    """RMSE over the region and mean energy of all frames chosen so far; a round without a new model has the last one's."""
+    found, previous = {}, None
+    for entry in script("double_well/evaluate.py").evaluate(directory):
+        found[entry.round] = entry
+    rows: Scores = []
+    chosen = energy = 0.0
+    for entry in summary_of(directory):
+        this = found.get(int(entry["round"]), previous)
+        if this is not previous and this.round > 0 and math.isfinite(this.chosen_energy):
+            added = this.labels - previous.labels
+            chosen, energy = chosen + added, energy + added * this.chosen_energy
+        rows.append({"rmse": this.rmse, "low_rmse": this.low_rmse, "energy": energy / chosen if chosen else math.nan})
+        previous = this
+    return rows
+
+
+def double_well(dimensions: int) -> System:
+    """The double well in 1 or 2 dimensions."""
+    # A particle of 1 u: 5 fs are a hundredth of its period in the wells.
+    dynamics = {"md.timestep_fs": 5.0, "guards.cv_cap": None}
+    hills = {"kind": "metadynamics", "height": 0.5, "pace": 50}
+    return System(
+        file=f"double_well/campaign_{dimensions}d.yaml",
+        arms={
+            "random": {"sampler": "random"},
+            "MD 300 K": {"sampler": "md", **dynamics},
+            "MD 1000 K": {"sampler": "md", "md.temperature": 1000.0, **dynamics},
+            "attack": {"sampler": "attack"},
+            "uncertainty metadynamics": {
+                "sampler": "metadynamics",
+                "bias": [{**hills, "variables": ["u"], "sigma": 0.5}],
+                **dynamics,
+            },
+            "x metadynamics": {
+                "sampler": "metadynamics",
+                "variables": {"x": {"kind": "position", "axis": "x"}},
+                "bias": [{**hills, "variables": ["x"], "sigma": 0.1}],
+                **dynamics,
+            },
+        },
+        columns={
+            "rmse": "RMSE, kJ/mol",
+            "energy": "mean E of the chosen, kJ/mol",
+            "low_rmse": "RMSE below 2 kJ/mol",
+            "labels": "labels",
+        },
+        score=well_scores,
+        drawn=2,
+        log=("rmse",),
+    )
+
+
+def ammonia_scores(directory: Path) -> Scores:
+    """Barrier and its error against GFN2-xTB; NaN in a round whose model has no barrier."""
+    module = script("ammonia/evaluate.py")
+    exact = module.reference_of(directory)
+    found = {row["round"]: row for row in module.evaluate(directory)["rounds"]}
+    rows: Scores = []
+    for entry in summary_of(directory):
+        kcal = found[int(entry["round"])]["kcal"] if int(entry["round"]) in found else rows[-1]["barrier"]
+        rows.append({"barrier": kcal, "barrier_error": abs(kcal - exact)})
+    return rows
+
+
+AMMONIA = System(
+    file="ammonia/campaign.yaml",
+    arms={
+        "random": {"sampler": "random", "random": {"amplitude": 0.01}},
+        "MD 300 K": {"sampler": "md"},
+        "MD 1500 K": {"sampler": "md", "md.temperature": 1500.0},
+        "attack": {},
+        "uncertainty metadynamics": {},
+        "umbrella metadynamics": {},
+    },
+    columns={
+        "barrier_error": "error of the barrier, kcal/mol",
+        "barrier": "barrier, kcal/mol",
+        "labels": "labels",
+    },
+    score=ammonia_scores,
+    drawn=1,
+    log=("barrier_error",),
+)
+SYSTEMS = {
+    "alanine_dipeptide": ALANINE,
+    "ammonia": AMMONIA,
+    "double_well_1d": double_well(1),
+    "double_well_2d": double_well(2),
+}

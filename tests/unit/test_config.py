@@ -119,6 +119,9 @@ def test_third_party_kinds_keep_their_options(monkeypatch):
 
 @pytest.mark.parametrize("path", SYSTEMS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_campaigns_of_the_package_are_in_order(path):
+    start = yaml.safe_load(path.read_text(encoding="utf-8"))["system"]["start"]
+    if not (path.parent / start).is_file():
+        pytest.skip(f"{start} is not here: {path.name} runs on data that are not part of this project")
     file = load_campaign(path)
     topology = Topology.from_pdb(file.path("system", "structure"))
     check_parts(file, topology, read_start(file, topology))

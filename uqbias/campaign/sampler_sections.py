@@ -87,6 +87,11 @@ class AttackSection(Section):
     of: Literal["uncertainty", "cv"] = Field(
         default="uncertainty", description="what is sought: the judge (uncertainty) or the driver (cv)"
     )
+    scale: float | None = Field(
+        default=None,
+        gt=0,
+        description="width of the rounding of the sought value at zero, in its unit; null: from the frames distorted",
+    )
     keep_every: int = Field(
         default=1, ge=0, description="iterations between two kept geometries of an attack; 0 keeps none"
     )
