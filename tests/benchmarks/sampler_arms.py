@@ -124,7 +124,7 @@ ALANINE = System(
 
 
 def well_scores(directory: Path) -> Scores:
-    """RMSE over the region and mean energy of all frames chosen so far; a round without a new model has the last one's."""
+    """RMSE over the region, mean energy of all frames chosen so far; a round without a model has the last one's."""
     found, previous = {}, None
     for entry in script("double_well/evaluate.py").evaluate(directory):
         found[entry.round] = entry
@@ -143,7 +143,7 @@ def well_scores(directory: Path) -> Scores:
 def double_well(dimensions: int) -> System:
     """The double well in 1 or 2 dimensions."""
     # A particle of 1 u: 5 fs are a hundredth of its period in the wells.
-    dynamics = {"md.timestep_fs": 5.0, "guards.cv_cap": None}
+    dynamics = {"md.timestep_fs": 5.0}
     hills = {"kind": "metadynamics", "height": 0.5, "pace": 50}
     return System(
         file=f"double_well/campaign_{dimensions}d.yaml",
