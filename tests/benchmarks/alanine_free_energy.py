@@ -4,9 +4,10 @@ Uncertainty: the driver of a model that knows nothing but the 100 start frames (
 torsions, which it finds by itself. Two dynamics:
 
 forcefield  Amber ff14SB drives, the model only gives u. Reference: systems/alanine_dipeptide/reference/surface.csv.
-model       the trained potential drives. Reference: φ/ψ metadynamics of the same potential, made here. Its training
-            frames come from φ/ψ metadynamics of the force field at 300 and 600 K: a potential with holes beyond its
-            data loses walkers there, and neither run then has an equilibrium.
+model       the trained potential drives. Reference: φ/ψ metadynamics of the force field, made here, whose frames are
+            weighed by exp(-(E_model - E_forcefield)/kT) too: the potential's own surface, without a walker in the holes
+            that a potential has beyond its data. Its training frames come from φ/ψ metadynamics of the force field at
+            300 and 600 K.
 
 Each run: well-tempered metadynamics builds the bias, which is then frozen; frames of the second part are weighed by
 exp(V/kT), exact for a bias that stands still. Several walkers of one Context share the bias; bonds with hydrogen are
@@ -37,6 +38,7 @@ from uqbias.compile.fused import FusedEvaluator
 from uqbias.data import Frames, read_frames
 from uqbias.files import write_text
 from uqbias.fit import fit_model, fit_uncertainty
+from uqbias.inference import evaluate_frames
 from uqbias.md.guards import Guard
 from uqbias.md.walkers import Walkers
 from uqbias.model import UncertaintyModel
@@ -182,14 +184,18 @@ def walkers_of(dynamics, on, model, topology, start, seed):
     return walkers, metadynamics
 
 
-def run(dynamics, on, model, topology, start, seed, build_ns, sample_ns):
-    """Angles [T, W, 2] in degrees, bias [T, W] in kJ/mol and u [T, W] of the frozen part, and facts."""
+def run(dynamics, on, model, topology, start, seed, build_ns, sample_ns, correct=None):
+    """Angles [T, W, 2] in degrees, bias [T, W] in kJ/mol and u [T, W] of the frozen part, and facts.
+
+    ``correct`` gives from positions [W, N, 3] what the energy of another potential is higher by; it is taken off.
+    """
     walkers, metadynamics = walkers_of(dynamics, on, model, topology, start, seed)
     kept = []
 
     def keep(o):
         angles = np.degrees(dihedral_angles(o.positions, PHI_PSI))
-        kept.append((angles, np.where(o.restarted, np.nan, o.bias), o.cv))
+        bias = o.bias if correct is None else o.bias - correct(o.positions)
+        kept.append((angles, np.where(o.restarted, np.nan, bias), o.cv))
 
     def steps(ns):
         return int(ns * 1e6 / TIMESTEP_FS / WALKERS) // PACE * PACE
@@ -209,6 +215,46 @@ def run(dynamics, on, model, topology, start, seed, build_ns, sample_ns):
         "hills": len(metadynamics.hills),
     }
     return angles, bias, cv, facts
+
+
+def difference(model):
+    """From positions [W, N, 3] to E of the model less E of the force field in kJ/mol, [W]."""
+    oracle = OpenMMOracle(SYSTEM / "structure.pdb")
+
+    def energies(positions):
+        return evaluate_frames(model, positions).energy - [oracle.label(x)[0] for x in positions]
+
+    return energies
+
+
+def reference_of(models, topology, start, build_ns, sample_ns, n_bins, seeds=(100, 101)):
+    """F [B, B] in kT and C7eq -> C7ax in kJ/mol of the trained model.
+
+    One run after the other, each with weights that add up to one, is the average of their distributions.
+    """
+    angles, bias = [], []
+    for seed in seeds:
+        one, weighed, _, facts = run(
+            "forcefield",
+            "phi_psi",
+            models["forcefield"],
+            topology,
+            start,
+            seed,
+            build_ns,
+            sample_ns,
+            difference(models["model"]),
+        )
+        good = np.where(np.isfinite(weighed), weighed, -np.inf)
+        highest = good.max()
+        weights = np.exp((good - highest) / KT)
+        effective = weights.sum() ** 2 / (weights**2).sum()
+        print(f"reference {seed}: ΔF {delta(one, weighed):.2f} ± {blocks(one, weighed):.2f} kJ/mol, {facts}")
+        print(f"effective frames {effective:.0f} of {weights.size}", flush=True)
+        angles.append(one)
+        bias.append(weighed - highest - KT * np.log(weights.sum()))
+    angles, bias = np.concatenate(angles), np.concatenate(bias)
+    return surface(angles, bias, n_bins), delta(angles, bias)
 
 
 def surface(angles, bias, n_bins):
@@ -272,15 +318,14 @@ def main():
     for dynamics in options.dynamics:
         arguments = (models[dynamics], topology, start)
         if dynamics == "forcefield":
-            reference = known
+            reference, expected = known, delta_of_surface(known)
         else:
-            angles, bias, _, facts = run(dynamics, "phi_psi", *arguments, 100, build, sample)
-            reference = surface(angles, bias, len(known))
+            reference, expected = reference_of(models, topology, start, build, sample, len(known))
             rmse, seen = compare(reference, known)
             print(
-                f"model, φ/ψ metadynamics: {facts}; against the force field {rmse:.2f} kT over {seen:.0%}", flush=True
+                f"model's reference: ΔF {expected:.2f}; against the force field {rmse:.2f} kT over {seen:.0%}",
+                flush=True,
             )
-        expected = delta_of_surface(reference)
         surfaces[dynamics] = {"reference": reference.tolist()}
         for seed in options.seeds:
             angles, bias, cv, facts = run(dynamics, "u", *arguments, seed, build, sample)
