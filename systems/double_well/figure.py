@@ -1,16 +1,18 @@
-"""Draw figure.png from the runs that `compare.py` wrote.
+"""Draw figure.png from campaigns with attacks and with random distortions, some seeds of each.
 
-    python systems/double_well/figure.py runs/double_well [-o systems/double_well/figure.png] [--random random]
+    python tests/benchmarks/samplers.py --systems double_well_1d double_well_2d --arms attack random
+    python systems/double_well/figure.py runs/benchmark_samplers [-o systems/double_well/figure.png]
 
-Upper row, one dimension: true energy, committee mean and spread, and labelled frames of attacks (seed 0), generation by
-generation. Middle row, two dimensions: frames chosen by attacks and by random distortions on the true surface, and the
-error of both final models. Lower row: RMSE against generation and energy of the chosen frames, all seeds.
+Upper row, one dimension: true energy, committee mean and spread, and labelled frames of attacks (first seed),
+generation by generation. Middle row, two dimensions: frames chosen by attacks and by random distortions on the true
+surface, and the error of both final models. Lower row: RMSE against generation and energy of the chosen frames, all
+seeds.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,12 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from evaluate import REGION, errors, region, true_energy
+from evaluate import REGION, errors, evaluate, region, true_energy
 from numpy.typing import NDArray
 
 from uqbias.analysis.style import BLACK, BLUE, GREY, ORANGE, WIDTH, styled
 from uqbias.data import read_frames
+from uqbias.errors import UqbiasError
 from uqbias.model import UncertaintyModel
 from uqbias.potentials.prediction import predict
 
@@ -34,6 +37,22 @@ FOLDER = Path(__file__).resolve().parent
 COLOURS = {"attack": BLUE, "random": ORANGE}
 #: kJ/mol: the map in two dimensions, and the error on it, end here.
 CEILING, WORST = 12.0, 1.0
+
+
+def seeds(runs: Path, dimensions: int, sampler: str) -> list[Path]:
+    """Directories of the campaigns with one sampler, by seed.
+
+    Raises
+    ------
+    UqbiasError
+        If there is none.
+    """
+    found = sorted((runs / f"double_well_{dimensions}d").glob(f"{sampler}_*/"), key=lambda path: path.name)
+    if not found:
+        raise UqbiasError(
+            f"no double_well_{dimensions}d/{sampler}_* in {runs}", "run tests/benchmarks/samplers.py first"
+        )
+    return found
 
 
 def labelled(run: Path) -> tuple[Array, NDArray[np.int64]]:
@@ -94,10 +113,10 @@ def draw_error(ax: Any, run: Path, title: str) -> None:
     ax.figure.colorbar(shown, ax=ax, label="|error| (kJ/mol)", orientation="horizontal")
 
 
-def draw_curves(ax: Any, found: dict[str, Any], key: str, random: str) -> None:
-    """A column of the comparison against the generation: every seed, and the median."""
-    for name, arm in (("attack", "attack"), ("random", random)):
-        rows = [[round_[key] for round_ in seed] for seed in found[arm]]
+def draw_curves(ax: Any, found: dict[str, Any], key: str) -> None:
+    """A score against the generation: every seed, and the median."""
+    for name, runs in found.items():
+        rows = [[entry[key] for entry in run] for run in runs]
         length = min(len(row) for row in rows)
         values = np.array([row[:length] for row in rows], dtype=float)
         generation = np.arange(1, length + 1)
@@ -109,11 +128,11 @@ def draw_curves(ax: Any, found: dict[str, Any], key: str, random: str) -> None:
 
 
 @styled
-def draw(runs: Path, random: str) -> Any:
+def draw(runs: Path) -> Any:
     """The whole figure."""
     figure = plt.figure(figsize=(WIDTH, 9.0), layout="constrained")
     rows = figure.subfigures(3, 1, height_ratios=[1, 1.2, 1])
-    one, two = runs / "1d" / "attack" / "seed_0", [runs / "2d" / arm / "seed_0" for arm in ("attack", random)]
+    one, two = seeds(runs, 1, "attack")[0], [seeds(runs, 2, sampler)[0] for sampler in COLOURS]
     last = int(sorted(one.glob("round_*/model.uqb"))[-1].parent.name.removeprefix("round_"))
     shown = sorted({round(index) for index in np.linspace(0, last, 4)})
     axes = rows[0].subplots(1, len(shown), sharey=True)
@@ -127,12 +146,14 @@ def draw(runs: Path, random: str) -> Any:
         draw_error(axes[2 + at], run, f"error: {name}")
     axes = rows[2].subplots(1, 4)
     for dimensions in (1, 2):
-        text = (runs / f"comparison_{dimensions}d.json").read_text(encoding="utf-8")
-        found = json.loads(text)
+        found = {
+            sampler: [[asdict(entry) for entry in evaluate(run)] for run in seeds(runs, dimensions, sampler)]
+            for sampler in COLOURS
+        }
         curve, energy = axes[2 * dimensions - 2], axes[2 * dimensions - 1]
-        draw_curves(curve, found, "rmse", random)
+        draw_curves(curve, found, "rmse")
         curve.set(yscale="log", ylabel="RMSE (kJ/mol)", title=f"{dimensions}D, {len(found['attack'])} seeds")
-        draw_curves(energy, found, "chosen_energy", random)
+        draw_curves(energy, found, "chosen_energy")
         energy.set(ylabel="mean E of the chosen (kJ/mol)", title=f"{dimensions}D")
     axes[0].legend()
     return figure
@@ -140,11 +161,13 @@ def draw(runs: Path, random: str) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="figure of the double wells")
-    parser.add_argument("runs", type=Path, help="directory that compare.py wrote")
+    parser.add_argument("runs", type=Path, help="output directory of the benchmark")
     parser.add_argument("-o", "--output", type=Path, default=FOLDER / "figure.png")
-    parser.add_argument("--random", default="random", help="name of the random sampler, such as random_1.2")
     options = parser.parse_args()
-    draw(options.runs, options.random).savefig(options.output, dpi=110)
+    try:
+        draw(options.runs).savefig(options.output, dpi=110)
+    except UqbiasError as error:
+        raise SystemExit(f"error: {error}") from None
     print(f"wrote {options.output}")
 
 
