@@ -80,6 +80,20 @@ def keys_of(path: str, *sections: str) -> Arm:
     return {section: content[section] for section in sections}
 
 
+def density(features: str) -> Arm:
+    """Driver of MD and metadynamics: a density, whose unit the default bias, guards and filters are made for.
+
+    The spread of a committee's forces, which attacks raise, goes from 1 to 1e4 kJ/mol/nm within a bond length.
+    """
+    return {"kind": "kernel_density", "features": {"kind": features}}
+
+
+def on(variables: list[str] | str, sigma: float) -> list[Arm]:
+    """Metadynamics on other variables than the uncertainty."""
+    names = [variables] if isinstance(variables, str) else variables
+    return [{"kind": "metadynamics", "variables": names, "sigma": sigma}]
+
+
 PHI_PSI = {
     "phi": {"kind": "dihedral", "atoms": [4, 6, 8, 14]},
     "psi": {"kind": "dihedral", "atoms": [6, 8, 14, 16]},
@@ -96,7 +110,7 @@ ALANINE = System(
         "uncertainty metadynamics": {},
         "φ/ψ metadynamics": {
             "variables": PHI_PSI,
-            "bias": [{"kind": "metadynamics", "variables": ["phi", "psi"], "sigma": 0.35}],
+            "bias": on(["phi", "psi"], 0.35),
         },
         "φ/ψ attack": keys_of("alanine_dipeptide/attack_phi_psi.yaml", "sampler", "attack", "variables"),
         "φ/ψ random": {
@@ -142,9 +156,8 @@ def well_scores(directory: Path) -> Scores:
 
 def double_well(dimensions: int) -> System:
     """The double well in 1 or 2 dimensions."""
-    # A particle of 1 u: 5 fs are a hundredth of its period in the wells.
-    dynamics = {"md.timestep_fs": 5.0}
-    hills = {"kind": "metadynamics", "height": 0.5, "pace": 50}
+    # 5 fs are a hundredth of the particle's period in the wells; the spread of the energies is of the unit of kT.
+    dynamics = {"cv": {"kind": "committee", "quantity": "energy"}, "md.timestep_fs": 5.0}
     return System(
         file=f"double_well/campaign_{dimensions}d.yaml",
         arms={
@@ -152,15 +165,11 @@ def double_well(dimensions: int) -> System:
             "MD 300 K": {"sampler": "md", **dynamics},
             "MD 1000 K": {"sampler": "md", "md.temperature": 1000.0, **dynamics},
             "attack": {"sampler": "attack"},
-            "uncertainty metadynamics": {
-                "sampler": "metadynamics",
-                "bias": [{**hills, "variables": ["u"], "sigma": 0.5}],
-                **dynamics,
-            },
+            "uncertainty metadynamics": {"sampler": "metadynamics", **dynamics},
             "x metadynamics": {
                 "sampler": "metadynamics",
                 "variables": {"x": {"kind": "position", "axis": "x"}},
-                "bias": [{**hills, "variables": ["x"], "sigma": 0.1}],
+                "bias": on("x", 0.1),
                 **dynamics,
             },
         },
@@ -192,11 +201,16 @@ AMMONIA = System(
     file="ammonia/campaign.yaml",
     arms={
         "random": {"sampler": "random", "random": {"amplitude": 0.01}},
-        "MD 300 K": {"sampler": "md"},
-        "MD 1500 K": {"sampler": "md", "md.temperature": 1500.0},
+        "MD 300 K": {"sampler": "md", "cv": density("pair_distances")},
+        "MD 1500 K": {"sampler": "md", "md.temperature": 1500.0, "cv": density("pair_distances")},
         "attack": {},
-        "uncertainty metadynamics": {},
-        "umbrella metadynamics": {},
+        "uncertainty metadynamics": {"sampler": "metadynamics", "cv": density("pair_distances")},
+        "umbrella metadynamics": {
+            "sampler": "metadynamics",
+            "cv": density("pair_distances"),
+            "variables": {"umbrella": {"kind": "dihedral", "atoms": [1, 2, 3, 0]}},
+            "bias": on("umbrella", 0.1),
+        },
     },
     columns={
         "barrier_error": "error of the barrier, kcal/mol",
