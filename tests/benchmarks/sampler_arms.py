@@ -80,12 +80,10 @@ def keys_of(path: str, *sections: str) -> Arm:
     return {section: content[section] for section in sections}
 
 
-def density(features: str) -> Arm:
-    """Driver of MD and metadynamics: a density, whose unit the default bias, guards and filters are made for.
-
-    The spread of a committee's forces, which attacks raise, goes from 1 to 1e4 kJ/mol/nm within a bond length.
-    """
-    return {"kind": "kernel_density", "features": {"kind": features}}
+#: Driver of MD and metadynamics: a density, whose unit the default bias, guards and filters are made for. The spread of
+#: a committee's forces, which attacks raise, goes from 1 to 1e4 kJ/mol/nm within a bond length.
+ALL_PAIRS = {"kind": "pair_distances", "heavy_only": False, "min_separation": 1}
+DENSITY = {"kind": "kernel_density", "kernel": "gaussian", "features": ALL_PAIRS}
 
 
 def on(variables: list[str] | str, sigma: float) -> list[Arm]:
@@ -156,22 +154,33 @@ def well_scores(directory: Path) -> Scores:
 
 def double_well(dimensions: int) -> System:
     """The double well in 1 or 2 dimensions."""
-    # 5 fs are a hundredth of the particle's period in the wells; the spread of the energies is of the unit of kT.
-    dynamics = {"cv": {"kind": "committee", "quantity": "energy"}, "md.timestep_fs": 5.0}
+    axes, edge = "xyz"[:dimensions], script("double_well/evaluate.py").REGION[dimensions]
+    # Walls at the border of the region, for a learned field has an outside that a particle never comes back from; and
+    # no way into the dimensions that the field does not have.
+    walls = [
+        {"kind": f"{side}_wall", "variables": [axis], "at": sign * edge, "kappa": 200.0}
+        for axis in axes
+        for side, sign in (("upper", 1), ("lower", -1))
+    ] + [{"kind": "restraint", "variables": [axis], "at": 0.0, "kappa": 1000.0} for axis in "xyz"[dimensions:]]
+    dynamics = {
+        # The spread of the energies is of the unit of kT.
+        "cv": {"kind": "committee", "quantity": "energy"},
+        "variables": {axis: {"kind": "position", "axis": axis} for axis in "xyz"},
+        # A hundredth of the particle's period in the wells.
+        "md.timestep_fs": 5.0,
+        "sampler": "metadynamics",
+        "bias": walls,
+    }
     return System(
         file=f"double_well/campaign_{dimensions}d.yaml",
         arms={
-            "random": {"sampler": "random"},
-            "MD 300 K": {"sampler": "md", **dynamics},
-            "MD 1000 K": {"sampler": "md", "md.temperature": 1000.0, **dynamics},
+            # The published control: distortions of any labelled frame.
+            "random": {"sampler": "random", "md.start_from": "labelled"},
+            "MD 300 K": dynamics,
+            "MD 1000 K": {**dynamics, "md.temperature": 1000.0},
             "attack": {"sampler": "attack"},
-            "uncertainty metadynamics": {"sampler": "metadynamics", **dynamics},
-            "x metadynamics": {
-                "sampler": "metadynamics",
-                "variables": {"x": {"kind": "position", "axis": "x"}},
-                "bias": on("x", 0.1),
-                **dynamics,
-            },
+            "uncertainty metadynamics": {**dynamics, "bias": [*on("u", 0.3), *walls]},
+            "x metadynamics": {**dynamics, "bias": [*on("x", 0.1), *walls]},
         },
         columns={
             "rmse": "RMSE, kJ/mol",
@@ -201,13 +210,13 @@ AMMONIA = System(
     file="ammonia/campaign.yaml",
     arms={
         "random": {"sampler": "random", "random": {"amplitude": 0.01}},
-        "MD 300 K": {"sampler": "md", "cv": density("pair_distances")},
-        "MD 1500 K": {"sampler": "md", "md.temperature": 1500.0, "cv": density("pair_distances")},
+        "MD 300 K": {"sampler": "md", "cv": DENSITY},
+        "MD 1500 K": {"sampler": "md", "md.temperature": 1500.0, "cv": DENSITY},
         "attack": {},
-        "uncertainty metadynamics": {"sampler": "metadynamics", "cv": density("pair_distances")},
+        "uncertainty metadynamics": {"sampler": "metadynamics", "cv": DENSITY},
         "umbrella metadynamics": {
             "sampler": "metadynamics",
-            "cv": density("pair_distances"),
+            "cv": DENSITY,
             "variables": {"umbrella": {"kind": "dihedral", "atoms": [1, 2, 3, 0]}},
             "bias": on("umbrella", 0.1),
         },

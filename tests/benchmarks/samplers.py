@@ -57,10 +57,9 @@ def settings(system: System, arm: str, seed: int, changes: dict) -> dict:
 
 
 def run(system: System, directory: Path, content: dict) -> list[dict[str, float]]:
-    """Run one campaign in a process of its own, or read it if it is finished; its scores and wall time."""
+    """Run one campaign in a process of its own, or read its scores if it has them."""
     summary, scores = directory / "summary.json", directory / "scores.json"
-    if not (summary.is_file() and json.loads(summary.read_text(encoding="utf-8")).get("stopped")):
-        scores.unlink(missing_ok=True)
+    if not scores.is_file():
         directory.mkdir(parents=True, exist_ok=True)
         file = directory.parent / f"{directory.name}.yaml"
         file.write_text(yaml.safe_dump(content), encoding="utf-8")
@@ -72,11 +71,15 @@ def run(system: System, directory: Path, content: dict) -> list[dict[str, float]
             text=True,
             check=False,
         )
-        if done.returncode:
+        # A sampler that leads to where the model cannot go on has its last round as its result, and is counted.
+        early = done.returncode != 0 and "UqbiasError: " in done.stderr and summary.is_file()
+        if done.returncode and not early:
             raise RuntimeError(f"{directory}: {done.stderr[-2000:]}")
-    if not scores.is_file():
-        general = json.loads(summary.read_text(encoding="utf-8"))["rounds"]
-        found = [{**basis, **entry} for basis, entry in zip(general, system.score(directory), strict=True)]
+        if early:
+            print(f"{directory.name} ended early: {done.stderr.strip().splitlines()[-1]}", flush=True)
+        general = json.loads(summary.read_text(encoding="utf-8"))
+        found = [{**basis, **entry} for basis, entry in zip(general["rounds"], system.score(directory), strict=True)]
+        found[-1]["early"] = float(not general.get("stopped"))
         scores.write_text(json.dumps(found), encoding="utf-8")
     return json.loads(scores.read_text(encoding="utf-8"))
 
@@ -111,6 +114,7 @@ def last(runs: dict[int, list[dict[str, float]]], key: str) -> list[float]:
 def table(name: str, system: System, results: Results) -> list[str]:
     """Medians and quartiles of the last round as Markdown, an arm a line, and ratios against the reference arm."""
     titles = {**system.columns, "oracle_calls": "oracle calls", "failures": "failed", "rejected_all": "rejected"}
+    early = {arm: sum(rounds[-1].get("early", 0) > 0 for rounds in runs.values()) for arm, runs in results.items()}
     lines = [f"{name}: {system.file}, {len(next(iter(results.values())))} seeds", ""]
     lines += ["| sampler | " + " | ".join(titles.values()) + " |", "|" + "---|" * (len(titles) + 1)]
     for arm, runs in results.items():
@@ -121,7 +125,8 @@ def table(name: str, system: System, results: Results) -> list[str]:
             else:
                 values = last(runs, key)
             cells.append(written(values))
-        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+        noted = f"{arm} [{early[arm]} ended early]" if early[arm] else arm
+        lines.append(f"| {noted} | " + " | ".join(cells) + " |")
     if system.reference in results:
         lines += ["", f"medians, divided by those of '{system.reference}':"]
         for arm, runs in results.items():
