@@ -80,10 +80,9 @@ def keys_of(path: str, *sections: str) -> Arm:
     return {section: content[section] for section in sections}
 
 
-#: Driver of MD and metadynamics: a density, whose unit the default bias, guards and filters are made for. The spread of
-#: a committee's forces, which attacks raise, goes from 1 to 1e4 kJ/mol/nm within a bond length.
-ALL_PAIRS = {"kind": "pair_distances", "heavy_only": False, "min_separation": 1}
-DENSITY = {"kind": "kernel_density", "kernel": "gaussian", "features": ALL_PAIRS}
+#: Driver of MD and metadynamics where there are no torsions: its unit is that of kT, which the default bias, guards and
+#: filters are made for. The spread of the forces, which attacks raise, grows by 1e4 within a bond length.
+SPREAD = {"kind": "committee", "quantity": "energy"}
 
 
 def on(variables: list[str] | str, sigma: float) -> list[Arm]:
@@ -163,8 +162,7 @@ def double_well(dimensions: int) -> System:
         for side, sign in (("upper", 1), ("lower", -1))
     ] + [{"kind": "restraint", "variables": [axis], "at": 0.0, "kappa": 1000.0} for axis in "xyz"[dimensions:]]
     dynamics = {
-        # The spread of the energies is of the unit of kT.
-        "cv": {"kind": "committee", "quantity": "energy"},
+        "cv": SPREAD,
         "variables": {axis: {"kind": "position", "axis": axis} for axis in "xyz"},
         # A hundredth of the particle's period in the wells.
         "md.timestep_fs": 5.0,
@@ -210,13 +208,13 @@ AMMONIA = System(
     file="ammonia/campaign.yaml",
     arms={
         "random": {"sampler": "random", "random": {"amplitude": 0.01}},
-        "MD 300 K": {"sampler": "md", "cv": DENSITY},
-        "MD 1500 K": {"sampler": "md", "md.temperature": 1500.0, "cv": DENSITY},
+        "MD 300 K": {"sampler": "md", "cv": SPREAD},
+        "MD 1500 K": {"sampler": "md", "md.temperature": 1500.0, "cv": SPREAD},
         "attack": {},
-        "uncertainty metadynamics": {"sampler": "metadynamics", "cv": DENSITY},
+        "uncertainty metadynamics": {"sampler": "metadynamics", "cv": SPREAD},
         "umbrella metadynamics": {
             "sampler": "metadynamics",
-            "cv": DENSITY,
+            "cv": SPREAD,
             "variables": {"umbrella": {"kind": "dihedral", "atoms": [1, 2, 3, 0]}},
             "bias": on("umbrella", 0.1),
         },
