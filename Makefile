@@ -20,7 +20,7 @@ help:
 	@echo "make test            all tests"
 	@echo "make lint            ruff and mypy"
 	@echo "make bench           cost of an MD step, against the ordinary way"
-	@echo "make bench-samplers  samplers at equal labels on alanine dipeptide, five seeds (hours)"
+	@echo "make bench-samplers  samplers at equal labels on four systems, five seeds (hours)"
 	@echo "make bench-training  force error after two minutes of training on one core"
 	@echo "make bench-uq        every uncertainty kind on three data sets (an hour and a half)"
 	@echo "make bench-plumed    cost of PLUMED's CV: bridge and plugin (needs a PLUMED kernel)"
@@ -56,6 +56,7 @@ bench: $(VENV)/.installed
 	@$(ONE) $(BIN)/python tests/benchmarks/step_cost.py
 
 bench-samplers: $(VENV)/.installed
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[torchforce,xtb,dev]'
 	@$(ONE) $(BIN)/python tests/benchmarks/samplers.py
 
 bench-training: $(VENV)/.installed
