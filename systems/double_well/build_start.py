@@ -13,6 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from evaluate import REGION
 from numpy.typing import NDArray
 
 from uqbias.data import Frames, write_frames
@@ -20,8 +21,7 @@ from uqbias.files import write_text
 from uqbias.oracles.analytic import DoubleWellOracle
 
 FOLDER = Path(__file__).parent
-#: Half width of the published region, nm, and threshold energy, kJ/mol, by dimensions.
-REGION = {1: 1.65, 2: 1.2}
+#: Threshold energy, kJ/mol, and points before it, by dimensions.
 THRESHOLD = {1: -5.5, 2: -2.0}
 POINTS = {1: 500, 2: 800}
 SEED = 0

@@ -38,7 +38,7 @@ class Generation:
     Attributes
     ----------
     round : 0 for the start frames.
-    labels : labelled frames that the model was made from, held-out ones included.
+    labels : labels paid for, rejected ones included.
     rmse : kJ/mol over the region.
     low_rmse : kJ/mol over its points below the barrier's top.
     chosen_energy : mean true energy of the frames chosen in this round, kJ/mol; of the start frames in round 0.

@@ -195,7 +195,7 @@ def double_well(dimensions: int) -> System:
 def ammonia_scores(directory: Path) -> Scores:
     """Barrier and its error against GFN2-xTB; NaN in a round whose model has no barrier."""
     module = script("ammonia/evaluate.py")
-    exact = module.reference_of(directory)
+    exact = module.inversion_barrier(module.make_ammonia_oracle()).kcal
     found = {row["round"]: row for row in module.evaluate(directory)["rounds"]}
     rows: Scores = []
     for entry in summary_of(directory):

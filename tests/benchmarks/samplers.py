@@ -24,14 +24,23 @@ import time
 from pathlib import Path
 
 import yaml
-from sampler_arms import ROOT, SYSTEMS, System
+from sampler_arms import ROOT, SYSTEMS, System, summary_of
+
+from uqbias.files import write_text
 
 RUN = """
 import sys
 from uqbias.campaign.config import load_campaign
 from uqbias.campaign.rounds import run_campaign
-run_campaign(load_campaign(sys.argv[1]), sys.argv[2])
+from uqbias.md.guards import LostWalkerError
+try:
+    run_campaign(load_campaign(sys.argv[1]), sys.argv[2])
+except LostWalkerError as error:
+    print(error, file=sys.stderr)
+    sys.exit(3)
 """
+#: Exit code of a campaign whose sampler leads to where the model cannot go on.
+EARLY = 3
 #: Keys of a campaign file that name files, by section.
 PATHS = {"system": ("structure", "start"), "score": ("test_set", "surface")}
 #: Rounds of one campaign, campaigns by seed, seeds by arm.
@@ -57,30 +66,32 @@ def settings(system: System, arm: str, seed: int, changes: dict) -> dict:
 
 
 def run(system: System, directory: Path, content: dict) -> list[dict[str, float]]:
-    """Run one campaign in a process of its own, or read its scores if it has them."""
-    summary, scores = directory / "summary.json", directory / "scores.json"
+    """Run one campaign in a process of its own, or read its scores if it has them.
+
+    A sampler that leads to where the model cannot go on has its last round as its result, and is counted.
+    """
+    file, scores = directory.parent / f"{directory.name}.yaml", directory / "scores.json"
+    text = yaml.safe_dump(content)
+    if file.is_file() and file.read_text(encoding="utf-8") != text:
+        raise SystemExit(f"error: {file} has other settings; give another directory by -o, or remove this one's runs")
     if not scores.is_file():
         directory.mkdir(parents=True, exist_ok=True)
-        file = directory.parent / f"{directory.name}.yaml"
-        file.write_text(yaml.safe_dump(content), encoding="utf-8")
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        write_text(file, text)
         done = subprocess.run(
             [sys.executable, "-c", RUN, str(file), str(directory)],
-            env=environment,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
             check=False,
         )
-        # A sampler that leads to where the model cannot go on has its last round as its result, and is counted.
-        early = done.returncode != 0 and "UqbiasError: " in done.stderr and summary.is_file()
-        if done.returncode and not early:
+        if done.returncode not in (0, EARLY):
             raise RuntimeError(f"{directory}: {done.stderr[-2000:]}")
-        if early:
+        if done.returncode == EARLY:
             print(f"{directory.name} ended early: {done.stderr.strip().splitlines()[-1]}", flush=True)
-        general = json.loads(summary.read_text(encoding="utf-8"))
-        found = [{**basis, **entry} for basis, entry in zip(general["rounds"], system.score(directory), strict=True)]
-        found[-1]["early"] = float(not general.get("stopped"))
-        scores.write_text(json.dumps(found), encoding="utf-8")
+        rounds = summary_of(directory)
+        found = [{**basis, **entry} for basis, entry in zip(rounds, system.score(directory), strict=True)]
+        found[-1]["early"] = float(done.returncode == EARLY)
+        write_text(scores, json.dumps(found))
     return json.loads(scores.read_text(encoding="utf-8"))
 
 
@@ -149,11 +160,11 @@ def draw(system: System, results: Results, path: Path) -> None:
     figure, axes = plt.subplots(1, len(keys), figsize=(4.2 * len(keys), 3.6), layout="constrained", squeeze=False)
     for panel, key in zip(axes[0], keys, strict=True):
         for number, (arm, runs) in enumerate(results.items()):
-            rounds = range(min(len(entries) for entries in runs.values()))
-            labels = [statistics.median(entries[i]["labels"] for entries in runs.values()) for i in rounds]
-            bands = [
-                quartiles([math.nan if e[i].get(key) is None else e[i][key] for e in runs.values()]) for i in rounds
-            ]
+            # A campaign that ended early stays where it was.
+            rounds = range(max(len(entries) for entries in runs.values()))
+            at = [[entries[min(i, len(entries) - 1)] for entries in runs.values()] for i in rounds]
+            labels = [statistics.median(entry["labels"] for entry in entries) for entries in at]
+            bands = [quartiles([math.nan if e.get(key) is None else e[key] for e in entries]) for entries in at]
             low, middle, high = zip(*bands, strict=True)
             colour, style = CYCLE[number % len(CYCLE)], "-" if number < len(CYCLE) else "--"
             panel.plot(labels, middle, style, color=colour, marker="o", markersize=3, label=arm)
@@ -174,7 +185,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="campaigns at the same time")
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "runs" / "benchmark_samplers")
     parser.add_argument("--json", type=Path, help="write all rounds of all runs")
-    parser.add_argument("--figures", type=Path, help="folder for samplers_SYSTEM.png")
+    parser.add_argument("--figures", type=Path, help="folder for samplers_SYSTEM.png; the output directory by default")
     arguments = parser.parse_args()
     changes = {key: yaml.safe_load(value) for key, _, value in (entry.partition("=") for entry in arguments.set)}
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
@@ -201,10 +212,9 @@ def main() -> None:
             everything[name] = results
             reports.append("\n".join([*table(name, system, results), f"({time.perf_counter() - begun:.0f} s)"]))
             print("\n" + reports[-1] + "\n", flush=True)
-            if arguments.figures:
-                draw(system, results, arguments.figures / f"samplers_{name}.png")
+            draw(system, results, (arguments.figures or arguments.output) / f"samplers_{name}.png")
             if arguments.json:
-                arguments.json.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
+                write_text(arguments.json, json.dumps(everything, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -117,7 +117,8 @@ def test_campaign_goes_on_in_the_middle_as_without_interruption(tmp_path):
     assert (tmp_path / "cut" / "dataset.xyz").read_bytes() == (tmp_path / "whole" / "dataset.xyz").read_bytes()
 
 
-def test_failed_attacks_are_counted_and_no_candidates(tmp_path, monkeypatch):
+@pytest.mark.parametrize("keep_every", [0, 1])
+def test_failed_attacks_are_counted_and_no_candidates(tmp_path, monkeypatch, keep_every):
     from uqbias.attacks import ascent
 
     whole = ascent.attack
@@ -129,7 +130,9 @@ def test_failed_attacks_are_counted_and_no_candidates(tmp_path, monkeypatch):
         return result
 
     monkeypatch.setattr(ascent, "attack", failing)
-    path = make_campaign(tmp_path, **CASES["attack, cartesian"], stop={"rounds": 1})
+    case = CASES["attack, cartesian"]
+    case = case | {"attack": case["attack"] | {"keep_every": keep_every}}
+    path = make_campaign(tmp_path, **case, stop={"rounds": 1})
     summary = run(path, tmp_path / "run")
     assert (summary["rounds"][1]["proposed"], summary["rounds"][1]["failed"]) == (12, 2)
     harvest = json.loads((tmp_path / "run" / "round_01" / "harvest.json").read_text())
@@ -140,7 +143,9 @@ def test_failed_attacks_are_counted_and_no_candidates(tmp_path, monkeypatch):
         "failed: the molecule flew apart",
         "failed: the energy is not finite",
     ]
-    assert "2 of 12 attacks failed" in render(RunData.load(tmp_path / "run"))
+    page = render(RunData.load(tmp_path / "run"))
+    assert "could not be read" not in page
+    assert "2 of 12 attacks failed" in page
 
 
 def test_all_attacks_failing_ends_the_campaign_with_a_reason(tmp_path, monkeypatch):

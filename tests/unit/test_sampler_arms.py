@@ -6,12 +6,18 @@ import math
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from uqbias.campaign.config import CampaignFile, check_campaign
 from uqbias.campaign.dry_run import check_parts
 from uqbias.campaign.work import read_start
+from uqbias.data import Frames, write_frames
+from uqbias.model import UncertaintyModel
+from uqbias.potentials.coordinates import Coordinates
 from uqbias.topology import Topology
+from uqbias.uncertainty.base import build_uncertainty
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -75,15 +81,45 @@ def test_table_has_medians_ratios_and_what_ended_early(samplers):
     assert "attack                   RMSE, kJ/mol 0.50" in text
 
 
+def test_scores_of_a_double_well_by_hand(samplers, tmp_path):
+    topology = Topology((1,), ())
+    potential = Coordinates((1,), n_members=2, hidden=[4], axes="x", length=0.5)
+    judge = build_uncertainty("committee", {"quantity": "energy"}, topology, potential.n_latents)
+    places = np.array([-1.0, -0.9, 0.0, 0.5, 1.0])
+    positions = np.zeros((5, 1, 3))
+    positions[:, 0, 0] = places
+    energies = 5 * places**4 - 10 * places**2 + 1.5 * places
+    rounds = [{"round": index, "verdict": "accepted"} for index in (0, 0, 1, 1, 3)]
+    write_frames(tmp_path / "dataset.xyz", Frames([1], positions, energies, np.zeros((5, 1, 3)), rounds))
+    (tmp_path / "campaign.yaml").write_text("oracle: {kind: double_well, dimensions: 1}")
+    (tmp_path / "summary.json").write_text(json.dumps({"rounds": [{"round": index} for index in range(4)]}))
+    shift = {0: -3.0, 1: 0.0, 3: 2.0}
+    for index, value in shift.items():
+        for parameter in potential.parameters():
+            torch.nn.init.zeros_(parameter)
+        potential.energy_shift.fill_(value)
+        (tmp_path / f"round_{index:02d}").mkdir()
+        UncertaintyModel(potential, judge, topology).eval().save(tmp_path / f"round_{index:02d}" / "model.uqb")
+    found = samplers.SYSTEMS["double_well_1d"].score(tmp_path)
+    x = np.linspace(-1.65, 1.65, 331)
+    truth = 5 * x**4 - 10 * x**2 + 1.5 * x
+    # Round 2 made no model: it has that of round 1.
+    expected = [np.sqrt(((value - truth) ** 2).mean()) for value in (-3.0, 0.0, 0.0, 2.0)]
+    np.testing.assert_allclose([entry["rmse"] for entry in found], expected, rtol=1e-5)
+    chosen = [math.nan, energies[2:4].mean(), energies[2:4].mean(), energies[2:].mean()]
+    np.testing.assert_allclose([entry["energy"] for entry in found], chosen, rtol=1e-5)
+
+
 def test_a_campaign_that_ended_early_keeps_its_rounds(samplers, tmp_path, monkeypatch):
-    summary = {"rounds": [{"round": 0, "labels": 5}]}
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "summary.json").write_text(json.dumps(summary))
-    monkeypatch.setattr(samplers, "RUN", "raise SystemExit('uqbias.errors.UqbiasError: walker 1 was lost')")
+    (tmp_path / "run" / "summary.json").write_text(json.dumps({"rounds": [{"round": 0, "labels": 5}]}))
+    monkeypatch.setattr(samplers, "RUN", "import sys; print('walker 1 was stopped', file=sys.stderr); sys.exit(3)")
     system = samplers.System("f", {}, {}, lambda directory: [{"rmse": 1.0}])
     expected = [{"round": 0, "labels": 5, "rmse": 1.0, "early": 1.0}]
-    assert samplers.run(system, tmp_path / "run", {}) == expected
+    assert samplers.run(system, tmp_path / "run", {"seed": 1}) == expected
     monkeypatch.setattr(samplers, "RUN", "raise RuntimeError('not to be run again')")
-    assert samplers.run(system, tmp_path / "run", {}) == expected
+    assert samplers.run(system, tmp_path / "run", {"seed": 1}) == expected
     with pytest.raises(RuntimeError, match="not to be run again"):
-        samplers.run(system, tmp_path / "other", {})
+        samplers.run(system, tmp_path / "other", {"seed": 1})
+    with pytest.raises(SystemExit, match="has other settings"):
+        samplers.run(system, tmp_path / "run", {"seed": 2})

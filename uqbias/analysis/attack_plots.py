@@ -25,8 +25,8 @@ LINES = 60
 
 @styled
 def attacks_in_time(run: RunData) -> Figure | None:
-    """Gain in ln L, uncertainty and energy against iteration, one column a round, at most four; None without any."""
-    shown = spread([entry for entry in run.rounds if entry.attacks is not None], 4)
+    """Gain in ln L, uncertainty and energy against iteration, one column a round, at most four; None without ways."""
+    shown = spread([entry for entry in run.rounds if entry.attacks is not None and "iteration" in entry.attacks], 4)
     if not shown:
         return None
     figure, axes = panels(len(ROWS), len(shown), 0.7 + 1.9 * len(ROWS), width=WIDTH, sharex="col", sharey="row")

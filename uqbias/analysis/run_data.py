@@ -87,7 +87,7 @@ class Round:
     """Files of ``round_XX``; each attribute is None or empty until the campaign has written it.
 
     Several groups of walkers become one set of walkers, with one element of ``hills`` a group. ``attacks`` is
-    attacks.npz, the ways of adversarial attacks.
+    attacks.npz: how adversarial attacks ended and, where `attack.keep_every` keeps them, their ways.
     """
 
     index: int
@@ -341,7 +341,7 @@ class _Reader:
             observations=_joined(seen),
             guard_events=events,
             hills=[hills for group in groups if (hills := self.hills(group / "HILLS")) is not None],
-            attacks=self.npz(folder / "md" / "attacks.npz", ("iteration", "log_likelihood", "uncertainty", "energy")),
+            attacks=self.npz(folder / "md" / "attacks.npz", ("status",)),
         )
 
     def hills(self, path: Path) -> Hills | None:

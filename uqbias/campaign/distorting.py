@@ -91,7 +91,11 @@ def explore_by_attack(
         advance=advance,
     )
     with atomic_path(job.folder / "attacks.npz") as temporary, temporary.open("wb") as stream:
-        ways: dict[str, Any] = {name: values.astype(np.float32) for name, values in result.trajectory.items()}
+        # Total energies have their digits before the point; all else is drawn.
+        ways: dict[str, Any] = {
+            name: values if name == "energy" else values.astype(np.float32)
+            for name, values in result.trajectory.items()
+        }
         np.savez_compressed(stream, **ways, status=np.array(result.status))
     return _finish(job, model, *_sorted_out(job, result, source), runner=result.runner)
 

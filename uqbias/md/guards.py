@@ -183,11 +183,15 @@ class Guard:
             note("torsion", (turn > self.max_turn) & finite, lambda w: {"degrees": float(turn[w])})
 
 
+class LostWalkerError(UqbiasError):
+    """A walker that is stopped wherever it begins: the model does not hold the molecule together."""
+
+
 def refuse_endless(events: Sequence[GuardEvent], in_a_row: NDArray[Any]) -> None:
-    """Raise UqbiasError for a walker that was stopped again and again; ``in_a_row`` [W] observations, this one too."""
+    """Raise LostWalkerError for a walker stopped again and again; ``in_a_row`` [W] observations, this one too."""
     for event in events:
         if in_a_row[event.walker] >= MAX_RESTARTS_IN_A_ROW:
-            raise UqbiasError(
+            raise LostWalkerError(
                 f"walker {event.walker} was stopped at {MAX_RESTARTS_IN_A_ROW} observations in a row, last at step "
                 f"{event.step} for '{event.reason}' {event.values}",
                 "widen the guard, or give safe frames that the model describes",
