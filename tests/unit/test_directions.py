@@ -1,4 +1,4 @@
-"""Adversarial directions: the gradient, the directions, failures, relaxation, and what the command writes."""
+"""Adversarial directions: the gradient, the directions, failures, relaxation, tables."""
 
 import csv
 import json
@@ -6,15 +6,14 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from command_line import call, refused
 from scipy.spatial.transform import Rotation
 
 from uqbias.analysis.direction_plots import save_direction_figure
+from uqbias.attacks import relaxation
 from uqbias.attacks.direction_tables import first_step, summary, table, write_tables
 from uqbias.attacks.directions import DirectionOptions, directions, n_labels
 from uqbias.attacks.relaxation import recorded_steps, relax
 from uqbias.attacks.vectors import random_directions, rigid_modes, uncertainty_gradient
-from uqbias.data import Frames, write_frames
 from uqbias.doctor import peroxide_geometries, peroxide_model
 from uqbias.errors import UqbiasError
 from uqbias.inference import evaluate_frames
@@ -177,8 +176,16 @@ def test_zero_of_the_energies(model, frames, result):
     none = directions(model, frames, Springs(), DirectionOptions(zero="none", relax_steps=0, epsilons=(0.1,)))
     assert none.zero == 0
     assert none.energy_error == pytest.approx(result.energy_error + result.zero)
-    with pytest.raises(UqbiasError, match="cannot be taken from one frame"):
-        directions(model, frames[:1], Springs())
+
+
+def test_a_zero_of_one_frame_is_refused_before_it_costs_a_label(model, frames):
+    oracle = Springs()
+    spoilt = frames[:2].copy()
+    spoilt[1, 0, 0] = np.nan
+    for few in (frames[:1], spoilt):
+        with pytest.raises(UqbiasError, match="cannot be taken from one frame"):
+            directions(model, few, oracle)
+    assert oracle.calls == 0
 
 
 def test_failures_are_counted_and_left_out(model, frames, result):
@@ -247,6 +254,31 @@ def test_relaxation_goes_downhill(model, frames):
     lenient = relax(model.potential, frames, steps=3, force_limit=1e6)
     assert lenient.converged.all()
     assert not lenient.moved.any()
+    with pytest.raises(UqbiasError, match="force limit of relaxation nan eV/Å"):
+        relax(model.potential, frames, force_limit=float("nan"))
+
+
+def test_relaxations_that_break_off_are_counted(model, frames, monkeypatch):
+    """Forces that are not finite stop their own frame, which stays where it was."""
+    forces, calls = relaxation._forces, []
+
+    def spoilt(potential, x):
+        found = forces(potential, x)
+        calls.append(len(x))
+        if len(calls) == 3:
+            found[4] = np.nan
+        return found
+
+    monkeypatch.setattr(relaxation, "_forces", spoilt)
+    options = DirectionOptions(epsilons=(0.1,), n_random=2, relax_steps=6, relax_every=2)
+    found = directions(model, frames, Springs(), options)
+    assert found.relaxation.failed.tolist() == [n == 4 for n in range(12)]
+    assert calls == [12, 12, 12, 11, 11, 11]
+    assert summary(found)["relaxation"]["failed"] == 1
+    distance = found.relaxation.distance
+    assert distance[4, 2] == distance[4, -1] > 0
+    assert (np.delete(distance, 4, axis=0)[:, -1] > np.delete(distance, 4, axis=0)[:, 2]).all()
+    assert np.isfinite(found.relaxation.energy_error).all()
 
 
 def test_first_step_follows_cos_theta(model, frames, result):
@@ -300,11 +332,17 @@ def test_summary_and_tables(result, tmp_path):
         ({"ascents": ("driver",)}, "ascent of 'driver'"),
         ({"relax_steps": -1}, "relaxation of -1 steps"),
         ({"zero": "mean"}, "zero 'mean'"),
+        ({"zero": float("nan")}, "zero 'nan'; choose frames, none, or a finite number in kJ/mol"),
+        ({"zero": float("-inf")}, "zero '-inf'"),
+        ({"relax_force": float("nan")}, "relax_force nan eV/Å; give a finite number above 0"),
+        ({"relax_force": 0.0}, "relax_force 0.0 eV/Å"),
     ],
 )
 def test_bad_options(model, frames, options, message):
+    oracle = Springs()
     with pytest.raises(UqbiasError, match=message):
-        directions(model, frames, Springs(), DirectionOptions(**options))
+        directions(model, frames, oracle, DirectionOptions(**options))
+    assert oracle.calls == 0
 
 
 def test_oracle_of_another_molecule(model, frames):
@@ -312,49 +350,3 @@ def test_oracle_of_another_molecule(model, frames):
     other.numbers = (1, 8, 8, 1)
     with pytest.raises(UqbiasError, match="the springs oracle is for atoms"):
         directions(model, frames, other)
-
-
-@pytest.fixture(scope="module")
-def folder(model, frames, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("directions")
-    model.save(folder / "model.uqb")
-    write_frames(folder / "frames.xyz", Frames(np.array([8, 8, 1, 1]), frames))
-    write_frames(folder / "other.xyz", Frames(np.array([8, 1, 8, 1]), frames))
-    return folder
-
-
-def test_command(folder):
-    options = ["--oracle", "ase", "--oracle-option", "calculator=ase.calculators.emt.EMT", "--every", "3", "-q"]
-    options += ["--epsilon", "0.01,0.1", "--random", "3", "--ascent", "cv", "--relax-steps", "4"]
-    done = call("directions", folder / "model.uqb", folder / "frames.xyz", *options, "-o", folder / "out")
-    assert done.exit_code == 0, done.output
-    assert "4 of 4 frames, 0 geometries failed" in done.stdout
-    assert "adversarial/random" in done.stdout
-    names = {"directions.csv", "frames.csv", "relaxation.csv", "directions.png"}
-    assert {file.name for file in (folder / "out").iterdir()} == names
-    with (folder / "out" / "directions.csv").open() as stream:
-        rows = list(csv.DictReader(stream))
-    assert len(rows) == 4 * 5 * 2
-    assert {row["frame"] for row in rows} == {"0", "3", "6", "9"}
-    plain = call("directions", folder / "model.uqb", folder / "frames.xyz", *options, "-o", folder / "out", "--json")
-    facts = json.loads(plain.stdout)
-    assert facts["epsilon_A2"] == [0.0, 0.01, 0.1]
-    assert facts["frames_used"] == 4
-    error = np.mean([abs(float(row["energy_error_eV"])) for row in rows if row["direction"] == "cv"][1::2])
-    assert facts["energy_error_meV"]["cv"]["mean"][2] == pytest.approx(1e3 * error, rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("data", "options", "message"),
-    [
-        ("other.xyz", ["--oracle", "ase", "--oracle-option", "calculator=x:y"], "give frames of the model's molecule"),
-        ("frames.xyz", ["--oracle", "openm"], "did you mean 'openmm'"),
-        ("frames.xyz", ["--oracle", "openmm"], "openmm oracle needs the option 'structure'"),
-        ("frames.xyz", ["--oracle", "openmm", "--oracle-option", "structure"], "write --oracle-option KEY=VALUE"),
-        ("frames.xyz", ["--oracle", "ase", "--epsilon", "a"], "give numbers in Å²"),
-        ("frames.xyz", ["--oracle", "double_well"], "the double_well oracle is for atoms [1]"),
-    ],
-)
-def test_refusals(folder, data, options, message, tmp_path):
-    assert message in refused("directions", folder / "model.uqb", folder / data, *options, "-q", "-o", tmp_path / "no")
-    assert not (tmp_path / "no").exists()

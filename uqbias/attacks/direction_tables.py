@@ -35,9 +35,9 @@ def summary(result: DirectionResult) -> dict[str, Any]:
         - ``epsilon_A2``, with 0 in front; ``energy_error_meV`` and ``force_error_meV_per_A``: for each direction
           ``mean`` size, ``standard_error`` over the frames and ``median``; ``ratio``, mean size of the energy error
           along each direction over that along random ones;
-        - ``relaxation``: ``steps``, ``energy_error_meV`` (as above), ``converged`` (share); ``first_step``:
-          ``spearman`` of the change of the error's size with cos θ, and ``agreement``, the share of frames where both
-          have one sign.
+        - ``relaxation``: ``steps``, ``energy_error_meV`` (as above), ``converged`` (share), ``failed`` (number of
+          frames that broke off at forces that are not finite); ``first_step``: ``spearman`` of the change of the
+          error's size with cos θ, and ``agreement``, the share of frames where both have one sign.
     """
     errors = {kind: _statistics(result.errors_along(kind) / MEV) for kind in result.kinds}
     forces = {kind: _statistics(result.errors_along(kind, "force") / MEV_PER_ANGSTROM) for kind in result.kinds}
@@ -77,6 +77,7 @@ def summary(result: DirectionResult) -> dict[str, Any]:
             "steps": result.relaxation.steps.tolist(),
             "energy_error_meV": _statistics(np.abs(result.relaxation.energy_error) / MEV),
             "converged": _mean(result.relaxation.converged),
+            "failed": int(result.relaxation.failed.sum()),
         }
         cos, change = first_step(result)
         facts["first_step"] = {

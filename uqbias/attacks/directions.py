@@ -92,13 +92,14 @@ class Relaxation:
     steps : [K].
     energy_error : [n, K] E_app − E_acc − zero, kJ/mol; NaN where there is no label.
     distance : [n, K] ‖x − x0‖ of the whole molecule, nm.
-    converged : [n].
+    converged, failed : [n] as in `relaxation.RelaxationPath`.
     """
 
     steps: NDArray[np.int64]
     energy_error: Array
     distance: Array
     converged: NDArray[np.bool_]
+    failed: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -330,7 +331,7 @@ def _relaxed(
             errors[at, k] = labeller.errors(path.positions[k, at], places)[0] - zero
         labeller.advance(len(x) - len(at) if k else 0, "")
     distance = np.linalg.norm(path.positions - path.positions[0], axis=(2, 3)).T
-    return Relaxation(path.steps, errors, distance, path.converged)
+    return Relaxation(path.steps, errors, distance, path.converged, path.failed)
 
 
 def _random_units(x: Array, source: NDArray[np.int64], count: int, seed: int) -> Array:
@@ -346,12 +347,16 @@ def _zero(error: Array, zero: str | float) -> float:
     if zero == "none":
         return 0.0
     if zero == "frames":
-        if len(error) < 2:
-            raise UqbiasError(
-                "the zero of the energy error cannot be taken from one frame", "give more frames, or zero none"
-            )
+        _check_count(len(error))
         return float(trim_mean(error, 0.25))
     return float(zero)
+
+
+def _check_count(n_frames: int) -> None:
+    if n_frames == 1:
+        raise UqbiasError(
+            "the zero of the energy error cannot be taken from one frame", "give more frames, or zero none"
+        )
 
 
 def _check(model: UncertaintyModel, positions: NDArray[Any], oracle: Oracle, options: DirectionOptions) -> None:
@@ -378,5 +383,11 @@ def _check(model: UncertaintyModel, positions: NDArray[Any], oracle: Oracle, opt
             f"relaxation of {options.relax_steps} steps, labelled every {options.relax_every}",
             "give 0 or more steps, and at least 1 between labels",
         )
-    if isinstance(options.zero, str) and options.zero not in ("frames", "none"):
-        raise UqbiasError(f"zero '{options.zero}'", "choose frames, none, or a number in kJ/mol")
+    if not (np.isfinite(options.relax_force) and options.relax_force > 0):
+        raise UqbiasError(f"relax_force {options.relax_force} eV/Å", "give a finite number above 0")
+    zero = options.zero
+    if zero not in ("frames", "none") if isinstance(zero, str) else not np.isfinite(zero):
+        raise UqbiasError(f"zero '{zero}'", "choose frames, none, or a finite number in kJ/mol")
+    if zero == "frames":
+        # Before any label is paid; frames that are not finite get none.
+        _check_count(int(np.isfinite(np.asarray(positions, dtype=np.float64)).all(axis=(1, 2)).sum()))

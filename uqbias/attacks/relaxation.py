@@ -65,16 +65,18 @@ def relax(
     positions : [n, N, 3] nm.
     steps : most steps.
     every : see `recorded_steps`.
-    force_limit : a geometry has converged when no atom feels more, eV/Å.
+    force_limit : a geometry has converged when no atom feels more, eV/Å; above 0.
     advance : called after each step.
 
     Raises
     ------
     UqbiasError
-        If the numbers of steps are not valid.
+        If the numbers of steps or the limit are not valid.
     """
     if steps < 1 or every < 1:
         raise UqbiasError(f"relaxation of {steps} steps, kept every {every}", "give at least 1 for both")
+    if not (np.isfinite(force_limit) and force_limit > 0):
+        raise UqbiasError(f"force limit of relaxation {force_limit} eV/Å", "give a finite number above 0")
     x = np.array(positions, dtype=np.float64) / ANGSTROM
     n = len(x)
     v, dt, mixing, uphill_free = np.zeros_like(x), np.full(n, FIRST_STEP), np.full(n, MIXING), np.zeros(n)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from uqbias.cli.output import Json, Quiet, print_json
 from uqbias.errors import UqbiasError
+
+if TYPE_CHECKING:
+    from uqbias.attacks.frames import UsableFrames
+
+#: Skipped frames that are named one by one.
+NAMED = 5
 
 
 def register(app: typer.Typer) -> None:
@@ -28,7 +36,7 @@ def directions(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="For CSV files and figure.")] = Path(
         "directions"
     ),
-    every: Annotated[int, typer.Option(min=1, metavar="K", help="Take every K-th frame only.")] = 1,
+    every: Annotated[int, typer.Option(min=1, metavar="K", help="Take every K-th usable frame only.")] = 1,
     epsilon: Annotated[
         str, typer.Option(metavar="E,...", help="Squared lengths of the displacement of the whole molecule, Å².")
     ] = "0.01,0.03,0.1,0.3,0.5",
@@ -56,7 +64,8 @@ def directions(
     between A and the model's force: above 0, the first step of the model's own dynamics makes the error larger. The
     energy error is then measured at displacements of equal length √ε along A, along random directions and along the
     gradient of the model's uncertainty, and while each frame is relaxed on the model. Geometries that the oracle
-    cannot label are counted and left out. Give frames that the model was not made from.
+    cannot label, and frames that are not finite or of another molecule, are counted and left out. Give frames that the
+    model was not made from.
 
     Writes directions.csv, frames.csv, relaxation.csv (eV, Å) and directions.png.
 
@@ -71,8 +80,8 @@ def directions(
     from uqbias.attacks.direction_tables import summary, write_tables
     from uqbias.attacks.directions import DirectionOptions, n_labels
     from uqbias.attacks.directions import directions as measure
+    from uqbias.attacks.frames import usable_frames
     from uqbias.campaign.progress import make_progress
-    from uqbias.data import read_frames
     from uqbias.model import UncertaintyModel
 
     torch.set_num_threads(1)
@@ -84,17 +93,10 @@ def directions(
         relax_steps=relax_steps,
         relax_every=relax_every,
     )
-    if output.exists() and not output.is_dir():
-        raise UqbiasError(f"{output} is a file", "give a directory with -o")
+    _check_output(output)
     loaded = UncertaintyModel.load(model)
-    frames = read_frames(data, labelled=False)
-    if tuple(frames.numbers.tolist()) != tuple(loaded.numbers):
-        raise UqbiasError(
-            f"{data} has atoms {frames.numbers.tolist()}, the model {list(loaded.numbers)}",
-            "give frames of the model's molecule, in the same order of atoms",
-        )
-    indices = range(0, len(frames), every)
-    positions = frames.positions[::every]
+    frames = usable_frames(data, loaded.numbers)
+    indices, positions = frames.index[::every].tolist(), frames.positions[::every]
     truth = _oracle(oracle, oracle_option or (), loaded.numbers)
     with make_progress(quiet) as progress:
         progress.phase("label", n_labels(len(positions), options))
@@ -102,7 +104,7 @@ def directions(
     files = write_tables(result, output)
     files.append(output / "directions.png")
     save_direction_figure({str(model): result}, files[-1])
-    facts = summary(result)
+    facts = summary(result) | _skipped(frames)
     known = _trained_on(loaded, positions)
     if json:
         print_json(
@@ -115,6 +117,12 @@ def directions(
 def _tell(facts: dict[str, Any], known: int | None, files: Sequence[Path]) -> None:
     from uqbias.attacks.direction_tables import table
 
+    if skipped := facts["skipped"]:
+        typer.echo(f"{len(skipped)} frames skipped", err=True)
+        for entry in skipped[:NAMED]:
+            typer.echo(f"  frame {entry['frame']}: {entry['reason']}", err=True)
+        if len(skipped) > NAMED:
+            typer.echo(f"  and {len(skipped) - NAMED} more (--json lists all)", err=True)
     typer.echo(f"{facts['frames_used']} of {facts['frames']} frames, {facts['failed']} geometries failed")
     if facts["failures"]:
         first = facts["failures"][0]
@@ -142,13 +150,39 @@ def _tell(facts: dict[str, Any], known: int | None, files: Sequence[Path]) -> No
         error, step = relaxed["energy_error_meV"]["mean"], facts["first_step"]
         typer.echo(
             f"\nrelaxation on the model: mean |energy error| {error[0]:.3g} meV at the start, {error[-1]:.3g} meV "
-            f"after {relaxed['steps'][-1]} steps ({100 * relaxed['converged']:.0f} % converged)"
+            f"after {relaxed['steps'][-1]} steps ({100 * relaxed['converged']:.0f} % converged, {relaxed['failed']} "
+            "broken off at forces that are not finite)"
         )
         typer.echo(
             f"first step: Spearman ρ of cos θ and the change of |energy error| {step['spearman']:.2f}, one sign in "
             f"{100 * step['agreement']:.0f} % of the frames"
         )
     typer.echo("files: " + ", ".join(str(file) for file in files))
+
+
+def _skipped(frames: UsableFrames) -> dict[str, Any]:
+    """Frames of the file that were left out, JSON-able."""
+    return {"skipped": [{"frame": place, "reason": reason} for place, reason in frames.skipped]}
+
+
+def _check_output(folder: Path) -> None:
+    """Try to write where the folder is or would be, and leave nothing there: labels cost too much to find out last.
+
+    Raises
+    ------
+    UqbiasError
+        If it is a file, cannot be made, or cannot be written to.
+    """
+    cure = "give a directory with -o"
+    try:
+        nearest = next(path for path in (folder, *folder.parents) if path.exists())
+        if not nearest.is_dir():
+            raise UqbiasError(f"cannot write to {folder}: {nearest} is a file", cure)
+        # Only an attempt tells: permissions say nothing to root, nor of read-only and virtual file systems.
+        with tempfile.TemporaryDirectory(prefix=".uqbias-", dir=nearest):
+            pass
+    except OSError as error:
+        raise UqbiasError(f"cannot write to {folder}: {error.strerror}", cure) from error
 
 
 def _trained_on(model: Any, positions: Any) -> int | None:
@@ -190,7 +224,12 @@ def _zero(text: str) -> str | float:
     """EV on the command line, kJ/mol inside."""
     from uqbias.units import EV
 
-    try:
-        return float(text) * EV
-    except ValueError:
+    if text in ("frames", "none"):
         return text
+    try:
+        value = float(text) * EV
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UqbiasError(f"--zero {text}", "choose frames, none, or a finite difference in eV")
+    return value
