@@ -183,8 +183,9 @@ def test_relaxations_that_break_off_are_told(folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("output", "reason"),
     [
-        ("file", "file is a file"),
-        ("file/below", "file is a file"),
+        ("file", "file is not a directory"),
+        ("file/below", "file is not a directory"),
+        ("dangling", "dangling is not a directory"),
         ("n" * 300, "name too long"),
         pytest.param(
             "/proc/directions",
@@ -196,6 +197,7 @@ def test_relaxations_that_break_off_are_told(folder, tmp_path, monkeypatch):
 def test_output_that_cannot_be_written(folder, tmp_path, output, reason):
     """It is told before anything is loaded: there is no such model."""
     (tmp_path / "file").write_text("mine")
+    (tmp_path / "dangling").symlink_to(tmp_path / "gone")
     told = refused("directions", tmp_path / "no.uqb", folder / "frames.xyz", *MOODY, "-o", tmp_path / output)
     assert "cannot write to" in told
     assert reason in told

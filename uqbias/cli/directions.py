@@ -171,13 +171,13 @@ def _check_output(folder: Path) -> None:
     Raises
     ------
     UqbiasError
-        If it is a file, cannot be made, or cannot be written to.
+        If it is something else, cannot be made, or cannot be written to.
     """
     cure = "give a directory with -o"
     try:
-        nearest = next(path for path in (folder, *folder.parents) if path.exists())
+        nearest = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
         if not nearest.is_dir():
-            raise UqbiasError(f"cannot write to {folder}: {nearest} is a file", cure)
+            raise UqbiasError(f"cannot write to {folder}: {nearest} is not a directory", cure)
         # Only an attempt tells: permissions say nothing to root, nor of read-only and virtual file systems.
         with tempfile.TemporaryDirectory(prefix=".uqbias-", dir=nearest):
             pass
