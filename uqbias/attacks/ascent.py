@@ -13,18 +13,19 @@ import torch
 from numpy.typing import NDArray
 
 from uqbias.attacks.base import DistortionSpace, build_space
+from uqbias.attacks.frames import farthest, inliers, radius, reference_frames
 from uqbias.attacks.objective import OF, AttackGraph, Objective, Point
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.inference import Evaluated, evaluate_frames
 from uqbias.model import UncertaintyModel
+
+__all__ = ["AttackOptions", "AttackResult", "attack", "checked_positions", "farthest", "radius"]
 
 Array = NDArray[np.float64]
 #: Adam's decay rates and the number that keeps its denominator above zero (Kingma and Ba, ICLR 2015).
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 #: kJ/mol beyond the range of the training energies at which an energy is no longer one: 1000 eV.
 ENERGY_LIMIT = 1e5
-#: A molecule has flown apart when an atom is further from the centre than this multiple of the base's radius, plus nm.
-APART, APART_NM = 2.0, 0.5
 #: ‖δ‖ from this share of the bound on counts as being on it.
 ON_BOUND = 0.999
 
@@ -171,11 +172,16 @@ def attack(
     if not finite.any():
         raise UqbiasError(f"none of the {len(x)} frames is finite", "give frames with positions")
     start = evaluate_frames(model, np.where(finite[:, None, None], x, x[finite.argmax()]))
-    sound = np.asarray(finite & np.isfinite([start.energy, start.cv, start.uncertainty]).all(axis=0))
-    energies = start.energy[finite] if training_energies is None else np.asarray(training_energies, dtype=np.float64)
+    whole = radius(x) <= farthest(x)  # false for NaN
+    sound = np.asarray(whole & np.isfinite([start.energy, start.cv, start.uncertainty]).all(axis=0))
+    # One energy of -1e30 would leave no digits to ln L, and no limit to what counts as an energy.
+    energies = inliers(
+        start.energy[sound] if training_energies is None else np.asarray(training_energies), ENERGY_LIMIT
+    )
     watched = start.uncertainty if options.of == "uncertainty" else start.cv
     objective = Objective.from_frames(energies, watched[sound], options.temperature, options.of, options.scale)
-    space = build_space(options.space, model.topology, x[sound.argmax()], variables)
+    reference = x[sound][reference_frames(model.topology, x[sound]).argmax()]
+    space = build_space(options.space, model.topology, reference, variables)
     graph = AttackGraph(
         model,
         space,
@@ -233,14 +239,16 @@ class _Ascent:
             self.start_likelihood = self.likelihood(start.energy, start.cv, start.uncertainty)
         self.log_likelihood = np.full(n, -np.inf)
         self.mark, self.marked = np.full(n, -np.inf), np.zeros(n, dtype=np.int64)
+        self.lowest, self.highest = energies.min() - ENERGY_LIMIT, energies.max() + ENERGY_LIMIT
+        self.reach, size = farthest(x), radius(x)
         self.status = ["" if good else "failed: the model cannot evaluate the start frame" for good in sound]
-        for i in np.flatnonzero(~np.isfinite(x).all(axis=(1, 2))):
+        for i in np.flatnonzero(size > self.reach):
+            self.status[i] = f"failed: the start frame is blown up: an atom {size[i]:.3g} nm from the centre"
+        broken = ~np.isfinite(x).all(axis=(1, 2))
+        for i in np.flatnonzero(broken):
             self.status[i] = "failed: the start frame is not finite"
         for name in ("energy", "cv", "uncertainty"):
-            getattr(self, name)[~np.isfinite(x).all(axis=(1, 2))] = np.nan
-        usable = energies[np.isfinite(energies)]
-        self.lowest, self.highest = usable.min() - ENERGY_LIMIT, usable.max() + ENERGY_LIMIT
-        self.reach = farthest(x)
+            getattr(self, name)[broken] = np.nan
         every = options.keep_every
         self.iteration = np.arange(0, options.iterations + 1, every) if every else np.empty(0, dtype=np.int64)
         kept = len(self.iteration)
@@ -322,7 +330,7 @@ class _Ascent:
             "the geometry is not finite": np.isfinite(found["positions"]).all(),
             "the molecule flew apart": radius(found["positions"][None])[0] <= self.reach[i],
             "the energy is not finite": np.isfinite(found["energy"]),
-            f"an energy of {found['energy']:.3g} kJ/mol": self.lowest <= found["energy"] <= self.highest,
+            f"an energy out of range: {found['energy']:.3g} kJ/mol": self.lowest <= found["energy"] <= self.highest,
             "the uncertainty is not finite": np.isfinite([found["uncertainty"], found["cv"]]).all(),
             "the gradient is not finite": np.isfinite(gradient).all() and np.isfinite(found["log_likelihood"]),
         }
@@ -381,16 +389,3 @@ class _Ascent:
             delta=self.kept,
             runner=self.graph.runner,
         )
-
-
-def farthest(positions: Array) -> Array:
-    """How far from the centre an atom may get before each molecule [n, N, 3] counts as flown apart, [n] nm."""
-    return APART * radius(positions) + APART_NM
-
-
-def radius(positions: Array) -> Array:
-    """Largest distance of an atom from the centre of each geometry [n, N, 3], [n]; not finite if a position is not."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        apart = positions - positions.mean(axis=1, keepdims=True)
-        found: Array = np.linalg.norm(apart, axis=-1).max(axis=1)
-    return found
