@@ -1,17 +1,22 @@
 """The command attack: what it writes, prints and refuses."""
 
 import dataclasses
+import errno
 import inspect
 import json
+import re
 
 import ase.io
 import numpy as np
 import pytest
+import typer
 from ase import Atoms
 from command_line import call, refused
+from typer.testing import CliRunner
 
 from uqbias.attacks import AttackOptions
 from uqbias.cli.attacks import attack
+from uqbias.cli.output import CommandGroup
 from uqbias.data import Frames, read_frames, write_frames
 from uqbias.inference import evaluate_frames
 from uqbias.testing import build_case, molecule
@@ -119,12 +124,104 @@ def test_every_frame_unusable(folder):
 
 
 def test_attacks_that_fail_are_named_and_left_out(folder):
-    done, output = run(folder, "--learning-rate", "50")
+    x = molecule.frames(4, seed=2).positions
+    write_frames(folder / "blown.xyz", Frames(NUMBERS, np.concatenate([x[:3], 1e12 * x[3:]])))
+    done, output = run(folder, data="blown.xyz")
     assert done.exit_code == 0, done.output
-    assert "4 attacks failed" in done.stderr
-    assert "attack 0 on frame 0: " in done.stderr
-    assert "none, since every attack failed" in done.stdout
-    assert not output.exists()
+    assert "1 attacks failed" in done.stderr
+    assert "attack 3 on frame 3: the start frame is blown up" in done.stderr
+    assert {entry["source"] for entry in read_frames(output, labelled=False).info} == {0, 1, 2}
+
+
+def test_where_every_attack_fails_nothing_is_reported_as_done(folder):
+    output, ways = folder / "old.xyz", folder / "failed.npz"
+    output.write_text("old\n")
+    given = ["-o", output, "--learning-rate", "50", "--trajectory", ways, *QUICK]
+    line = refused("attack", folder / "model.uqb", folder / "frames.xyz", *given)
+    assert "all 4 attacks failed: " in line
+    assert "lower --noise or --learning-rate" in line
+    assert sum(int(number) for number in re.findall(r"\((\d+)\)", line)) == 4
+    assert output.read_text() == "old\n"
+    with np.load(ways) as kept:
+        assert len(kept["status"]) == 4
+
+
+def test_one_broken_start_frame_is_no_standard_for_the_others(folder):
+    x = molecule.frames(6, seed=2).positions
+    broken = x[:1].copy()
+    broken[0, 1] = broken[0, 0]
+    for name, frames in (("sound", x), ("poisoned", np.concatenate([x, broken, 1e20 * x[:1]]))):
+        write_frames(folder / f"{name}.xyz", Frames(NUMBERS, frames))
+    mild = ["--noise", "0.0001", "--bound", "0.005", "--count", "6", "--json"]
+    sound, poisoned = (facts_of(run(folder, *mild, data=f"{name}.xyz")[0]) for name in ("sound", "poisoned"))
+    assert sound["physical"] == 6
+    # The attacks, whose number goes round the frames, are on the same six.
+    assert poisoned["physical"] == 6
+    assert poisoned["energy"]["start"] == pytest.approx(sound["energy"]["start"], abs=1e-3)
+
+
+def test_the_lowest_start_frame_is_none_with_a_poisoned_energy(folder, monkeypatch):
+    clean = facts_of(run(folder, "--json")[0])["energy"]["start"]["median"]
+
+    def poisoned(model, positions):
+        found = evaluate_frames(model, positions)
+        found.energy[3:] -= 1e9
+        return found
+
+    monkeypatch.setattr("uqbias.inference.evaluate_frames", poisoned)
+    found = facts_of(run(folder, "--json", "--count", "3")[0])["energy"]["start"]["median"]
+    assert 0.0 <= found < clean + 100.0
+
+
+def test_skipped_training_frames_are_told(folder):
+    x = 10.0 * molecule.frames(3, seed=3).positions
+    images = [Atoms("OH2", np.eye(3)), *(Atoms(NUMBERS, one) for one in x)]
+    ase.io.write(folder / "training.xyz", images, format="extxyz")
+    facts = facts_of(run(folder, "--training", folder / "training.xyz", "--json")[0])
+    assert [entry["frame"] for entry in facts["training_skipped"]] == [0]
+    assert facts["skipped"] == []
+    done, _ = run(folder, "--training", folder / "training.xyz")
+    assert "1 training frames skipped" in done.stderr
+    assert facts_of(run(folder, "--json")[0])["training_skipped"] == []
+
+
+@pytest.mark.parametrize(
+    ("output", "ways", "message"),
+    [
+        ("", "", "-o {} is a folder; give the name of a file"),
+        ("a.xyz", "", "--trajectory {} is a folder"),
+        ("text/a.xyz", "a.npz", "text is not a folder"),
+        ("new/a.xyz", "text/new/a.npz", "text is not a folder"),
+        ("a.xyz", "a.xyz", "is also the file of -o"),
+    ],
+)
+def test_places_that_cannot_be_written_are_refused_before_the_work(folder, tmp_path, output, ways, message):
+    (tmp_path / "text").write_text("")
+    # A model that is not there: it has not been looked at.
+    given = ["-o", tmp_path / output, "--trajectory", tmp_path / ways, *QUICK]
+    line = refused("attack", folder / "no.uqb", folder / "frames.xyz", *given)
+    assert message.format(tmp_path) in line
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "text"]
+
+
+def test_an_error_of_a_file_is_one_line_and_others_are_not_hidden():
+    app = typer.Typer(cls=CommandGroup, pretty_exceptions_enable=False)
+    faults = {
+        "denied": PermissionError(13, "Permission denied", "there.xyz"),
+        "full": OSError(errno.ENOSPC, "No space left on device"),
+        "other": OSError("of no file"),
+    }
+
+    @app.command()
+    def write(kind: str):
+        raise faults[kind]
+
+    app.command("more")(lambda: None)
+    denied, full, other = (CliRunner().invoke(app, ["write", kind]) for kind in faults)
+    assert (denied.exit_code, full.exit_code) == (2, 2)
+    assert denied.stderr.splitlines()[0].startswith("uqbias: there.xyz: Permission denied; ")
+    assert full.stderr.startswith("uqbias: No space left on device; ")
+    assert other.exception is faults["other"]
 
 
 @pytest.mark.parametrize(
@@ -138,6 +235,21 @@ def test_attacks_that_fail_are_named_and_left_out(folder):
         (["--variable", "phi=dihedral:2,0,1,99"], "99 in a molecule of 12 atoms"),
         (["--runner", "fast"], "unknown runner 'fast'"),
         (["--training", "none.xyz"], "no such file: none.xyz"),
+        (
+            ["--space", "internal", "--variable", "phi=dihedral:2,0,1,3"],
+            "the space 'internal' does not use; leave it out",
+        ),
+        (["--temperature", "nan"], "temperature nan; give a number above 0"),
+        (["--temperature", "-5"], "temperature -5.0; give a number above 0"),
+        (["--learning-rate", "0"], "learning_rate 0.0; give a number above 0"),
+        (["--noise", "-1"], "noise -1.0; give 0 or more"),
+        (["--bound", "inf"], "bound inf; give a number above 0"),
+        (["--tolerance", "nan"], "tolerance nan; give 0 or more"),
+        (["--iterations", "0"], "iterations 0; give 1 or more"),
+        (["--patience", "0"], "patience 0; give 1 or more"),
+        (["--batch", "0"], "batch 0; give 1 or more"),
+        (["--count", "0"], "--count 0; give 1 or more"),
+        (["--seed", "-1"], "--seed -1; give 0 or more"),
     ],
 )
 def test_wrong_options(folder, arguments, message):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from uqbias.cli.output import Json, Quiet, print_json
+from uqbias.errors import UqbiasError
 
 if TYPE_CHECKING:
     from uqbias.attacks.ascent import AttackOptions, AttackResult
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 
 #: Skipped frames and failed attacks that are named one by one.
 NAMED = 5
+#: kJ/mol an atom from the median energy that is no outlier: between a minimum and room temperature are 3.7.
+COMMON_ENERGY = 10.0
 #: Quantity, unit of the summary table.
 ROWS = (
     ("uncertainty", "kJ/mol/nm, the judge"),
@@ -40,7 +45,7 @@ def attack(
         Path, typer.Option("-o", "--output", metavar="FILE.xyz", help="For the geometries reached, extended XYZ.")
     ] = Path("attacks.xyz"),
     count: Annotated[
-        int | None, typer.Option(min=1, help="Attacks in all; one a frame if left out, more go round the frames.")
+        int | None, typer.Option(help="Attacks in all; one a frame if left out, more go round the frames.")
     ] = None,
     space: Annotated[
         str | None,
@@ -59,25 +64,21 @@ def attack(
     of: Annotated[str, typer.Option(help="What is raised: uncertainty (the judge) or cv (the driver).")] = (
         "uncertainty"
     ),
-    temperature: Annotated[
-        float, typer.Option(min=1e-6, help="K, of the Boltzmann factor; higher: bolder attacks.")
-    ] = 1500.0,
-    iterations: Annotated[int, typer.Option(min=1, help="Steps of an attack at most.")] = 60,
+    temperature: Annotated[float, typer.Option(help="K, of the Boltzmann factor; higher: bolder attacks.")] = 1500.0,
+    iterations: Annotated[int, typer.Option(help="Steps of an attack at most.")] = 60,
     learning_rate: Annotated[
         float | None,
-        typer.Option(min=1e-12, help="Of Adam: 0.001 nm for cartesian, else 0.02 rad (a length: 0.1 nm)."),
+        typer.Option(help="Of Adam: 0.001 nm for cartesian, else 0.02 rad (a length: 0.1 nm)."),
     ] = None,
     noise: Annotated[
         float | None,
-        typer.Option(min=0.0, help="Standard deviation of the random start: 0.001 nm, else 0.05 rad."),
+        typer.Option(help="Standard deviation of the random start: 0.001 nm, else 0.05 rad."),
     ] = None,
     bound: Annotated[
-        float | None, typer.Option(min=1e-12, help="Largest length of the distortion, same unit; none by default.")
+        float | None, typer.Option(help="Largest length of the distortion, same unit; none by default.")
     ] = None,
-    tolerance: Annotated[
-        float, typer.Option(min=0.0, help="An attack stops when ln L has not risen by this ...")
-    ] = 0.01,
-    patience: Annotated[int, typer.Option(min=1, help="... within this number of iterations.")] = 20,
+    tolerance: Annotated[float, typer.Option(help="An attack stops when ln L has not risen by this ...")] = 0.01,
+    patience: Annotated[int, typer.Option(help="... within this number of iterations.")] = 20,
     training: Annotated[
         Path | None,
         typer.Option(metavar="DATA.xyz", help="Frames for the partition function Q; FRAMES.xyz if left out."),
@@ -85,9 +86,9 @@ def attack(
     trajectory: Annotated[
         Path | None, typer.Option(metavar="FILE.npz", help="Keep the way of each attack (nm, kJ/mol).")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Attacks in one evaluation.")] = 32,
+    batch: Annotated[int, typer.Option(help="Attacks in one evaluation.")] = 32,
     runner: Annotated[str, typer.Option(help="auto, aoti (compiled), torchscript or eager.")] = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="Of the random starts.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the random starts.")] = 0,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -100,6 +101,7 @@ def attack(
     The output has the model's energy (model_energy, eV), uncertainty, cv, ln L, norm, the frame that each came from
     (source) and how it ended (status). These are not labels: an oracle has to give those. Attacks that fail (energy
     not finite, molecule flown apart) and frames of another molecule are counted, named and left out; the others go on.
+    Where every attack fails, no output is written, and the exit code is 2.
 
     \b
     Examples:
@@ -139,11 +141,21 @@ def attack(
         batch=batch,
         runner=runner,
     )
+    for name, value, least in (("count", count, 1), ("seed", seed, 0)):
+        if value is not None and value < least:
+            raise UqbiasError(f"--{name} {value}", f"give {least} or more")
+    if variable and not space_takes_variables(section["kind"]):
+        raise UqbiasError(
+            f"--variable {variable[0]}, which the space '{section['kind']}' does not use",
+            "leave it out, or give --space variables",
+        )
+    check_outputs(("-o", output), ("--trajectory", trajectory))
     loaded = UncertaintyModel.load(model)
     frames = usable_frames(data, loaded.numbers)
-    energies = None
+    energies, training_skipped = None, []
     if training is not None:
-        energies = evaluate_frames(loaded, usable_frames(training, loaded.numbers).positions).energy
+        trained = usable_frames(training, loaded.numbers)
+        energies, training_skipped = evaluate_frames(loaded, trained.positions).energy, trained.skipped
     chosen = np.arange(count or len(frames.index)) % len(frames.index)
     with make_progress(quiet) as progress:
         progress.phase("load or compile the attack")
@@ -167,13 +179,50 @@ def attack(
             advance=tell,
         )
         seconds = time.perf_counter() - begun
+    files = _write(output, trajectory, loaded.numbers, frames.index[chosen], found)
+    _check_some_held(found)
     facts = _facts(loaded, frames, chosen, found, options)
     facts |= {"model": str(model), "data": str(data), "output": str(output), "seconds": seconds}
-    files = _write(output, trajectory, loaded.numbers, frames.index[chosen], found)
+    facts["training_skipped"] = _named(training_skipped)
     if json:
         print_json({**facts, "files": [str(file) for file in files]})
     else:
         _tell(facts, files)
+
+
+def space_takes_variables(kind: str) -> bool:
+    """Whether a distortion space is made from collective variables."""
+    from uqbias.registry import SPACES
+
+    return "variables" in inspect.signature(SPACES.get(kind).build).parameters
+
+
+def check_outputs(*outputs: tuple[str, Path | None]) -> None:
+    """Whether files can be written, told before the work and not after it.
+
+    Parameters
+    ----------
+    outputs : (option, path) of each; None for an option not given.
+
+    Raises
+    ------
+    UqbiasError
+        If one is a folder, its folder cannot be made or written to, or two are the same file.
+    """
+    seen: dict[Path, str] = {}
+    for option, path in outputs:
+        if path is None:
+            continue
+        if path.is_dir():
+            raise UqbiasError(f"{option} {path} is a folder", "give the name of a file")
+        place = path.absolute().parent
+        while not (place.exists() or place.is_symlink()):
+            place = place.parent
+        if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
+            fault = "a folder that cannot be written to" if place.is_dir() else "not a folder"
+            raise UqbiasError(f"{option} {path}: {place} is {fault}", "choose another place")
+        if seen.setdefault(path.resolve(), option) != option:
+            raise UqbiasError(f"{option} {path} is also the file of {seen[path.resolve()]}", "give another name")
 
 
 def _write(
@@ -212,43 +261,67 @@ def _write(
     return files
 
 
+def _check_some_held(found: AttackResult) -> None:
+    """Raise `UqbiasError` if every attack failed: an earlier output must not be taken for that of this call."""
+    if found.failed.all():
+        reasons = Counter(_reason(status).partition(":")[0] for status in found.status)
+        raise UqbiasError(
+            f"all {len(found.status)} attacks failed: "
+            + ", ".join(f"{reason} ({number})" for reason, number in reasons.most_common()),
+            "lower --noise or --learning-rate, or check the start frames",
+        )
+
+
 def _facts(
     model: Any, frames: UsableFrames, chosen: Any, found: AttackResult, options: AttackOptions
 ) -> dict[str, Any]:
     """What is printed, JSON-able."""
     import numpy as np
 
+    from uqbias.attacks.frames import inliers, reference_frames
     from uqbias.harvest.filters import PhysicalFilter
     from uqbias.inference import evaluate_frames, stiff_deviations
 
     start = evaluate_frames(model, frames.positions)
     good = ~found.failed
-    lowest = np.nanmin(start.energy)
-    verdicts = PhysicalFilter(model.topology, frames.positions).verdicts(
+    # Broken start frames must not say what is physical, nor which energy is the lowest.
+    reference = reference_frames(model.topology, frames.positions)
+    energies = inliers(start.energy[reference], COMMON_ENERGY * len(model.numbers))
+    lowest = energies.min() if len(energies) else np.nan
+    verdicts = PhysicalFilter(model.topology, frames.positions[reference]).verdicts(
         found.positions[good], None, stiff_deviations(model, found.positions[good])
     )
     table = {}
     for name, _ in ROWS:
         shift = lowest if name == "energy" else 0.0
-        before, after = getattr(start, name)[chosen] - shift, getattr(found, name)[good] - shift
+        before, after = getattr(start, name)[chosen[good]] - shift, getattr(found, name)[good] - shift
         table[name] = {"start": _quantiles(before), "reached": _quantiles(after)}
     return {
         "attacks": len(found.status),
         "frames": len(frames.index),
-        "skipped": [{"frame": place, "reason": reason} for place, reason in frames.skipped],
+        "skipped": _named(frames.skipped),
         "space": dict(options.space),
         "temperature_K": options.temperature,
         "runner": found.runner,
         "iterations": float(found.iterations.mean()),
         "status": dict(Counter(status.partition(":")[0] for status in found.status)),
         "failed": [
-            {"attack": int(i), "frame": int(frames.index[chosen[i]]), "reason": found.status[i].partition(": ")[2]}
+            {"attack": int(i), "frame": int(frames.index[chosen[i]]), "reason": _reason(found.status[i])}
             for i in np.flatnonzero(found.failed)
         ],
         "physical": sum(not verdict for verdict in verdicts),
         "unphysical": dict(Counter(verdict.split()[0] for verdict in verdicts if verdict)),
         **table,
     }
+
+
+def _named(skipped: Sequence[tuple[int, str]]) -> list[dict[str, Any]]:
+    return [{"frame": place, "reason": reason} for place, reason in skipped]
+
+
+def _reason(status: str) -> str:
+    """Why an attack failed, from ``failed: reason``."""
+    return status.partition(": ")[2]
 
 
 def _quantiles(values: Any) -> dict[str, float]:
@@ -267,6 +340,7 @@ def _tell(facts: dict[str, Any], files: Sequence[Path]) -> None:
         f"{facts['runner']}, {facts['iterations']:.0f} iterations on average: {kinds}"
     )
     _tell_some(facts["skipped"], "frames skipped", "frame {frame}: {reason}")
+    _tell_some(facts["training_skipped"], "training frames skipped", "frame {frame}: {reason}")
     _tell_some(facts["failed"], "attacks failed", "attack {attack} on frame {frame}: {reason}")
     made = facts["attacks"] - len(facts["failed"])
     typer.echo(f"\n{'':<14}{'start':>10}{'':>10}{'reached':>10}")
@@ -279,7 +353,7 @@ def _tell(facts: dict[str, Any], files: Sequence[Path]) -> None:
         f"\n{facts['physical']} of {made} pass a campaign's physical filter"
         + (f"; faults: {faults}; for milder attacks lower --temperature or set --bound" if faults else "")
     )
-    typer.echo("files: " + (", ".join(str(file) for file in files) or "none, since every attack failed"))
+    typer.echo("files: " + ", ".join(str(file) for file in files))
 
 
 def _tell_some(entries: Sequence[dict[str, Any]], what: str, line: str) -> None:

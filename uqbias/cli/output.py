@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
@@ -15,13 +16,15 @@ from uqbias.errors import UqbiasError
 
 #: Exit codes: bad input or a broken environment; Ctrl-C, as shells count it.
 BAD_INPUT, INTERRUPTED = 2, 130
+#: Errors of files that name none: the disk or the quota is full.
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, for scripts.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 
 
 class CommandGroup(TyperGroup):
-    """Commands whose `UqbiasError` is one line on stderr and exit code 2, and whose Ctrl-C is 130."""
+    """Commands whose `UqbiasError` or error of a file is one line on stderr and exit code 2; Ctrl-C is 130."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command."""
@@ -30,6 +33,13 @@ class CommandGroup(TyperGroup):
             return super().invoke(ctx)
         except UqbiasError as error:
             fail(str(error))
+            raise SystemExit(BAD_INPUT) from None
+        except OSError as error:
+            # A pipe closed by its reader is click's; what names no file may be a fault of the program.
+            if isinstance(error, BrokenPipeError) or not (error.filename or error.errno in NO_SPACE):
+                raise
+            name = f"{error.filename}: " if error.filename else ""
+            fail(f"{name}{error.strerror or error}; check the path, its permissions and the space left")
             raise SystemExit(BAD_INPUT) from None
         except KeyboardInterrupt:
             fail("interrupted; give the same command again")
