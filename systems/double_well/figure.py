@@ -125,6 +125,7 @@ def draw_curves(ax: Any, found: dict[str, Any], key: str) -> None:
         middle = np.nanmedian(values, axis=0)
         ax.plot(generation[first:], middle[first:], "o-", ms=4, color=COLOURS[name], label=name)
     ax.set_xlabel("generation")
+    ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
 
 
 @styled

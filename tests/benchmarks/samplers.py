@@ -170,6 +170,11 @@ def draw(system: System, results: Results, path: Path) -> None:
             panel.plot(labels, middle, style, color=colour, marker="o", markersize=3, label=arm)
             panel.fill_between(labels, low, high, color=colour, alpha=0.12, linewidth=0)
         panel.set(xlabel="labels", ylabel=system.columns[key], yscale="log" if key in system.log else "linear")
+        if key in system.log:
+            low, high = panel.get_ylim()
+            panel.yaxis.set_major_formatter("{x:g}")
+            # Within a decade hardly any tick is a power of ten.
+            panel.yaxis.set_minor_formatter("{x:g}" if high < 10 * low else "")
     axes[0][-1].legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.savefig(path, dpi=130)
     plt.close(figure)
