@@ -61,7 +61,7 @@ class SelectionOptions:
     cv_window, uncertainty_window : lowest and highest value, None for open.
     """
 
-    kind: str = "mixed"
+    kind: str = "farthest_point"
     random_share: float = 0.5
     energy_temperature: float | None = None
     duplicates: Literal["features", "rmsd", "none"] = "features"
