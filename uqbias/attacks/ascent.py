@@ -19,8 +19,6 @@ from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.inference import Evaluated, evaluate_frames
 from uqbias.model import UncertaintyModel
 
-__all__ = ["AttackOptions", "AttackResult", "attack", "checked_positions", "farthest", "radius"]
-
 Array = NDArray[np.float64]
 #: Adam's decay rates and the number that keeps its denominator above zero (Kingma and Ba, ICLR 2015).
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8

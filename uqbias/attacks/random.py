@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from uqbias.attacks.ascent import Array, AttackResult, checked_positions, farthest, radius
+from uqbias.attacks.ascent import Array, AttackResult, checked_positions
 from uqbias.attacks.base import DistortionSpace, build_space
+from uqbias.attacks.frames import farthest, radius
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.inference import BLOCK, evaluate_frames
 from uqbias.model import UncertaintyModel

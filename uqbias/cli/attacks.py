@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from uqbias.cli.output import Json, Quiet, print_json
+from uqbias.cli.output import Json, Quiet, print_json, skipped_frames, tell_some
 from uqbias.errors import UqbiasError
 
 if TYPE_CHECKING:
     from uqbias.attacks.ascent import AttackOptions, AttackResult
     from uqbias.attacks.frames import UsableFrames
 
-#: Skipped frames and failed attacks that are named one by one.
-NAMED = 5
 #: kJ/mol an atom from the median energy that is no outlier: between a minimum and room temperature are 3.7.
 COMMON_ENERGY = 10.0
 #: Quantity, unit of the summary table.
@@ -183,7 +181,7 @@ def attack(
     _check_some_held(found)
     facts = _facts(loaded, frames, chosen, found, options)
     facts |= {"model": str(model), "data": str(data), "output": str(output), "seconds": seconds}
-    facts["training_skipped"] = _named(training_skipped)
+    facts["training_skipped"] = skipped_frames(training_skipped)
     if json:
         print_json({**facts, "files": [str(file) for file in files]})
     else:
@@ -299,7 +297,7 @@ def _facts(
     return {
         "attacks": len(found.status),
         "frames": len(frames.index),
-        "skipped": _named(frames.skipped),
+        "skipped": skipped_frames(frames.skipped),
         "space": dict(options.space),
         "temperature_K": options.temperature,
         "runner": found.runner,
@@ -313,10 +311,6 @@ def _facts(
         "unphysical": dict(Counter(verdict.split()[0] for verdict in verdicts if verdict)),
         **table,
     }
-
-
-def _named(skipped: Sequence[tuple[int, str]]) -> list[dict[str, Any]]:
-    return [{"frame": place, "reason": reason} for place, reason in skipped]
 
 
 def _reason(status: str) -> str:
@@ -339,9 +333,9 @@ def _tell(facts: dict[str, Any], files: Sequence[Path]) -> None:
         f"{facts['attacks']} attacks on {facts['frames']} frames in {facts['seconds']:.1f} s, runner "
         f"{facts['runner']}, {facts['iterations']:.0f} iterations on average: {kinds}"
     )
-    _tell_some(facts["skipped"], "frames skipped", "frame {frame}: {reason}")
-    _tell_some(facts["training_skipped"], "training frames skipped", "frame {frame}: {reason}")
-    _tell_some(facts["failed"], "attacks failed", "attack {attack} on frame {frame}: {reason}")
+    tell_some(facts["skipped"], "frames skipped", "frame {frame}: {reason}")
+    tell_some(facts["training_skipped"], "training frames skipped", "frame {frame}: {reason}")
+    tell_some(facts["failed"], "attacks failed", "attack {attack} on frame {frame}: {reason}")
     made = facts["attacks"] - len(facts["failed"])
     typer.echo(f"\n{'':<14}{'start':>10}{'':>10}{'reached':>10}")
     typer.echo(f"{'':<14}{'median':>10}{'90 %':>10}{'median':>10}{'90 %':>10}")
@@ -354,12 +348,3 @@ def _tell(facts: dict[str, Any], files: Sequence[Path]) -> None:
         + (f"; faults: {faults}; for milder attacks lower --temperature or set --bound" if faults else "")
     )
     typer.echo("files: " + ", ".join(str(file) for file in files))
-
-
-def _tell_some(entries: Sequence[dict[str, Any]], what: str, line: str) -> None:
-    if entries:
-        typer.echo(f"{len(entries)} {what}", err=True)
-        for entry in entries[:NAMED]:
-            typer.echo(f"  {line.format(**entry)}", err=True)
-        if len(entries) > NAMED:
-            typer.echo(f"  and {len(entries) - NAMED} more (--json lists all)", err=True)

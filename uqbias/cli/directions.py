@@ -6,18 +6,12 @@ import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from uqbias.cli.output import Json, Quiet, print_json
+from uqbias.cli.output import Json, Quiet, print_json, skipped_frames, tell_some
 from uqbias.errors import UqbiasError
-
-if TYPE_CHECKING:
-    from uqbias.attacks.frames import UsableFrames
-
-#: Skipped frames that are named one by one.
-NAMED = 5
 
 
 def register(app: typer.Typer) -> None:
@@ -104,7 +98,7 @@ def directions(
     files = write_tables(result, output)
     files.append(output / "directions.png")
     save_direction_figure({str(model): result}, files[-1])
-    facts = summary(result) | _skipped(frames)
+    facts = summary(result) | {"skipped": skipped_frames(frames.skipped)}
     known = _trained_on(loaded, positions)
     if json:
         print_json(
@@ -117,12 +111,7 @@ def directions(
 def _tell(facts: dict[str, Any], known: int | None, files: Sequence[Path]) -> None:
     from uqbias.attacks.direction_tables import table
 
-    if skipped := facts["skipped"]:
-        typer.echo(f"{len(skipped)} frames skipped", err=True)
-        for entry in skipped[:NAMED]:
-            typer.echo(f"  frame {entry['frame']}: {entry['reason']}", err=True)
-        if len(skipped) > NAMED:
-            typer.echo(f"  and {len(skipped) - NAMED} more (--json lists all)", err=True)
+    tell_some(facts["skipped"], "frames skipped", "frame {frame}: {reason}")
     typer.echo(f"{facts['frames_used']} of {facts['frames']} frames, {facts['failed']} geometries failed")
     if facts["failures"]:
         first = facts["failures"][0]
@@ -158,11 +147,6 @@ def _tell(facts: dict[str, Any], known: int | None, files: Sequence[Path]) -> No
             f"{100 * step['agreement']:.0f} % of the frames"
         )
     typer.echo("files: " + ", ".join(str(file) for file in files))
-
-
-def _skipped(frames: UsableFrames) -> dict[str, Any]:
-    """Frames of the file that were left out, JSON-able."""
-    return {"skipped": [{"frame": place, "reason": reason} for place, reason in frames.skipped]}
 
 
 def _check_output(folder: Path) -> None:

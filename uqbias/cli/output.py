@@ -6,7 +6,7 @@ import errno
 import json
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -16,6 +16,8 @@ from uqbias.errors import UqbiasError
 
 #: Exit codes: bad input or a broken environment; Ctrl-C, as shells count it.
 BAD_INPUT, INTERRUPTED = 2, 130
+#: Entries of a list that are told one by one.
+NAMED = 5
 #: Errors of files that name none: the disk or the quota is full.
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -87,3 +89,18 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def skipped_frames(skipped: Sequence[tuple[int, str]]) -> list[dict[str, Any]]:
+    """(Place in the file, reason) of frames left out, for JSON."""
+    return [{"frame": place, "reason": reason} for place, reason in skipped]
+
+
+def tell_some(entries: Sequence[dict[str, Any]], what: str, line: str) -> None:
+    """On standard error how many there are, and the first ones by ``line``, which is formatted with an entry."""
+    if entries:
+        typer.echo(f"{len(entries)} {what}", err=True)
+        for entry in entries[:NAMED]:
+            typer.echo(f"  {line.format(**entry)}", err=True)
+        if len(entries) > NAMED:
+            typer.echo(f"  and {len(entries) - NAMED} more (--json lists all)", err=True)
