@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from uqbias.errors import UqbiasError
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
@@ -37,6 +39,43 @@ def write_text(path: str | Path, text: str) -> None:
     """Write ``text`` to ``path`` atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def check_directory(path: Path) -> None:
+    """Try to write where the directory is or would be, and leave nothing there: for before work that costs time.
+
+    Raises
+    ------
+    UqbiasError
+        If it is something else, cannot be made, or cannot be written to.
+    """
+    _try_to_write(path, path, "give another directory")
+
+
+def check_file(path: Path) -> None:
+    """Try to write where a file is or would be, and leave nothing there.
+
+    Raises
+    ------
+    UqbiasError
+        If it is a directory, or its directory cannot be made or written to.
+    """
+    _try_to_write(path, path.parent, "give another file name")
+    if path.is_dir():
+        raise UqbiasError(f"cannot write to {path}: it is a directory", "give the name of a file")
+
+
+def _try_to_write(path: Path, directory: Path, cure: str) -> None:
+    try:
+        path.exists()  # raises for a name that is too long
+        nearest = next(place for place in (directory, *directory.parents) if place.exists() or place.is_symlink())
+        if not nearest.is_dir():
+            raise UqbiasError(f"cannot write to {path}: {nearest} is not a directory", cure)
+        # Only an attempt tells: permissions say nothing to root, nor of read-only and virtual file systems.
+        with tempfile.TemporaryDirectory(prefix=".uqbias-", dir=nearest):
+            pass
+    except OSError as error:
+        raise UqbiasError(f"cannot write to {path}: {error.strerror}", cure) from error
 
 
 def sync_directory(path: Path) -> None:

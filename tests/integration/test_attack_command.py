@@ -188,10 +188,10 @@ def test_skipped_training_frames_are_told(folder):
 @pytest.mark.parametrize(
     ("output", "ways", "message"),
     [
-        ("", "", "-o {} is a folder; give the name of a file"),
-        ("a.xyz", "", "--trajectory {} is a folder"),
-        ("text/a.xyz", "a.npz", "text is not a folder"),
-        ("new/a.xyz", "text/new/a.npz", "text is not a folder"),
+        ("", "", "cannot write to {}: it is a directory; give the name of a file"),
+        ("a.xyz", "", "cannot write to {}: it is a directory"),
+        ("text/a.xyz", "a.npz", "text is not a directory"),
+        ("new/a.xyz", "text/new/a.npz", "text is not a directory"),
         ("a.xyz", "a.xyz", "is also the file of -o"),
     ],
 )

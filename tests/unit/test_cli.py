@@ -239,3 +239,16 @@ def test_doctor_exit_codes(monkeypatch):
     assert done.exit_code == 2
     assert "pip install 'torch==2.9.*'" in done.stdout
     assert json.loads(call("doctor", "--json").stdout)["healthy"] is False
+
+
+@pytest.mark.parametrize(
+    ("command", "output", "message"),
+    [
+        (("train", "no.xyz"), "", "cannot write to {}: it is a directory; give the name of a file"),
+        (("train", "no.xyz"), "text/model.uqb", "text is not a directory; give another file name"),
+        (("fes", "no", "--cv", "u"), "text", "text is not a directory; give another directory"),
+    ],
+)
+def test_outputs_are_tried_before_anything_is_read(tmp_path, command, output, message):
+    (tmp_path / "text").write_text("")
+    assert message.format(tmp_path) in refused(*command, "-o", tmp_path / output)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import typer
 
 from uqbias.cli.output import Json, Quiet, print_json, skipped_frames, tell_some
 from uqbias.errors import UqbiasError
+from uqbias.files import atomic_path, check_file
 
 if TYPE_CHECKING:
     from uqbias.attacks.ascent import AttackOptions, AttackResult
@@ -147,7 +147,7 @@ def attack(
             f"--variable {variable[0]}, which the space '{section['kind']}' does not use",
             "leave it out, or give --space variables",
         )
-    check_outputs(("-o", output), ("--trajectory", trajectory))
+    _check_places(output, trajectory)
     loaded = UncertaintyModel.load(model)
     frames = usable_frames(data, loaded.numbers)
     energies, training_skipped = None, []
@@ -195,32 +195,12 @@ def space_takes_variables(kind: str) -> bool:
     return "variables" in inspect.signature(SPACES.get(kind).build).parameters
 
 
-def check_outputs(*outputs: tuple[str, Path | None]) -> None:
-    """Whether files can be written, told before the work and not after it.
-
-    Parameters
-    ----------
-    outputs : (option, path) of each; None for an option not given.
-
-    Raises
-    ------
-    UqbiasError
-        If one is a folder, its folder cannot be made or written to, or two are the same file.
-    """
-    seen: dict[Path, str] = {}
-    for option, path in outputs:
-        if path is None:
-            continue
-        if path.is_dir():
-            raise UqbiasError(f"{option} {path} is a folder", "give the name of a file")
-        place = path.absolute().parent
-        while not (place.exists() or place.is_symlink()):
-            place = place.parent
-        if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
-            fault = "a folder that cannot be written to" if place.is_dir() else "not a folder"
-            raise UqbiasError(f"{option} {path}: {place} is {fault}", "choose another place")
-        if seen.setdefault(path.resolve(), option) != option:
-            raise UqbiasError(f"{option} {path} is also the file of {seen[path.resolve()]}", "give another name")
+def _check_places(output: Path, trajectory: Path | None) -> None:
+    check_file(output)
+    if trajectory is not None:
+        check_file(trajectory)
+        if trajectory.resolve() == output.resolve():
+            raise UqbiasError(f"--trajectory {trajectory} is also the file of -o", "give another name")
 
 
 def _write(
@@ -230,7 +210,6 @@ def _write(
     import numpy as np
 
     from uqbias.data import Frames, write_frames
-    from uqbias.files import atomic_path
     from uqbias.units import EV
 
     files = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ import typer
 
 from uqbias.cli.output import Json, Quiet, print_json, skipped_frames, tell_some
 from uqbias.errors import UqbiasError
+from uqbias.files import check_directory
 
 
 def register(app: typer.Typer) -> None:
@@ -87,7 +87,7 @@ def directions(
         relax_steps=relax_steps,
         relax_every=relax_every,
     )
-    _check_output(output)
+    check_directory(output)
     loaded = UncertaintyModel.load(model)
     frames = usable_frames(data, loaded.numbers)
     indices, positions = frames.index[::every].tolist(), frames.positions[::every]
@@ -147,26 +147,6 @@ def _tell(facts: dict[str, Any], known: int | None, files: Sequence[Path]) -> No
             f"{100 * step['agreement']:.0f} % of the frames"
         )
     typer.echo("files: " + ", ".join(str(file) for file in files))
-
-
-def _check_output(folder: Path) -> None:
-    """Try to write where the folder is or would be, and leave nothing there: labels cost too much to find out last.
-
-    Raises
-    ------
-    UqbiasError
-        If it is something else, cannot be made, or cannot be written to.
-    """
-    cure = "give a directory with -o"
-    try:
-        nearest = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
-        if not nearest.is_dir():
-            raise UqbiasError(f"cannot write to {folder}: {nearest} is not a directory", cure)
-        # Only an attempt tells: permissions say nothing to root, nor of read-only and virtual file systems.
-        with tempfile.TemporaryDirectory(prefix=".uqbias-", dir=nearest):
-            pass
-    except OSError as error:
-        raise UqbiasError(f"cannot write to {folder}: {error.strerror}", cure) from error
 
 
 def _trained_on(model: Any, positions: Any) -> int | None:

@@ -9,6 +9,7 @@ import typer
 
 from uqbias.cli.output import Json, print_json, print_pairs
 from uqbias.errors import UqbiasError
+from uqbias.files import check_directory
 
 
 def register(app: typer.Typer) -> None:
@@ -67,6 +68,8 @@ def fes(
     from uqbias.analysis.fes_plot import save_figure
     from uqbias.analysis.free_energy import free_energy
 
+    if output is not None:
+        check_directory(output)
     found = free_energy(
         runs,
         [name.strip() for name in cv.split(",")],

@@ -10,6 +10,7 @@ import typer
 from uqbias.cli.evaluate import evaluate, print_errors
 from uqbias.cli.output import Json, Quiet, print_json, print_pairs
 from uqbias.errors import UqbiasError
+from uqbias.files import check_file
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="Model file (.uqb).")]
 
@@ -91,6 +92,7 @@ def train(
     from uqbias.topology import Topology
 
     torch.set_num_threads(1)
+    check_file(output)
     sections = _sections(settings)
     _choose(sections, cv, features, uncertainty)
     for section, key, value in (
