@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from uqbias.errors import UqbiasError
 
@@ -39,6 +40,16 @@ def write_text(path: str | Path, text: str) -> None:
     """Write ``text`` to ``path`` atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_arrays(path: str | Path, arrays: Mapping[str, Any], *, compressed: bool = False) -> None:
+    """Write arrays by name to ``path``, in NumPy's ``.npz`` format, atomically; none may hold Python objects."""
+    import numpy as np
+
+    write = np.savez_compressed if compressed else np.savez
+    # A stream, since NumPy would add its suffix to a name.
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        write(stream, **dict(arrays))
 
 
 def check_directory(path: Path) -> None:

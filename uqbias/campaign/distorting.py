@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from uqbias.campaign.exploration import Exploration
 from uqbias.data import Frames, read_frames, write_frames
 from uqbias.errors import UqbiasError
-from uqbias.files import atomic_path, sha256, write_text
+from uqbias.files import sha256, write_arrays, write_text
 from uqbias.inference import evaluate_frames
 
 if TYPE_CHECKING:
@@ -90,13 +90,11 @@ def explore_by_attack(
         seed=job.seed,
         advance=advance,
     )
-    with atomic_path(job.folder / "attacks.npz") as temporary, temporary.open("wb") as stream:
-        # Total energies have their digits before the point; all else is drawn.
-        ways: dict[str, Any] = {
-            name: values if name == "energy" else values.astype(np.float32)
-            for name, values in result.trajectory.items()
-        }
-        np.savez_compressed(stream, **ways, status=np.array(result.status))
+    # Total energies have their digits before the point; all else is drawn.
+    ways = {
+        name: values if name == "energy" else values.astype(np.float32) for name, values in result.trajectory.items()
+    }
+    write_arrays(job.folder / "attacks.npz", {**ways, "status": np.array(result.status)}, compressed=True)
     return _finish(job, model, *_sorted_out(job, result, source), runner=result.runner)
 
 
@@ -231,10 +229,9 @@ def _finish(
         "restarted": np.zeros(n, dtype=bool),
         **proposals.columns,
     }
-    with atomic_path(job.folder / "observations.npz") as temporary, temporary.open("wb") as stream:
-        # One observation of n walkers, as the harvest reads what MD has seen.
-        arrays: dict[str, Any] = {name: values[None] for name, values in columns.items()}
-        np.savez_compressed(stream, step=np.array([1]), **arrays)
+    # One observation of n walkers, as the harvest reads what MD has seen.
+    seen = {"step": np.array([1]), **{name: values[None] for name, values in columns.items()}}
+    write_arrays(job.folder / "observations.npz", seen, compressed=True)
     if n:
         info = [
             {"model_energy_kJ_per_mol": float(proposals.energy[i]), "uncertainty": float(proposals.uncertainty[i])}

@@ -19,7 +19,7 @@ from uqbias.campaign.sampler_sections import DISTORTING
 from uqbias.campaign.work import Work
 from uqbias.data import Frames, write_frames
 from uqbias.errors import UqbiasError
-from uqbias.files import atomic_path, write_text
+from uqbias.files import write_arrays, write_text
 from uqbias.harvest.filters import PHYSICAL, Limits, PhysicalFilter
 from uqbias.harvest.selection import Candidates, SelectionOptions, select
 from uqbias.inference import evaluate_frames, selection_features, stiff_deviations
@@ -186,8 +186,7 @@ def harvest_phase(work: Work, round_index: int) -> dict[str, Any]:
         for i in range(len(reasons))
     ]
     counts = dict(Counter(category(reason) for reason in reasons))
-    with atomic_path(folder / "harvest.npz") as temporary, temporary.open("wb") as stream:
-        np.savez(stream, positions=seen["positions"][picks], candidate=picks)
+    write_arrays(folder / "harvest.npz", {"positions": seen["positions"][picks], "candidate": picks})
     write_text(folder / "harvest.json", json.dumps({**facts, "counts": counts, "candidates": candidates}, indent=0))
     return facts
 

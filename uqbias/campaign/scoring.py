@@ -14,7 +14,7 @@ from uqbias.campaign.schema import Score
 from uqbias.campaign.work import Work
 from uqbias.data import Frames, read_frames
 from uqbias.errors import UqbiasError
-from uqbias.files import atomic_path, write_text
+from uqbias.files import write_arrays, write_text
 from uqbias.inference import evaluate_frames
 from uqbias.model import UncertaintyModel
 from uqbias.topology import dihedral_angles
@@ -126,8 +126,7 @@ def _errors(work: Work, round_index: int, score: Score) -> dict[str, Any]:
     if tuple(test.numbers.tolist()) != tuple(work.topology.numbers):
         raise UqbiasError(f"score.test_set: {path} is of another molecule", "use the atoms and order of the structure")
     errors = force_errors(test, UncertaintyModel.load(work.model_path(round_index)))
-    with atomic_path(work.folder(round_index) / "scores.npz") as temporary, temporary.open("wb") as stream:
-        np.savez(stream, **errors)  # type: ignore[arg-type]
+    write_arrays(work.folder(round_index) / "scores.npz", errors)
     entry = {
         "force_mae_meV_per_A": float(errors["force_mae_frame"].mean()),
         "energy_mae_meV_per_atom": float(errors["energy_error_frame"].mean()),

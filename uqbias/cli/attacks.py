@@ -13,7 +13,7 @@ import typer
 
 from uqbias.cli.output import Json, Quiet, print_json, skipped_frames, tell_some
 from uqbias.errors import UqbiasError
-from uqbias.files import atomic_path, check_file
+from uqbias.files import check_file, write_arrays
 
 if TYPE_CHECKING:
     from uqbias.attacks.ascent import AttackOptions, AttackResult
@@ -231,9 +231,8 @@ def _write(
         write_frames(output, Frames(np.asarray(numbers, dtype=np.int64), found.positions[good], info=info))
         files.append(output)
     if trajectory is not None:
-        with atomic_path(trajectory) as temporary, temporary.open("wb") as stream:
-            ways: dict[str, Any] = {**found.trajectory, "status": np.array(found.status), "source": source}
-            np.savez_compressed(stream, **ways, numbers=np.asarray(numbers))
+        facts = {"status": np.array(found.status), "source": source, "numbers": np.asarray(numbers)}
+        write_arrays(trajectory, {**found.trajectory, **facts}, compressed=True)
         files.append(trajectory)
     return files
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from uqbias.bias.metadynamics import Metadynamics, hill_type
 from uqbias.errors import UqbiasError
-from uqbias.files import atomic_path
+from uqbias.files import atomic_path, write_arrays
 from uqbias.md.guards import GuardEvent
 from uqbias.md.observation import Observation
 from uqbias.topology import Topology
@@ -329,8 +329,7 @@ class ObservationRecorder(_Files):
         if path is None and self.directory is None:
             raise UqbiasError("a recorder without a directory has nowhere to save", "give a path")
         target = Path(path) if path is not None else Path(self.directory or ".") / "observations.npz"
-        with atomic_path(target) as temporary:
-            np.savez_compressed(temporary, **self.arrays())  # type: ignore[arg-type]
+        write_arrays(target, self.arrays(), compressed=True)
         return target
 
 

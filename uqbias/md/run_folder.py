@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from uqbias.bias.metadynamics import Metadynamics, metadynamics_parts
 from uqbias.errors import UqbiasError
-from uqbias.files import atomic_path, write_text
+from uqbias.files import write_arrays, write_text
 from uqbias.md.observation import Observation
 from uqbias.md.reporters import ColvarFiles, HillsFile, ObservationRecorder, Trajectories
 
@@ -242,7 +242,7 @@ class RunWriter:
         return sorted((self.folder / PARTS).glob("[0-9]*.npz"))
 
     def _write_part(self, step: int, arrays: Mapping[str, NDArray[Any]], manifest: Mapping[str, Any]) -> None:
-        _save(self._part(step), {**arrays, "manifest": np.array(json.dumps(dict(manifest)))})
+        write_arrays(self._part(step), {**arrays, "manifest": np.array(json.dumps(dict(manifest)))})
 
     def finish(self) -> None:
         """Join the observations, write the bias as it is at the end, and say that the run is over."""
@@ -258,9 +258,9 @@ class RunWriter:
             name: parts[0][name] if name == "variable_names" else np.concatenate([part[name] for part in parts])
             for name in parts[0]
         }
-        _save(self.folder / OBSERVATIONS, joined, compressed=True)
+        write_arrays(self.folder / OBSERVATIONS, joined, compressed=True)
         if self._walkers.bias is not None:
-            _save(self.folder / BIAS, self._walkers.bias.checkpoint())
+            write_arrays(self.folder / BIAS, self._walkers.bias.checkpoint())
         self.facts["finished"] = self._manifest()
         self._describe()
         shutil.rmtree(self.folder / PARTS, ignore_errors=True)
@@ -314,11 +314,6 @@ def named_hills(bias: Bias | None) -> Iterable[tuple[str, Metadynamics]]:
         name = f"HILLS.{'-'.join(part.variables)}"
         names[name if name not in names else f"{name}.{len(names)}"] = part
     return names.items()
-
-
-def _save(path: Path, arrays: Mapping[str, NDArray[Any]], *, compressed: bool = False) -> None:
-    with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        (np.savez_compressed if compressed else np.savez)(stream, **dict(arrays))  # type: ignore[arg-type]
 
 
 def _sync(path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uqbias.errors import UqbiasError
-from uqbias.files import atomic_path
+from uqbias.files import write_arrays
 
 if TYPE_CHECKING:
     from uqbias.bias.base import Bias
@@ -46,8 +46,7 @@ def write_snapshot(
         "bias": _description(bias),
         "own": dict(own),
     }
-    with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, manifest=np.array(json.dumps(manifest)), **dict(arrays), **held)  # type: ignore[arg-type]
+    write_arrays(path, {"manifest": np.array(json.dumps(manifest)), **arrays, **held})
 
 
 def read_snapshot(
