@@ -6,9 +6,12 @@ import mdtraj
 import numpy as np
 import pytest
 
+from uqbias.bias.eabf import WellTemperedExtendedABF
 from uqbias.bias.metadynamics import Metadynamics
+from uqbias.bias.walls import UpperWall
 from uqbias.errors import UqbiasError
 from uqbias.md.guards import GuardEvent
+from uqbias.md.output import hill_files
 from uqbias.md.reporters import (
     ColvarFiles,
     HillsFile,
@@ -109,6 +112,23 @@ def test_bad_hills(tmp_path, content, message):
         path.write_text(content)
     with pytest.raises(UqbiasError, match=message):
         read_hills(path, 0.5)
+
+
+def test_names_of_several_files(tmp_path):
+    def on(*names):
+        return Metadynamics(height=1.0, sigma=0.5, pace=10, variables=list(names))
+
+    wall, bound = UpperWall(at=1.0), WellTemperedExtendedABF()
+    for biases, expected in (
+        ([], []),
+        ([wall, on("phi", "psi"), None], ["HILLS"]),
+        ([on("u"), on("phi", "psi"), bound], ["HILLS.u", "HILLS.phi-psi", "HILLS.extended_u"]),
+        ([on("u"), on("u"), on("u")], ["HILLS.u", "HILLS.u.1", "HILLS.u.2"]),
+    ):
+        assert [path for path, _ in hill_files(tmp_path / "HILLS", biases)] == [tmp_path / name for name in expected]
+    names = [path.name for path, _ in hill_files("hills.dat", [on("u"), on("energy"), on("u")])]
+    assert names == ["hills.u.dat", "hills.energy.dat", "hills.u.2.dat"]
+    assert hill_files(None, [on("u")]) == []
 
 
 def test_plumeds_own_hills_are_read(tmp_path):

@@ -16,13 +16,22 @@ from uqbias.md.reporters import ColvarFiles, HillsFile, read_hills
 FINE_STEP = 1e-6
 
 
-def hill_files(path: str | Path | None, biases: Sequence[Bias]) -> list[tuple[Path, Metadynamics]]:
-    """HILLS file of each metadynamics among the biases, that of a WTM-eABF included: HILLS, HILLS.1, HILLS.2, ..."""
+def hill_files(path: str | Path | None, biases: Sequence[Bias | None]) -> list[tuple[Path, Metadynamics]]:
+    """HILLS file of each metadynamics among the biases, that of a WTM-eABF included.
+
+    One has the path given; of several each has its variables in the name: ``HILLS.u``, ``HILLS.phi-psi``.
+    """
     if path is None:
         return []
-    found, path = metadynamics_parts(biases), Path(path)
-    names = [path.with_name(f"{path.stem}.{place}{path.suffix}") if place else path for place in range(len(found))]
-    return list(zip(names, found, strict=True))
+    parts, path = metadynamics_parts(biases), Path(path)
+    if len(parts) == 1:
+        return [(path, parts[0])]
+    files: dict[Path, Metadynamics] = {}
+    for part in parts:
+        name = f"{path.stem}.{'-'.join(part.variables)}"
+        file = path.with_name(name + path.suffix)
+        files[file if file not in files else path.with_name(f"{name}.{len(files)}{path.suffix}")] = part
+    return list(files.items())
 
 
 def load_hill_files(files: Sequence[tuple[Path, Metadynamics]]) -> None:

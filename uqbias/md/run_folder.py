@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from uqbias.bias.metadynamics import Metadynamics, metadynamics_parts
 from uqbias.errors import UqbiasError
 from uqbias.files import write_arrays, write_text
 from uqbias.md.observation import Observation
+from uqbias.md.output import hill_files
 from uqbias.md.reporters import ColvarFiles, HillsFile, ObservationRecorder, Trajectories
 
 if TYPE_CHECKING:
-    from uqbias.bias.base import Bias
     from uqbias.md.walkers import Walkers
 
 FORMAT, VERSION = "uqbias-run", 1
@@ -159,17 +158,15 @@ class RunWriter:
             ColvarFiles(folder / "COLVAR", walkers.n_walkers, names=walkers.evaluator.names, append=append)
         )
         self._observers = [colvar]
-        hills = dict(named_hills(walkers.bias))
-        for name, part in hills.items():
-            self._observers.append(
-                self._files.enter_context(HillsFile(folder / name, part, walkers.timestep_fs, append=append))
-            )
+        hills = hill_files(folder / "HILLS", getattr(walkers.bias, "biases", [walkers.bias]))
+        for path, part in hills:
+            self._observers.append(self._files.enter_context(HillsFile(path, part, walkers.timestep_fs, append=append)))
         self._events = self._files.enter_context(
             (folder / "events.jsonl").open("a" if append else "w", buffering=1, encoding="utf-8")
         )
         self._growing = [
             *sorted(folder.glob("COLVAR*")),
-            *(folder / name for name in hills),
+            *(path for path, _ in hills),
             folder / "events.jsonl",
             *(folder / f"walker_{walker}.xtc" for walker in range(walkers.n_walkers)),
         ]
@@ -302,18 +299,6 @@ class _ContinuedTrajectories:
         self._new.close()
         for old in self._old:
             old.close()
-
-
-def named_hills(bias: Bias | None) -> Iterable[tuple[str, Metadynamics]]:
-    """Each metadynamics part of a bias with the name of its file: ``HILLS``, or ``HILLS.u``, ``HILLS.phi-psi``, ..."""
-    parts = metadynamics_parts(getattr(bias, "biases", [bias]))
-    if len(parts) == 1:
-        return [("HILLS", parts[0])]
-    names: dict[str, Metadynamics] = {}
-    for part in parts:
-        name = f"HILLS.{'-'.join(part.variables)}"
-        names[name if name not in names else f"{name}.{len(names)}"] = part
-    return names.items()
 
 
 def _sync(path: Path) -> None:

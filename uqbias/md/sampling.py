@@ -56,7 +56,8 @@ class Sampling:
     temperature : K, of the thermostat and of the biases.
     pace : steps between updates of the biases, a divisor of their own paces; None for the greatest.
     stride : steps between rows of COLVAR, a multiple of ``pace``; None for ``pace``.
-    hills, colvar : files in PLUMED's format, None to write none. More than one metadynamics: HILLS, HILLS.1, ...
+    hills, colvar : files in PLUMED's format, None to write none. With more than one metadynamics
+        ``HILLS.u``, ``HILLS.phi-psi``, ...
     restart : begin with the hills in these HILLS files and append to the files.
     snapshot, snapshot_every : write a snapshot to this file every so many steps, a multiple of ``pace``; see `save`.
     backend, runner, dtype, device, cache_dir : see `make_force` and `FusedEvaluator`. Backend ``torchforce`` works
