@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from uqbias.analysis import maps, plots, report
+from uqbias.analysis.bias_plots import final_bias
 from uqbias.analysis.coordinates import dihedral_coordinates
 from uqbias.analysis.free_energy_surface import ALANINE_BASINS, ReferenceSurface
 from uqbias.analysis.report import SECTIONS, write_figures, write_report
@@ -266,11 +267,52 @@ def test_hills_sum_to_the_bias(run):
     expected = [
         sum(
             h * np.exp(-0.5 * ((x - c) / s) ** 2)
-            for c, s, h in zip(hills.centre, hills.sigma, hills.height, strict=True)
+            for c, s, h in zip(hills.centre[:, 0], hills.sigma[:, 0], hills.height, strict=True)
         )
         for x in u
     ]
-    assert np.allclose(hills.potential(u), expected)
+    assert np.allclose(hills.potential(u[:, None]), expected)
+
+
+def test_bias_on_several_variables(complete, tmp_path):
+    """Hills on φ, on (u, φ) and on three variables, which are not drawn; a period in PLUMED's words."""
+    path = tmp_path / "run"
+    shutil.copytree(complete, path)
+    md = path / "round_02" / "md"
+    rng = np.random.default_rng(0)
+    phi = rng.uniform(-np.pi, np.pi, (N_OBSERVED, N_WALKERS))
+    with np.load(md / "observations.npz") as seen:
+        arrays = dict(seen)
+    names = {"u": arrays["cv"], "phi": phi}
+    np.savez(
+        md / "observations.npz",
+        **arrays,
+        variables=np.stack([*names.values()], axis=-1),
+        variable_names=np.array([*names]),
+    )
+    (md / "HILLS.phi").write_text(
+        "#! FIELDS time phi sigma_phi height biasf\n#! SET min_phi -pi\n#! SET max_phi pi\n 0.1 3.0 0.3 10 10\n"
+    )
+    (md / "HILLS.u-phi").write_text(
+        "#! FIELDS time u phi sigma_u sigma_phi height biasf\n#! SET min_phi -3.14159265\n#! SET max_phi 3.14159265\n"
+        " 0.1 1.0 0.5 0.3 0.4 1.0 -1\n 0.2 4.0 -2.5 0.3 0.4 1.0 -1\n"
+    )
+    (md / "HILLS.a-b-c").write_text("#! FIELDS time a b c sigma_a sigma_b sigma_c height biasf\n 1 1 1 1 1 1 1 1 -1\n")
+    (md / "HILLS.cut").write_text("#! FIELDS time x sigma_x")
+    run = RunData.load(path)
+    assert [note for note in run.notes if "HILLS.cut" in note]
+    found = {hills.variables: hills for hills in run.rounds[2].hills}
+    assert [*found] == [("cv",), ("a", "b", "c"), ("phi",), ("u", "phi")]
+    # Over the edge: 3.0 and -3.0 are 0.283 apart; the file holds h·γ/(γ-1).
+    expected = 9.0 * np.exp(-0.5 * ((2 * np.pi - 6.0) / 0.3) ** 2)
+    assert found["phi",].potential(np.array([[-3.0]])) == pytest.approx([expected])
+    assert found["u", "phi"].potential(np.array([[1.3, 0.5]])) == pytest.approx([np.exp(-0.5)])
+    figure = final_bias(run)
+    drawn = [ax for ax in figure.axes if ax.get_title(loc="left")]
+    assert [ax.get_xlabel() for ax in drawn] == ["driver cv"] * 2 + ["phi (rad)"] * 2 + ["driver u"] * 2
+    assert [ax.get_ylabel() for ax in drawn[4:]] == ["phi (rad)"] * 2
+    assert np.nansum(drawn[5].collections[0].get_array()) == ((arrays["cv"] > 0.1) & (arrays["cv"] < 4.9)).sum()
+    figure.savefig(tmp_path / "bias.png")
 
 
 def test_report_holds_the_numbers_and_nothing_from_elsewhere(run, tmp_path):

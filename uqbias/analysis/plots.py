@@ -1,4 +1,4 @@
-"""Figures that are not maps: learning curve, calibration, walkers in time, bias, harvest, cost."""
+"""Figures that are not maps: learning curve, calibration, walkers in time, harvest, cost."""
 
 from __future__ import annotations
 
@@ -157,40 +157,6 @@ def walkers_in_time(run: RunData) -> Figure | None:
         axes[row, 0].set_ylabel(label)
     for ax in axes.flat:
         grid(ax, "y")
-    return figure
-
-
-@styled
-def final_bias(run: RunData) -> Figure | None:
-    """V(u) at the end of each round from the hills, over a histogram of the u that was visited."""
-    biased = [entry for entry in run.rounds if entry.hills]
-    if not biased:
-        return None
-    shown = spread(biased, len(CYCLE))
-    figure, axes = panels(1, 2, 3.3)
-    every = [hills for entry in shown for hills in entry.hills]
-    low = min(float((hills.centre - 3 * hills.sigma).min()) for hills in every)
-    high = max(float((hills.centre + 3 * hills.sigma).max()) for hills in every)
-    u = np.linspace(low, high, 400)
-    for colour, entry in zip(CYCLE, shown, strict=False):
-        for group, hills in enumerate(entry.hills):
-            label = f"round {entry.index}" if group == 0 else None
-            axes[0, 0].plot(u, hills.potential(u), color=colour, label=label)
-        if entry.observations is not None:
-            values = entry.observations.cv[np.isfinite(entry.observations.cv)]
-            axes[0, 1].hist(
-                values,
-                bins=np.linspace(low, high, 41).tolist(),
-                histtype="step",
-                density=True,
-                linewidth=1.4,
-                color=colour,
-            )
-    axes[0, 0].set(xlabel="driver u", ylabel="bias V(u) at the end (kJ/mol)", title="bias that was built")
-    axes[0, 1].set(xlabel="driver u", ylabel="density of visited frames", title="where it took the walkers")
-    axes[0, 0].legend(loc="best")
-    for ax in axes.flat:
-        grid(ax)
     return figure
 
 

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from uqbias.analysis import maps, plots
 from uqbias.analysis.attack_plots import attacks_in_time
+from uqbias.analysis.bias_plots import final_bias
 from uqbias.analysis.maps import is_number
 from uqbias.analysis.run_data import RunData
 from uqbias.analysis.style import RC
@@ -95,10 +96,11 @@ SECTIONS = (
     Section(
         "bias",
         "The bias",
-        plots.final_bias,
-        "Left: the sum of hills at the end of each round. Right: how often each u was visited under it. The bias is "
-        "high where the walkers would stay by themselves; a visited density that reaches to large u means that the "
-        "walkers were driven to geometries unlike the labelled ones.",
+        final_bias,
+        "Left: the sum of hills on each variable at the end of each round; on two variables, of the last round. Right: "
+        "how often each value was visited under it. The bias is high where the walkers would stay by themselves; a "
+        "visited density that reaches to large u means that the walkers were driven to geometries unlike the labelled "
+        "ones.",
         "no hills are written yet",
     ),
     Section(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from uqbias.analysis.coordinates import Coordinates, dihedral_coordinates, principal_components
 from uqbias.analysis.free_energy_surface import ReferenceSurface
+from uqbias.analysis.hills import Hills, load_hills
 from uqbias.campaign.sampler_sections import DISTORTING
 from uqbias.errors import UqbiasError
 
@@ -54,6 +55,7 @@ class Observations:
     cv : [T, W] driver u.
     uncertainty : [T, W] kJ/mol/nm (the judge's).
     bias : [T, W] kJ/mol.
+    variables : [T, W] each, those of the bias by name, where the run has kept them.
     """
 
     step: Array
@@ -62,31 +64,14 @@ class Observations:
     cv: Array
     uncertainty: Array
     bias: Array
-
-
-@dataclass(frozen=True)
-class Hills:
-    """Gaussians that were added to the bias on one CV: centre and sigma in its units, height in kJ/mol, [H] each."""
-
-    centre: Array
-    sigma: Array
-    height: Array
-
-    def potential(self, u: Array) -> Array:
-        """Bias V(u) in kJ/mol at the values ``u`` [n]."""
-        value = np.zeros(len(u))
-        for start in range(0, len(self.height), 2048):
-            part = slice(start, start + 2048)
-            reduced = (u[:, None] - self.centre[None, part]) / self.sigma[None, part]
-            value += np.exp(-0.5 * reduced**2) @ self.height[part]
-        return value
+    variables: dict[str, Array] = field(default_factory=dict)
 
 
 @dataclass
 class Round:
     """Files of ``round_XX``; each attribute is None or empty until the campaign has written it.
 
-    Several groups of walkers become one set of walkers, with one element of ``hills`` a group. ``attacks`` is
+    Several groups of walkers become one set of walkers, with the ``hills`` of all. ``attacks`` is
     attacks.npz: how adversarial attacks ended and, where `attack.keep_every` keeps them, their ways.
     """
 
@@ -340,23 +325,20 @@ class _Reader:
             harvest=self.json(folder / "harvest.json"),
             observations=_joined(seen),
             guard_events=events,
-            hills=[hills for group in groups if (hills := self.hills(group / "HILLS")) is not None],
+            hills=[hills for group in groups for hills in self.hills(group)],
             attacks=self.npz(folder / "md" / "attacks.npz", ("status",)),
         )
 
-    def hills(self, path: Path) -> Hills | None:
-        if not path.is_file():
-            return None
-        from uqbias.md.reporters import read_hills
-
-        try:
-            rows = read_hills(path, float(section(self.run.config, "md").get("timestep_fs", 0.5)))
-        except UqbiasError as error:
-            self.note(path, error)
-            return None
-        if not len(rows) or rows["centre"].shape[1] > 1:
-            return None
-        return Hills(rows["centre"][:, 0], rows["sigma"][:, 0], rows["height"])
+    def hills(self, folder: Path) -> list[Hills]:
+        """All hills of a group of walkers, a file for each set of variables."""
+        timestep = float(section(self.run.config, "md").get("timestep_fs", 0.5))
+        found = []
+        for path in sorted(folder.glob("HILLS*")):
+            try:
+                found.append(load_hills(path, timestep))
+            except (UqbiasError, ValueError) as error:
+                self.note(path, error)
+        return [hills for hills in found if hills is not None]
 
     def scoring_files(self) -> None:
         """Reference surface and test set, where the configuration names them and they can be found."""
@@ -392,5 +374,24 @@ def _joined(groups: list[dict[str, Array]]) -> Observations | None:
     if not groups:
         return None
     length = min(len(content["step"]) for content in groups)
-    walkers = (np.concatenate([content[key][:length] for content in groups], axis=1) for key in OBSERVED[1:])
-    return Observations(groups[0]["step"][:length], *walkers)
+    walkers = {
+        name: np.concatenate([content[name][:length] for content in groups], axis=1)
+        for name in OBSERVED
+        if name != "step"
+    }
+    return Observations(groups[0]["step"][:length], **walkers, variables=_variables(groups, length))
+
+
+def _variables(groups: list[dict[str, Array]], length: int) -> dict[str, Array]:
+    """Variables of the bias that all groups have kept."""
+    if not all({"variables", "variable_names"} <= content.keys() for content in groups):
+        return {}
+    names = [content["variable_names"].tolist() for content in groups]
+    return {
+        name: np.concatenate(
+            [content["variables"][:length, :, own.index(name)] for content, own in zip(groups, names, strict=True)],
+            axis=1,
+        )
+        for name in names[0]
+        if all(name in own for own in names)
+    }
