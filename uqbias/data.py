@@ -82,6 +82,24 @@ class Frames:
         )
 
 
+def read_images(path: Path) -> list[Any]:
+    """ASE Atoms of every frame of an extended-XYZ file.
+
+    Raises
+    ------
+    UqbiasError
+        If the file is missing or unreadable.
+    """
+    import ase.io
+
+    if not path.is_file():
+        raise UqbiasError(f"no such file: {path}", "give an extended-XYZ file (eV, Å)")
+    try:
+        return list(ase.io.read(path, ":", format="extxyz"))
+    except Exception as error:
+        raise UqbiasError(f"{path} is not an extended-XYZ file ({error})", "write it with ase.io.write") from error
+
+
 def read_frames(path: str | Path, *, labelled: bool = True) -> Frames:
     """Read an extended-XYZ file (eV, Å, eV/Å) through ASE.
 
@@ -94,15 +112,8 @@ def read_frames(path: str | Path, *, labelled: bool = True) -> Frames:
     UqbiasError
         If the file is missing, empty, holds more than one molecule, or a label is missing or not finite.
     """
-    import ase.io
-
     path = Path(path)
-    if not path.is_file():
-        raise UqbiasError(f"no such file: {path}", "give an extended-XYZ file (eV, Å)")
-    try:
-        images = ase.io.read(path, ":", format="extxyz")
-    except Exception as error:
-        raise UqbiasError(f"{path} is not an extended-XYZ file ({error})", "write it with ase.io.write") from error
+    images = read_images(path)
     if not images:
         raise UqbiasError(f"{path} holds no frame")
     numbers = np.asarray(images[0].numbers, dtype=np.int64)

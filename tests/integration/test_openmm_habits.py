@@ -4,6 +4,7 @@ import numpy as np
 import openmm
 import pytest
 import torch
+from caged_molecule import ATOMS, caged_molecule
 from openmm import app, unit
 
 import uqbias
@@ -14,22 +15,7 @@ from uqbias.bias.walls import UpperWall
 from uqbias.errors import UqbiasError
 from uqbias.md.reporters import read_colvar, read_hills
 
-ATOMS = [2, 3, 4, 5, 6]
 TIMESTEP = 0.0005
-
-
-def molecule(model, positions, extra=2):
-    """System, topology and positions: two argon atoms and the model's atoms in a harmonic cage."""
-    topology = app.Topology()
-    residue = topology.addResidue("MOL", topology.addChain())
-    system = openmm.System()
-    field = openmm.CustomExternalForce("200*(x^2+y^2+z^2)")
-    for number in (18,) * extra + model.numbers:
-        element = app.Element.getByAtomicNumber(number)
-        topology.addAtom(element.symbol, element, residue)
-        field.addParticle(system.addParticle(element.mass))
-    system.addForce(field)
-    return system, topology, np.concatenate([np.eye(3)[:extra], positions[0].numpy()])
 
 
 def bond(first=0, second=4):
@@ -68,7 +54,7 @@ def sampled(system, model, biases, folder=None, **options):
 
 def two_dimensional(model, positions, folder, **options):
     """A run on (u, a distance to an argon atom), with a wall; float32, as users run it."""
-    system, topology, x = molecule(model, positions)
+    system, topology, x = caged_molecule(model, positions)
     hills = Metadynamics(variables=["u", "d"], sigma=[0.3, 0.05], pace=10, height=2.0)
     biases = [hills, UpperWall(at=1.0, variables=["d"], kappa=100.0)]
     sampling = sampled(system, model, biases, folder, variables={"d": bond()}, **options)
@@ -120,13 +106,13 @@ def test_snapshots_that_do_not_fit(tmp_path, tiny_model, tiny_positions):
     sampling.save(simulation, path)
     kept = (tmp_path / "HILLS").read_text()
 
-    system, topology, x = molecule(tiny_model, tiny_positions, extra=3)
+    system, topology, x = caged_molecule(tiny_model, tiny_positions, extra=3)
     hills = Metadynamics(variables=["u", "d"], sigma=[0.3, 0.05], pace=20, height=2.0)
     other = sampled(system, tiny_model, [hills], tmp_path, variables={"d": bond()}, atoms=[3, 4, 5, 6, 7])
     with pytest.raises(UqbiasError, match="another system: 7 atoms"):
         other.load(simulate(system, topology, x), path)
 
-    system, topology, x = molecule(tiny_model, tiny_positions)
+    system, topology, x = caged_molecule(tiny_model, tiny_positions)
     other = sampled(system, tiny_model, [Metadynamics(sigma=0.3, pace=20)], tmp_path)
     with pytest.raises(UqbiasError, match="holds a bias"):
         other.load(simulate(system, topology, x), path)
@@ -151,7 +137,7 @@ def test_nve_with_a_frozen_bias(tiny_model, tiny_positions):
     """The total energy fluctuates as without the bias, which changes the run, and as the square of the timestep."""
     spread, ends = [], []
     for height, steps in ((0.0, 4), (20.0, 4), (20.0, 8)):
-        system, topology, x = molecule(tiny_model, tiny_positions)
+        system, topology, x = caged_molecule(tiny_model, tiny_positions)
         hills = Metadynamics(sigma=0.5, pace=10, biasfactor=None)
         sampling = sampled(system, tiny_model, [hills], drive="model", dtype=torch.float64)
         integrator = openmm.CustomIntegrator(0.001 / steps)
@@ -193,7 +179,7 @@ def test_reports_do_not_touch_the_trajectory(name, tiny_model, tiny_positions):
     """Ours and those of others; a report evaluates one force group only, which no integrator may take for all."""
     ends, evaluations = [], []
     for reported in (False, True):
-        system, topology, x = molecule(tiny_model, tiny_positions)
+        system, topology, x = caged_molecule(tiny_model, tiny_positions)
         hills = Metadynamics(sigma=0.3, pace=1)
         sampling = sampled(system, tiny_model, [hills], drive="model", pace=1)
         integrator = INTEGRATORS[name]()
@@ -214,7 +200,7 @@ def test_reports_do_not_touch_the_trajectory(name, tiny_model, tiny_positions):
 
 
 def test_minimisation_and_other_reporters_deposit_nothing(tmp_path, tiny_model, tiny_positions):
-    system, topology, x = molecule(tiny_model, tiny_positions)
+    system, topology, x = caged_molecule(tiny_model, tiny_positions)
     sampling = sampled(system, tiny_model, [Metadynamics(sigma=0.3, pace=20)], tmp_path, drive="model")
     simulation = simulate(system, topology, x)
     simulation.reporters.append(sampling)
@@ -235,7 +221,7 @@ def test_hills_act_at_once_beside_a_barostat(tiny_model, tiny_positions):
     """A volume move compares energies before and after; both must be of one bias."""
     found = []
     for barostat in (False, True):
-        system, topology, x = molecule(tiny_model, tiny_positions)
+        system, topology, x = caged_molecule(tiny_model, tiny_positions)
         system.setDefaultPeriodicBoxVectors([4, 0, 0], [0, 4, 0], [0, 0, 4])
         field = openmm.NonbondedForce()
         field.setNonbondedMethod(openmm.NonbondedForce.CutoffPeriodic)
@@ -259,7 +245,7 @@ def test_hills_act_at_once_beside_a_barostat(tiny_model, tiny_positions):
 
 def test_linear_bias_weighs_against_the_force_field(tiny_model, tiny_positions):
     """With drive=bias the force without the bias is that of the System's own forces on the model's atoms."""
-    system, topology, x = molecule(tiny_model, tiny_positions)
+    system, topology, x = caged_molecule(tiny_model, tiny_positions)
     linear = Linear(relative=0.2, pace=2, averaging=3)
     sampling = sampled(system, tiny_model, [linear], dtype=torch.float64)
     simulation = simulate(system, topology, x)
@@ -276,7 +262,7 @@ def test_linear_bias_weighs_against_the_force_field(tiny_model, tiny_positions):
 
 
 def extended(model, positions, folder=None, **options):
-    system, topology, x = molecule(model, positions)
+    system, topology, x = caged_molecule(model, positions)
     bias = ExtendedABF(variables=["u"], sigma=0.1, mass=20.0, bin_width=0.05, full_samples=20, pace=2)
     sampling = sampled(system, model, [bias], folder, drive="model", dtype=torch.float64, **options)
     topology, x = sampling.extend(topology, x * unit.nanometer)
@@ -310,7 +296,7 @@ def test_an_extended_variable_has_no_interactions(tiny_model, tiny_positions, tm
     """In a periodic box with PME, at a value outside the box; HILLS of WTM-eABF are on λ."""
     energies = []
     for biased in (False, True):
-        system, topology, x = molecule(tiny_model, tiny_positions)
+        system, topology, x = caged_molecule(tiny_model, tiny_positions)
         field = openmm.NonbondedForce()
         field.setNonbondedMethod(openmm.NonbondedForce.PME)
         field.setUseDispersionCorrection(False)  # a constant that counts particles
@@ -370,7 +356,7 @@ def test_extended_variables_in_a_snapshot(tmp_path, tiny_model, tiny_positions):
     ],
 )
 def test_extended_variables_refuse_bad_company(force, message, tiny_model, tiny_positions):
-    system, _, _ = molecule(tiny_model, tiny_positions)
+    system, _, _ = caged_molecule(tiny_model, tiny_positions)
     system.addForce(force())
     with pytest.raises(UqbiasError, match=message):
         sampled(system, tiny_model, [ExtendedABF(variables=["u"])])
@@ -395,7 +381,7 @@ def test_a_barostat_that_comes_later_is_refused_too(tiny_model, tiny_positions):
 
 def test_a_variable_that_becomes_nan(tmp_path, tiny_model, tiny_positions):
     """The line names it and the step; what was written before is there."""
-    system, topology, x = molecule(tiny_model, tiny_positions)
+    system, topology, x = caged_molecule(tiny_model, tiny_positions)
     fragile = openmm.CustomBondForce("sqrt(limit-r)")
     fragile.addGlobalParameter("limit", 5.0)
     fragile.addBond(0, 4)
@@ -414,7 +400,7 @@ def test_a_variable_that_becomes_nan(tmp_path, tiny_model, tiny_positions):
 
 
 def test_a_molecule_that_flies_apart(tmp_path, tiny_model, tiny_positions):
-    system, topology, x = molecule(tiny_model, tiny_positions)
+    system, topology, x = caged_molecule(tiny_model, tiny_positions)
     sampling = sampled(system, tiny_model, [Metadynamics(sigma=0.3, pace=10)], tmp_path, drive="model")
     simulation = simulate(system, topology, x)
     sampling.step(simulation, 10)
@@ -428,7 +414,7 @@ def test_a_molecule_that_flies_apart(tmp_path, tiny_model, tiny_positions):
 
 def test_bad_input(tmp_path, tiny_model, tiny_positions):
     def fails(message, biases, **options):
-        system, _, _ = molecule(tiny_model, tiny_positions)
+        system, _, _ = caged_molecule(tiny_model, tiny_positions)
         with pytest.raises(UqbiasError, match=message):
             sampled(system, options.pop("model", tiny_model), biases, tmp_path, **options)
         assert system.getNumForces() == 1
@@ -451,7 +437,7 @@ def test_bad_input(tmp_path, tiny_model, tiny_positions):
 
 def test_torchforce_is_refused_where_it_would_be_wrong(tiny_model, tiny_positions):
     pytest.importorskip("openmmtorch")
-    system, _, _ = molecule(tiny_model, tiny_positions)
+    system, _, _ = caged_molecule(tiny_model, tiny_positions)
     with pytest.raises(UqbiasError, match="a Force as variable"):
         sampled(system, tiny_model, [Metadynamics(variables=["d"])], variables={"d": bond()}, backend="torchforce")
 
@@ -460,7 +446,7 @@ def test_torchforce_gives_the_same_run(tiny_model, tiny_positions):
     pytest.importorskip("openmmtorch")
     ends = []
     for backend in ("pythonforce", "torchforce"):
-        system, topology, x = molecule(tiny_model, tiny_positions)
+        system, topology, x = caged_molecule(tiny_model, tiny_positions)
         sampling = sampled(system, tiny_model, [Metadynamics(sigma=0.3, pace=10)], backend=backend, dtype=torch.float64)
         simulation = simulate(system, topology, x)
         sampling.step(simulation, 100)

@@ -7,28 +7,12 @@ import numpy as np
 import openmm
 import pytest
 import torch
+from caged_molecule import ATOMS, caged_molecule
 from openmm import app, unit
 
 import uqbias
 from uqbias.errors import UqbiasError
 from uqbias.md.reporters import read_colvar, read_hills
-
-# Two argon-like atoms and the five atoms of the tiny model, so that the model's atoms are only some.
-ATOMS = [2, 3, 4, 5, 6]
-
-
-def script(tiny_model, tiny_positions, extra=2):
-    """System and Simulation as a user has them: harmonic bonds to the origin stand for a force field."""
-    topology = app.Topology()
-    residue = topology.addResidue("MOL", topology.addChain())
-    system = openmm.System()
-    field = openmm.CustomExternalForce("200*(x^2+y^2+z^2)")
-    for number in (18,) * extra + tiny_model.numbers:
-        element = app.Element.getByAtomicNumber(number)
-        topology.addAtom(element.symbol, element, residue)
-        field.addParticle(system.addParticle(element.mass))
-    positions = np.concatenate([np.eye(3)[:extra], tiny_positions[0].numpy()])
-    return topology, system, field, positions
 
 
 def predict(model, positions):
@@ -55,9 +39,7 @@ def biased(system, model, width=0.3, **options):
 @pytest.mark.parametrize("drive", ["model", "bias"])
 def test_three_lines_in_a_script(tmp_path, tiny_model, tiny_positions, drive):
     extra = 2
-    topology, system, field, positions = script(tiny_model, tiny_positions)
-    if drive == "bias":
-        system.addForce(field)
+    system, topology, positions = caged_molecule(tiny_model, tiny_positions, field=drive == "bias")
     files = {"hills": tmp_path / "HILLS", "colvar": tmp_path / "COLVAR"}
     bias = biased(system, tiny_model, wall=3.0, drive=drive, **files)
     simulation = simulate(topology, system, positions)
@@ -93,8 +75,7 @@ def test_three_lines_in_a_script(tmp_path, tiny_model, tiny_positions, drive):
     assert later - energy == pytest.approx(hills["height"][-1], rel=1e-2)
 
     # Continue in a new simulation from the files.
-    topology, system, field, _ = script(tiny_model, tiny_positions)
-    system.addForce(field)
+    system, topology, _ = caged_molecule(tiny_model, tiny_positions)
     again = biased(system, tiny_model, drive=drive, restart=True, **files)
     u = np.linspace(0, 4, 50)
     np.testing.assert_allclose(again.metadynamics.value(u), bias.metadynamics.value(u), atol=1e-4)
@@ -113,7 +94,7 @@ def simulation_positions(simulation):
 
 
 def test_bias_only_forces_are_derivatives(tiny_model, tiny_positions):
-    topology, system, _, positions = script(tiny_model, tiny_positions)
+    system, topology, positions = caged_molecule(tiny_model, tiny_positions, field=False)
     bias = biased(system, tiny_model, frequency=1, dtype=torch.float64, hills=None, colvar=None)
     simulation = simulate(topology, system, positions)
     model = predict(tiny_model, positions[2:])
@@ -141,8 +122,7 @@ def check_forces(context, positions, step=1e-5, tolerance=1e-6):
 
 
 def test_cv_force_in_openmms_own_metadynamics(tiny_model, tiny_positions):
-    topology, system, field, positions = script(tiny_model, tiny_positions)
-    system.addForce(field)
+    system, topology, positions = caged_molecule(tiny_model, tiny_positions)
     force = uqbias.uncertainty_cv_force(tiny_model, ATOMS, backend="pythonforce", runner="eager", dtype=torch.float64)
     start = float(predict(tiny_model, positions[2:]).cv)
     variable = app.BiasVariable(force, start - 2, start + 2, 0.2)
@@ -157,7 +137,7 @@ def test_cv_force_in_openmms_own_metadynamics(tiny_model, tiny_positions):
 
 
 def test_cv_force_is_u_and_its_derivative(tiny_model, tiny_positions):
-    topology, system, _, positions = script(tiny_model, tiny_positions)
+    system, topology, positions = caged_molecule(tiny_model, tiny_positions, field=False)
     cv = openmm.CustomCVForce("3*u^2")
     cv.addCollectiveVariable("u", uqbias.uncertainty_cv_force(tiny_model, ATOMS, runner="eager", dtype=torch.float64))
     system.addForce(cv)
@@ -267,7 +247,7 @@ def test_biases_in_xml(tmp_path, alanine_model, alanine_frames):
 
 
 def test_wrong_atoms_are_refused_before_the_first_step(tiny_model, tiny_positions, tmp_path):
-    topology, system, _, positions = script(tiny_model, tiny_positions)
+    system, topology, positions = caged_molecule(tiny_model, tiny_positions, field=False)
     quiet = {"hills": tmp_path / "HILLS", "colvar": None}
     bias = biased(system, tiny_model, atoms=[0, 1, 2, 3, 4], **quiet)
     simulation = simulate(topology, system, positions)
@@ -292,8 +272,7 @@ def test_wrong_atoms_are_refused_before_the_first_step(tiny_model, tiny_position
 
 
 def test_reporter_without_the_force_is_an_error(tiny_model, tiny_positions):
-    topology, system, field, positions = script(tiny_model, tiny_positions, extra=0)
-    system.addForce(field)
+    system, topology, positions = caged_molecule(tiny_model, tiny_positions, extra=0)
     bias = biased(openmm.XmlSerializer.clone(system), tiny_model, atoms=None, frequency=5, hills=None, colvar=None)
     simulation = simulate(topology, system, positions)
     simulation.reporters.append(bias)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from uqbias.data import read_images
 from uqbias.errors import UqbiasError
 from uqbias.topology import Topology
 from uqbias.units import ANGSTROM
@@ -51,16 +52,10 @@ def usable_frames(path: str | Path, numbers: Sequence[int]) -> UsableFrames:
     UqbiasError
         If the file is missing or unreadable, or no frame is left.
     """
-    import ase.io
     from ase import Atoms
 
     path = Path(path)
-    if not path.is_file():
-        raise UqbiasError(f"no such file: {path}", "give an extended-XYZ file (eV, Å)")
-    try:
-        images = ase.io.read(path, ":", format="extxyz")
-    except Exception as error:
-        raise UqbiasError(f"{path} is not an extended-XYZ file ({error})", "write it with ase.io.write") from error
+    images = read_images(path)
     wanted = [int(number) for number in numbers]
     good, skipped = [], []
     for place, image in enumerate(images):

@@ -18,8 +18,8 @@ from torch.func import functional_call
 from uqbias.compile.fused import graph_inputs
 from uqbias.compile.runners import CompiledFunction, compile_function
 from uqbias.errors import UqbiasError
+from uqbias.md.computation import load_model
 from uqbias.md.stack import check_pythonforce
-from uqbias.model import UncertaintyModel
 from uqbias.plumed.session import PlumedSession, PlumedStop, drop_cut_lines, names_in_use, read_actions
 
 Array = NDArray[np.float64]
@@ -122,7 +122,7 @@ class PlumedBridge:
         lines, folder = _input(plumed_dat), Path(output_dir)
         actions = read_actions(lines, folder)
         self.names = names_in_use(actions)
-        module = UncertaintyModel.load(model) if isinstance(model, str | Path) else model
+        module = load_model(model, 0)
         self.numbers = tuple(int(number) for number in module.numbers)  # type: ignore[union-attr, arg-type]
         self._particles = _chosen(particles, len(self.numbers), system.getNumParticles())
         self._whole = particles is None or self._particles.tolist() == list(range(system.getNumParticles()))
