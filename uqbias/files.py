@@ -12,17 +12,28 @@ from typing import Any
 
 from uqbias.errors import UqbiasError
 
+#: Bytes; what is longer tells no format.
+LONGEST_SUFFIX = 32
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success fsync it and rename it to ``path``.
 
     The temporary name keeps the suffix, since many writers choose the format by it. On an exception
-    the temporary file is removed and ``path`` keeps its earlier content.
+    the temporary file is removed and ``path`` keeps its earlier content. A symbolic link stays one: the file that it
+    names is written.
+
+    Raises
+    ------
+    UqbiasError
+        If ``path`` is something else than a file: a directory, a device, a pipe.
     """
-    target = Path(path)
+    target = _destination(Path(path))
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent)
+    # Cut, so that it is no longer than a file system allows wherever the name itself is not.
+    suffix = target.suffix if len(os.fsencode(target.suffix)) <= LONGEST_SUFFIX else ""
+    handle, name = tempfile.mkstemp(prefix=f".{target.stem[:16]}.", suffix=suffix, dir=target.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -69,11 +80,22 @@ def check_file(path: Path) -> None:
     Raises
     ------
     UqbiasError
-        If it is a directory, or its directory cannot be made or written to.
+        If it is a directory, a device or a pipe, or its directory cannot be made or written to.
     """
     _try_to_write(path, path.parent, "give another file name")
-    if path.is_dir():
+    target = _destination(path)
+    if target != path:
+        _try_to_write(path, target.parent, "give another file name")
+
+
+def _destination(path: Path) -> Path:
+    """The file to write for ``path``: itself, or what a symbolic link leads to."""
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if target.is_dir():
         raise UqbiasError(f"cannot write to {path}: it is a directory", "give the name of a file")
+    if target.is_symlink() or (target.exists() and not target.is_file()):
+        raise UqbiasError(f"cannot write to {path}: it is not a regular file", "give another file name")
+    return target
 
 
 def _try_to_write(path: Path, directory: Path, cure: str) -> None:

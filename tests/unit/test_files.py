@@ -1,0 +1,86 @@
+"""Files that are written whole or not at all."""
+
+import os
+
+import pytest
+
+from uqbias.errors import UqbiasError
+from uqbias.files import atomic_path, check_file, write_text
+
+
+def test_an_error_leaves_the_earlier_content_and_nothing_else(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "first")
+    with pytest.raises(ZeroDivisionError), atomic_path(path) as temporary:
+        assert temporary.suffix == ".txt"
+        temporary.write_text("second")
+        raise ZeroDivisionError
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def fifo(path):
+    os.mkfifo(path)
+
+
+def device(path):
+    path.symlink_to("/dev/null")
+
+
+def directory(path):
+    path.mkdir()
+
+
+def circle(path):
+    path.symlink_to(path.name)
+
+
+@pytest.mark.parametrize(
+    ("make", "fault"),
+    [
+        (fifo, "it is not a regular file"),
+        (device, "it is not a regular file"),
+        (directory, "it is a directory"),
+        (circle, ""),
+    ],
+)
+def test_what_is_no_file_is_neither_replaced_nor_written_to(tmp_path, make, fault):
+    path = tmp_path / "model.uqb"
+    make(path)
+    before = path.lstat()
+    for write in (check_file, lambda path: write_text(path, "new")):
+        with pytest.raises(UqbiasError, match=f"cannot write to {path}: {fault}"):
+            write(path)
+    assert path.lstat().st_mode == before.st_mode
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_stays_one_and_its_file_is_written(tmp_path, there):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "link.txt").symlink_to("far/file.txt")
+    if there:
+        (tmp_path / "far" / "file.txt").write_text("old")
+    check_file(tmp_path / "link.txt")
+    write_text(tmp_path / "link.txt", "new")
+    assert (tmp_path / "link.txt").readlink().as_posix() == "far/file.txt"
+    assert (tmp_path / "far" / "file.txt").read_text() == "new"
+    assert len(list((tmp_path / "far").iterdir())) == 1
+
+
+def test_a_link_to_where_nothing_can_be_written_is_told_before_the_work(tmp_path):
+    (tmp_path / "link.txt").symlink_to("/proc/1/none/file.txt")
+    with pytest.raises(UqbiasError, match="cannot write to .*link.txt"):
+        check_file(tmp_path / "link.txt")
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "a" * 251 + ".txt", "a." + "b" * 253, "ä" * 125 + ".h5"])
+def test_every_name_that_the_check_passes_can_be_written(tmp_path, name):
+    check_file(tmp_path / name)
+    write_text(tmp_path / name, "x")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_name_that_is_too_long(tmp_path):
+    with pytest.raises(UqbiasError, match="File name too long"):
+        check_file(tmp_path / ("a" * 256))
