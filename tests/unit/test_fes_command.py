@@ -247,6 +247,42 @@ def test_opes_is_reweighted_with_the_bias_that_acted(tmp_path):
     assert "γ = 8" in found.notes["biasfactor"]
 
 
+def test_every_bias_factor_is_in_the_header(tmp_path):
+    """Of each run, of each bias of a run, and of the hills inside WTM-eABF; only once where all are the same."""
+    columns = {"x": independent(well, (100, 2), seed=0)}
+    hills = {gamma: make("metadynamics", variables=["x"], biasfactor=gamma) for gamma in (5.0, 10.0)}
+    runs = {gamma: write_run(tmp_path / f"m{gamma:g}", columns, [entry]) for gamma, entry in hills.items()}
+    again = write_run(tmp_path / "again", columns, [hills[5.0]])
+    none = write_run(tmp_path / "none", columns)
+    heights = ", heights in HILLS are those of the bias times γ/(γ-1)"
+    five = f"γ = 5, F = -γ/(γ-1) V = -1.25 V{heights}"
+    ten = f"γ = 10, F = -γ/(γ-1) V = -1.11111 V{heights}"
+
+    def said(*paths):
+        return free_energy(paths, ["x"]).notes["biasfactor"]
+
+    assert said(runs[5.0], again) == five
+    assert said(runs[5.0], none) == f"metadynamics on x of {runs[5.0]}: {five}"
+    both = [f"metadynamics on x of {runs[5.0]}: {five}", f"metadynamics on x of {runs[10.0]}: {ten}"]
+    assert said(runs[5.0], runs[10.0]) == "; ".join(both)
+    assert said(runs[10.0], runs[5.0]) == "; ".join(reversed(both))
+    mixed = write_run(tmp_path / "mixed", columns, [hills[5.0], make("opes", variables=["x"], barrier=20.0, sigma=0.2)])
+    assert said(mixed).startswith(f"metadynamics on x of {mixed}: {five}; opes on x of {mixed}: γ = 8.01816, F = ")
+    main = make("wtm_eabf", variables=["x"], sigma=0.1, biasfactor=6.0)
+    extended = write_run(tmp_path / "extended", columns | {"extended_x": columns["x"] + 0.05}, [main])
+    assert said(extended) == f"γ = 6 on extended_x{heights}"
+
+
+def test_bias_with_bins_that_were_not_visited(tmp_path):
+    """Error bars are those of the visited bins, without a warning of NumPy's."""
+    run = metadynamics_run(tmp_path / "run", biasfactor=10.0, height=KT, steps=1000, walkers=4)
+    found = free_energy([run], ["x"], method="bias", ranges=[(-3, 3)], blocks=5)
+    assert 0 < (found.counts > 0).sum() < 60
+    assert np.isfinite(found.error).tolist() == (found.counts > 0).tolist()
+    assert np.isfinite(found.values).tolist() == (found.counts > 0).tolist()
+    assert found.error[found.counts > 0].max() > 0
+
+
 def test_figures_have_labels_and_what_was_visited(simple, alanine):
     curve = free_energy_figure(free_energy([simple], ["x"]), "kT")
     assert curve.axes[0].get_ylabel() == "F (kT)"
@@ -314,7 +350,68 @@ def test_bias_that_is_missing_or_of_another_run(alanine, simple, tmp_path):
     (run / "bias.npz").unlink()
     assert "no bias.npz" in refused(run, "--cv", "phi")
     (run / "bias.npz").write_bytes((simple / "bias.npz").read_bytes())
-    assert "checkpoint with []" in refused(run, "--cv", "phi")
+    assert f"{run / 'bias.npz'}: checkpoint with []" in refused(run, "--cv", "phi")
+    with np.load(alanine / "bias.npz") as arrays:
+        np.savez(run / "bias.npz", **arrays, **{"2.origin": np.zeros(1)})
+    assert f"{run / 'bias.npz'}: '2.origin' for 2 bias(es)" in refused(run, "--cv", "phi")
+
+
+@pytest.mark.parametrize(
+    ("facts", "fault"),
+    [
+        ({"topology": {}}, "does not describe a run (KeyError('numbers'))"),
+        ({"topology": {"numbers": [1, 1], "bonds": [[0, 5]]}}, "bond (0, 5) in a molecule of 2 atoms"),
+        ({"temperature": "x"}, "does not describe a run (ValueError("),
+        ({"temperature": None}, "does not describe a run (TypeError("),
+        ({"temperature": -1}, "temperature -1 K"),
+        ({"variables": [1]}, "does not describe a run (AttributeError("),
+        ({"variables": {"x": "angle"}}, "does not describe a run (ValueError("),
+        ({"variables": {"x": {"period": "long"}}}, "does not describe a run (ValueError("),
+        ({"model": "m.uqb"}, "does not describe a run (ValueError("),
+        ({"biases": [{"sigma": 1.0}]}, "does not describe a run (KeyError('kind'))"),
+        ({"biases": ["opes"]}, "does not describe a run (ValueError("),
+        ({"biases": [{"kind": "opus"}]}, "did you mean 'opes'?"),
+        ({"biases": [{"kind": "metadynamics", "sigma": "wide"}]}, "run.json"),
+        ({"biases": [{"kind": "metadynamics", "width": 1.0}]}, "bias 'metadynamics' with "),
+    ],
+)
+def test_run_json_that_is_broken(simple, tmp_path, facts, fault):
+    run = changed(simple, tmp_path / "run", **facts)
+    told = refused(run, "--cv", "x")
+    assert told.startswith(f"uqbias: {run / 'run.json'}")
+    assert fault in told
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "fault"),
+    [
+        ("variables", None, " has no variables"),
+        ("bias", None, " has no bias"),
+        ("variables", lambda values: values[:-1], ": 'variables' is of shape (4999, 4, 1) and type float64, not (5000"),
+        ("variables", lambda values: values[..., [0, 0]], ": 'variables' is of shape (5000, 4, 2)"),
+        ("positions", lambda values: values[:, 1:], ": 'positions' is of shape (5000, 3, 2, 3)"),
+        ("positions", lambda values: values[:, :, :1], ": 'positions' is of shape (5000, 4, 1, 3)"),
+        ("bias", lambda values: values[:, 0], ": 'bias' is of shape (5000,)"),
+        ("energy", lambda values: values.astype(str), ": 'energy' is of shape (5000, 4) and type <U"),
+        ("restarted", lambda values: values[1:], ": 'restarted' is of shape (4999, 4)"),
+        ("step", lambda values: values[1:], " is of shape (5000, 4)"),
+    ],
+)
+def test_observations_that_do_not_fit(simple, tmp_path, name, change, fault):
+    run = changed(simple, tmp_path / "run", **({name: change} if change else {}))
+    if change is None:
+        with np.load(run / "observations.npz") as arrays:
+            np.savez(run / "observations.npz", **{key: array for key, array in arrays.items() if key != name})
+    told = refused(run, "--cv", "x")
+    assert told.startswith(f"uqbias: {run / 'observations.npz'}")
+    assert fault in told
+
+
+def test_observations_of_another_format(simple, tmp_path):
+    run = changed(simple, tmp_path / "run")
+    with (run / "observations.npz").open("wb") as stream:
+        np.save(stream, np.zeros(3))
+    assert f"{run / 'observations.npz'} cannot be read" in refused(run, "--cv", "x")
 
 
 def test_runs_that_do_not_belong_together(simple, tmp_path):
@@ -344,6 +441,11 @@ def test_options_that_do_not_fit(simple, alanine):
     assert "--bins many" in refused(simple, "--cv", "x", "--bins", "many")
     assert "2 bins for 1 variable(s)" in refused(simple, "--cv", "x", "--bins", "4,4")
     assert "--range 5" in refused(simple, "--cv", "x", "--range", "5")
+    assert "--range 0.2:0.6:0.9; give LOW:HIGH" in refused(simple, "--cv", "x", "--range", "0.2:0.6:0.9")
+    for span in ("0:inf", "-inf:0", "nan:1", "1:0", "-1e308:1e308"):
+        assert "'x' from " in refused(simple, "--cv", "x", f"--range={span}")
+    assert "1000000000 bins in all; give at most 250000" in refused(simple, "--cv", "x", "--bins", 10**9)
+    assert "1000000 bins in all" in refused(alanine, "--cv", "phi,psi", "--bins", "1000,1000")
     assert "no frame lies in the range" in refused(simple, "--cv", "x", "--range", "50:60")
     assert "which is periodic" in refused(alanine, "--cv", "phi", "--range", "0:60")
     assert "expansion of order 4" in refused(simple, "--cv", "x", "--order", 4)

@@ -11,10 +11,15 @@ from uqbias.files import atomic_path, check_file, write_text
 def test_an_error_leaves_the_earlier_content_and_nothing_else(tmp_path):
     path = tmp_path / "a.txt"
     write_text(path, "first")
-    with pytest.raises(ZeroDivisionError), atomic_path(path) as temporary:
-        assert temporary.suffix == ".txt"
-        temporary.write_text("second")
-        raise ZeroDivisionError
+
+    def fail():
+        with atomic_path(path) as temporary:
+            assert temporary.suffix == ".txt"
+            temporary.write_text("second")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert path.read_text() == "first"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -70,7 +75,7 @@ def test_a_link_stays_one_and_its_file_is_written(tmp_path, there):
 
 def test_a_link_to_where_nothing_can_be_written_is_told_before_the_work(tmp_path):
     (tmp_path / "link.txt").symlink_to("/proc/1/none/file.txt")
-    with pytest.raises(UqbiasError, match="cannot write to .*link.txt"):
+    with pytest.raises(UqbiasError, match=r"cannot write to .*link\.txt"):
         check_file(tmp_path / "link.txt")
 
 

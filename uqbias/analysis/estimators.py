@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -15,10 +15,11 @@ from uqbias.analysis.free_energy_result import Axis
 from uqbias.analysis.multistate import mbar, minimum_image, overlap, window_log_weights
 from uqbias.analysis.reweighting import Hills, cumulant_log_factors, log_density, reweighting_offset
 from uqbias.analysis.run_folder import Column, RunFolder
+from uqbias.bias.base import Bias
 from uqbias.bias.czar import czar
 from uqbias.bias.eabf import ExtendedABF
 from uqbias.bias.gamd import GaMD
-from uqbias.bias.metadynamics import Metadynamics
+from uqbias.bias.metadynamics import Metadynamics, metadynamics_parts
 from uqbias.bias.opes import OPES
 from uqbias.errors import UqbiasError
 from uqbias.units import kt
@@ -123,7 +124,7 @@ class Frames:
     @cached_property
     def on_molecule(self) -> list[int]:
         """Places of the biases that act on the molecule itself, not on an extended variable alone."""
-        extended = {one.name for part in self.run.parts for one in part.extended}
+        extended = self.run.extended
         found = []
         for index, part in enumerate(self.run.parts):
             names = set(part.variables)
@@ -378,3 +379,20 @@ def well_tempered_factor(part: Metadynamics | OPES) -> float:
     """γ/(γ-1); 1 for untempered."""
     gamma = part.biasfactor
     return 1.0 if gamma is None or math.isinf(gamma) else gamma / (gamma - 1.0)
+
+
+def tempered(parts: Sequence[Bias]) -> list[Metadynamics | OPES]:
+    """The biases with a bias factor, the hills of WTM-eABF among them."""
+    return [*metadynamics_parts(parts), *(part for part in parts if isinstance(part, OPES))]
+
+
+def biasfactor_text(part: Metadynamics | OPES, extended: Collection[str]) -> str:
+    """What the bias factor makes of F and V, and of HILLS; nothing of F for one on an ``extended`` variable."""
+    gamma = part.biasfactor
+    text = "none (untempered)" if gamma is None else f"γ = {gamma:g}"
+    if set(extended) & set(part.variables):
+        text += f" on {', '.join(part.variables)}"
+    else:
+        text += ", F = -V" if gamma is None else f", F = -γ/(γ-1) V = -{well_tempered_factor(part):.6g} V"
+    hills = gamma is not None and isinstance(part, Metadynamics)
+    return text + (", heights in HILLS are those of the bias times γ/(γ-1)" if hills else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from uqbias.analysis.estimators import (
     OverWindows,
     Pool,
     Weighted,
+    biasfactor_text,
     deposition_steps,
     last_bias,
     rest_bias,
+    tempered,
     tiwary_parrinello_offset,
     well_tempered_factor,
 )
@@ -50,6 +53,8 @@ WINDOWS = (
 )
 #: Bins along one, and along each of two variables.
 BINS = (60, 36)
+#: Bins in all, and points of the bias for them, beyond which memory may not suffice.
+MOST, MOST_POINTS = 250_000, 5_000_000
 #: Points along a biased variable that is integrated out of the bias.
 POINTS = 60
 #: Frames a bin needs for its skewness to count.
@@ -165,6 +170,8 @@ def _axes(
     for name, given in (("bins", numbers), ("ranges", spans)):
         if len(given) != count:
             raise UqbiasError(f"{len(given)} {name} for {count} variable(s)", "give one each")
+    if math.prod(numbers) > MOST:
+        raise UqbiasError(f"{math.prod(numbers)} bins in all", f"give at most {MOST}")
     axes, columns = [], []
     for name, number, span in zip(variables, numbers, spans, strict=True):
         if number < 2:
@@ -178,7 +185,7 @@ def _axes(
             low, high = -whole.period / 2, whole.period / 2
         elif span is not None:
             low, high = map(float, span)
-        if not low < high:
+        if not (low < high and np.isfinite(high - low)):
             raise UqbiasError(f"'{name}' from {low:g} to {high:g}", "give a --range whose end is above its start")
         axes.append(Axis(name, whole.unit, low, high, int(number), whole.period))
         columns.append(values)
@@ -298,14 +305,14 @@ def _notes(frames: Sequence[Frames], discard: float) -> dict[str, str]:
     }
     if restarts:
         notes["restarts"] = f"{restarts}; the frames that follow one are not from equilibrium"
-    gammas = {
-        part.biasfactor: part for one in frames for part in one.run.parts if isinstance(part, Metadynamics | OPES)
-    }
-    for gamma, part in gammas.items():
-        factor = well_tempered_factor(part)
-        text = "none (untempered), F = -V" if gamma is None else f"γ = {gamma:g}, F = -γ/(γ-1) V = -{factor:.6g} V"
-        heights = "" if gamma is None else ", heights in HILLS are those of the bias times γ/(γ-1)"
-        notes["biasfactor"] = text + (heights if isinstance(part, Metadynamics) else "")
+    factors: dict[str, list[str]] = {}
+    for one in frames:
+        for part in tempered(one.run.parts):
+            where = f"{part.kind} on {', '.join(part.variables)} of {one.run.path}"
+            factors.setdefault(biasfactor_text(part, one.run.extended), []).append(where)
+    for text, owners in factors.items():
+        said = text if len(factors) == 1 and len(owners) >= len(frames) else f"{', '.join(owners)}: {text}"
+        notes["biasfactor"] = f"{notes['biasfactor']}; {said}" if "biasfactor" in notes else said
     notes["read"] = ", ".join(file for one in frames for file in one.run.files)
     return notes
 
@@ -326,6 +333,8 @@ def _from_bias(pool: Pool, axes: tuple[Axis, ...], notes: dict[str, str]) -> Fre
         )
     part = found[0]
     grids = [_points(one, name, axes[names.index(name)] if name in names else None) for name in part.variables]
+    if (points := math.prod(map(len, grids))) > MOST_POINTS:
+        raise UqbiasError(f"{points} points of a bias on {len(grids)} variables for these bins", "give fewer --bins")
     mesh = np.stack(np.meshgrid(*grids, indexing="ij"), axis=-1)
     factor = well_tempered_factor(part)
 
@@ -344,12 +353,13 @@ def _from_bias(pool: Pool, axes: tuple[Axis, ...], notes: dict[str, str]) -> Fre
     error = np.full(F.shape, np.nan)
     if isinstance(part, Metadynamics) and len(part.hills):
         ends = [one.step[one.block == block].max() for block in np.unique(one.block)]
-        error = np.std([surface(values) for values in _grown(part, ends, mesh)], axis=0, ddof=1, where=visited)
-        notes["error"] = f"standard deviation of the estimate at the ends of {len(ends)} blocks in time"
+        if len(ends) > 1:
+            error[visited] = np.std([surface(values)[visited] for values in _grown(part, ends, mesh)], axis=0, ddof=1)
+            notes["error"] = f"standard deviation of the estimate at the ends of {len(ends)} blocks in time"
     return FreeEnergy(
         axes,
         (F - F.min()).reshape(shape),
-        np.where(visited, error, np.nan).reshape(shape),
+        error.reshape(shape),
         counts.reshape(shape),
         one.run.temperature,
         f"bias: {METHODS['bias']}",

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -51,6 +54,17 @@ class Column:
         return Column(np.degrees(self.values), "°", None if self.period is None else float(np.degrees(self.period)))
 
 
+@contextmanager
+def _about(file: Path, fault: str = "does not describe a run", cure: str = "run the MD again") -> Iterator[None]:
+    """Name the file in what is wrong with its content."""
+    try:
+        yield
+    except UqbiasError as error:
+        raise UqbiasError(f"{file}: {error.what}", error.cure) from error
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UqbiasError(f"{file} {fault} ({error!r})", cure) from error
+
+
 class RunFolder:
     """What ``uqbias md`` or a group of walkers of a campaign wrote: run.json, observations.npz, bias.npz.
 
@@ -76,20 +90,18 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.facts = self._read_facts()
-        self.temperature = float(self.facts["temperature"])
-        self.topology = Topology.from_dict(self.facts["topology"])
-        self.variables: Mapping[str, Mapping[str, Any]] = self.facts.get("variables") or {}
-        self._arrays = self._read_arrays(self.path / "observations.npz")
-        needed = {"step", "bias", "restarted", *(name for name, _ in OBSERVED.values())}
-        if missing := sorted(needed - set(self._arrays)):
-            raise UqbiasError(f"{self.path / 'observations.npz'} has no {', '.join(missing)}", "run the MD again")
-        shapes = {name: self._arrays[name].shape for name in sorted(needed - {"step"})}
-        if (
-            len(set(shapes.values())) > 1
-            or shapes["bias"][:1] != self._arrays["step"].shape
-            or len(shapes["bias"]) != 2
-        ):
-            raise UqbiasError(f"{self.path / 'observations.npz'}: shapes {shapes} do not fit", "run the MD again")
+        with _about(self.path / "run.json"):
+            self.temperature = float(self.facts["temperature"])
+            if not 0 < self.temperature < math.inf:
+                raise UqbiasError(f"temperature {self.temperature:g} K", "run the MD again")
+            self.topology = Topology.from_dict(self.facts["topology"])
+            self.variables: Mapping[str, Mapping[str, Any]] = {
+                name: dict(entry) for name, entry in (self.facts.get("variables") or {}).items()
+            }
+            self.model = dict(self.facts.get("model") or {}).get("sha256")
+        file = self.path / "observations.npz"
+        self._arrays = self._read_arrays(file)
+        self._check_shapes(file)
         self.step = self._arrays["step"].astype(np.int64)
         self.bias = self._arrays["bias"].astype(np.float64)
         self.restarted = self._arrays["restarted"].astype(bool)
@@ -121,8 +133,30 @@ class RunFolder:
         try:
             with file.open("rb") as stream, np.load(stream) as arrays:
                 return dict(arrays)
-        except (ValueError, OSError, EOFError, BadZipFile) as error:
+        except (ValueError, TypeError, OSError, EOFError, BadZipFile, zlib.error) as error:
             raise UqbiasError(f"{file} cannot be read ({error})", "it is cut short or of another program") from error
+
+    def _check_shapes(self, file: Path) -> None:
+        """The arrays must agree on the number of observations, walkers, variables and atoms."""
+        arrays = self._arrays
+        needed = {"step", "bias", "restarted", *(name for name, _ in OBSERVED.values())}
+        if "variable_names" in arrays:
+            needed.add("variables")
+        if missing := sorted(needed - set(arrays)):
+            raise UqbiasError(f"{file} has no {', '.join(missing)}", "run the MD again")
+        shape = (arrays["step"].size, arrays["bias"].shape[1] if arrays["bias"].ndim == 2 else 1)
+        fitting = dict.fromkeys(sorted(needed), shape) | {
+            "step": shape[:1],
+            "variables": (*shape, arrays.get("variable_names", np.empty(0)).size),
+            "positions": (*shape, len(self.topology), 3),
+        }
+        for name, wanted in fitting.items():
+            if name in arrays and (arrays[name].shape != wanted or arrays[name].dtype.kind not in "biuf"):
+                raise UqbiasError(
+                    f"{file}: '{name}' is of shape {arrays[name].shape} and type {arrays[name].dtype}, not {wanted} "
+                    "numbers",
+                    "run the MD again",
+                )
 
     def _restored(self) -> list[Bias]:
         import torch
@@ -131,12 +165,15 @@ class RunFolder:
 
         if not self.facts["biases"]:
             return []
-        options = [dict(entry) for entry in self.facts["biases"]]
-        bias = build_bias(tuple((entry.pop("kind"), entry) for entry in options), self.temperature)
-        try:
-            bias.restore(self._read_arrays(self.path / "bias.npz"))
-        except KeyError as error:
-            raise UqbiasError(f"{self.path / 'bias.npz'} has no {error}", "is it of this run?") from error
+        with _about(self.path / "run.json"):
+            options = [dict(entry) for entry in self.facts["biases"]]
+            bias = build_bias(tuple((entry.pop("kind"), entry) for entry in options), self.temperature)
+        file = self.path / "bias.npz"
+        arrays = self._read_arrays(file)
+        with _about(file, "does not fit run.json", "is it of this run?"):
+            if beyond := [name for name in arrays if name.partition(".")[0] not in map(str, range(len(options)))]:
+                raise UqbiasError(f"'{beyond[0]}' for {len(options)} bias(es)", "is it of this run?")
+            bias.restore(arrays)
         bias.to(torch.float64)
         return list(bias.biases)
 
@@ -146,6 +183,11 @@ class RunFolder:
         return [
             str(self.path / name) for name in ("run.json", "observations.npz", *(["bias.npz"] if self.parts else []))
         ]
+
+    @property
+    def extended(self) -> frozenset[str]:
+        """Names of the extended variables."""
+        return frozenset(one.name for part in self.parts for one in part.extended)
 
     @property
     def kinds(self) -> list[str]:
@@ -207,19 +249,20 @@ class RunFolder:
         if name in OBSERVED:
             return OBSERVED[name][1], None
         description = self.variables.get(name, {})
-        period = description.get("period")
-        return str(description.get("unit") or ""), None if period is None else float(period)
+        with _about(self.path / "run.json"):
+            period = description.get("period")
+            return str(description.get("unit") or ""), None if period is None else float(period)
 
     def _evaluated(self, description: Mapping[str, Any]) -> Column:
         """A variable that no bias acted on, from the positions."""
         import torch
 
-        variable = rebuild_variable(description).to(torch.float64)
         if "positions" not in self._arrays:
             raise UqbiasError(f"{self.path / 'observations.npz'} has no positions", "choose among its variables")
         x = self._arrays["positions"]
         flat = torch.from_numpy(x.reshape(-1, *x.shape[2:]).astype(np.float64))
-        with torch.no_grad():
+        with _about(self.path / "run.json"), torch.no_grad():
+            variable = rebuild_variable(description).to(torch.float64)
             values = torch.cat([variable(block) for block in torch.split(flat, 4096)]).numpy()
         return Column(values.reshape(self.restarted.shape), variable.unit, variable.period)
 
@@ -263,8 +306,7 @@ def join(runs: Sequence[RunFolder]) -> None:
             raise UqbiasError(
                 f"{run.path} is of another molecule than {first.path}", "give runs of one molecule, in one atom order"
             )
-        models = [(entry.facts.get("model") or {}).get("sha256") for entry in (first, run)]
-        if models[0] != models[1]:
+        if run.model != first.model:
             raise UqbiasError(
                 f"{run.path} was driven by another model than {first.path}",
                 "energies and u of two models are not comparable: analyse the runs one by one",

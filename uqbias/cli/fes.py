@@ -143,9 +143,9 @@ def _ranges(text: str | None) -> list[tuple[float, float] | None]:
     """LOW:HIGH each; an empty entry leaves that variable's range open."""
     found: list[tuple[float, float] | None] = []
     for entry in text.split(",") if text else ():
-        words = entry.split(":")
         try:
-            found.append((float(words[0]), float(words[1])) if entry.strip() else None)
-        except (ValueError, IndexError):
+            low, high = map(float, entry.split(":")) if entry.strip() else (None, None)
+            found.append(None if low is None or high is None else (low, high))
+        except ValueError:
             raise UqbiasError(f"--range {text}", "give LOW:HIGH each, as 0.2:0.6 or --range=-2:2") from None
     return found
