@@ -20,6 +20,7 @@ from uqbias.campaign.exploration import build_bias
 from uqbias.cli.sampling_options import bias_sections
 from uqbias.data import Frames, read_frames, write_frames
 from uqbias.errors import UqbiasError
+from uqbias.md import run_folder
 from uqbias.md.reporters import read_colvar, read_hills
 from uqbias.model import UncertaintyModel
 from uqbias.units import EV, EV_PER_ANGSTROM
@@ -324,6 +325,92 @@ def test_resume_of_another_run_is_refused(folder, finished, tmp_path):
     assert contents(target) == before
 
 
+def files(target):
+    """Every file with its bytes."""
+    return {str(path.relative_to(target)): path.read_bytes() for path in target.rglob("*") if path.is_file()}
+
+
+def test_a_run_without_its_snapshot_does_not_begin_anew(folder, finished, tmp_path):
+    """Neither a finished run nor one that was interrupted; one that was killed before its first snapshot does."""
+    assert run(folder, tmp_path / "none", "--snapshot-every", 0, steps=20).exit_code == 0
+    for target in (tmp_path / "none", interrupted(finished, tmp_path)):
+        (target / "snapshot.npz").unlink(missing_ok=True)
+        before = files(target)
+        assert f"cannot go on: {target / 'snapshot.npz'} is not there" in refused_resume(folder, target, steps=100)
+        assert files(target) == before
+    # What a kill between the first part and the first snapshot leaves.
+    (target / "parts" / "saved").unlink()
+    assert run(folder, target, "--resume", "--snapshot-every", 20, steps=60).exit_code == 0
+    check_same(target, finished)
+
+
+def damage(path, how):
+    path.unlink() if how == "missing" else path.write_bytes(path.read_bytes()[: -len(path.read_bytes()) // 3])
+
+
+def test_a_refused_resume_touches_nothing(folder, finished, tmp_path):
+    target = copied(finished, tmp_path)
+    for name, how, message in (
+        ("snapshot.npz", "cut", "snapshot.npz is not a whole snapshot"),
+        ("walker_1.xtc", "cut", "walker_1.xtc is shorter than it was"),
+        ("events.jsonl", "missing", "events.jsonl is shorter than it was"),
+        ("HILLS", "cut", "HILLS is shorter than it was"),
+        ("observations.npz", "cut", "observations.npz is not a whole file of observations"),
+        ("observations.npz", "missing", "observations.npz is not there"),
+    ):
+        damage(target / name, how)
+        before = files(target)
+        assert message in refused_resume(folder, target, steps=100)
+        assert files(target) == before
+        shutil.copyfile(finished / name, target / name)
+    assert files(target) == files(finished)
+
+
+def test_an_interrupted_run_that_is_refused_is_not_touched(folder, finished, tmp_path):
+    target = interrupted(finished, tmp_path)
+    with (target / "COLVAR.0").open("a") as stream:
+        stream.write("      0.035   1.0\n")
+    (target / "HILLS").write_bytes((finished / "HILLS").read_bytes()[:-10])
+    before = files(target)
+    assert "HILLS is shorter" in refused_resume(folder, target)
+    assert "is at step 60, beyond the 50 asked for" in refused_resume(folder, target, steps=50)
+    assert files(target) == before
+    (target / "HILLS").write_bytes((finished / "HILLS").read_bytes())
+    next((target / "parts").glob("*60.npz")).write_bytes(b"torn")
+    assert "000000000060.npz is not a whole part of a run" in refused_resume(folder, target)
+
+
+@pytest.fixture(scope="module")
+def longer(folder, tmp_path_factory):
+    target = tmp_path_factory.mktemp("longer") / "run"
+    assert run(folder, target, steps=100).exit_code == 0
+    return target
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [(shutil, "rmtree"), (run_folder, "write_arrays"), (os, "truncate"), (run_folder, "write_text")],
+)
+@pytest.mark.parametrize("after", [False, True])
+def test_a_finished_run_killed_while_it_is_made_longer(
+    folder, finished, longer, tmp_path, monkeypatch, place, name, after
+):
+    """Before or after each step of it; the next --resume gives the run that nobody killed."""
+    target = copied(finished, tmp_path)
+    call = getattr(place, name)
+
+    def killed(*arguments, **options):
+        if after:
+            call(*arguments, **options)
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, killed)
+        assert str(run(folder, target, "--resume", steps=100).exception) == "killed"
+    assert run(folder, target, "--resume", steps=100).exit_code == 0
+    check_same(target, longer)
+
+
 def interrupted(finished, tmp_path):
     """A run that was killed between the end and its last words."""
     target = copied(finished, tmp_path)
@@ -332,6 +419,7 @@ def interrupted(finished, tmp_path):
     (target / "parts").mkdir()
     with np.load(target / "observations.npz") as arrays:
         np.savez(target / "parts" / f"{60:012d}.npz", manifest=np.array(json.dumps(manifest)), **arrays)
+    (target / "parts" / "saved").touch()
     (target / "run.json").write_text(json.dumps(facts))
     for name in ("observations.npz", "bias.npz"):
         (target / name).unlink()
@@ -361,7 +449,7 @@ def test_damaged_runs_are_refused(folder, finished, tmp_path):
     np.savez(target / "snapshot.npz", **held)
     assert "snapshot.npz is a snapshot of another system: 5 atoms" in refused_resume(folder, target)
     (target / "snapshot.npz").write_bytes(snapshot)
-    for part in (target / "parts").iterdir():
+    for part in (target / "parts").glob("*.npz"):
         part.rename(part.with_name("000000000040.npz"))
     assert "snapshot.npz is at step 60, but" in refused_resume(folder, target)
     (target / "run.json").write_text("{")

@@ -1,5 +1,7 @@
 """An interrupted run is the uninterrupted one, bit for bit on the Reference platform; extended variables."""
 
+import copy
+import json
 import subprocess
 import sys
 
@@ -9,10 +11,17 @@ import torch
 from test_walkers import make, peroxide
 
 from uqbias.bias.base import Bias, BiasSum, Extended
+from uqbias.bias.eabf import ExtendedABF
+from uqbias.bias.gamd import GaMD
+from uqbias.bias.linear import Linear
 from uqbias.bias.metadynamics import Metadynamics
+from uqbias.bias.opes import OPES
+from uqbias.bias.restraint import Restraint
+from uqbias.bias.udd import UDD
 from uqbias.bias.walls import UpperWall
 from uqbias.errors import UqbiasError
 from uqbias.md.guards import Guard
+from uqbias.md.snapshot import open_snapshot, write_snapshot
 from uqbias.units import kt
 
 torch.set_num_threads(1)
@@ -121,6 +130,92 @@ def test_snapshots_that_do_not_fit(tmp_path):
         walkers.load(path)
     after = walkers.context.getState(positions=True).getPositions(asNumpy=True)._value
     np.testing.assert_array_equal(before, after)
+
+
+def rewritten(source, target, change):
+    """A snapshot with its arrays and manifest changed by ``change(arrays, manifest)``."""
+    with np.load(source) as file:
+        arrays = dict(file)
+    manifest = json.loads(str(arrays["manifest"]))
+    change(arrays, manifest)
+    np.savez(target, **{**arrays, "manifest": np.array(json.dumps(manifest))})
+    return target
+
+
+def test_a_damaged_snapshot_changes_nothing(tmp_path):
+    path, odd = tmp_path / "s.npz", tmp_path / "odd.npz"
+    walkers = biased()
+    walkers.run(20, pace=10)
+    walkers.save(path)
+    np.save(tmp_path / "one.npy", np.arange(3))
+    with pytest.raises(UqbiasError, match=r"one\.npy is not a whole snapshot"):
+        walkers.load(tmp_path / "one.npy")
+    again = biased()
+    for change, message in (
+        (lambda arrays, _: arrays.pop("positions"), "without positions"),
+        (lambda arrays, _: arrays.update(box=np.zeros(3)), "without box"),
+        (lambda arrays, _: arrays.pop("bias.1.hill_step"), "checkpoint with"),
+        (lambda arrays, _: arrays.update({"bias.1.hill_centre": np.zeros((1, 5))}), "is not a whole snapshot"),
+        (lambda _, manifest: manifest.pop("atomic_numbers"), "atomic_numbers"),
+        (lambda _, manifest: manifest.pop("bias"), "bias"),
+        (lambda _, manifest: manifest["own"].pop("step"), "step"),
+    ):
+        with pytest.raises(UqbiasError, match=rf"odd\.npz.*{message}"):
+            again.load(rewritten(path, odd, change))
+        assert not len(again.bias.biases[1].hills)
+        assert again.step == 0
+    again.load(path)
+    assert len(again.bias.biases[1].hills) == len(walkers.bias.biases[1].hills) > 0
+
+
+@pytest.mark.parametrize(
+    ("made", "differently", "message"),
+    [
+        (
+            Metadynamics(biasfactor=8, pace=10),
+            Metadynamics(biasfactor=20, pace=10),
+            "biasfactor 8, .* 20; use the same",
+        ),
+        (Metadynamics(biasfactor=8, pace=10), Metadynamics(biasfactor=None, pace=10), "biasfactor 8, .* None"),
+        (Metadynamics(height=1, pace=10), Metadynamics(height=2, pace=10), "height 1, .* 2; use the same height"),
+        (Metadynamics(pace=10), Metadynamics(pace=20), "pace 10, .* 20"),
+        (UpperWall(at=1.0), UpperWall(at=5.0), "at 1.0, .* 5.0"),
+        (GaMD(pace=10), GaMD(pace=10, threshold="upper"), "threshold lower, .* upper"),
+        (GaMD(pace=10), GaMD(pace=10, sigma0=1.0), "sigma0"),
+        (OPES(barrier=20, sigma=1, pace=10), OPES(barrier=30, sigma=1, pace=10), "barrier 20"),
+        (ExtendedABF(full_samples=10), ExtendedABF(full_samples=20), "full_samples"),
+        (UDD(A=20), UDD(A=30), "A 20"),
+        (Linear(relative=0.1), Linear(relative=0.2), "relative"),
+        (Restraint(at=1, kappa=1), Restraint(at=1, kappa=2), "kappa"),
+    ],
+)
+def test_a_bias_with_other_options_is_refused(tmp_path, made, differently, message):
+    path = tmp_path / "s.npz"
+    numbers, own = [8, 1], {"step": 0}
+    write_snapshot(path, numbers, own, {}, BiasSum([made]))
+    with pytest.raises(UqbiasError, match=rf"s\.npz holds a .* with {message}"):
+        open_snapshot(path, numbers, {}, BiasSum([differently]))
+
+    # A snapshot of an earlier version, without the options; it ends at the arrays that are not in this one.
+    def without(_, manifest):
+        del manifest["bias_options"]
+
+    rewritten(path, tmp_path / "old.npz", without)
+    for name, bias in (("old", differently), ("s", copy.deepcopy(made))):
+        with pytest.raises(UqbiasError, match=rf"{name}\.npz is not a whole snapshot \(without positions"):
+            open_snapshot(tmp_path / f"{name}.npz", numbers, {}, BiasSum([bias]))
+
+
+def test_options_of_a_bias():
+    """As they were given, whether one by one or for all variables, and as JSON has them."""
+    variables = ["a", "b"]
+    one = Metadynamics(variables=variables, sigma=0.3, periods=[None, None], grid_range=[[0, 1], [0, 2]])
+    other = Metadynamics(variables=variables, sigma=np.array([0.3, 0.3]).tolist(), grid_range=((0, 1), (0.0, 2.0)))
+    assert one.options() == other.options() == json.loads(json.dumps(one.options()))
+    assert one.options()["grid_range"] == [[0.0, 1.0], [0.0, 2.0]]
+    assert one.options()["pace"] == 50
+    assert Spring(2.0).options() == copy.deepcopy(Spring(mass=2.0)).options() == {"mass": 2.0}
+    assert BiasSum([one]).options() == {}
 
 
 def test_extended_variable_has_its_distribution():

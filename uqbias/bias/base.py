@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -55,6 +56,12 @@ class Bias(ABC):
     frozen: bool = False
     pace: int | None = None
     extended: tuple[Extended, ...] = ()
+    _given: tuple[tuple[Any, ...], dict[str, Any]] = (), {}
+
+    def __new__(cls, *arguments: Any, **options: Any) -> Self:
+        bias = super().__new__(cls)
+        bias._given = arguments, options
+        return bias
 
     def __init__(self, variables: Sequence[str] = ("u",)) -> None:
         names = (variables,) if isinstance(variables, str) else tuple(str(name) for name in variables)
@@ -64,6 +71,20 @@ class Bias(ABC):
         self._state: dict[str, Tensor] = {}
         self._dtype = torch.float32
         self._device = torch.device("cpu")
+
+    def options(self) -> dict[str, Any]:
+        """What the bias was made with, defaults included: the arguments that are numbers, words or lists of these.
+
+        One number for all variables and the same number for each are the same option. A run that goes on from a
+        snapshot must have those of the run that wrote it.
+        """
+        try:
+            bound = inspect.signature(type(self).__init__).bind(self, *self._given[0], **self._given[1])
+        except TypeError:  # not made by its constructor, but by copying
+            return {}
+        bound.apply_defaults()
+        plain = {name: _plain(value) for name, value in list(bound.arguments.items())[1:] if name != "variables"}
+        return {name: value for name, value in plain.items() if value is not _OTHER}
 
     def state(self) -> dict[str, Tensor]:
         """Tensors that ``energy`` needs; always the same dict, whose entries may be re-bound by ``update``."""
@@ -192,6 +213,23 @@ class BiasSum(Bias):
         for bias in self.biases:
             bias.reset()
         self._collect()
+
+
+_OTHER = object()
+
+
+def _plain(value: Any) -> Any:
+    """An option as JSON has it; `_OTHER` for an object."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if not isinstance(value, Sequence):
+        return _OTHER
+    entries = [_plain(entry) for entry in value]
+    if any(entry is _OTHER for entry in entries):
+        return _OTHER
+    return entries[0] if entries and all(entry == entries[0] for entry in entries) else entries
 
 
 def _prefixed(probe: Probe, index: int) -> Probe:

@@ -18,6 +18,7 @@ from uqbias.files import write_arrays, write_text
 from uqbias.md.observation import Observation
 from uqbias.md.output import hill_files
 from uqbias.md.reporters import ColvarFiles, HillsFile, ObservationRecorder, Trajectories
+from uqbias.md.snapshot import read_arrays
 
 if TYPE_CHECKING:
     from uqbias.md.walkers import Walkers
@@ -30,6 +31,8 @@ DESCRIPTION, SNAPSHOT, OBSERVATIONS, BIAS, PARTS = (
     "bias.npz",
     "parts",
 )
+#: Among the parts: there is a snapshot, or was.
+SAVED = "saved"
 
 
 class RunWriter:
@@ -39,6 +42,8 @@ class RunWriter:
     the trajectories grow. At a snapshot the observations since the last one become a file of their own under
     ``parts``, which also holds the lengths of the growing files; then ``snapshot.npz`` follows. So a kill at any moment
     leaves a snapshot with its part, and lines after it, which are cut off. ``finish`` joins the parts.
+
+    A run that cannot go on is refused before any file is touched.
 
     Parameters
     ----------
@@ -54,7 +59,7 @@ class RunWriter:
     Raises
     ------
     UqbiasError
-        If the folder holds a run with other settings, or something else.
+        If the folder holds a run with other settings, one without its snapshot, or something else.
     """
 
     def __init__(self, folder: Path, facts: Mapping[str, Any], *, resume: bool = False) -> None:
@@ -67,26 +72,19 @@ class RunWriter:
         self._growing: list[Path] = []
         self._walkers: Walkers | None = None
         self._stopped = self._evaluations = 0
-        before = self._before() if resume else None
-        self._goes_on = before is not None
-        if before is not None:
-            self._check_same(before)
-            self.finished = before.get("finished")
-            if self.finished is not None and before["steps"] < self.facts["steps"]:
-                self._reopen(before["steps"], self.finished)
+        self._before = self._read_description() if resume else None
+        self._goes_on = False
+        if self._before is not None:
+            self._check_same(self._before)
+            self.finished = self._before.get("finished")
+            if self.finished is not None and self._before["steps"] < self.facts["steps"]:
                 self.finished = None
-        if self.finished is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            # What a kill in the middle of a write has left.
-            for name in (DESCRIPTION, SNAPSHOT, OBSERVATIONS, BIAS):
-                for torn in folder.glob(f".{Path(name).stem}.*{Path(name).suffix}"):
-                    torn.unlink()
-            self._describe()
+            self._goes_on = self.finished is None and self._has_snapshot(self._before)
 
     def _describe(self) -> None:
         write_text(self.folder / DESCRIPTION, json.dumps(self.facts, indent=1))
 
-    def _before(self) -> dict[str, Any] | None:
+    def _read_description(self) -> dict[str, Any] | None:
         """``run.json`` of the run to go on with; None where the folder is empty."""
         path = self.folder / DESCRIPTION
         if not path.is_file():
@@ -118,14 +116,22 @@ class RunWriter:
                 "give as many or more",
             )
 
-    def _reopen(self, step: int, finished: Mapping[str, Any]) -> None:
-        """Turn a finished run into one that was interrupted at its last step."""
-        shutil.rmtree(self.folder / PARTS, ignore_errors=True)
-        with np.load(self.folder / OBSERVATIONS) as arrays:
-            self._write_part(step, dict(arrays), dict(finished))
-        self._describe()
-        for name in (OBSERVATIONS, BIAS):
-            (self.folder / name).unlink(missing_ok=True)
+    def _has_snapshot(self, before: Mapping[str, Any]) -> bool:
+        """Whether there is a snapshot to go on from; False for a run that was killed before its first one.
+
+        Raises
+        ------
+        UqbiasError
+            If there must have been one: what it made safe would be lost by beginning anew.
+        """
+        path = self.folder / SNAPSHOT
+        if path.is_file():
+            return True
+        # The first part is written before the first snapshot.
+        saved = (self.folder / PARTS / SAVED).exists() or len(self._parts()) > 1
+        if saved or before.get("finished") is not None:
+            raise UqbiasError(f"the run in {self.folder} cannot go on: {path} is not there", "choose another folder")
+        return False
 
     def start(self, walkers: Walkers, observe_every: int, trajectory_every: int) -> None:
         """Open the files; put the walkers, with their bias, where the last snapshot has them, if there is one.
@@ -133,17 +139,32 @@ class RunWriter:
         Parameters
         ----------
         observe_every, trajectory_every : steps between frames kept.
+
+        Raises
+        ------
+        UqbiasError
+            If the snapshot, or a file that was growing with it, is damaged or does not fit.
         """
         self._walkers, self._observe_every, self._trajectory_every = walkers, observe_every, trajectory_every
-        snapshot = self.folder / SNAPSHOT
-        goes_on = self._goes_on and snapshot.is_file()
-        if goes_on:
-            walkers.load(snapshot)
-            self._cut()
+        if self._goes_on:
+            walkers.load(self.folder / SNAPSHOT)
+            self._go_on()
         else:
+            self.folder.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(self.folder / PARTS, ignore_errors=True)
-            snapshot.unlink(missing_ok=True)
-        self._open(append=goes_on)
+            (self.folder / SNAPSHOT).unlink(missing_ok=True)
+            self._begin()
+        self._open(append=self._goes_on)
+
+    def _begin(self) -> None:
+        """Say that the run is under way."""
+        self._describe()
+        for name in (OBSERVATIONS, BIAS):
+            (self.folder / name).unlink(missing_ok=True)
+        # What a kill in the middle of a write has left.
+        for name in (DESCRIPTION, SNAPSHOT, OBSERVATIONS, BIAS):
+            for torn in self.folder.glob(f".{Path(name).stem}.*{Path(name).suffix}"):
+                torn.unlink()
 
     def _open(self, *, append: bool) -> None:
         assert self._walkers is not None
@@ -171,30 +192,50 @@ class RunWriter:
             *(folder / f"walker_{walker}.xtc" for walker in range(walkers.n_walkers)),
         ]
 
-    def _cut(self) -> None:
-        """Take away what was written after the snapshot."""
+    def _go_on(self) -> None:
+        """Take away what was written after the snapshot.
+
+        All is checked first. After a kill between the steps that follow, the run still goes on from this snapshot.
+        """
         assert self._walkers is not None
-        step = self._walkers.step
+        assert self._before is not None
+        step, snapshot, finished = self._walkers.step, self.folder / SNAPSHOT, self._before.get("finished")
         if step > self.facts["steps"]:
             raise UqbiasError(
-                f"{self.folder / SNAPSHOT} is at step {step}, beyond the {self.facts['steps']} asked for",
+                f"{snapshot} is at step {step}, beyond the {self.facts['steps']} asked for",
                 "give as many steps or more",
             )
-        path = self._part(step)
-        if not path.is_file():
-            raise UqbiasError(f"{self.folder / SNAPSHOT} is at step {step}, but {path} is not there", "begin anew")
-        with np.load(path) as arrays:
-            manifest = json.loads(str(arrays["manifest"]))
-        for later in self._parts():
-            if int(later.stem) > step:
-                later.unlink()
+        if finished is None:
+            path = self._part(step)
+            if not path.is_file():
+                raise UqbiasError(f"{snapshot} is at step {step}, but {path} is not there", "begin anew")
+            _, manifest = _read_part(path)
+        elif step != self._before["steps"]:
+            raise UqbiasError(
+                f"{snapshot} is at step {step}, the finished run at {self._before['steps']}", "choose another folder"
+            )
+        else:
+            path, manifest = self.folder / OBSERVATIONS, finished
+            if not path.is_file():
+                raise UqbiasError(f"the run in {self.folder} cannot go on: {path} is not there", "put it back")
+            observed = read_arrays(path, "file of observations", "choose another folder")
         for name, size in manifest["sizes"].items():
             file = self.folder / name
             if not file.is_file() or file.stat().st_size < size:
                 raise UqbiasError(
                     f"{file} is shorter than it was at the snapshot of step {step}", "put it back, or begin anew"
                 )
-            os.truncate(file, size)
+        if finished is not None:
+            # As if it had been interrupted at its last step.
+            shutil.rmtree(self.folder / PARTS, ignore_errors=True)
+            self._write_part(step, observed, finished)
+            self._mark_saved()
+        for later in self._parts():
+            if int(later.stem) > step:
+                later.unlink()
+        for name, size in manifest["sizes"].items():
+            os.truncate(self.folder / name, size)
+        self._begin()
         # Placing the walkers anew has cost evaluations that the run without interruption did not have.
         self._stopped = manifest["stopped"]
         self._evaluations = manifest["evaluations"] - self._walkers.evaluator.n_evaluations
@@ -227,6 +268,7 @@ class RunWriter:
             _sync(path)
         self._write_part(self._walkers.step, self._recorder.arrays() if len(self._recorder) else {}, self._manifest())
         self._walkers.save(self.folder / SNAPSHOT)
+        self._mark_saved()
         self._recorder = ObservationRecorder()
 
     def _manifest(self) -> dict[str, Any]:
@@ -238,16 +280,16 @@ class RunWriter:
     def _parts(self) -> list[Path]:
         return sorted((self.folder / PARTS).glob("[0-9]*.npz"))
 
+    def _mark_saved(self) -> None:
+        (self.folder / PARTS / SAVED).touch()
+
     def _write_part(self, step: int, arrays: Mapping[str, NDArray[Any]], manifest: Mapping[str, Any]) -> None:
         write_arrays(self._part(step), {**arrays, "manifest": np.array(json.dumps(dict(manifest)))})
 
     def finish(self) -> None:
         """Join the observations, write the bias as it is at the end, and say that the run is over."""
         assert self._walkers is not None
-        parts = []
-        for path in self._parts():
-            with np.load(path) as arrays:
-                parts.append({name: arrays[name] for name in arrays.files if name != "manifest"})
+        parts = [_read_part(path)[0] for path in self._parts()]
         if len(self._recorder):
             parts.append(self._recorder.arrays())
         parts = [part for part in parts if part]
@@ -299,6 +341,16 @@ class _ContinuedTrajectories:
         self._new.close()
         for old in self._old:
             old.close()
+
+
+def _read_part(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Observations, and what `RunWriter.snapshot` noted with them."""
+    arrays = read_arrays(path, "part of a run", "begin anew")
+    try:
+        manifest = json.loads(str(arrays.pop("manifest")))
+        return arrays, {name: manifest[name] for name in ("sizes", "stopped", "evaluations")}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UqbiasError(f"{path} is not a part of a run ({error!r})", "begin anew") from error
 
 
 def _sync(path: Path) -> None:

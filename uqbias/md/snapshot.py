@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,16 @@ if TYPE_CHECKING:
 
 VERSION = 1
 _BIAS = "bias."
+#: Of `state_of_context`.
+_SHAPES = {
+    "positions": (-1, 3),
+    "velocities": (-1, 3),
+    "box": (3, 3),
+    "time": (),
+    "step_count": (),
+    "checkpoint": (-1,),
+    "platform": (),
+}
 
 
 def write_snapshot(
@@ -44,6 +55,7 @@ def write_snapshot(
         "version": VERSION,
         "atomic_numbers": list(numbers),
         "bias": _description(bias),
+        "bias_options": [part.options() for part in _parts(bias)],
         "own": dict(own),
     }
     write_arrays(path, {"manifest": np.array(json.dumps(manifest)), **arrays, **held})
@@ -52,58 +64,119 @@ def write_snapshot(
 def read_snapshot(
     path: str | Path, numbers: Sequence[int], settings: Mapping[str, Any], bias: Bias | None
 ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Read a snapshot and put its bias into ``bias``.
+    """`open_snapshot`, and `restore_bias` of what it holds."""
+    own, arrays = open_snapshot(path, numbers, settings, bias)
+    restore_bias(path, bias, arrays)
+    return own, arrays
 
-    Nothing is changed unless the snapshot fits.
+
+def open_snapshot(
+    path: str | Path,
+    numbers: Sequence[int],
+    settings: Mapping[str, Any],
+    bias: Bias | None,
+    particles: int | None = None,
+) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Read a snapshot and check that it fits; nothing is changed.
 
     Parameters
     ----------
     numbers : atomic numbers of the molecule that goes on.
     settings : entries of the snapshot's own facts that must be the same.
     bias : of the run that goes on.
+    particles : number of them in its Context, if known.
 
     Returns
     -------
-    own : the facts.
-    arrays : without those of the bias.
+    own : the facts, with ``step``.
+    arrays : everything else, for `restore_bias` and `restore_context`.
 
     Raises
     ------
     UqbiasError
-        If the file is not a whole snapshot, or one of another system, other settings or another bias.
+        If the file is not a whole snapshot, or one of another system, other settings, or a bias of another kind, on
+        other variables or with other options.
     """
     path = Path(path)
     if not path.is_file():
         raise UqbiasError(f"no such snapshot: {path}", "give a file that an earlier run wrote")
+    cure = "begin from an older one, or anew"
+    arrays = read_arrays(path, "snapshot", cure)
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
-            arrays = {name: content[name] for name in content.files}
         manifest = json.loads(str(arrays.pop("manifest")))
-    except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UqbiasError(f"{path} is not a whole snapshot ({error})", "begin from an older one, or anew") from error
+    except (KeyError, ValueError) as error:
+        raise UqbiasError(f"{path} is not a whole snapshot (manifest: {error})", cure) from error
     if not isinstance(manifest, dict) or manifest.get("format") != "uqbias-snapshot":
         raise UqbiasError(f"{path} is not a snapshot of uqbias", "give a file that an earlier run wrote")
-    if manifest["version"] > VERSION:
-        raise UqbiasError(f"{path} has version {manifest['version']}, this uqbias reads {VERSION}", "upgrade uqbias")
-    found, expected = manifest["atomic_numbers"], [int(number) for number in numbers]
+    try:
+        version, own, held = int(manifest["version"]), dict(manifest["own"]), list(manifest["bias"])
+        found = [int(number) for number in manifest["atomic_numbers"]]
+        own["step"] = int(own["step"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UqbiasError(f"{path} is not a whole snapshot (manifest: {error!r})", cure) from error
+    if version > VERSION:
+        raise UqbiasError(f"{path} has version {version}, this uqbias reads {VERSION}", "upgrade uqbias")
+    expected = [int(number) for number in numbers]
     if found != expected:
         raise UqbiasError(
             f"{path} is a snapshot of another system: {len(found)} atoms {found[:8]}..., here {len(expected)} "
             f"{expected[:8]}...",
             "give the snapshot of this system",
         )
-    own = manifest["own"]
     for name, value in settings.items():
         if own.get(name) != value:
             raise UqbiasError(f"{path} was written with {name} {own.get(name)}, this run has {value}", "use the same")
-    if manifest["bias"] != _description(bias):
-        raise UqbiasError(
-            f"{path} holds a bias {manifest['bias']}, this run has {_description(bias)}", "use the same biases"
-        )
-    if bias is not None:
-        held = {name.removeprefix(_BIAS): array for name, array in arrays.items() if name.startswith(_BIAS)}
-        bias.restore(held)
-    return own, {name: array for name, array in arrays.items() if not name.startswith(_BIAS)}
+    if held != _description(bias):
+        raise UqbiasError(f"{path} holds a bias {held}, this run has {_description(bias)}", "use the same biases")
+    _check_options(path, manifest.get("bias_options"), bias)
+    for name, shape in _SHAPES.items():
+        array = arrays.get(name)
+        if not isinstance(array, np.ndarray) or not _fits(array.shape, shape):
+            raise UqbiasError(f"{path} is not a whole snapshot (without {name})", cure)
+    if particles is not None:
+        _check_particles(path, arrays, particles)
+    return own, arrays
+
+
+def read_arrays(path: Path, what: str, cure: str) -> dict[str, NDArray[Any]]:
+    """All arrays of a ``.npz`` file that is there, by name.
+
+    Parameters
+    ----------
+    what, cure : for the message: what the file should be, and what to do where it is not.
+
+    Raises
+    ------
+    UqbiasError
+        If it is cut short, or of another kind.
+    """
+    try:
+        # Of a single array, a .npy file, NumPy makes no context: a TypeError.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
+            return {name: content[name] for name in content.files}
+    except (TypeError, ValueError, OSError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        raise UqbiasError(f"{path} is not a whole {what} ({error})", cure) from error
+
+
+def restore_bias(path: str | Path, bias: Bias | None, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Put back the bias that a snapshot holds; where that cannot be done it stays as it was.
+
+    Raises
+    ------
+    UqbiasError
+        If the bias does not take the arrays.
+    """
+    if bias is None:
+        return
+    before = bias.checkpoint()
+    try:
+        bias.restore({name.removeprefix(_BIAS): array for name, array in arrays.items() if name.startswith(_BIAS)})
+    except UqbiasError as error:
+        bias.restore(before)
+        raise UqbiasError(f"{path}: {error.what}", error.cure) from error
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        bias.restore(before)
+        raise UqbiasError(f"{path} is not a whole snapshot (bias: {error!r})", "begin from an older one") from error
 
 
 def state_of_context(context: Any) -> dict[str, NDArray[Any]]:
@@ -136,11 +209,7 @@ def restore_context(path: str | Path, context: Any, arrays: Mapping[str, NDArray
     """
     import openmm
 
-    count = context.getSystem().getNumParticles()
-    if len(arrays["positions"]) != count:
-        raise UqbiasError(
-            f"{path} has {len(arrays['positions'])} particles, this system {count}", "give the snapshot of this system"
-        )
+    _check_particles(path, arrays, context.getSystem().getNumParticles())
     if str(arrays["platform"]) == f"{context.getPlatform().getName()} {openmm.Platform.getOpenMMVersion()}":
         # Another GPU, or another integrator, refuses it.
         with contextlib.suppress(openmm.OpenMMException):
@@ -154,8 +223,32 @@ def restore_context(path: str | Path, context: Any, arrays: Mapping[str, NDArray
     return False
 
 
+def _check_particles(path: str | Path, arrays: Mapping[str, NDArray[Any]], count: int) -> None:
+    if len(arrays["positions"]) != count:
+        raise UqbiasError(
+            f"{path} has {len(arrays['positions'])} particles, this system {count}", "give the snapshot of this system"
+        )
+
+
+def _parts(bias: Bias | None) -> list[Bias]:
+    return [] if bias is None else list(getattr(bias, "biases", [bias]))
+
+
 def _description(bias: Bias | None) -> list[Any]:
-    if bias is None:
-        return []
-    parts = getattr(bias, "biases", [bias])
-    return [[part.kind, list(part.variables)] for part in parts]
+    return [[part.kind, list(part.variables)] for part in _parts(bias)]
+
+
+def _check_options(path: Path, saved: Any, bias: Bias | None) -> None:
+    """Compare what both have: earlier versions wrote no options, or did not know all that there are now."""
+    for part, old in zip(_parts(bias), saved or (), strict=False):
+        for name, value in part.options().items():
+            if name in old and old[name] != value:
+                raise UqbiasError(
+                    f"{path} holds a {part.kind} on {', '.join(part.variables)} with {name} {old[name]}, this run's "
+                    f"has {value}",
+                    f"use the same {name}",
+                )
+
+
+def _fits(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    return len(shape) == len(expected) and all(want in {-1, size} for size, want in zip(shape, expected, strict=True))
