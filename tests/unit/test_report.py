@@ -1,6 +1,7 @@
 """The report of a small made-up run: complete, half-finished, without a reference."""
 
 import json
+import math
 import re
 import shutil
 
@@ -12,6 +13,7 @@ from uqbias.analysis import maps, plots, report
 from uqbias.analysis.bias_plots import final_bias
 from uqbias.analysis.coordinates import dihedral_coordinates
 from uqbias.analysis.free_energy_surface import ALANINE_BASINS, ReferenceSurface
+from uqbias.analysis.hills import load_hills
 from uqbias.analysis.report import SECTIONS, write_figures, write_report
 from uqbias.analysis.run_data import RunData
 from uqbias.analysis.summary import campaign_story, print_summary, summary_json
@@ -313,6 +315,103 @@ def test_bias_on_several_variables(complete, tmp_path):
     assert [ax.get_ylabel() for ax in drawn[4:]] == ["phi (rad)"] * 2
     assert np.nansum(drawn[5].collections[0].get_array()) == ((arrays["cv"] > 0.1) & (arrays["cv"] < 4.9)).sum()
     figure.savefig(tmp_path / "bias.png")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "bounds"),
+    [
+        ("-pi", "pi", (-math.pi, math.pi)),
+        ("0", "2*pi", (0, 2 * math.pi)),
+        ("-pi/2", "+pi/2", (-math.pi / 2, math.pi / 2)),
+        ("0.5*pi", "3*pi/2", (math.pi / 2, 1.5 * math.pi)),
+        ("-2.5", "1e1", (-2.5, 10.0)),
+        ("-inf", "inf", None),
+        ("-pi", "inf", None),
+        ("-tau", "tau", None),
+        ("0", "pi/0", None),
+        ("pi", "-pi", None),
+    ],
+)
+def test_bounds_of_hills(tmp_path, low, high, bounds):
+    path = tmp_path / "HILLS"
+    header = f"#! FIELDS time phi d sigma_phi sigma_d height biasf\n#! SET min_phi {low}\n#! SET max_phi {high}\n"
+    path.write_text(f"# by hand\n{header} 0.1 1.0 2.0 0.1 0.2 1.0 -1\n")
+    found = load_hills(path, 0.5)
+    assert found.variables == ("phi", "d")
+    assert found.height.tolist() == [1.0]
+    assert found.ranges()[0] == pytest.approx(bounds or (0.7, 1.3))
+    assert found.ranges()[1] == pytest.approx((1.4, 2.6))
+    if bounds is None:
+        assert found.periods == (None, None)
+    else:
+        period = bounds[1] - bounds[0]
+        assert found.periods == (pytest.approx(period), None)
+        at = np.array([[1.05 - period, 2.0], [1.05, 2.0], [1.05 + 2 * period, 2.0]])
+        assert found.potential(at) == pytest.approx([np.exp(-0.125)] * 3)
+        assert found.wrapped(at[:, 0], 0) == pytest.approx(found.wrapped(at[1:2, 0], 0)[0])
+        assert bounds[0] <= found.wrapped(at[:1, 0], 0)[0] <= bounds[1]
+
+
+def test_frames_are_drawn_between_the_bounds_of_the_hills(complete, tmp_path):
+    """Hills on [0, 2π], frames on [-π, π]: none is left out."""
+    path = tmp_path / "run"
+    shutil.copytree(complete, path)
+    phi = np.random.default_rng(0).uniform(-np.pi, np.pi, (N_OBSERVED, N_WALKERS))
+    bounds = "#! SET min_phi 0\n#! SET max_phi 2*pi\n#! SET min_psi 0\n#! SET max_psi 2*pi\n"
+    for md in path.glob("round_*/md"):
+        (md / "HILLS").unlink()
+        (md / "HILLS.1").write_text(f"#! FIELDS time phi sigma_phi height biasf\n{bounds} 0.1 3.0 0.3 10 -1\n")
+        (md / "HILLS.2").write_text(
+            f"#! FIELDS time phi psi sigma_phi sigma_psi height biasf\n{bounds} 0.1 3.0 3.0 0.3 0.3 10 -1\n"
+        )
+        with np.load(md / "observations.npz") as seen:
+            arrays = dict(seen)
+        values = np.stack([phi, phi], axis=-1)
+        np.savez(md / "observations.npz", **arrays, variables=values, variable_names=np.array(["phi", "psi"]))
+    figure = final_bias(RunData.load(path))
+    lines, maps_ = figure.axes[:2], figure.axes[2:4]
+    for line in lines[0].lines:
+        assert (line.get_xdata()[0], line.get_xdata()[-1]) == pytest.approx((0, 2 * np.pi))
+    counts = np.histogram(phi % (2 * np.pi), bins=np.linspace(0, 2 * np.pi, 41))[0]
+    drawn = lines[1].patches[0].get_xy()[1:-1:2, 1]
+    assert drawn == pytest.approx(counts / counts.sum() * 40 / (2 * np.pi))
+    assert np.nansum(maps_[1].collections[0].get_array()) == phi.size
+
+
+def test_map_of_several_groups_is_their_mean(complete, tmp_path):
+    """The frames are those of all groups; each group has a bias of its own."""
+    path = tmp_path / "groups"
+    shutil.copytree(complete, path)
+    md = path / "round_02" / "md"
+    for group, height in enumerate((1.0, 3.0)):
+        (md / f"group_{group}").mkdir()
+        shutil.copy(md / "observations.npz", md / f"group_{group}")
+        with np.load(md / "observations.npz") as seen:
+            arrays = dict(seen)
+        variables = np.stack([arrays["cv"], arrays["cv"] + group], axis=-1)
+        np.savez(
+            md / f"group_{group}" / "observations.npz",
+            **arrays,
+            variables=variables,
+            variable_names=np.array(["u", "x"]),
+        )
+        (md / f"group_{group}" / "HILLS").write_text(
+            f"#! FIELDS time u x sigma_u sigma_x height biasf\n 0.1 2.0 {2.0 + 3 * group} 1.0 1.0 {height} -1\n"
+        )
+    figure = final_bias(RunData.load(path))
+    bias, frames = [ax for ax in figure.axes if "round 2" in ax.get_title(loc="left")]
+    assert bias.get_title(loc="left") == "mean bias of 2 groups, round 2"
+    drawn = bias.collections[0]
+    mesh = drawn.get_coordinates()
+    assert (mesh[..., 1].min(), mesh[..., 1].max()) == pytest.approx((-1.0, 8.0), abs=0.1)
+    x, y = np.linspace(-1, 5, 80), np.linspace(-1, 8, 80)
+    hills = [np.exp(-0.5 * ((x - 2) ** 2 + (y[:, None] - at) ** 2)) for at in (2.0, 5.0)]
+    assert np.asarray(drawn.get_array()) == pytest.approx(0.5 * (1.0 * hills[0] + 3.0 * hills[1]))
+    inside = sum(
+        ((cv > -1) & (cv < 5) & (cv + group > -1) & (cv + group < 8)).sum()
+        for group, cv in enumerate([arrays["cv"]] * 2)
+    )
+    assert np.nansum(frames.collections[0].get_array()) == inside
 
 
 def test_report_holds_the_numbers_and_nothing_from_elsewhere(run, tmp_path):

@@ -20,7 +20,8 @@ HEIGHT = 3.3
 def final_bias(run: RunData) -> Figure | None:
     """Sum of hills over each variable, or pair of them, and what was visited; None without such hills.
 
-    On one variable every round is a line; on two the last round is a map. More are not drawn.
+    On one variable every group of walkers is a line, in the colour of its round; on two the last round is a map, of the
+    mean over its groups. More are not drawn.
     """
     shown = spread([entry for entry in run.rounds if entry.hills], len(CYCLE))
     found = dict.fromkeys(hills.variables for entry in shown for hills in entry.hills if len(hills.variables) in (1, 2))
@@ -39,8 +40,7 @@ def final_bias(run: RunData) -> Figure | None:
 def _lines(row: list[Axes], rounds: dict[str, Round], variables: tuple[str, ...]) -> None:
     (name,) = variables
     every = [hills for entry in rounds.values() for hills in _on(entry, variables)]
-    limits = [hills.ranges()[0] for hills in every]
-    low, high = min(low for low, _ in limits), max(high for _, high in limits)
+    ((low, high),) = _limits(every)
     points = np.linspace(low, high, POINTS_1D)
     for colour, entry in rounds.items():
         for group, hills in enumerate(_on(entry, variables)):
@@ -49,7 +49,7 @@ def _lines(row: list[Axes], rounds: dict[str, Round], variables: tuple[str, ...]
         values = _visited(entry, name)
         if values is not None:
             edges = np.linspace(low, high, BINS_1D + 1).tolist()
-            good = values[np.isfinite(values)]
+            good = every[0].wrapped(values[np.isfinite(values)], 0)
             row[1].hist(good, bins=edges, histtype="step", density=True, linewidth=1.4, color=colour)
     label = _label(name, every[0].periods[0])
     row[0].set(xlabel=label, ylabel=f"bias V({name}) at the end (kJ/mol)", title="bias that was built")
@@ -60,24 +60,33 @@ def _lines(row: list[Axes], rounds: dict[str, Round], variables: tuple[str, ...]
 
 
 def _maps(row: list[Axes], entry: Round, variables: tuple[str, ...]) -> None:
-    hills = _on(entry, variables)[0]
-    (x_low, x_high), (y_low, y_high) = hills.ranges()
+    """The frames are those of all groups, so the bias is the mean of theirs: each group has its own."""
+    every = _on(entry, variables)
+    (x_low, x_high), (y_low, y_high) = limits = _limits(every)
     x, y = np.linspace(x_low, x_high, POINTS_2D), np.linspace(y_low, y_high, POINTS_2D)
     mesh = np.stack(np.meshgrid(x, y, indexing="ij"), axis=-1).reshape(-1, 2)
+    mean = np.mean([hills.potential(mesh) for hills in every], axis=0).reshape(len(x), len(y))
     figure = row[0].figure
-    image = row[0].pcolormesh(x, y, hills.potential(mesh).reshape(len(x), len(y)).T, cmap="viridis", rasterized=True)
+    image = row[0].pcolormesh(x, y, mean.T, cmap="viridis", rasterized=True)
     figure.colorbar(image, ax=row[0], label="V (kJ/mol)")
-    seen = [_visited(entry, name) for name in variables]
-    if seen[0] is not None and seen[1] is not None:
-        good = np.isfinite(seen[0]) & np.isfinite(seen[1])
-        limits = [[x_low, x_high], [y_low, y_high]]
-        counts, x_edges, y_edges = np.histogram2d(seen[0][good], seen[1][good], bins=BINS_2D, range=limits)
+    x_seen, y_seen = (_visited(entry, name) for name in variables)
+    if x_seen is not None and y_seen is not None:
+        good = np.isfinite(x_seen) & np.isfinite(y_seen)
+        x_seen, y_seen = every[0].wrapped(x_seen[good], 0), every[0].wrapped(y_seen[good], 1)
+        counts, x_edges, y_edges = np.histogram2d(x_seen, y_seen, bins=BINS_2D, range=limits)
         shown = np.where(counts > 0, counts, np.nan)
         image = row[1].pcolormesh(x_edges, y_edges, shown.T, cmap="viridis_r", rasterized=True)
         figure.colorbar(image, ax=row[1], label="visited frames")
-    for ax, title in zip(row, ("bias that was built", "where it took the walkers"), strict=True):
-        x_label, y_label = (_label(*pair) for pair in zip(variables, hills.periods, strict=True))
+    built = "bias that was built" if len(every) == 1 else f"mean bias of {len(every)} groups"
+    for ax, title in zip(row, (built, "where it took the walkers"), strict=True):
+        x_label, y_label = (_label(*pair) for pair in zip(variables, every[0].periods, strict=True))
         ax.set(xlabel=x_label, ylabel=y_label, title=f"{title}, round {entry.index}")
+
+
+def _limits(every: list[Hills]) -> list[tuple[float, float]]:
+    """Low and high of each variable that hold all the hills."""
+    each = zip(*(hills.ranges() for hills in every), strict=True)
+    return [(min(low for low, _ in limits), max(high for _, high in limits)) for limits in each]
 
 
 def _on(entry: Round, variables: tuple[str, ...]) -> list[Hills]:

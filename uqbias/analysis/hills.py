@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from uqbias.md.reporters import hill_variables, parse_hills
 
 Array = NDArray[np.float64]
 
+#: A multiple or fraction of pi, as PLUMED writes the bounds of angles: -pi, 2*pi, pi/2.
+_OF_PI = re.compile(r"([+-]?)(?:(\d*\.?\d+)\*)?pi(?:/(\d*\.?\d+))?")
+
 
 @dataclass(frozen=True)
 class Hills:
@@ -21,16 +25,21 @@ class Hills:
     Attributes
     ----------
     variables : their names, D of them.
-    periods : of each variable, None where it has none.
+    bounds : minimum and maximum of each variable with a period, None for one without.
     centre, sigma : [H, D].
     height : [H] kJ/mol.
     """
 
     variables: tuple[str, ...]
-    periods: tuple[float | None, ...]
+    bounds: tuple[tuple[float, float] | None, ...]
     centre: Array
     sigma: Array
     height: Array
+
+    @property
+    def periods(self) -> tuple[float | None, ...]:
+        """Of each variable, None where it has none."""
+        return tuple(None if bounds is None else bounds[1] - bounds[0] for bounds in self.bounds)
 
     def potential(self, points: Array) -> Array:
         """Bias in kJ/mol [n] at points [n, D]."""
@@ -47,13 +56,18 @@ class Hills:
         return value
 
     def ranges(self) -> list[tuple[float, float]]:
-        """Low and high of each variable: three sigma around the hills, or a period."""
+        """Low and high of each variable: three sigma around the hills, or the bounds of a period."""
         found = []
-        for axis, period in enumerate(self.periods):
+        for axis, bounds in enumerate(self.bounds):
             reach = 3 * self.sigma[:, axis]
             low, high = (self.centre[:, axis] - reach).min(), (self.centre[:, axis] + reach).max()
-            found.append((float(low), float(high)) if period is None else (-period / 2, period / 2))
+            found.append((float(low), float(high)) if bounds is None else bounds)
         return found
+
+    def wrapped(self, values: Array, axis: int) -> Array:
+        """Values of one variable at their images between its bounds; as they are without a period."""
+        bounds = self.bounds[axis]
+        return values if bounds is None else bounds[0] + np.mod(values - bounds[0], bounds[1] - bounds[0])
 
 
 def load_hills(path: Path, timestep_fs: float) -> Hills | None:
@@ -69,17 +83,26 @@ def load_hills(path: Path, timestep_fs: float) -> Hills | None:
     if not len(rows):
         return None
     names: list[str] = []
-    bounds: dict[str, float] = {}
+    found: dict[str, float] = {}
     for line in text.splitlines():
-        if not line.startswith("#!"):
-            break
+        if not line.lstrip().startswith("#!"):
+            continue
         match line.split()[1:]:
             case ["FIELDS", *fields]:
                 names = hill_variables(fields[: fields.index("biasf") + 1])
             case ["SET", key, value] if key.startswith(("min_", "max_")):
-                bounds[key] = math.copysign(math.pi, -1 if "-" in value else 1) if "pi" in value else float(value)
-    periods = [
-        bounds[f"max_{name}"] - bounds[f"min_{name}"] if {f"min_{name}", f"max_{name}"} <= bounds.keys() else None
-        for name in names
-    ]
-    return Hills(tuple(names), tuple(periods), rows["centre"], rows["sigma"], rows["height"])
+                found[key] = _bound(value)
+    pairs = [(found.get(f"min_{name}", math.nan), found.get(f"max_{name}", math.nan)) for name in names]
+    bounds = tuple((low, high) if 0 < high - low < math.inf else None for low, high in pairs)
+    return Hills(tuple(names), bounds, rows["centre"], rows["sigma"], rows["height"])
+
+
+def _bound(text: str) -> float:
+    """A number or a multiple of pi; NaN for what is neither."""
+    try:
+        if of_pi := _OF_PI.fullmatch(text):
+            sign, times, over = of_pi.groups()
+            return float(f"{sign}{times or 1}") * math.pi / float(over or 1)
+        return float(text)
+    except (ValueError, ZeroDivisionError):
+        return math.nan
