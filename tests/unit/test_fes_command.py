@@ -232,6 +232,8 @@ def test_three_variables_of_a_bias_reduce_to_those_asked_for(tmp_path):
     surface = -4 / 3 * part.value(np.stack(np.meshgrid(x, fine, indexing="ij"), axis=-1).reshape(-1, 2))
     marginal = -KT * np.log(np.exp(-surface.reshape(20, -1) / KT).mean(axis=1))
     np.testing.assert_allclose(one.values, marginal - marginal.min(), atol=0.01)
+    told = refused(run, "--cv", "x", "--method", "bias", "--bins", 100_000)
+    assert "6000000 points of a bias on 2 variables for these bins; give fewer --bins" in told
 
 
 def test_opes_is_reweighted_with_the_bias_that_acted(tmp_path):
@@ -443,7 +445,7 @@ def test_options_that_do_not_fit(simple, alanine):
     assert "--range 5" in refused(simple, "--cv", "x", "--range", "5")
     assert "--range 0.2:0.6:0.9; give LOW:HIGH" in refused(simple, "--cv", "x", "--range", "0.2:0.6:0.9")
     for span in ("0:inf", "-inf:0", "nan:1", "1:0", "-1e308:1e308"):
-        assert "'x' from " in refused(simple, "--cv", "x", f"--range={span}")
+        assert "give a finite --range, its end above" in refused(simple, "--cv", "x", f"--range={span}")
     assert "1000000000 bins in all; give at most 250000" in refused(simple, "--cv", "x", "--bins", 10**9)
     assert "1000000 bins in all" in refused(alanine, "--cv", "phi,psi", "--bins", "1000,1000")
     assert "no frame lies in the range" in refused(simple, "--cv", "x", "--range", "50:60")

@@ -186,7 +186,7 @@ def _axes(
         elif span is not None:
             low, high = map(float, span)
         if not (low < high and np.isfinite(high - low)):
-            raise UqbiasError(f"'{name}' from {low:g} to {high:g}", "give a --range whose end is above its start")
+            raise UqbiasError(f"'{name}' from {low:g} to {high:g}", "give a finite --range, its end above its start")
         axes.append(Axis(name, whole.unit, low, high, int(number), whole.period))
         columns.append(values)
     return tuple(axes), columns
