@@ -117,6 +117,17 @@ def test_snapshots_that_do_not_fit(tmp_path, tiny_model, tiny_positions):
     with pytest.raises(UqbiasError, match="holds a bias"):
         other.load(simulate(system, topology, x), path)
 
+    def walled(at):
+        system, topology, x = caged_molecule(tiny_model, tiny_positions)
+        other = sampled(system, tiny_model, [Metadynamics(sigma=0.3, pace=20), UpperWall(at=at)])
+        return other, simulate(system, topology, x)
+
+    other, simulation = walled(1.0)
+    other.save(simulation, tmp_path / "walled.npz")
+    other, simulation = walled(5.0)
+    with pytest.raises(UqbiasError, match=r"upper_wall on u with at 1\.0, this run's has 5\.0"):
+        other.load(simulation, tmp_path / "walled.npz")
+
     path.write_bytes(path.read_bytes()[:2000])
     again, simulation = two_dimensional(tiny_model, tiny_positions, tmp_path)
     with pytest.raises(UqbiasError, match="not a whole snapshot"):

@@ -11,7 +11,7 @@ from uqbias.bias.metadynamics import Metadynamics
 from uqbias.bias.walls import UpperWall
 from uqbias.errors import UqbiasError
 from uqbias.md.guards import GuardEvent
-from uqbias.md.output import hill_files
+from uqbias.md.output import hill_files, load_hill_files
 from uqbias.md.reporters import (
     ColvarFiles,
     HillsFile,
@@ -102,6 +102,13 @@ def test_a_line_cut_short_is_left_out_and_repaired(tmp_path):
         ("#! FIELDS time u sigma_u height biasf\n1 2 3 4\n1 2 3 4 5\n", "HILLS, line 2: 4 numbers for 5 fields"),
         ("#! FIELDS time phi psi sigma_phi height biasf\n", "sigma_ of each"),
         ("1 2 3 4 5\n", "HILLS, line 1"),
+        ("#! FIELDS time u sigma_u height biasf\n1 2 3 4 5\n# nan\n1 2 3 nan 5\n", "HILLS, line 4: .* not finite"),
+        ("#! FIELDS time u sigma_u height biasf\nnan 2 3 4 5\n", "HILLS, line 2"),
+        ("#! FIELDS time u sigma_u height biasf\n1e300 2 3 4 5\n", "HILLS, line 2"),
+        ("#! FIELDS time u sigma_u height biasf\n1 inf 3 4 5\n", "HILLS, line 2"),
+        ("#! FIELDS time u sigma_u height biasf\n1 2 3 4 5\n1 2 0 4 5\n", "HILLS, line 3: .* sigma"),
+        ("#! FIELDS time u sigma_u height biasf\n1 2 -3 4 5\n", "HILLS, line 2"),
+        (b"\xff\xfe\x00abc\n", "HILLS is not a text file"),
         ("", "FIELDS"),
         (None, "no such file"),
     ],
@@ -109,7 +116,7 @@ def test_a_line_cut_short_is_left_out_and_repaired(tmp_path):
 def test_bad_hills(tmp_path, content, message):
     path = tmp_path / "HILLS"
     if content is not None:
-        path.write_text(content)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UqbiasError, match=message):
         read_hills(path, 0.5)
 
@@ -141,6 +148,78 @@ def test_plumeds_own_hills_are_read(tmp_path):
     hills = read_hills(path, 2.0)
     assert hills["step"][0] == 500
     assert hills["height"][0] == pytest.approx(1.0)
+
+
+PLUMED_PHI = (
+    "#! FIELDS time phi sigma_phi height biasf\n#! SET multivariate false\n#! SET kerneltype stretched-gaussian\n"
+    "#! SET min_phi -pi\n#! SET max_phi pi\n     1     0.5     0.2     1.3333333     4\n"
+)
+
+
+def test_hills_for_a_bias_of_another_kernel_or_period(tmp_path):
+    path = tmp_path / "HILLS"
+    path.write_text(PLUMED_PHI)
+
+    def on_phi(period, kernel="stretched-gaussian"):
+        return Metadynamics(variables=["phi"], periods=[period], sigma=0.2, kernel=kernel)
+
+    # What the file does not state is not compared: older PLUMED states no kernel.
+    for stated, bias in (
+        (PLUMED_PHI, on_phi(2 * np.pi)),
+        (PLUMED_PHI.replace("#! SET kerneltype stretched-gaussian\n", ""), on_phi(2 * np.pi, "gaussian")),
+        (PLUMED_PHI.replace("-pi", "0").replace(" pi", " 2*pi"), on_phi(2 * np.pi)),
+        (PLUMED_PHI.replace("-pi", "-1.5").replace(" pi", " 1.5"), on_phi(3.0)),
+        (PLUMED_PHI.replace("min_phi", "min_psi"), on_phi(None)),
+    ):
+        path.write_text(stated)
+        assert len(read_hills(path, 2.0, bias=bias)) == 1
+        HillsFile(path, bias, 2.0, append=True).close()
+        assert path.read_text() == stated
+    path.write_text(PLUMED_PHI)
+    for bias, message in (
+        (on_phi(None), r"on phi with period 6\.28319, in this bias its period is None"),
+        (on_phi(2.0), r"its period is 2\.0"),
+        (on_phi(2 * np.pi, "gaussian"), "HILLS holds hills of the kernel stretched-gaussian, this bias has gaussian"),
+        (Metadynamics(), "hills on phi, not on u"),
+    ):
+        with pytest.raises(UqbiasError, match=message):
+            load_hill_files([(path, bias)])
+        assert not len(bias.hills)
+        with pytest.raises(UqbiasError, match=r"kernel|period"):
+            HillsFile(path, bias, 2.0, append=True)
+    # Files that can be read, but not continued by this bias.
+    path.write_text(PLUMED_PHI.replace("biasf", "biasf clock").replace("     4\n", "     4 17\n"))
+    assert len(read_hills(path, 2.0, bias=on_phi(2 * np.pi))) == 1
+    with pytest.raises(UqbiasError, match=r"HILLS has other columns: .* clock"):
+        load_hill_files([(path, on_phi(2 * np.pi))])
+    path.write_text(PLUMED_PHI.replace("     0.2 ", " 0.0001 "))
+    with pytest.raises(UqbiasError, match="HILLS: hills of sigma"):
+        load_hill_files([(path, on_phi(2 * np.pi))])
+
+
+def test_files_with_other_columns_are_not_continued(tmp_path):
+    bias, path = Metadynamics(), tmp_path / "FILE"
+    files = {
+        "hills": lambda: HillsFile(path, bias, 0.5, append=True),
+        "colvar": lambda: ColvarFiles(path, 1, names=["u", "phi"], append=True),
+    }
+    for name, content in (
+        ("hills", "#! FIELDS time phi sigma_phi height biasf\n"),
+        ("hills", "#! FIELDS time u sigma_u height biasf clock\n"),
+        ("colvar", "#! FIELDS time u energy uncertainty bias restarted\n 1 2 3 4 5 0\n"),
+        ("colvar", "#! FIELDS time u energy uncertainty bias restarted psi\n 1 2 3 4 5 0 6\n"),
+        ("colvar", "my notes"),
+    ):
+        path.write_text(content)
+        with pytest.raises(UqbiasError, match="FILE has other columns"):
+            files[name]()
+        assert path.read_text() == content
+    # A kill while the header was written.
+    for name, header in (("hills", "#! FIELDS time u sigma_u height biasf"), ("colvar", "#! FIELDS time u energy")):
+        path.write_text(header)
+        files[name]().close()
+        assert path.read_text().startswith(header)
+        assert path.read_text().endswith("\n")
 
 
 def test_colvar(tmp_path):

@@ -9,8 +9,10 @@ import numpy as np
 
 from uqbias.bias.base import Bias
 from uqbias.bias.metadynamics import Metadynamics, metadynamics_parts
+from uqbias.errors import UqbiasError
 from uqbias.files import write_text
-from uqbias.md.reporters import ColvarFiles, HillsFile, read_hills
+from uqbias.md.plumed_files import check_columns, read_text
+from uqbias.md.reporters import ColvarFiles, HillsFile, hills_header, hills_lines, read_hills, rows_until
 
 #: Times in a HILLS file are read in this step (fs) until the simulation's own is known.
 FINE_STEP = 1e-6
@@ -40,11 +42,16 @@ def load_hill_files(files: Sequence[tuple[Path, Metadynamics]]) -> None:
     Raises
     ------
     UqbiasError
-        If a file is missing, bad, or about other variables.
+        If a file is missing, bad, of another bias, or not fit to be continued.
     """
-    read = [read_hills(path, FINE_STEP, bias.variables) for path, bias in files]
-    for (_, bias), hills in zip(files, read, strict=True):
-        bias.load_hills(hills)
+    read = [read_hills(path, FINE_STEP, bias=bias) for path, bias in files]
+    for path, bias in files:
+        check_columns(read_text(path), path, hills_header(bias))
+    for (path, bias), hills in zip(files, read, strict=True):
+        try:
+            bias.load_hills(hills)
+        except UqbiasError as error:
+            raise UqbiasError(f"{path}: {error.what}", error.cure) from error
 
 
 def set_timestep(files: Sequence[tuple[Path, Metadynamics]], timestep_fs: float) -> None:
@@ -99,22 +106,50 @@ class Output:
             file.close()
 
 
+def kept_rows(colvar: str | Path | None, names: Sequence[str], timestep_fs: float, time_ps: float) -> str | None:
+    """Content of COLVAR without the rows after ``time_ps``; None where there is no such file.
+
+    Raises
+    ------
+    UqbiasError
+        If it is bad, or has other columns than for the variables in ``names``.
+    """
+    if colvar is None or not Path(colvar).is_file():
+        return None
+    return rows_until(colvar, names, time_ps + 0.5e-3 * timestep_fs)
+
+
 def rewind(
-    hills: Sequence[tuple[Path, Metadynamics]], colvar: str | Path | None, timestep_fs: float, time_ps: float
+    hills: Sequence[tuple[Path, Metadynamics]],
+    colvar: str | Path | None,
+    rows: str | None,
+    timestep_fs: float,
+    step: int,
 ) -> None:
-    """Put the files back to a snapshot: HILLS as the biases have them, COLVAR without the rows after ``time_ps``."""
+    """Put the files back to a snapshot at ``step``: HILLS as the biases have them, COLVAR as of `kept_rows`.
+
+    A HILLS file with other hills up to that step, or of another kind, is kept as of `back_up`.
+    """
     for path, bias in hills:
-        path.unlink(missing_ok=True)
-        with HillsFile(path, bias, timestep_fs) as file:
-            file()
-    if colvar is None or not (path := Path(colvar)).is_file():
-        return
-    latest, kept = time_ps + 0.5e-3 * timestep_fs, []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        words = line.split()
-        if line.endswith("\n") and (line.startswith("#") or (words and float(words[0]) < latest)):
-            kept.append(line)
-    write_text(path, "".join(kept))
+        if path.is_file() and not _is_of_this_run(path, bias, timestep_fs, step):
+            back_up(path)
+        write_text(path, hills_header(bias) + hills_lines(bias.hills, timestep_fs * 1e-3))
+    if colvar is not None and rows is not None:
+        write_text(colvar, rows)
+
+
+def _is_of_this_run(path: Path, bias: Metadynamics, timestep_fs: float, step: int) -> bool:
+    try:
+        found = read_hills(path, timestep_fs, bias=bias)
+    except UqbiasError:
+        # Not even its header was written, before a kill.
+        return not path.stat().st_size
+    count = min(len(found), len(bias.hills))
+    same = np.allclose(found["step"][:count], bias.hills["step"][:count], rtol=0, atol=1)
+    for name in ("centre", "sigma", "height"):
+        # A file names γ, and through it the height that was added, in six digits.
+        same &= np.allclose(found[name][:count], bias.hills[name][:count], rtol=1e-4, atol=1e-12)
+    return bool(same and not (found["step"][count:] < step).any())
 
 
 def back_up(path: Path) -> None:

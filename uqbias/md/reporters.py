@@ -15,9 +15,13 @@ from uqbias.errors import UqbiasError
 from uqbias.files import atomic_path, write_arrays
 from uqbias.md.guards import GuardEvent
 from uqbias.md.observation import Observation
+from uqbias.md.plumed_files import check_columns, check_stated, parse_plumed, read_text
 from uqbias.topology import Topology
 from uqbias.units import ANGSTROM
 from uqbias.variables.names import OF_MODEL
+
+#: Steps are kept in 64 bits.
+LAST_STEP = 2.0**62
 
 
 class _Files:
@@ -60,10 +64,12 @@ class HillsFile(_Files):
     Raises
     ------
     UqbiasError
-        If the file to be continued has other columns.
+        If the file to be continued has other columns, or states another kernel or period.
     """
 
     def __init__(self, path: str | Path, bias: Metadynamics, timestep_fs: float, *, append: bool = False) -> None:
+        if append and Path(path).is_file():
+            check_stated(read_text(path), path, bias)
         self.bias, self.timestep_ps = bias, timestep_fs * 1e-3
         self._written = len(bias.hills) if append else 0
         self._streams = [_open(Path(path), hills_header(bias), append)]
@@ -100,13 +106,21 @@ def hills_lines(hills: NDArray[Any], timestep_ps: float) -> str:
     return "".join(lines)
 
 
-def read_hills(path: str | Path, timestep_fs: float, variables: Sequence[str] | None = None) -> NDArray[Any]:
+def read_hills(
+    path: str | Path,
+    timestep_fs: float,
+    variables: Sequence[str] | None = None,
+    *,
+    bias: Metadynamics | None = None,
+) -> NDArray[Any]:
     """Read a HILLS file; heights come back as they were added to the bias.
 
     Parameters
     ----------
     timestep_fs : to convert time to steps.
     variables : the file must be about these; any if None.
+    bias : that the hills are for: the file must be about its variables, and, where it states them, of its kernel and
+        periods.
 
     Returns
     -------
@@ -115,19 +129,24 @@ def read_hills(path: str | Path, timestep_fs: float, variables: Sequence[str] | 
     Raises
     ------
     UqbiasError
-        If the file is missing, about other variables, or a line other than a last one cut short is bad; the message
-        names the line.
+        If the file is missing, for another bias, or a line other than a last one cut short is bad; the message names
+        the line.
     """
     if not Path(path).is_file():
         raise UqbiasError(f"no such file: {path}", "give a HILLS file")
-    return parse_hills(Path(path).read_text(encoding="utf-8"), path, timestep_fs, variables)
+    text = read_text(path)
+    if bias is None:
+        return parse_hills(text, path, timestep_fs, variables)
+    hills = parse_hills(text, path, timestep_fs, bias.variables)
+    check_stated(text, path, bias)
+    return hills
 
 
 def parse_hills(
     text: str, path: str | Path, timestep_fs: float, variables: Sequence[str] | None = None
 ) -> NDArray[Any]:
     """`read_hills` of a file's content; ``path`` is for messages."""
-    fields, rows = _parse_plumed(text, Path(path))
+    fields, rows, lines = parse_plumed(text, Path(path))
     if "biasf" in fields:  # PLUMED may add the wall-clock time
         kept = fields.index("biasf") + 1
         fields, rows = fields[:kept], rows[:, :kept]
@@ -142,10 +161,19 @@ def parse_hills(
             f"{path} holds hills on {', '.join(names)}, not on {', '.join(variables)}", "give the HILLS of this bias"
         )
     count = len(names)
+    steps = np.rint(rows[:, 0] / (timestep_fs * 1e-3))
+    sound = np.isfinite(rows).all(axis=1) & (rows[:, 1 + count : 1 + 2 * count] > 0).all(axis=1)
+    sound &= np.abs(steps) < LAST_STEP
+    if not sound.all():
+        raise UqbiasError(
+            f"{path}, line {lines[int(np.argmin(sound))]}: a hill with a number that is not finite, or a sigma that is "
+            "not above 0",
+            "remove or repair that line",
+        )
     hills = np.empty(len(rows), dtype=hill_type(count))
     gamma = rows[:, -1]
     tempered = gamma > 1
-    hills["step"] = np.rint(rows[:, 0] / (timestep_fs * 1e-3))
+    hills["step"] = steps
     hills["centre"], hills["sigma"] = rows[:, 1 : 1 + count], rows[:, 1 + count : 1 + 2 * count]
     hills["height"] = rows[:, -2] * np.where(tempered, (gamma - 1) / np.where(tempered, gamma, 1.0), 1.0)
     hills["biasfactor"] = np.where(tempered, gamma, 1.0)
@@ -175,12 +203,16 @@ class ColvarFiles(_Files):
     n_walkers : W.
     names : of the variables of the bias.
     append : continue the files.
+
+    Raises
+    ------
+    UqbiasError
+        If a file to be continued has other columns.
     """
 
     def __init__(self, path: str | Path, n_walkers: int, *, names: Sequence[str] = (), append: bool = False) -> None:
         self._further = [column for column, name in enumerate(names) if name not in OF_MODEL]
-        more = "".join(f" {names[column]}" for column in self._further)
-        header = f"#! FIELDS time u energy uncertainty bias restarted{more}\n"
+        header = colvar_header(names)
         self._streams = [_open(name, header, append) for name in colvar_paths(path, n_walkers)]
 
     def __call__(self, observation: Observation) -> None:
@@ -198,6 +230,12 @@ class ColvarFiles(_Files):
         numbers = " ".join(f"{value:16.9g}" for value in values)
         more = "".join(f" {variables[column]:16.9g}" for column in self._further)
         self._streams[walker].write(f"{time_ps:14.6f} {numbers} {restarted:d}{more}\n")
+
+
+def colvar_header(names: Sequence[str]) -> str:
+    """First line of a COLVAR file of a bias on these variables."""
+    more = "".join(f" {name}" for name in names if name not in OF_MODEL)
+    return f"#! FIELDS time u energy uncertainty bias restarted{more}\n"
 
 
 def colvar_paths(path: str | Path, n_walkers: int) -> list[Path]:
@@ -218,8 +256,26 @@ def read_colvar(path: str | Path) -> dict[str, NDArray[np.float64]]:
     """
     if not Path(path).is_file():
         raise UqbiasError(f"no such file: {path}", "give a COLVAR file")
-    fields, rows = _parse_plumed(Path(path).read_text(encoding="utf-8"), Path(path))
+    fields, rows, _ = parse_plumed(read_text(path), Path(path))
     return {name: rows[:, column] for column, name in enumerate(fields)}
+
+
+def rows_until(path: str | Path, names: Sequence[str], time_ps: float) -> str:
+    """Content of a COLVAR file of a bias on these variables, without the rows after a time and a last one cut short.
+
+    Raises
+    ------
+    UqbiasError
+        If it is not such a file, or a line is bad.
+    """
+    text = read_text(path)
+    check_columns(text, path, colvar_header(names))
+    if "\n" not in text:
+        return ""
+    _, rows, numbers = parse_plumed(text, Path(path))
+    late = {number for number, row in zip(numbers, rows, strict=True) if not row[0] <= time_ps}
+    lines = enumerate(text.splitlines(keepends=True), start=1)
+    return "".join(line for number, line in lines if number not in late and line.endswith("\n"))
 
 
 class Trajectories:
@@ -334,11 +390,14 @@ class ObservationRecorder(_Files):
 
 
 def _open(path: Path, header: str, append: bool) -> TextIO:
-    """Open for line-buffered writing; the header is written to a new file only."""
+    """Open for line-buffered writing; the header is written to a new file only, and else compared."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not (append and path.is_file() and path.stat().st_size)
-    if not fresh:
+    fresh = True
+    if append and path.is_file():
+        if header:
+            check_columns(read_text(path), path, header)
         _drop_cut_line(path)
+        fresh = not path.stat().st_size
     stream = path.open("w" if fresh else "a", buffering=1, encoding="utf-8")
     if fresh:
         stream.write(header)
@@ -352,32 +411,3 @@ def _drop_cut_line(path: Path) -> None:
     if len(whole) < len(content):
         with path.open("r+b") as stream:
             stream.truncate(len(whole))
-
-
-def _parse_plumed(text: str, path: Path) -> tuple[list[str], NDArray[np.float64]]:
-    """Field names and rows [T, fields] of a PLUMED file; a last line without its end is left out."""
-    fields: list[str] = []
-    rows: list[Sequence[float]] = []
-    for number, line in enumerate(text.splitlines(keepends=True), start=1):
-        if not line.endswith("\n"):
-            break
-        words = line.split()
-        if words[:2] == ["#!", "FIELDS"]:
-            if fields and words[2:] != fields:
-                raise UqbiasError(f"{path}, line {number}: other fields than before", "keep one run per file")
-            fields = words[2:]
-        elif not words or words[0].startswith("#"):
-            continue
-        else:
-            try:
-                row = [float(word) for word in words]
-            except ValueError as error:
-                raise UqbiasError(f"{path}, line {number}: {error}", "remove or repair that line") from error
-            if len(row) != len(fields):
-                raise UqbiasError(
-                    f"{path}, line {number}: {len(row)} numbers for {len(fields)} fields", "remove or repair that line"
-                )
-            rows.append(row)
-    if not fields:
-        raise UqbiasError(f"{path}, line 1: no '#! FIELDS' line", "give a HILLS or COLVAR file as PLUMED writes it")
-    return fields, np.array(rows, dtype=np.float64).reshape(len(rows), len(fields))

@@ -18,8 +18,8 @@ from uqbias.md.computation import Computation, Recipe, load_model, serialize
 from uqbias.md.external import ForceVariables
 from uqbias.md.extra_particles import add_extended_particles, extend_topology, refuse_company
 from uqbias.md.force import make_force
-from uqbias.md.output import Output, hill_files, load_hill_files, rewind, set_timestep
-from uqbias.md.snapshot import read_snapshot, restore_context, state_of_context, write_snapshot
+from uqbias.md.output import Output, hill_files, kept_rows, load_hill_files, rewind, set_timestep
+from uqbias.md.snapshot import open_snapshot, restore_bias, restore_context, state_of_context, write_snapshot
 
 DRIVES = ("model", "bias")
 NOT_BY_ITSELF = Recipe(
@@ -291,24 +291,30 @@ class Sampling:
     def load(self, simulation: Any, path: str | Path) -> None:
         """Go on from a snapshot, with Simulation and biases made the same way; HILLS and COLVAR are put back to it.
 
+        A HILLS file that is not of this run is kept, as ``bck.0.HILLS``.
+
         On the Reference platform the trajectory is then bit for bit that of a run without interruption, hills
         included; not with a barostat, whose step size OpenMM does not keep.
 
         Raises
         ------
         UqbiasError
-            If the file is not a whole snapshot, or one of another system, other settings or other biases.
+            If the file is not a whole snapshot, or one of another system, other settings or other biases, or COLVAR is
+            bad or has other columns; then nothing was changed.
         """
         self._check(simulation)
-        own, arrays = read_snapshot(path, host.atomic_numbers(simulation), self._settings(simulation), self.bias)
+        timestep = host.timestep_fs(simulation)
+        numbers, particles = host.atomic_numbers(simulation), simulation.system.getNumParticles()
+        own, arrays = open_snapshot(path, numbers, self._settings(simulation), self.bias, particles)
+        rows = kept_rows(self._colvar, self.names, timestep, float(arrays["time"]))
+        restore_bias(path, self.bias, arrays)
         restore_context(path, simulation.context, arrays)
         self.evaluator.restore_memo(arrays)
         self.evaluator.broken[:] = False
         self._reported = self._begun = own["step"]
         if self._output is not None:
             self._output.close()
-        timestep = host.timestep_fs(simulation)
-        rewind(self._hills, self._colvar, timestep, float(arrays["time"]))
+        rewind(self._hills, self._colvar, rows, timestep, own["step"])
         self._output = Output(self._hills, self._colvar, self.names, timestep, append=True)
 
     def serialize(self, system: Any) -> str:

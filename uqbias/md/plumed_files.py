@@ -1,0 +1,95 @@
+"""Files as PLUMED writes them: their columns and rows, and what their ``#! SET`` lines state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uqbias.bias.metadynamics import Metadynamics
+from uqbias.errors import UqbiasError
+
+
+def read_text(path: str | Path) -> str:
+    """Content of a file of PLUMED's kind.
+
+    Raises
+    ------
+    UqbiasError
+        If it is not text.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UqbiasError(f"{path} is not a text file ({error})", "give a HILLS or COLVAR file") from error
+
+
+def check_columns(text: str, path: str | Path, header: str) -> None:
+    """Raise UqbiasError unless a file has the columns that a header names, or was cut short in that header."""
+    expected = header.partition("\n")[0]
+    lines = text.splitlines() or [""]
+    found = next((line for line in lines if line.startswith("#! FIELDS")), lines[0])
+    if found.split() != expected.split() and not expected.startswith(text):
+        raise UqbiasError(
+            f"{path} has other columns: '{found[:80]}', not '{expected}'", "move it away, or choose another name"
+        )
+
+
+def parse_plumed(text: str, path: Path) -> tuple[list[str], NDArray[np.float64], list[int]]:
+    """Field names, rows [T, fields] and their lines [T] of a PLUMED file; a last line without its end is left out."""
+    fields: list[str] = []
+    rows: list[Sequence[float]] = []
+    lines: list[int] = []
+    for number, line in enumerate(text.splitlines(keepends=True), start=1):
+        if not line.endswith("\n"):
+            break
+        words = line.split()
+        if words[:2] == ["#!", "FIELDS"]:
+            if fields and words[2:] != fields:
+                raise UqbiasError(f"{path}, line {number}: other fields than before", "keep one run per file")
+            fields = words[2:]
+        elif not words or words[0].startswith("#"):
+            continue
+        else:
+            try:
+                row = [float(word) for word in words]
+            except ValueError as error:
+                raise UqbiasError(f"{path}, line {number}: {error}", "remove or repair that line") from error
+            if len(row) != len(fields):
+                raise UqbiasError(
+                    f"{path}, line {number}: {len(row)} numbers for {len(fields)} fields", "remove or repair that line"
+                )
+            rows.append(row)
+            lines.append(number)
+    if not fields:
+        raise UqbiasError(f"{path}, line 1: no '#! FIELDS' line", "give a HILLS or COLVAR file as PLUMED writes it")
+    return fields, np.array(rows, dtype=np.float64).reshape(len(rows), len(fields)), lines
+
+
+def check_stated(text: str, path: str | Path, bias: Metadynamics) -> None:
+    """Compare kernel and periods with a HILLS file's ``#! SET`` lines; older PLUMED states no kernel."""
+    lines = [line.split() for line in text.splitlines() if line.startswith("#!")]
+    stated = {words[2]: words[3] for words in lines if words[1:2] == ["SET"] and len(words) == 4}
+    if (kernel := stated.get("kerneltype", bias.kernel)) != bias.kernel:
+        raise UqbiasError(f"{path} holds hills of the kernel {kernel}, this bias has {bias.kernel}", "use the same")
+    for name, period in zip(bias.variables, bias.periods, strict=True):
+        if not {f"min_{name}", f"max_{name}"} <= stated.keys():
+            continue
+        there = _bound(stated[f"max_{name}"]) - _bound(stated[f"min_{name}"])
+        if period is None or not math.isclose(there, period, rel_tol=1e-6):
+            raise UqbiasError(
+                f"{path} holds hills on {name} with period {there:.6g}, in this bias its period is {period}",
+                "give the HILLS of this bias",
+            )
+
+
+def _bound(word: str) -> float:
+    """A number as PLUMED takes it: ``-pi``, ``2pi`` and ``2*pi`` too; NaN if it is none."""
+    factor = word.removesuffix("pi").removesuffix("*")
+    try:
+        return float(factor + "1" if factor in {"", "+", "-"} else factor) * (math.pi if word.endswith("pi") else 1.0)
+    except ValueError:
+        return math.nan
