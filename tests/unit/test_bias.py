@@ -1,5 +1,7 @@
 """Grid, metadynamics and walls against their formulas."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from uqbias.bias.grid import GrowingGrid, hermite
 from uqbias.bias.metadynamics import Metadynamics, hill_type
 from uqbias.bias.walls import UpperWall
 from uqbias.errors import UqbiasError
+from uqbias.registry import BIASES
 from uqbias.units import kt
 
 torch.set_num_threads(1)
@@ -184,10 +187,49 @@ def test_runaway_variable_is_refused():
         Metadynamics(sigma=0.1, pace=1).update(1, np.array([1e9])[:, None])
 
 
-@pytest.mark.parametrize("wrong", [{"height": 0}, {"sigma": -1}, {"pace": 0}, {"biasfactor": 1.0}])
+INF, NAN = float("inf"), float("nan")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"height": value} for value in (0, INF, NAN)),
+        *({"sigma": value} for value in (-1, INF, [0.1, 0.2])),
+        *({"pace": value} for value in (0, 2.7, INF)),
+        *({"biasfactor": value} for value in (1.0, INF, NAN)),
+        *({"temperature": value} for value in (INF, NAN)),
+        *({"periods": [value]} for value in (-1.0, 0, NAN, INF)),
+        *({"reflect_at": value} for value in (INF, [NAN])),
+        *({"grid_range": value} for value in ([], [(0, INF)], [(NAN, 1)], (0, 1), [(0, 1, 2)], [(0, 1)] * 2)),
+    ],
+)
 def test_bad_parameters(wrong):
     with pytest.raises(UqbiasError, match=next(iter(wrong))):
         Metadynamics(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("opes", {"barrier": 40.0, "sigma": 0.1}),
+        ("eabf", {}),
+        ("wtm_eabf", {}),
+        ("restraint", {"at": 0.0, "kappa": 1.0}),
+        ("upper_wall", {"at": 0.0}),
+    ],
+)
+def test_other_kinds_make_the_same_checks(kind, options):
+    make = BIASES.get(kind)
+    make(**options, periods=[2.0])
+    for name, value in (("periods", [-1.0]), ("periods", [INF]), ("sigma", INF), ("pace", 2.7), ("hill_pace", 2.7)):
+        if name in inspect.signature(make).parameters:
+            with pytest.raises(UqbiasError, match=f"{kind} with {name} "):
+                make(**{**options, name: value})
+
+
+def test_widths_from_an_array():
+    bias = Metadynamics(variables=["a", "b"], sigma=np.array([0.1, 0.2]), grid_range=[(0, 1), None])
+    assert bias.sigma.tolist() == [0.1, 0.2]
 
 
 def test_wall_is_plumeds():

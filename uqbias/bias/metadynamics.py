@@ -96,8 +96,10 @@ class Metadynamics(Bias):
         self._support = SUPPORT if kernel == "gaussian" else math.sqrt(2 * CUTOFF)
         for name, value in (("height", height), ("pace", pace), ("temperature", temperature)):
             positive(self.kind, name, value)
-        if biasfactor is not None and not biasfactor > 1:
-            raise UqbiasError(f"metadynamics with biasfactor {biasfactor}", "give one > 1, or None for untempered")
+        if biasfactor is not None and not 1 < biasfactor < math.inf:
+            raise UqbiasError(
+                f"metadynamics with biasfactor {biasfactor}", "give a finite one > 1, or None for untempered"
+            )
         count = len(self.variables)
         self.sigma = np.array(per_variable(self.kind, "sigma", sigma, count), dtype=np.float64)
         for width in self.sigma.tolist():
@@ -111,6 +113,8 @@ class Metadynamics(Bias):
         )
         self.periods = tuple(per_variable(self.kind, "periods", periods, count))
         self._fineness = POINTS_PER_SIGMA[min(count, 3) - 1]
+        if grid_range is not None:
+            _check_range(grid_range, count)
         self.grid = GrowingGrid((self.sigma / self._fineness).tolist(), self._state, self.periods, grid_range)
         self._hills = np.empty(256, dtype=hill_type(count))
         self._count = 0
@@ -274,6 +278,14 @@ class Metadynamics(Bias):
             hills[name] = arrays[f"hill_{name}"]
         self._count = 0
         self._append(hills)
+
+
+def _check_range(grid_range: Sequence[Sequence[float] | None], count: int) -> None:
+    if len(grid_range) != count:
+        raise UqbiasError(f"metadynamics with grid_range {grid_range} for {count} variable(s)", "give one each")
+    for span in grid_range:
+        if span is not None and not (np.shape(span) == (2,) and math.isfinite(span[1] - span[0])):
+            raise UqbiasError(f"metadynamics with grid_range {grid_range}", "give [minimum, maximum] of each, finite")
 
 
 def metadynamics_parts(biases: Sequence[Bias | None]) -> list[Metadynamics]:
