@@ -32,7 +32,7 @@ FILE_KEYS = (
 FREE_KEYS = ("name", "stop", "executor", "score")
 
 
-class _Loader(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):
     """SafeLoader that refuses a key given twice and reads 1e-3 as a number."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -46,7 +46,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
+Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
 )
 
@@ -141,7 +141,7 @@ def load_campaign(path: str | Path) -> CampaignFile:
     if not path.is_file():
         raise UqbiasError(f"no such campaign file: {path}", "write one with `uqbias template`")
     try:
-        settings = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        settings = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
     except UqbiasError as error:
         raise UqbiasError(f"{path}: {error.what}", error.cure) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -241,7 +241,7 @@ def _sections(path: Path | None) -> dict[str, Any]:
 
 
 def set_key(sections: dict[str, Any], entry: str) -> None:
-    """Put ``section.key=value``, the value as in YAML, into nested sections.
+    """Put ``section.key=value``, the value as in a campaign file, into nested sections.
 
     Raises
     ------
@@ -250,12 +250,14 @@ def set_key(sections: dict[str, Any], entry: str) -> None:
     """
     import yaml
 
+    from uqbias.campaign.config import Loader
+
     path, separator, text = entry.partition("=")
     *parents, key = path.strip().split(".")
     if not separator or not key or not parents:
         raise UqbiasError(f"--set {entry}", "write --set SECTION.KEY=VALUE, such as uncertainty.quantity=forces")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, Loader=Loader)
     except yaml.YAMLError as error:
         raise UqbiasError(f"--set {entry}: '{text}' is not a YAML value", "quote it, or write a number") from error
     target = sections
