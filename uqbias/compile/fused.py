@@ -91,7 +91,7 @@ class FusedEvaluator:
     Raises
     ------
     UqbiasError
-        If the sizes, the dtype or the runner are invalid.
+        If the sizes, the dtype, the device or the runner are invalid.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class FusedEvaluator:
         self.numbers: tuple[int, ...] = tuple(int(number) for number in model.numbers)  # type: ignore[union-attr, arg-type]
         self.n_walkers, self.n_atoms = n_walkers, len(self.numbers)
         self.bias = None if energy_only else bias
-        self.dtype, self.device = dtype, torch.device(device)
+        self.dtype, self.device = dtype, check_device(device)
         self.last: Evaluation | None = None
         self.total_energy = torch.zeros((), dtype=dtype)
         self.n_evaluations = 0
@@ -341,6 +341,14 @@ class FusedEvaluator:
         self._from_outside.copy_(torch.as_tensor(arrays["memo_inputs"]))
         self.total_energy = torch.as_tensor(arrays["memo_total"], device=self.device)
         self.arm_memo()
+
+
+def check_device(device: torch.device | str) -> torch.device:
+    """The device; raises UqbiasError where torch has none of this name."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
+        raise UqbiasError(f"device '{device}' ({str(error).splitlines()[0]})", "use device 'cpu'") from error
 
 
 def graph_inputs(
