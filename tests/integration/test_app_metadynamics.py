@@ -10,6 +10,7 @@ import uqbias
 from uqbias.bias.metadynamics import hill_type
 from uqbias.errors import UqbiasError
 from uqbias.md.reporters import read_hills
+from uqbias.variables.names import COLUMNS
 
 PI = np.pi
 #: Without a model the graph has nothing but the bias in it.
@@ -239,14 +240,23 @@ def test_processes_share_a_folder(tmp_path):
     [
         ({"biasFactor": 1.0}, "biasfactor 1.0"),
         ({"biasFactor": 0.5}, "biasfactor 0.5"),
+        ({"biasFactor": np.inf}, "biasfactor inf"),
+        ({"height": np.inf}, "height inf"),
+        ({"temperature": np.inf}, "temperature inf"),
+        ({"frequency": 2.7}, "frequency 2.7"),
+        ({"frequency": 0, "saveFrequency": 25, "biasDir": "here"}, "frequency 0"),
+        ({"device": "cuda:99"}, "device 'cuda:99' .*use device 'cpu'"),
+        ({"device": "nonsense"}, "device 'nonsense'"),
         ({"height": 0}, "height 0"),
         ({"temperature": -3}, "temperature -3"),
-        ({"frequency": 0}, "pace 0"),
+        ({"frequency": 0}, "frequency 0"),
         ({"saveFrequency": 20}, "saveFrequency 20 with biasDir None"),
         ({"saveFrequency": 25, "biasDir": "here"}, "saveFrequency 25 with frequency 10"),
         ({"variables": []}, "one to three"),
         ({"variables": [object()]}, "give uqbias.BiasVariable"),
         ({"pace": 20}, "misses updates"),
+        ({"pace": 0}, "pace 0; give a whole number"),
+        ({"pace": 2.5}, "pace 2.5; give a whole number"),
         ({"stride": 15}, "multiple of the pace"),
         ({"snapshot_every": 100}, "give both or none"),
     ],
@@ -269,8 +279,23 @@ def test_bad_arguments(change, message):
         ((0.0, 1.0, -0.1), "biasWidth -0.1"),
         ((0.0, None, 0.1, True), "one period apart"),
         ((0.0, 1.0, 0.1, False, 1), "gridWidth 1"),
+        ((0.0, 1.0, 0.1, False, 10.5), "gridWidth 10.5"),
+        ((0.0, np.inf, 0.1), "maxValue inf"),
+        ((-np.inf, np.inf, 0.1, True), "minValue -inf and maxValue inf"),
+        ((0.0, 1.0, np.inf), "biasWidth inf"),
     ],
 )
 def test_bad_variables(arguments, message):
     with pytest.raises(UqbiasError, match=message):
         uqbias.BiasVariable(coordinate("x"), *arguments)
+
+
+@pytest.mark.parametrize("name", ["extended_x", "sigma_x", *COLUMNS])
+def test_names_of_columns_are_refused(name):
+    """A COLVAR with two columns of one name, or a HILLS file that is none."""
+    system, _ = particles()
+    with pytest.raises(UqbiasError, match=f"a variable called '{name}'"):
+        uqbias.Metadynamics(
+            system, [uqbias.BiasVariable(coordinate("x"), biasWidth=0.1, name=name)], 300, 5, 1.0, 10, **QUIET
+        )
+    assert system.getNumForces() == 0

@@ -10,7 +10,9 @@ import torch
 from openmm import app, unit
 
 import uqbias
+from uqbias.bias.eabf import ExtendedABF
 from uqbias.bias.gamd import GaMD
+from uqbias.bias.linear import Linear
 from uqbias.bias.metadynamics import Metadynamics
 from uqbias.bias.restraint import Restraint
 from uqbias.bias.walls import UpperWall
@@ -190,6 +192,21 @@ def test_gamd_on_the_energy_of_a_force_field():
     forces = own.getForces(asNumpy=True)._value
     scaled = added.getForces(asNumpy=True)._value / forces
     np.testing.assert_allclose(scaled, -parameters["k"] * below, rtol=1e-6)
+
+
+@pytest.mark.parametrize("followed", [False, True])
+def test_tau_is_not_adapted_to_forces_that_nobody_sees(tiny_model, followed):
+    """The gradient of a Force is not in the graph, so that tau would stay 0 without a word."""
+    bond = openmm.CustomBondForce("r")
+    bond.addBond(0, 1)
+    name = "extended_r" if followed else "r"
+    eabf = [ExtendedABF(variables=["r"])] if followed else []
+    for model in (None, tiny_model):
+        system, _ = particles(tiny_model.numbers)
+        with pytest.raises(UqbiasError, match=f"adapted tau on '{name}'.*give it a fixed tau"):
+            uqbias.Sampling(system, model, [*eabf, Linear(variables=[name])], variables={"r": bond}, **QUIET)
+        assert (system.getNumForces(), system.getNumParticles()) == (0, 5)
+        uqbias.Sampling(system, model, [*eabf, Linear(tau=1.0, variables=[name])], variables={"r": bond}, **QUIET)
 
 
 def test_forces_that_cannot_be_variables(tiny_model):

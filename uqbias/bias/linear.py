@@ -32,7 +32,8 @@ class Linear(Bias):
     pace : steps between updates.
     averaging : n.
     tau : kJ/mol per unit of u, a τ that stays as it is; then ``relative`` has no part. None: adapted.
-    variables : name of the one variable.
+    variables : name of the one variable. An adapted tau needs one of the model or a `CollectiveVariable`: an OpenMM
+        Force or an extended variable has no gradient on the atoms of the graph.
 
     Attributes
     ----------

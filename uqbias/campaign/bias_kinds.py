@@ -11,6 +11,7 @@ from uqbias.campaign.sections import KindSection, ThirdParty, by_kind, known_kin
 from uqbias.campaign.variable_kinds import known_names
 from uqbias.errors import did_you_mean
 from uqbias.registry import BIASES
+from uqbias.variables.names import EXTENDED
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -272,3 +273,8 @@ def check_biases(sections: Sequence[Any], variables: dict[str, Any], pace: int) 
                 )
         if len(set(names)) < len(names):
             raise ValueError(f"bias.{index}.variables = {list(names)}: name each variable once")
+        if isinstance(section, LinearSection) and section.tau is None and section.variables[0].startswith(EXTENDED):
+            raise ValueError(
+                f"bias.{index}.variables = {section.variables}: τ is adapted to forces on atoms, and an extended "
+                "variable has none; give tau"
+            )

@@ -10,16 +10,13 @@ from pydantic_core import PydanticCustomError
 
 from uqbias.campaign.sections import KindSection, ThirdParty, by_kind, known_kind
 from uqbias.registry import VARIABLES
-from uqbias.variables.names import EXTENDED, OF_MODEL
+from uqbias.variables.names import EXTENDED, OF_MODEL, is_taken
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Other = Annotated[ThirdParty, Tag("third_party")]
 Atom = int | str
 Group = Literal["all", "heavy"] | list[Atom]
-
-#: Columns of COLVAR that have these names already.
-TAKEN = ("time", "bias", "restarted")
 
 
 class DistanceSection(KindSection):
@@ -101,7 +98,7 @@ VariableSection = Annotated[
 
 def check_name(name: str) -> str:
     """Refuse a variable's name that a file or a graph could not hold."""
-    if name in (*OF_MODEL, *TAKEN) or name.startswith((EXTENDED, "sigma_")):
+    if is_taken(name):
         raise PydanticCustomError("taken", "'{name}' is taken; choose another name, such as phi", {"name": name})
     if not re.fullmatch(r"[A-Za-z]\w*", name):
         raise PydanticCustomError(

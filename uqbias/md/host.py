@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from uqbias.bias.base import Array, BiasSum, Probe
+from uqbias.bias.linear import Linear
 from uqbias.compile.fused import FusedEvaluator
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.md.external import is_force
 from uqbias.md.stack import choose_backend
-from uqbias.variables.names import OF_MODEL
+from uqbias.variables.names import OF_MODEL, is_taken
 
 #: Steps between observations where no bias has a pace.
 PACE = 50
@@ -40,9 +41,10 @@ def choose_paces(bias: BiasSum, pace: int | None, stride: int | None) -> tuple[i
     UqbiasError
         If they miss updates of a bias, or do not divide.
     """
-    chosen = int(pace or bias.pace or PACE)
-    if chosen < 1:
-        raise UqbiasError(f"pace {pace}", "give 1 or more steps")
+    wanted = (bias.pace or PACE) if pace is None else pace
+    if not (wanted >= 1 and float(wanted).is_integer()):
+        raise UqbiasError(f"pace {pace}", "give a whole number of steps, 1 or more")
+    chosen = int(wanted)
     if bias.pace and bias.pace % chosen:
         raise UqbiasError(
             f"observing every {chosen} steps misses updates of a bias with pace {bias.pace}",
@@ -66,8 +68,8 @@ def choose_snapshot(path: str | Path | None, every: int | None, pace: int) -> tu
 
 def check_temperatures(bias: BiasSum, temperature: float) -> None:
     """Raise UqbiasError if a bias is for another temperature."""
-    if not temperature > 0:
-        raise UqbiasError(f"temperature {temperature}", "give one in K, > 0")
+    if not 0 < temperature < math.inf:
+        raise UqbiasError(f"temperature {temperature}", "give a finite one in K, > 0")
     for part in bias.biases:
         own = getattr(part, "temperature", None)
         if own is not None and not math.isclose(own, temperature, rel_tol=1e-6):
@@ -84,12 +86,18 @@ def sort_variables(
     Raises
     ------
     UqbiasError
-        If a bias acts on something that nobody gives, or does not know the period of a variable.
+        If a bias acts on something that nobody gives, or does not know the period of a variable; if the name of a
+        variable is taken; if `Linear` is to adapt to forces that it does not see.
     """
     given = {*variables, *(one.name for one in bias.extended), *(OF_MODEL if with_model else ())}
     for name in variables:
-        if name in OF_MODEL or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise UqbiasError(f"a variable called '{name}'", "choose another name, of letters, digits and underscores")
+        if is_taken(name):
+            raise UqbiasError(
+                f"a variable called '{name}', as the model, COLVAR or HILLS has something else",
+                "choose another name, such as phi",
+            )
     used = {name for part in bias.biases for name in part.variables}
     for part in bias.biases:
         for name in part.variables:
@@ -106,9 +114,12 @@ def sort_variables(
             raise UqbiasError(
                 f"variable '{name}' is a {type(one).__name__}", "give a CollectiveVariable or openmm.Force"
             )
+        if isinstance(one, torch.nn.Module) and hasattr(torch.nn.ModuleDict(), name):
+            raise UqbiasError(f"a variable called '{name}', a name that torch takes", "choose another name")
         if name in used:
             (modules if isinstance(one, torch.nn.Module) else forces)[name] = one
     _check_periods(bias, modules)
+    _check_adapted(bias, {*modules, *OF_MODEL})
     return modules, forces
 
 
@@ -124,6 +135,17 @@ def _check_periods(bias: BiasSum, modules: Mapping[str, torch.nn.Module]) -> Non
                     f"{part.kind} on '{name}' with period {period}; the variable has the period {own:.6g}",
                     f"give the bias periods with {own!r} for '{name}'",
                 )
+
+
+def _check_adapted(bias: BiasSum, in_graph: set[str]) -> None:
+    for part in bias.biases:
+        name = part.variables[0]
+        # A probe sees the forces on the model's atoms only, of which a variable from outside has none.
+        if isinstance(part, Linear) and part.pace and not part.frozen and name not in in_graph:
+            raise UqbiasError(
+                f"linear with an adapted tau on '{name}', whose forces on the atoms it cannot see",
+                "give it a fixed tau, or a variable of the model or a CollectiveVariable",
+            )
 
 
 def choose_atoms(system: Any, atoms: Sequence[int] | None, count: int | None) -> tuple[int, ...] | None:

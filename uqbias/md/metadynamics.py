@@ -12,6 +12,7 @@ import torch
 
 from uqbias.bias.base import Array, Bias
 from uqbias.bias.metadynamics import Metadynamics as MetadynamicsBias
+from uqbias.bias.options import whole
 from uqbias.bias.walls import UpperWall
 from uqbias.errors import UqbiasError
 from uqbias.md import host
@@ -36,8 +37,8 @@ class BiasVariable:
     biasWidth : standard deviation of the hills.
     periodic : whether minValue and maxValue are the same place.
     gridWidth : number of points of `Metadynamics.getFreeEnergy`; None for five per width of a hill.
-    name : in HILLS and COLVAR; ``cv0``, ``cv1``, ... by place if None. Of a model it chooses the output: ``u``,
-        ``uncertainty`` or ``energy``.
+    name : in HILLS and COLVAR, not that of another column there; ``cv0``, ``cv1``, ... by place if None. Of a model it
+        chooses the output: ``u``, ``uncertainty`` or ``energy``.
 
     Raises
     ------
@@ -60,8 +61,13 @@ class BiasVariable:
         self.minValue, self.maxValue = (
             None if bound is None else float(host.value(bound)) for bound in (minValue, maxValue)
         )
-        if biasWidth is None or not float(host.value(biasWidth)) > 0:
-            raise UqbiasError(f"BiasVariable with biasWidth {biasWidth}", "give the width of the hills, > 0")
+        for bound in (self.minValue, self.maxValue):
+            if bound is not None and not math.isfinite(bound):
+                raise UqbiasError(
+                    f"BiasVariable with minValue {minValue} and maxValue {maxValue}", "give finite numbers, or None"
+                )
+        if biasWidth is None or not 0 < float(host.value(biasWidth)) < math.inf:
+            raise UqbiasError(f"BiasVariable with biasWidth {biasWidth}", "give the width of the hills, finite and > 0")
         self.biasWidth = float(host.value(biasWidth))
         own = None if isinstance(force, str | Path) else getattr(force, "period", None)
         if own is not None:
@@ -81,9 +87,9 @@ class BiasVariable:
                 f"BiasVariable from {self.minValue} to {self.maxValue} of a variable with period {own:.6g}",
                 "give a range of one period, or none",
             )
-        if gridWidth is not None and gridWidth < 2:
-            raise UqbiasError(f"BiasVariable with gridWidth {gridWidth}", "give 2 or more points")
-        self.gridWidth = gridWidth
+        if gridWidth is not None:
+            whole("BiasVariable", "gridWidth", gridWidth, 2)
+        self.gridWidth = None if gridWidth is None else int(gridWidth)
         if gridWidth is None and self.minValue is not None and self.maxValue is not None:
             self.gridWidth = math.ceil(POINTS_PER_WIDTH * (self.maxValue - self.minValue) / self.biasWidth)
 
@@ -155,6 +161,7 @@ class Metadynamics(Sampling):
     ) -> None:
         if (saveFrequency is None) != (biasDir is None):
             raise UqbiasError(f"saveFrequency {saveFrequency} with biasDir {biasDir}", "give both or none")
+        whole("metadynamics", "frequency", frequency, 1)
         if saveFrequency is not None and (saveFrequency < 1 or saveFrequency % frequency):
             raise UqbiasError(f"saveFrequency {saveFrequency} with frequency {frequency}", "give a multiple of it")
         if not isinstance(variables, Sequence) or not 1 <= len(variables) <= 3:
