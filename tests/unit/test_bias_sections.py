@@ -20,6 +20,7 @@ from uqbias.errors import UqbiasError
 from uqbias.registry import BIASES, VARIABLES
 from uqbias.topology import Topology
 from uqbias.units import kt
+from uqbias.variables.names import COLUMNS
 
 PEROXIDE = Topology((1, 8, 8, 1), ((0, 1), (1, 2), (2, 3)))
 FILES = {"system": {"structure": "molecule.pdb", "start": "start.xyz"}}
@@ -84,6 +85,10 @@ def test_all_kinds_are_there():
         ([{"kind": "gamd", "conventional_steps": 20000}], "bias.0.conventional_steps = 20000 with md.steps = 10000"),
         ([{"kind": "udd", "n_members": 4}], "n_members = 4 and n_atoms = None: give both"),
         ([{"kind": "opes", "biasfactor": float("nan")}], "bias.0.biasfactor = nan"),
+        (
+            [{"kind": "eabf"}, {"kind": "linear", "variables": ["extended_u"]}],
+            "bias.1.variables = ['extended_u']: τ is adapted to forces on atoms, and an extended variable has none; g",
+        ),
     ],
 )
 def test_bad_biases(biases, expected):
@@ -102,7 +107,7 @@ def test_bad_biases(biases, expected):
         ({"r": {"kind": "distance"}}, "variables.r: give either atoms: [i, j] or groups"),
         ({"c": {"kind": "coordination", "group_a": [0, 1]}}, "'variables.c.r0' is missing"),
         ({"u": PHI["phi"]}, "'u' is taken; choose another name"),
-        ({"extended_phi": PHI["phi"]}, "'extended_phi' is taken"),
+        *(({name: PHI["phi"]}, f"'{name}' is taken") for name in ("extended_phi", "sigma_phi", *COLUMNS)),
         ({"a.b": PHI["phi"]}, "'a.b' is not a name"),
     ],
 )
@@ -118,6 +123,7 @@ def test_bad_variables(variables, expected):
     [
         ({"variables": {"phi": {"kind": "dihedral", "atoms": [0, 1, 2, 9]}}}, "variables.phi: atoms of dihedral: 9 in"),
         ({"variables": {"type": PHI["phi"]}}, "variables.type: the name is taken by torch"),
+        ({"variables": {"training": PHI["phi"]}}, "variables.training: the name is taken by torch"),
         (
             {"variables": PHI, "bias": [{"kind": "linear", "variables": ["phi"]}]},
             "bias.0: linear on 'phi', which is pe",

@@ -11,6 +11,7 @@ import torch
 from command_line import call, refused
 
 from uqbias import __version__
+from uqbias.cli.models import set_key
 from uqbias.data import Frames, read_frames, write_frames
 from uqbias.doctor import Row, peroxide_geometries
 from uqbias.model import UncertaintyModel
@@ -205,6 +206,34 @@ def test_damaged_model_files(folder, tmp_path):
     (tmp_path / "changed.uqb").write_bytes(changed)
     assert "changed after it was written" in refused("evaluate", tmp_path / "changed.uqb", folder / "data.xyz")
     assert "no such model file" in refused("md", tmp_path / "none.uqb", "-o", tmp_path / "md")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--platform", "foo"), "no OpenMM platform 'foo' on this machine"),
+        (("--platform", "foo", "--resume"), "no OpenMM platform 'foo' on this machine"),
+        (("--wall", -1e6), "guards.cv_cap = -999998 is below the driver in all start frames, "),
+    ],
+)
+def test_md_that_cannot_begin_leaves_nothing_behind(folder, tmp_path, options, message):
+    start = ("--start", folder / "data.xyz", "--steps", 10, "--pace", 10, "--runner", "eager", "-q")
+    assert message in refused("md", folder / "m.uqb", "-o", tmp_path / "md", *start, *options)
+    assert not (tmp_path / "md").exists()
+
+
+@pytest.mark.parametrize("name", ["height", "biasf"])
+def test_md_refuses_variables_called_like_columns_of_hills(folder, tmp_path, name):
+    options = ("--variable", f"{name}=dihedral:2,0,1,3", "--on", name, "-q")
+    assert f"'{name}' is taken" in refused("md", folder / "m.uqb", "-o", tmp_path / "md", *options)
+
+
+def test_values_of_set_are_those_of_a_campaign_file():
+    sections = {}
+    for text, value in (("1e-3", 1e-3), ("[1e3, -2E+4]", [1e3, -2e4]), ("1.5", 1.5), ("3", 3), ("null", None)):
+        set_key(sections, f"eabf.mass={text}")
+        assert sections["eabf"]["mass"] == value
+        assert type(sections["eabf"]["mass"]) is type(value)
 
 
 def test_biased_energy_is_refused_without_a_bias(folder, tmp_path):

@@ -9,6 +9,8 @@ import torch
 from uqbias.bias.base import BiasSum
 from uqbias.bias.gamd import GaMD
 from uqbias.bias.walls import UpperWall
+from uqbias.campaign.config import check_campaign
+from uqbias.campaign.exploration import Exploration, explore
 from uqbias.errors import UqbiasError
 from uqbias.units import GAS_CONSTANT
 
@@ -132,13 +134,13 @@ def test_no_boost_before_there_are_statistics():
 
 def test_which_samples_count():
     bias, other = GaMD(**STAGES), GaMD(**STAGES)
+    bias.update(0, energies(0) + 500.0)
     for step in range(1, 91):
         good = energies(step)
         bias.update(step, np.concatenate([good, [[np.nan], [np.inf]]]))
         other.update(step, good)
         if step % 10 == 0:
             bias.update(step + 5, good + 500.0)
-    bias.update(0, energies(0) + 500.0)
     assert bias.parameters == other.parameters
     frozen = run(GaMD(**STAGES), 1, 60)
     before = frozen.parameters
@@ -182,6 +184,59 @@ def test_continues_exactly_from_a_checkpoint(threshold, at):
     assert run(again, 1, 120).parameters == whole.parameters
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_begins_anew_where_steps_do(first):
+    """In a new run the potential may be another: neither its old statistics nor its old boost are of use."""
+    old = run(GaMD(sigma0=10.0, **STAGES), 1, 120)
+    kept, frozen, fresh = (GaMD(sigma0=10.0, **STAGES) for _ in range(3))
+    for one in (kept, frozen):
+        one.restore(old.checkpoint())
+    frozen.frozen = True
+    for one in (kept, frozen, fresh):
+        run(one, first, 40, centre=-500.0)
+    assert (kept.stage, kept.parameters["k"]) == ("conventional", 0)
+    assert (frozen.stage, frozen.parameters) == ("production", old.parameters)
+    for one in (kept, fresh):
+        run(one, 41, 100, centre=-500.0)
+    assert kept.parameters == fresh.parameters
+    for name, tensor in fresh.state().items():
+        assert torch.equal(tensor, kept.state()[name])
+
+
+def test_of_another_model_in_a_campaign(alanine_model, alanine_frames, tmp_path):
+    """With old_bias: keep not even the first step feels the boost made for the energies of the last model."""
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "run.json").write_text('{"lowest_u": 0.0}')
+    np.savez(old / "bias.npz", **BiasSum([run(GaMD(**STAGES), 1, 120, centre=1e4)]).checkpoint())
+    alanine_model.save(tmp_path / "m.uqb")
+    settings = check_campaign(
+        {
+            "system": {"structure": "-", "start": "-"},
+            "md": {"walkers": 2, "steps": 100, "pace": 10, "observe_every": 10, "runner": "eager"},
+            "bias": [{"kind": "gamd", **STAGES}],
+        }
+    )
+    frames = alanine_frames.positions[:4]
+    job = Exploration(
+        model=tmp_path / "m.uqb",
+        folder=tmp_path / "md",
+        biases=tuple((section.kind, section.arguments()) for section in settings.bias),
+        md=settings.md.model_dump() | {"steps": 20},
+        guards=settings.guards.model_dump() | {"cv_cap": None},
+        safe_frames=frames,
+        safe_weights=np.full(4, 0.25),
+        reference=frames[0],
+        seed=0,
+        earlier_bias=old / "bias.npz",
+    )
+    explore(job)
+    with np.load(tmp_path / "md" / "observations.npz") as seen:
+        assert seen["bias"].tolist() == [[0, 0]] * 3
+    with np.load(tmp_path / "md" / "bias.npz") as arrays:
+        assert arrays["0.steps"].tolist() == [0, 20, 0]
+
+
 def test_in_a_sum_and_moved():
     options = json.loads(json.dumps({"variables": ["solute_energy"], "threshold": "upper", "sigma0": 10.0, **STAGES}))
     bias = BiasSum([UpperWall(at=1.0), GaMD(**options)])
@@ -200,7 +255,11 @@ def test_in_a_sum_and_moved():
     [
         {"threshold": "loewer"},
         {"sigma0": 0.0},
+        {"sigma0": float("inf")},
         {"pace": 0},
+        {"pace": 2.7},
+        {"conventional_steps": float("inf")},
+        {"equilibration_steps": 10.5},
         {"temperature": -1.0},
         {"preparation_steps": -1},
         {"equilibration_steps": -1},

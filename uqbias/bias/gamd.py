@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from uqbias.bias.base import Array, Bias, Probe
-from uqbias.bias.options import positive
+from uqbias.bias.options import positive, whole
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.units import KCAL, kt
 
@@ -37,6 +37,10 @@ class GaMD(Bias):
     ``preparation_steps`` are over), *equilibration* (boost on, statistics and parameters updated), *production* (boost
     on and unchanged: only this stage can be reweighted). The statistics are those of all walkers, over both stages, as
     in eABF-GaMD (Hulm, Dietschreit and Ochsenfeld, J. Chem. Phys. 157, 024110, 2022).
+
+    In a run that counts its steps anew a restored GaMD begins anew too, without boost: the potential may be another, as
+    after a retraining, and its energies have another mean, minimum and maximum. To go on in production with the
+    parameters as they are, set ``frozen``. A run resumed at the step of its snapshot goes on exactly.
 
     Parameters
     ----------
@@ -77,9 +81,12 @@ class GaMD(Bias):
             raise UqbiasError(f"gamd with threshold '{threshold}'", did_you_mean(str(threshold), THRESHOLDS))
         for name, value in (("sigma0", sigma0), ("pace", pace), ("temperature", temperature)):
             positive(self.kind, name, value)
-        for name, value in (("preparation_steps", preparation_steps), ("equilibration_steps", equilibration_steps)):
-            if not value >= 0:
-                raise UqbiasError(f"gamd with {name} {value}", "give 0 or more")
+        for name, value in (
+            ("preparation_steps", preparation_steps),
+            ("conventional_steps", conventional_steps),
+            ("equilibration_steps", equilibration_steps),
+        ):
+            whole(self.kind, name, value, 0)
         if not conventional_steps > preparation_steps:
             raise UqbiasError(
                 f"gamd with conventional_steps {conventional_steps} and preparation_steps {preparation_steps}",
@@ -145,7 +152,11 @@ class GaMD(Bias):
         return math.sqrt(self._squares / self._samples) if self._samples else 0.0
 
     def update(self, step: int, x: NDArray[Any], probe: Probe | None = None) -> None:
-        if self.frozen or step <= 0 or step % self.pace:
+        if self.frozen:
+            return
+        if self._first is not None and step < self._first + self._elapsed:
+            self.reset()
+        if step <= 0 or step % self.pace:
             return
         if self._first is None:
             self._first = step - self.pace

@@ -20,6 +20,8 @@ from uqbias.variables.names import EXTENDED
 
 if TYPE_CHECKING:
     from uqbias.bias.base import BiasSum
+    from uqbias.inference import Evaluated
+    from uqbias.md.guards import Guard
     from uqbias.md.observation import ExternalBias, Observation
     from uqbias.md.run_folder import RunWriter
     from uqbias.md.walkers import Walkers
@@ -173,7 +175,7 @@ def build_variables(
 
     found = {}
     for name, spec in specs.items():
-        if hasattr(torch.nn.ModuleDict, name):
+        if hasattr(torch.nn.ModuleDict(), name):
             raise UqbiasError(f"variables.{name}: the name is taken by torch", "choose another")
         try:
             found[name] = build_variable(dict(spec), topology, start)
@@ -245,10 +247,12 @@ def explore(
     Raises
     ------
     UqbiasError
-        If the job does not fit the model, or, to be resumed, the run in its folder.
+        If the job does not fit the model, the machine, or, to be resumed, the run in its folder; or if all walkers
+        would be stopped where they begin.
     """
     import torch
 
+    from uqbias.inference import evaluate_frames
     from uqbias.md.run_folder import RunWriter
     from uqbias.model import UncertaintyModel
 
@@ -258,15 +262,19 @@ def explore(
         raise UqbiasError("snapshots of a run with external forces", "leave snapshot_every and resume out")
     model = UncertaintyModel.load(job.model)
     variables = build_variables(job.variables, model.topology, job.reference)
-    lowest = _lowest(job, model)
+    at_start = evaluate_frames(model, job.safe_frames)
+    lowest = _lowest(job, at_start)
     parts = completed(job.biases, md["temperature"], periods_of(variables), lowest)
+    # What can be refused is, before a run.json says that there is a run.
+    _check(job, at_start)
+    bias = build_bias(parts, md["temperature"]) if parts else None
+    guard = make_guard(job, model)
+    begin = starting_points(job, guard)
     with RunWriter(
         job.folder, {**_description(job, model, parts, variables), "lowest_u": lowest}, resume=job.resume
     ) as writer:
         if writer.finished is None:
-            walkers = _make_walkers(
-                job, model, build_bias(parts, md["temperature"]) if parts else None, variables, external
-            )
+            walkers = _make_walkers(job, model, bias, variables, guard, begin, external)
             writer.start(walkers, md["observe_every"], md["trajectory_every"])
             _run(job, walkers, writer, advance)
             writer.finish()
@@ -276,14 +284,33 @@ def explore(
     return {"steps": md["steps"] * md["walkers"], **done, "was_finished": writer.finished is not None}
 
 
-def _lowest(job: Exploration, model: Any) -> float:
-    """Driver's lowest value over the labelled frames; of a bias that is carried on, the one that it began with."""
-    from uqbias.inference import evaluate_frames
+def _check(job: Exploration, at_start: Evaluated) -> None:
+    """Raise UqbiasError for a platform that is not there, or if the guards stop every walker wherever it begins."""
+    from uqbias.compile.fused import check_device
+    from uqbias.md.stack import check_platform, choose_backend
 
+    backend, platform = choose_backend(job.md["backend"]), job.md["platform"]
+    if platform != "auto":
+        check_platform(platform, backend)
+    check_device(_device(job.md))
+    cap, lowest = job.guards["cv_cap"], at_start.cv.min()
+    if cap is not None and lowest > cap:
+        raise UqbiasError(
+            f"guards.cv_cap = {cap:g} is below the driver in all start frames, {lowest:.4g} at least",
+            "raise it (of uqbias md: --cap, or --wall, which it follows)",
+        )
+
+
+def _device(md: Mapping[str, Any]) -> str:
+    return "cuda" if md["platform"] == "CUDA" else "cpu"
+
+
+def _lowest(job: Exploration, at_start: Evaluated) -> float:
+    """Driver's lowest value over the labelled frames; of a bias that is carried on, the one that it began with."""
     if job.earlier_bias is not None:
         earlier = json.loads((job.earlier_bias.parent / "run.json").read_text(encoding="utf-8"))
         return float(earlier["lowest_u"])
-    return float(evaluate_frames(model, job.safe_frames).cv.min())
+    return float(at_start.cv.min())
 
 
 def _description(
@@ -330,8 +357,11 @@ def _make_walkers(
     model: Any,
     bias: BiasSum | None,
     variables: Mapping[str, CollectiveVariable],
+    guard: Guard,
+    begin: tuple[Array, Array, NDArray[np.int64]],
     external: ExternalBias | None,
 ) -> Walkers:
+    from uqbias.bias.gamd import GaMD
     from uqbias.compile.fused import FusedEvaluator
     from uqbias.md.walkers import Walkers
 
@@ -339,20 +369,23 @@ def _make_walkers(
     if bias is not None and job.earlier_bias is not None:
         with np.load(job.earlier_bias) as arrays:
             bias.restore(dict(arrays))
-    guard = make_guard(job, model)
-    frames, weights, begin = starting_points(job, guard)
+        for part in bias.biases:
+            if isinstance(part, GaMD):
+                # Its boost and statistics are of the energies of another model; see `GaMD`.
+                part.reset()
+    frames, weights, first = begin
     evaluator = FusedEvaluator(
         model,
         bias,
         md["walkers"],
         variables=variables,
         runner=md["runner"],
-        device="cuda" if md["platform"] == "CUDA" else "cpu",
+        device=_device(md),
     )
     return Walkers(
         model.topology,
         evaluator,
-        frames[begin],
+        frames[first],
         temperature=md["temperature"],
         timestep_fs=md["timestep_fs"],
         friction_per_ps=md["friction_per_ps"],
