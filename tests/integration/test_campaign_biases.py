@@ -10,7 +10,7 @@ from command_line import refused
 from peroxide_oracle import make_system
 
 from uqbias.campaign.config import load_campaign
-from uqbias.campaign.exploration import build_bias
+from uqbias.campaign.parts import build_bias
 from uqbias.campaign.rounds import run_campaign
 from uqbias.md.reporters import read_hills
 

@@ -16,7 +16,7 @@ from ase import Atoms
 from command_line import call, refused
 from peroxide_oracle import Peroxide, geometry, write_structure
 
-from uqbias.campaign.exploration import build_bias
+from uqbias.campaign.parts import build_bias
 from uqbias.cli.sampling_options import bias_sections
 from uqbias.data import Frames, read_frames, write_frames
 from uqbias.errors import UqbiasError

@@ -13,7 +13,7 @@ from uqbias.bias.base import Bias
 from uqbias.campaign.bias_kinds import SECTIONS, MetadynamicsSection
 from uqbias.campaign.config import check_campaign
 from uqbias.campaign.dry_run import check_exploration
-from uqbias.campaign.exploration import build_bias, build_variables, completed, periods_of
+from uqbias.campaign.parts import build_bias, build_variables, completed, periods_of
 from uqbias.campaign.template import campaign_template
 from uqbias.campaign.variable_kinds import SECTIONS as VARIABLE_SECTIONS
 from uqbias.errors import UqbiasError

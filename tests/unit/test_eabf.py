@@ -265,6 +265,7 @@ def test_forces_on_atoms_and_on_the_extended_variable(tiny_model, tiny_positions
         {"mass": -1},
         {"bin_width": 0},
         {"full_samples": 0},
+        {"full_samples": 2.5},
         {"pace": 0},
         {"temperature": 0},
         {"periods": [-1.0]},

@@ -161,7 +161,7 @@ class RunFolder:
     def _restored(self) -> list[Bias]:
         import torch
 
-        from uqbias.campaign.exploration import build_bias
+        from uqbias.campaign.parts import build_bias
 
         if not self.facts["biases"]:
             return []

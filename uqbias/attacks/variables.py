@@ -89,7 +89,7 @@ class Variables(DistortionSpace):
         UqbiasError
             If a variable is not defined.
         """
-        from uqbias.campaign.exploration import build_variables
+        from uqbias.campaign.parts import build_variables
 
         defined = dict(variables or {})
         chosen = list(defined) if names is None else [names] if isinstance(names, str) else list(names)

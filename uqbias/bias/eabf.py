@@ -15,7 +15,7 @@ from uqbias.bias.base import Array, Bias, Extended, Probe
 from uqbias.bias.czar import Bins, czar
 from uqbias.bias.grid import GrowingGrid, hermite
 from uqbias.bias.metadynamics import Metadynamics
-from uqbias.bias.options import per_variable, positive
+from uqbias.bias.options import per_variable, positive, whole
 from uqbias.errors import UqbiasError
 from uqbias.units import kt
 from uqbias.variables.names import EXTENDED
@@ -84,8 +84,7 @@ class ExtendedABF(Bias):
             ("temperature", temperature),
         ):
             positive(self.kind, name, value)
-        if not full_samples >= 1:
-            raise UqbiasError(f"{self.kind} with full_samples {full_samples}", "give 1 or more")
+        whole(self.kind, "full_samples", full_samples, 1)
         self.period: float | None = per_variable(self.kind, "periods", periods, 1)[0]
         if self.period is not None:
             positive(self.kind, "periods", self.period)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from uqbias.campaign.config import CampaignFile
-from uqbias.campaign.exploration import build_bias, build_variables, completed, periods_of
+from uqbias.campaign.parts import build_bias, build_variables, completed, periods_of
 from uqbias.campaign.schema import Campaign
 from uqbias.data import Frames
 from uqbias.errors import UqbiasError

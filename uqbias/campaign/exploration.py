@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from uqbias.campaign.parts import BiasParts, build_bias, build_variables, completed, periods_of
 from uqbias.errors import UqbiasError
 from uqbias.files import sha256
-from uqbias.registry import BIASES
-from uqbias.variables.names import EXTENDED
 
 if TYPE_CHECKING:
     from uqbias.bias.base import BiasSum
@@ -25,13 +23,9 @@ if TYPE_CHECKING:
     from uqbias.md.observation import ExternalBias, Observation
     from uqbias.md.run_folder import RunWriter
     from uqbias.md.walkers import Walkers
-    from uqbias.topology import Topology
     from uqbias.variables.base import CollectiveVariable
 
 Array = NDArray[np.float64]
-#: (kind, options) of each part of a bias.
-BiasParts = tuple[tuple[str, dict[str, Any]], ...]
-Periods = Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -76,117 +70,6 @@ class Exploration:
     energies: Array | None = None
     names: tuple[str, ...] = ()
     known: Array | None = None
-
-
-def build_bias(parts: BiasParts, temperature: float, periods: Periods | None = None) -> BiasSum:
-    """Sum of the biases named.
-
-    Parameters
-    ----------
-    parts : (kind, options) of each; see `completed` for what may be left out.
-    temperature : K.
-    periods : of the variables that have one, by name.
-
-    Raises
-    ------
-    UqbiasError
-        If a kind or an option is not known, or out of range.
-    """
-    from uqbias.bias.base import BiasSum
-
-    built = []
-    for kind, options in completed(parts, temperature, periods):
-        try:
-            built.append(BIASES.get(kind)(**options))
-        except TypeError as error:
-            raise UqbiasError(f"bias '{kind}' with {options}: {error}", "check its options") from None
-    return BiasSum(built)
-
-
-def completed(
-    parts: BiasParts, temperature: float, periods: Periods | None = None, lowest: float | None = None
-) -> BiasParts:
-    """The parts with the temperature of the MD, the periods of their variables and numbers in place of ``lowest``.
-
-    Parameters
-    ----------
-    lowest : driver's lowest value over the labelled frames, for ``reflect_at: lowest``.
-
-    Raises
-    ------
-    UqbiasError
-        If a kind is not known, or a variable has a period and the bias has no use for one.
-    """
-    known = dict(periods or {})
-    known |= {f"{EXTENDED}{name}": period for name, period in known.items()}
-    result = []
-    for kind, options in parts:
-        taken = inspect.signature(BIASES.get(kind)).parameters
-        full = dict(options)
-        names = full.get("variables", ("u",))
-        names = (names,) if isinstance(names, str) else names
-        own = [known.get(name) for name in names]
-        if "temperature" in taken:
-            full.setdefault("temperature", temperature)
-        if "periods" in taken:
-            full.setdefault("periods", own)
-        elif any(own):
-            raise UqbiasError(f"{kind} on '{names[0]}', which is periodic", "choose a variable without a period")
-        if "reflect_at" in full and lowest is not None:
-            full["reflect_at"] = _reflected(full["reflect_at"], names, lowest)
-        result.append((kind, full))
-    return tuple(result)
-
-
-def _reflected(bound: Any, names: Sequence[str], lowest: float) -> Any:
-    """Bounds with ``lowest`` as a number for the driver and None for variables that have no such bound."""
-
-    def one(value: Any, name: str) -> Any:
-        if value != "lowest":
-            return value
-        return lowest if name == "u" else None
-
-    if isinstance(bound, list | tuple):
-        return [one(value, name) for value, name in zip(bound, names, strict=True)]
-    if bound != "lowest":
-        return bound
-    found = [one(bound, name) for name in names]
-    return found[0] if len(found) == 1 else found
-
-
-def build_variables(
-    specs: Mapping[str, Mapping[str, Any]], topology: Topology, start: Array | None = None
-) -> dict[str, CollectiveVariable]:
-    """Collective variables of a campaign by name.
-
-    Parameters
-    ----------
-    specs : ``kind`` and options of each, as in a campaign file.
-    start : [N, 3] nm, geometry that variables with a reference refer to where they are given none.
-
-    Raises
-    ------
-    UqbiasError
-        With the name of the variable, if it does not fit the molecule.
-    """
-    import torch
-
-    from uqbias.variables.base import build_variable
-
-    found = {}
-    for name, spec in specs.items():
-        if hasattr(torch.nn.ModuleDict(), name):
-            raise UqbiasError(f"variables.{name}: the name is taken by torch", "choose another")
-        try:
-            found[name] = build_variable(dict(spec), topology, start)
-        except UqbiasError as error:
-            raise UqbiasError(f"variables.{name}: {error.what}", error.cure) from None
-    return found
-
-
-def periods_of(variables: Mapping[str, CollectiveVariable]) -> dict[str, float]:
-    """Periods of the variables that have one."""
-    return {name: variable.period for name, variable in variables.items() if variable.period is not None}
 
 
 def make_guard(job: Exploration, model: Any) -> Any:

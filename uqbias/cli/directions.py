@@ -160,6 +160,7 @@ def _oracle(kind: str, entries: Sequence[str], numbers: Sequence[int]) -> Any:
 
     import yaml
 
+    from uqbias.campaign.config import Loader
     from uqbias.oracles.base import make_oracle
     from uqbias.registry import ORACLES
 
@@ -169,7 +170,7 @@ def _oracle(kind: str, entries: Sequence[str], numbers: Sequence[int]) -> Any:
         if not (key.strip() and separator):
             raise UqbiasError(f"--oracle-option {entry}", "write --oracle-option KEY=VALUE")
         try:
-            options[key.strip()] = yaml.safe_load(text)
+            options[key.strip()] = yaml.load(text, Loader=Loader)
         except yaml.YAMLError as error:
             raise UqbiasError(f"--oracle-option {entry}: '{text}' is not a YAML value", "quote it") from error
     if "numbers" in inspect.signature(ORACLES.get(kind)).parameters and not {"numbers", "structure"} & set(options):
