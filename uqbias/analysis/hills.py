@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from uqbias.md.plumed_files import bounds_of, read_text, stated_values
 from uqbias.md.reporters import hill_variables, parse_hills
 
 Array = NDArray[np.float64]
-
-#: A multiple or fraction of pi, as PLUMED writes the bounds of angles: -pi, 2*pi, pi/2.
-_OF_PI = re.compile(r"([+-]?)(?:(\d*\.?\d+)\*)?pi(?:/(\d*\.?\d+))?")
 
 
 @dataclass(frozen=True)
@@ -78,31 +74,11 @@ def load_hills(path: Path, timestep_fs: float) -> Hills | None:
     UqbiasError
         If it is not a HILLS file or a line is bad; the message names the line.
     """
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
     rows = parse_hills(text, path, timestep_fs)
     if not len(rows):
         return None
-    names: list[str] = []
-    found: dict[str, float] = {}
-    for line in text.splitlines():
-        if not line.lstrip().startswith("#!"):
-            continue
-        match line.split()[1:]:
-            case ["FIELDS", *fields]:
-                names = hill_variables(fields[: fields.index("biasf") + 1])
-            case ["SET", key, value] if key.startswith(("min_", "max_")):
-                found[key] = _bound(value)
-    pairs = [(found.get(f"min_{name}", math.nan), found.get(f"max_{name}", math.nan)) for name in names]
-    bounds = tuple((low, high) if 0 < high - low < math.inf else None for low, high in pairs)
+    fields = next(line.split()[2:] for line in text.splitlines() if line.split()[:2] == ["#!", "FIELDS"])
+    names, stated = hill_variables(fields[: fields.index("biasf") + 1]), stated_values(text)
+    bounds = tuple(bounds_of(stated, name) for name in names)
     return Hills(tuple(names), bounds, rows["centre"], rows["sigma"], rows["height"])
-
-
-def _bound(text: str) -> float:
-    """A number or a multiple of pi; NaN for what is neither."""
-    try:
-        if of_pi := _OF_PI.fullmatch(text):
-            sign, times, over = of_pi.groups()
-            return float(f"{sign}{times or 1}") * math.pi / float(over or 1)
-        return float(text)
-    except (ValueError, ZeroDivisionError):
-        return math.nan

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 
 from uqbias.bias.metadynamics import Metadynamics
 from uqbias.errors import UqbiasError
+
+#: A multiple or fraction of pi: -pi, 2pi, 2*pi, pi/2.
+_OF_PI = re.compile(r"([+-]?)(?:(\d*\.?\d+)\*?)?pi(?:/(\d*\.?\d+))?")
 
 
 def read_text(path: str | Path) -> str:
@@ -71,14 +75,13 @@ def parse_plumed(text: str, path: Path) -> tuple[list[str], NDArray[np.float64],
 
 def check_stated(text: str, path: str | Path, bias: Metadynamics) -> None:
     """Compare kernel and periods with a HILLS file's ``#! SET`` lines; older PLUMED states no kernel."""
-    lines = [line.split() for line in text.splitlines() if line.startswith("#!")]
-    stated = {words[2]: words[3] for words in lines if words[1:2] == ["SET"] and len(words) == 4}
+    stated = stated_values(text)
     if (kernel := stated.get("kerneltype", bias.kernel)) != bias.kernel:
         raise UqbiasError(f"{path} holds hills of the kernel {kernel}, this bias has {bias.kernel}", "use the same")
     for name, period in zip(bias.variables, bias.periods, strict=True):
-        if not {f"min_{name}", f"max_{name}"} <= stated.keys():
+        if (bounds := bounds_of(stated, name)) is None:
             continue
-        there = _bound(stated[f"max_{name}"]) - _bound(stated[f"min_{name}"])
+        there = bounds[1] - bounds[0]
         if period is None or not math.isclose(there, period, rel_tol=1e-6):
             raise UqbiasError(
                 f"{path} holds hills on {name} with period {there:.6g}, in this bias its period is {period}",
@@ -86,10 +89,24 @@ def check_stated(text: str, path: str | Path, bias: Metadynamics) -> None:
             )
 
 
-def _bound(word: str) -> float:
-    """A number as PLUMED takes it: ``-pi``, ``2pi`` and ``2*pi`` too; NaN if it is none."""
-    factor = word.removesuffix("pi").removesuffix("*")
+def stated_values(text: str) -> dict[str, str]:
+    """What the ``#! SET`` lines of a file state."""
+    lines = [line.split() for line in text.splitlines() if line.lstrip().startswith("#!")]
+    return {words[2]: words[3] for words in lines if words[1:2] == ["SET"] and len(words) == 4}
+
+
+def bounds_of(stated: Mapping[str, str], name: str) -> tuple[float, float] | None:
+    """Minimum and maximum of a variable with a period; None where none, or no finite range, is stated."""
+    low, high = (_number(stated.get(f"{end}_{name}", "")) for end in ("min", "max"))
+    return (low, high) if 0 < high - low < math.inf else None
+
+
+def _number(word: str) -> float:
+    """A number or a multiple of pi as PLUMED takes it; NaN if it is neither."""
     try:
-        return float(factor + "1" if factor in {"", "+", "-"} else factor) * (math.pi if word.endswith("pi") else 1.0)
-    except ValueError:
+        if of_pi := _OF_PI.fullmatch(word):
+            sign, times, over = of_pi.groups()
+            return float(f"{sign}{times or 1}") * math.pi / float(over or 1)
+        return float(word)
+    except (ValueError, ZeroDivisionError):
         return math.nan
