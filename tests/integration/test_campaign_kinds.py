@@ -16,7 +16,8 @@ from uqbias.model import UncertaintyModel
 CASES = {
     "trained judge": {"uncertainty": {"kind": "mve", "hidden": 4}},
     "committee as judge": {"uncertainty": {"kind": "committee", "quantity": "forces", "bootstrap": True}},
-    "committee as driver": {"cv": {"kind": "committee"}, "potential": {"n_members": 3}},
+    # In kJ/mol, where the cap of the defaults is for nats.
+    "committee as driver": {"cv": {"kind": "committee"}, "potential": {"n_members": 3}, "guards": {"cv_cap": None}},
     "rigidity on neighbours": {"uncertainty": {"kind": "llpr"}, "cv": {"kind": "distance", "metric": "knn", "k": 3}},
     "expected error": {"uncertainty": {"kind": "evidential"}, "calibration": {"kind": "variance_scaling"}},
 }

@@ -180,7 +180,7 @@ def _check(job: Exploration, at_start: Evaluated) -> None:
     if cap is not None and lowest > cap:
         raise UqbiasError(
             f"guards.cv_cap = {cap:g} is below the driver in all start frames, {lowest:.4g} at least",
-            "raise it (of uqbias md: --cap, or --wall, which it follows)",
+            "raise it, or null for none (of uqbias md: --cap, or --wall, which it follows)",
         )
 
 
