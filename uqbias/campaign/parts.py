@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from uqbias.errors import UqbiasError
 from uqbias.registry import BIASES
-from uqbias.variables.names import EXTENDED
+from uqbias.variables.names import EXTENDED, is_of_torch
 
 if TYPE_CHECKING:
     from uqbias.bias.base import BiasSum
@@ -115,13 +115,11 @@ def build_variables(
     UqbiasError
         With the name of the variable, if it does not fit the molecule.
     """
-    import torch
-
     from uqbias.variables.base import build_variable
 
     found = {}
     for name, spec in specs.items():
-        if hasattr(torch.nn.ModuleDict(), name):
+        if is_of_torch(name):
             raise UqbiasError(f"variables.{name}: the name is taken by torch", "choose another")
         try:
             found[name] = build_variable(dict(spec), topology, start)

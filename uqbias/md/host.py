@@ -19,7 +19,7 @@ from uqbias.compile.fused import FusedEvaluator
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.md.external import is_force
 from uqbias.md.stack import choose_backend
-from uqbias.variables.names import OF_MODEL, is_taken
+from uqbias.variables.names import OF_MODEL, is_of_torch, is_taken
 
 #: Steps between observations where no bias has a pace.
 PACE = 50
@@ -114,7 +114,7 @@ def sort_variables(
             raise UqbiasError(
                 f"variable '{name}' is a {type(one).__name__}", "give a CollectiveVariable or openmm.Force"
             )
-        if isinstance(one, torch.nn.Module) and hasattr(torch.nn.ModuleDict(), name):
+        if isinstance(one, torch.nn.Module) and is_of_torch(name):
             raise UqbiasError(f"a variable called '{name}', a name that torch takes", "choose another name")
         if name in used:
             (modules if isinstance(one, torch.nn.Module) else forces)[name] = one

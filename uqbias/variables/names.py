@@ -15,3 +15,10 @@ COLUMNS = ("time", "bias", "restarted", "height", "biasf", "clock")
 def is_taken(name: str) -> bool:
     """Whether a model, COLVAR or HILLS has something else of this name, so that no variable can."""
     return name in (*OF_MODEL, *COLUMNS) or name.startswith((EXTENDED, SIGMA))
+
+
+def is_of_torch(name: str) -> bool:
+    """Whether torch's dictionary of modules has an attribute of this name, so that no module in it can."""
+    import torch
+
+    return hasattr(torch.nn.ModuleDict(), name)
