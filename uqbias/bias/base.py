@@ -215,6 +215,11 @@ class BiasSum(Bias):
         self._collect()
 
 
+def parts_of(bias: Bias | None) -> list[Bias]:
+    """The biases that add up to this one; none for None."""
+    return [] if bias is None else list(getattr(bias, "biases", [bias]))
+
+
 _OTHER = object()
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from uqbias.bias.base import parts_of
 from uqbias.errors import UqbiasError
 from uqbias.files import write_arrays, write_text
 from uqbias.md.observation import Observation
@@ -179,7 +180,7 @@ class RunWriter:
             ColvarFiles(folder / "COLVAR", walkers.n_walkers, names=walkers.evaluator.names, append=append)
         )
         self._observers = [colvar]
-        hills = hill_files(folder / "HILLS", getattr(walkers.bias, "biases", [walkers.bias]))
+        hills = hill_files(folder / "HILLS", parts_of(walkers.bias))
         for path, part in hills:
             self._observers.append(self._files.enter_context(HillsFile(path, part, walkers.timestep_fs, append=append)))
         self._events = self._files.enter_context(

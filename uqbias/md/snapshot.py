@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from uqbias.bias.base import parts_of
 from uqbias.errors import UqbiasError
 from uqbias.files import write_arrays
 
@@ -55,7 +56,7 @@ def write_snapshot(
         "version": VERSION,
         "atomic_numbers": list(numbers),
         "bias": _description(bias),
-        "bias_options": [part.options() for part in _parts(bias)],
+        "bias_options": [part.options() for part in parts_of(bias)],
         "own": dict(own),
     }
     write_arrays(path, {"manifest": np.array(json.dumps(manifest)), **arrays, **held})
@@ -230,17 +231,13 @@ def _check_particles(path: str | Path, arrays: Mapping[str, NDArray[Any]], count
         )
 
 
-def _parts(bias: Bias | None) -> list[Bias]:
-    return [] if bias is None else list(getattr(bias, "biases", [bias]))
-
-
 def _description(bias: Bias | None) -> list[Any]:
-    return [[part.kind, list(part.variables)] for part in _parts(bias)]
+    return [[part.kind, list(part.variables)] for part in parts_of(bias)]
 
 
 def _check_options(path: Path, saved: Any, bias: Bias | None) -> None:
     """Compare what both have: earlier versions wrote no options, or did not know all that there are now."""
-    for part, old in zip(_parts(bias), saved or (), strict=False):
+    for part, old in zip(parts_of(bias), saved or (), strict=False):
         for name, value in part.options().items():
             if name in old and old[name] != value:
                 raise UqbiasError(
