@@ -191,29 +191,19 @@ def test_quantities_and_numbers():
     assert free_energy[0, 7].value_in_unit(unit.kilojoules_per_mole) == pytest.approx(expected)
 
 
-def test_processes_share_a_folder(tmp_path):
-    def shared(system):
-        variable = uqbias.BiasVariable(coordinate("x"), biasWidth=0.05)
-        return uqbias.Metadynamics(system, [variable], 300, 5, 0.3, 10, 20, tmp_path / "bias", **QUIET)
+def in_a_folder(folder, save_frequency, seed=0):
+    """Metadynamics of a process that shares a folder, and its Simulation."""
+    system, topology = particles()
+    system.addForce(field())
+    variable = uqbias.BiasVariable(coordinate("x"), biasWidth=0.05)
+    bias = uqbias.Metadynamics(system, [variable], 300, 5, 0.3, 10, save_frequency, folder, **QUIET)
+    integrator = openmm.LangevinMiddleIntegrator(300, 5.0, 0.002)
+    integrator.setRandomNumberSeed(seed)
+    return bias, simulate(system, topology, integrator)
 
-    pair = []
-    for seed in (1, 2):
-        system, topology = particles()
-        system.addForce(field())
-        bias = uqbias.Metadynamics(
-            system,
-            [uqbias.BiasVariable(coordinate("x"), biasWidth=0.05)],
-            300,
-            5,
-            0.3,
-            10,
-            20,
-            tmp_path / "bias",
-            **QUIET,
-        )
-        integrator = openmm.LangevinMiddleIntegrator(300, 5.0, 0.002)
-        integrator.setRandomNumberSeed(seed)
-        pair.append((bias, simulate(system, topology, integrator)))
+
+def test_processes_share_a_folder(tmp_path):
+    pair = [in_a_folder(tmp_path / "bias", save_frequency=20, seed=seed) for seed in (1, 2)]
     for _ in range(3):
         for bias, simulation in pair:
             bias.step(simulation, 40)
@@ -227,12 +217,30 @@ def test_processes_share_a_folder(tmp_path):
     files = sorted((tmp_path / "bias").glob("HILLS.*"))
     assert [len(read_hills(path, 2.0)) for path in files] == [14, 14]
     # One that comes later begins with what is there.
-    system, topology = particles()
-    late = shared(system)
-    simulation = simulate(system, topology, openmm.LangevinMiddleIntegrator(300, 5.0, 0.002))
+    late, simulation = in_a_folder(tmp_path / "bias", save_frequency=20)
     simulation.reporters.append(late)
     simulation.step(1)
     assert len(late.metadynamics.hills) == 28
+
+
+def test_a_shared_folder_misses_no_hill_of_a_process_that_ends(tmp_path):
+    """Hills since the last exchange, those of a snapshot between two, and those after it."""
+
+    bias, simulation = in_a_folder(tmp_path / "bias", save_frequency=40)
+    bias.step(simulation, 10)
+    # What a kill within the report of step 20 leaves: the snapshot has its hill, and so has the folder.
+    bias.metadynamics.update(20, np.array([[0.2]]))
+    bias.save(simulation, tmp_path / "snapshot.npz")
+    assert [len(read_hills(path, 2.0)) for path in (tmp_path / "bias").glob("HILLS.*")] == [2]
+    again, other = in_a_folder(tmp_path / "bias", save_frequency=40)
+    again.load(other, tmp_path / "snapshot.npz")
+    for name in ("step", "centre", "height"):
+        np.testing.assert_allclose(again.metadynamics.hills[name], bias.metadynamics.hills[name], rtol=1e-12)
+    again.step(other, 30)
+    assert sum(len(read_hills(path, 2.0)) for path in (tmp_path / "bias").glob("HILLS.*")) == 5
+    late, third = in_a_folder(tmp_path / "bias", save_frequency=40)
+    late.step(third, 1)
+    assert len(late.metadynamics.hills) == 5
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,13 @@ def test_gamd_on_the_energy_of_a_force_field():
     np.testing.assert_allclose(scaled, -parameters["k"] * below, rtol=1e-6)
 
 
+def test_gamd_does_not_boost_an_energy_that_does_not_drive(tiny_model):
+    system, _ = particles(tiny_model.numbers)
+    with pytest.raises(UqbiasError, match=r"gamd boosts the model's energy, but .* give drive='model', or the energy"):
+        uqbias.Sampling(system, tiny_model, [GaMD()], **QUIET)
+    assert system.getNumForces() == 0
+
+
 @pytest.mark.parametrize("followed", [False, True])
 def test_tau_is_not_adapted_to_forces_that_nobody_sees(tiny_model, followed):
     """The gradient of a Force is not in the graph, so that tau would stay 0 without a word."""

@@ -190,6 +190,8 @@ def test_kinds_and_overrides(folder, tmp_path, options, expected):
         (["--bias", "linear", *PHI, "--on", "phi"], "linear on 'phi', which is periodic"),
         (["--bias", "gamd"], "options: gamd.conventional_steps = 2000 with md.steps = 40: the boost never begins"),
         (["--platform", "Cuda"], "no OpenMM platform 'Cuda'"),
+        (["--bias", "gamd", "--on", "u"], "--on u for --bias gamd; it boosts the energy; leave --on out"),
+        (["--bias", "none", "--on", "u"], "--on u for --bias none; leave it out"),
     ],
 )
 def test_refused(folder, tmp_path, options, expected):

@@ -42,8 +42,11 @@ def md(
         ),
     ] = "metadynamics",
     on: Annotated[
-        str, typer.Option(metavar="NAME,...", help="Variables that are biased: u (the driver), or any --variable.")
-    ] = "u",
+        str | None,
+        typer.Option(
+            metavar="NAME,...", help="Variables that are biased: u, the driver, by default; or any --variable."
+        ),
+    ] = None,
     variable: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=KIND:ATOMS", help="A collective variable, as phi=dihedral:4,6,8,14; repeatable."),
@@ -115,7 +118,7 @@ def md(
         cap = wall + 2.0
     settings = _settings(
         kinds,
-        [name.strip() for name in on.split(",")],
+        None if on is None else [name.strip() for name in on.split(",")],
         variable or (),
         {"height": height, "sigma": sigma, "biasfactor": biasfactor},
         wall,
@@ -170,7 +173,7 @@ def md(
 
 def _settings(
     kinds: Sequence[str],
-    names: Sequence[str],
+    names: Sequence[str] | None,
     variables: Sequence[str],
     short: dict[str, float | None],
     wall: float | None,

@@ -84,7 +84,7 @@ def parse_variables(entries: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def bias_sections(
     kinds: Sequence[str],
-    names: Sequence[str],
+    names: Sequence[str] | None,
     variables: Mapping[str, Mapping[str, Any]],
     pace: int,
     short: Mapping[str, Any],
@@ -93,15 +93,19 @@ def bias_sections(
 
     Parameters
     ----------
-    names : of the variables that they act on.
+    names : of the variables that they act on; None for the driver.
     variables : sections of those that are not the model's.
     short : values of the options in `SHORT`; None where not given.
 
     Raises
     ------
     UqbiasError
-        If a name is not defined, or a short option is for none of the kinds.
+        If a name is not defined, or names or a short option are for none of the kinds.
     """
+    if names is not None and set(kinds) <= set(OF_ENERGY):
+        cure = "it boosts the energy; leave --on out, or use --set gamd.variables=[NAME]" if kinds else "leave it out"
+        raise UqbiasError(f"--on {','.join(names)} for --bias {','.join(kinds) or 'none'}", cure)
+    names = ["u"] if names is None else names
     valid = ["u", "uncertainty", "energy", *variables]
     for name in names:
         if name not in valid:

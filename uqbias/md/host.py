@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from uqbias.bias.base import Array, BiasSum, Probe
+from uqbias.bias.gamd import GaMD
 from uqbias.bias.linear import Linear
 from uqbias.compile.fused import FusedEvaluator
 from uqbias.errors import UqbiasError, did_you_mean
@@ -75,6 +76,16 @@ def check_temperatures(bias: BiasSum, temperature: float) -> None:
         if own is not None and not math.isclose(own, temperature, rel_tol=1e-6):
             raise UqbiasError(
                 f"{part.kind} for {own:g} K in a run at {temperature:g} K", "give both the same temperature"
+            )
+
+
+def check_boosts(bias: BiasSum, drive: str) -> None:
+    """Raise UqbiasError if a GaMD is to boost the model's energy where another energy drives."""
+    for part in bias.biases:
+        if isinstance(part, GaMD) and part.variables == ("energy",) and drive != "model":
+            raise UqbiasError(
+                "gamd boosts the model's energy, but the System's own forces drive (drive='bias')",
+                "give drive='model', or the energy that drives: GaMD(variables=['V']) with variables={'V': system}",
             )
 
 

@@ -121,9 +121,9 @@ class Metadynamics(Sampling):
     biasFactor : γ > 1; None for standard metadynamics.
     height : of the hills, kJ/mol.
     frequency : steps between hills.
-    saveFrequency, biasDir : every so many steps (a multiple of ``frequency``) the hills are exchanged with the other
-        processes that have the same folder; hills that are there already act from the beginning. See `SharedHills`. No
-        other HILLS file is written then.
+    saveFrequency, biasDir : every so many steps (a multiple of ``frequency``) the hills of the other processes that
+        have the same folder are taken over; this one's are there at once, and hills that are there already act from the
+        beginning. See `SharedHills`. No other HILLS file is written then.
     model : the model, where none of the variables is one, but a `CollectiveVariable` counts its atoms or ``drive`` is
         ``model``.
     wall : value of the first variable where an upper wall begins; None for no wall.
@@ -196,10 +196,20 @@ class Metadynamics(Sampling):
         self._shared: SharedHills | None = None
 
     def report(self, simulation: Any, state: Any) -> None:
-        """Deposit a hill; every ``saveFrequency`` steps exchange hills with the other processes."""
+        """Deposit a hill; every ``saveFrequency`` steps take over those of the other processes."""
         super().report(simulation, state)
-        if self._shared is not None and self._folder is not None and simulation.currentStep % self._folder[1] == 0:
+        if self._shared is None or self._folder is None:
+            return
+        if simulation.currentStep % self._folder[1]:
+            self._shared.write()
+        else:
             self._shared.sync()
+
+    def save(self, simulation: Any, path: str | Path) -> None:
+        """As of `Sampling`; with ``biasDir`` the hills are in that folder before the snapshot is."""
+        if self._shared is not None:
+            self._shared.write()
+        super().save(simulation, path)
 
     def load(self, simulation: Any, path: str | Path) -> None:
         """As of `Sampling`; with ``biasDir`` the hills are those in that folder."""

@@ -107,6 +107,7 @@ class Sampling:
         self.bias = BiasSum(biases)
         self.names: tuple[str, ...] = self.bias.variables if self.bias.biases else ()
         host.check_temperatures(self.bias, self.temperature)
+        host.check_boosts(self.bias, drive)
         self.pace, self.stride = host.choose_paces(self.bias, pace, stride)
         self._snapshot = host.choose_snapshot(snapshot, snapshot_every, self.pace)
         graph, forces = host.sort_variables(self.bias, variables or {}, with_model=model is not None)

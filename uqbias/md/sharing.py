@@ -51,15 +51,22 @@ class SharedHills:
             self._append(hills_header(bias))
         self._own = len(bias.hills)
 
-    def sync(self) -> int:
-        """Write this process's new hills, take over those of the others; returns how many came.
-
-        Call it between steps, right after the bias's own update.
-        """
+    def write(self) -> None:
+        """Append this process's new hills to its file: a kill loses none of them, a power cut those since `sync`."""
         hills = self.bias.hills
         if len(hills) > self._own:
             self._append(hills_lines(hills[self._own :], self.timestep_fs * 1e-3))
-        before = len(hills)
+            self._own = len(hills)
+
+    def sync(self) -> int:
+        """`write`, and take over the hills of the others; returns how many came.
+
+        Call it between steps, right after the bias's own update.
+        """
+        self.write()
+        with self.path.open("rb") as stream:
+            os.fsync(stream)
+        before = len(self.bias.hills)
         for path in sorted(self.folder.glob("HILLS.*")):
             if path != self.path:
                 self._deposit(path)
@@ -67,13 +74,9 @@ class SharedHills:
         return self._own - before
 
     def _append(self, text: str) -> None:
-        # One write of whole lines to a file opened for appending; on disk before the others may count on it.
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            os.write(descriptor, text.encode())
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        # One write of whole lines, which the others may read at any time.
+        with self.path.open("ab", buffering=0) as stream:
+            stream.write(text.encode())
 
     def _deposit(self, path: Path) -> None:
         """Add the hills that came to a file since it was last read."""
