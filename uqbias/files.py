@@ -1,10 +1,12 @@
-"""Writing files so that a reader never sees half of one."""
+"""Files that a reader never sees half of, and what is read of those that are not whole."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +63,30 @@ def write_arrays(path: str | Path, arrays: Mapping[str, Any], *, compressed: boo
     # A stream, since NumPy would add its suffix to a name.
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         write(stream, **dict(arrays))
+
+
+def read_arrays(path: Path, what: str, cure: str) -> dict[str, Any]:
+    """All arrays of a ``.npz`` file, by name.
+
+    Parameters
+    ----------
+    what, cure : for the message: what the file should be, and what to do where it is not.
+
+    Raises
+    ------
+    UqbiasError
+        If it is missing, cut short, or of another kind.
+    """
+    import numpy as np
+
+    if not path.is_file():
+        raise UqbiasError(f"no such {what}: {path}", cure)
+    try:
+        # Of a single array, a .npy file, NumPy makes no context: a TypeError. Of an encrypted file: a RuntimeError.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
+            return dict(content)
+    except (TypeError, ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise UqbiasError(f"{path} is not a whole {what} ({error})", cure) from error
 
 
 def check_directory(path: Path) -> None:

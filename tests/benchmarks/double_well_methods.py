@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from uqbias.analysis.multistate import window_log_weights
-from uqbias.analysis.reweighting import Hills, cumulant_log_factors, reweighting_offset
+from uqbias.analysis.reweighting import HillHistory, cumulant_log_factors, reweighting_offset
 from uqbias.bias.czar import czar_series
 from uqbias.bias.eabf import ExtendedABF, WellTemperedExtendedABF
 from uqbias.bias.gamd import GaMD
@@ -33,7 +33,7 @@ def offset(run, frames):
     hills = part.hills
     nothing = [None] * hills["centre"].shape[1]
     steps, c = reweighting_offset(
-        Hills(hills["step"], hills["centre"], hills["sigma"], hills["height"], part.biasfactor, nothing, nothing),
+        HillHistory(hills["step"], hills["centre"], hills["sigma"], hills["height"], part.biasfactor, nothing, nothing),
         run.problem.kT,
     )
     return c[np.searchsorted(steps, frames.step)]

@@ -342,7 +342,7 @@ def test_folder_without_a_run(tmp_path, simple):
     (tmp_path / "run.json").write_bytes((simple / "run.json").read_bytes())
     assert "no observations.npz" in refused(tmp_path)
     (tmp_path / "observations.npz").write_bytes((simple / "observations.npz").read_bytes()[:-200])
-    assert "cannot be read" in refused(tmp_path)
+    assert "is not a whole file of a run" in refused(tmp_path)
     newer = changed(simple, tmp_path / "newer", version=2)
     assert "of format uqbias-run 2; update uqbias" in refused(newer)
 
@@ -413,7 +413,7 @@ def test_observations_of_another_format(simple, tmp_path):
     run = changed(simple, tmp_path / "run")
     with (run / "observations.npz").open("wb") as stream:
         np.save(stream, np.zeros(3))
-    assert f"{run / 'observations.npz'} cannot be read" in refused(run, "--cv", "x")
+    assert f"{run / 'observations.npz'} is not a whole file of a run" in refused(run, "--cv", "x")
 
 
 def test_runs_that_do_not_belong_together(simple, tmp_path):

@@ -25,7 +25,7 @@ from uqbias.analysis.estimators import Frames, deposition_steps, tiwary_parrinel
 from uqbias.analysis.free_energy import free_energy
 from uqbias.analysis.multistate import mbar, overlap, solve_mbar, window_log_weights
 from uqbias.analysis.reweighting import (
-    Hills,
+    HillHistory,
     anharmonicity,
     cumulant_log_factors,
     free_energy_of,
@@ -42,7 +42,7 @@ RANGE = [(-1.8, 1.8)]
 
 def hills_at(centres, heights, *, sigma=0.1, biasfactor=10.0, period=None, lowest=None, together=1):
     n = len(centres)
-    return Hills(
+    return HillHistory(
         step=np.arange(n) // together * 50 + 50,
         centre=np.reshape(centres, (n, -1)),
         sigma=np.full((n, np.reshape(centres, (n, -1)).shape[1]), sigma),

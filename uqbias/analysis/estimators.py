@@ -13,7 +13,7 @@ from scipy.special import logsumexp
 
 from uqbias.analysis.free_energy_result import Axis
 from uqbias.analysis.multistate import mbar, minimum_image, overlap, window_log_weights
-from uqbias.analysis.reweighting import Hills, cumulant_log_factors, log_density, reweighting_offset
+from uqbias.analysis.reweighting import HillHistory, cumulant_log_factors, log_density, reweighting_offset
 from uqbias.analysis.run_folder import Column, RunFolder
 from uqbias.bias.base import Bias
 from uqbias.bias.czar import czar
@@ -201,7 +201,9 @@ def tiwary_parrinello_offset(frames: Frames) -> Array:
     if _was_fixed(frames, step):
         return np.zeros(len(frames))
     steps, c = reweighting_offset(
-        Hills(step, hills["centre"], hills["sigma"], hills["height"], part.biasfactor, part.periods, part.reflect_at),
+        HillHistory(
+            step, hills["centre"], hills["sigma"], hills["height"], part.biasfactor, part.periods, part.reflect_at
+        ),
         frames.kt,
     )
     return np.asarray(c[np.searchsorted(steps, frames.step)])

@@ -92,7 +92,7 @@ def jackknife_error(replicates: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class Hills:
+class HillHistory:
     """The hills of a metadynamics run, in the order of deposition.
 
     Attributes
@@ -114,7 +114,7 @@ class Hills:
     lowest: Sequence[float | None]
 
 
-def reweighting_offset(hills: Hills, kt: float) -> tuple[Indices, Array]:
+def reweighting_offset(hills: HillHistory, kt: float) -> tuple[Indices, Array]:
     """c(t) of Tiwary and Parrinello, J. Phys. Chem. B 119, 736 (2015), the bias's own growth in time.
 
     c(t) = kT ln [∫ ds exp(γ/(γ-1) V(s,t)/kT) / ∫ ds exp(1/(γ-1) V(s,t)/kT)]; untempered, γ → ∞: kT ln ⟨exp(V/kT)⟩ over
@@ -172,7 +172,7 @@ def reweighting_offset(hills: Hills, kt: float) -> tuple[Indices, Array]:
 class _Grid:
     """Points that cover all hills, and each hill's kernel on the points near it."""
 
-    def __init__(self, hills: Hills) -> None:
+    def __init__(self, hills: HillHistory) -> None:
         self.hills = hills
         width = hills.sigma.min(axis=0)
         d = len(width)

@@ -17,6 +17,7 @@ from uqbias.analysis.free_energy_surface import ReferenceSurface
 from uqbias.analysis.hills import Hills, load_hills
 from uqbias.campaign.sampler_sections import DISTORTING
 from uqbias.errors import UqbiasError
+from uqbias.files import read_arrays
 
 Array = NDArray[np.float64]
 OBSERVED = ("step", "positions", "energy", "cv", "uncertainty", "bias")
@@ -259,9 +260,8 @@ class _Reader:
         if not path.is_file():
             return None
         try:
-            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-                content = {key: np.asarray(archive[key]) for key in archive.files}
-        except Exception as error:  # zipfile, zlib and numpy each raise their own on a torn file
+            content = read_arrays(path, "file of a run", "put it back from a copy")
+        except UqbiasError as error:
             self.note(path, error)
             return None
         missing = [key for key in needed if key not in content]

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from uqbias.analysis.free_energy_surface import backbone_dihedrals
 from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.files import read_arrays
 from uqbias.topology import Topology
 from uqbias.variables.base import build_variable, rebuild_variable
 
@@ -130,11 +129,7 @@ class RunFolder:
     def _read_arrays(self, file: Path) -> dict[str, NDArray[Any]]:
         if not file.is_file():
             raise UqbiasError(f"no {file.name} in {self.path}", "the run has not ended; let it")
-        try:
-            with file.open("rb") as stream, np.load(stream) as arrays:
-                return dict(arrays)
-        except (ValueError, TypeError, OSError, EOFError, BadZipFile, zlib.error) as error:
-            raise UqbiasError(f"{file} cannot be read ({error})", "it is cut short or of another program") from error
+        return read_arrays(file, "file of a run", "it is cut short or of another program")
 
     def _check_shapes(self, file: Path) -> None:
         """The arrays must agree on the number of observations, walkers, variables and atoms."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from uqbias.campaign.parts import BiasParts, build_bias, build_variables, completed, periods_of
 from uqbias.errors import UqbiasError
-from uqbias.files import sha256
+from uqbias.files import read_arrays, sha256
 
 if TYPE_CHECKING:
     from uqbias.bias.base import BiasSum
@@ -250,8 +250,7 @@ def _make_walkers(
 
     md = job.md
     if bias is not None and job.earlier_bias is not None:
-        with np.load(job.earlier_bias) as arrays:
-            bias.restore(dict(arrays))
+        bias.restore(read_arrays(job.earlier_bias, "bias of the round before", "put it back from a copy"))
         for part in bias.biases:
             if isinstance(part, GaMD):
                 # Its boost and statistics are of the energies of another model; see `GaMD`.

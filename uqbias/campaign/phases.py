@@ -19,7 +19,7 @@ from uqbias.campaign.sampler_sections import DISTORTING
 from uqbias.campaign.work import Work
 from uqbias.data import Frames, write_frames
 from uqbias.errors import UqbiasError
-from uqbias.files import write_arrays, write_text
+from uqbias.files import read_arrays, write_arrays, write_text
 from uqbias.harvest.filters import PHYSICAL, Limits, PhysicalFilter
 from uqbias.harvest.selection import Candidates, SelectionOptions, select
 from uqbias.inference import evaluate_frames, selection_features, stiff_deviations
@@ -34,6 +34,8 @@ TITLES = {"attack": "attacks", "random": "distortions", "pool": "pool"}
 OBSERVED = ("positions", "energy", "cv", "uncertainty")
 #: And where a proposed geometry comes from; see `uqbias.campaign.distorting`.
 PROPOSED = ("attack", "source", "status", "log_likelihood", "norm", "iterations")
+#: For a file of the campaign's own that somebody damaged.
+PUT_BACK = "put it back from a copy, or run the campaign in another directory"
 
 
 def explore_phase(work: Work, round_index: int) -> dict[str, Any]:
@@ -252,11 +254,11 @@ def _observed(work: Work, round_index: int) -> dict[str, NDArray[Any]]:
     columns: dict[str, list[NDArray[Any]]] = {}
     for path in sorted(folder.rglob("observations.npz")):
         group = int(path.parent.name.removeprefix("group_")) if path.parent != folder else 0
-        with np.load(path) as arrays:
-            later = arrays["step"] > 0
-            step = arrays["step"][later]
-            proposed = [name for name in PROPOSED if name in arrays]
-            data = {name: arrays[name][later] for name in (*OBSERVED, *proposed)}
+        arrays = read_arrays(path, "file of observations", PUT_BACK)
+        later = arrays["step"] > 0
+        step = arrays["step"][later]
+        proposed = [name for name in PROPOSED if name in arrays]
+        data = {name: arrays[name][later] for name in (*OBSERVED, *proposed)}
         walkers = data["cv"].shape[1]
         if not proposed:
             data["step"] = np.repeat(step[:, None], walkers, axis=1)
@@ -338,8 +340,8 @@ def _adopt(work: Work, requests: list[LabelRequest]) -> None:
 def _harvested_requests(work: Work, round_index: int) -> list[LabelRequest]:
     folder = work.folder(round_index)
     candidates = json.loads((folder / "harvest.json").read_text(encoding="utf-8"))["candidates"]
-    with np.load(folder / "harvest.npz") as arrays:
-        positions, chosen = arrays["positions"], arrays["candidate"]
+    arrays = read_arrays(folder / "harvest.npz", "file of a harvest", PUT_BACK)
+    positions, chosen = arrays["positions"], arrays["candidate"]
     requests = []
     for index, (x, candidate) in enumerate(zip(positions, chosen, strict=True)):
         entry = candidates[int(candidate)]

@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 
 from uqbias.bias.base import parts_of
 from uqbias.errors import UqbiasError
-from uqbias.files import write_arrays, write_text
+from uqbias.files import read_arrays, write_arrays, write_text
 from uqbias.md.observation import Observation
 from uqbias.md.output import hill_files
 from uqbias.md.reporters import ColvarFiles, HillsFile, ObservationRecorder, Trajectories
-from uqbias.md.snapshot import read_arrays
 
 if TYPE_CHECKING:
     from uqbias.md.walkers import Walkers

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +13,7 @@ from numpy.typing import NDArray
 
 from uqbias.bias.base import parts_of
 from uqbias.errors import UqbiasError
-from uqbias.files import write_arrays
+from uqbias.files import read_arrays, write_arrays
 
 if TYPE_CHECKING:
     from uqbias.bias.base import Bias
@@ -99,8 +97,6 @@ def open_snapshot(
         other variables or with other options.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UqbiasError(f"no such snapshot: {path}", "give a file that an earlier run wrote")
     cure = "begin from an older one, or anew"
     arrays = read_arrays(path, "snapshot", cure)
     try:
@@ -137,26 +133,6 @@ def open_snapshot(
     if particles is not None:
         _check_particles(path, arrays, particles)
     return own, arrays
-
-
-def read_arrays(path: Path, what: str, cure: str) -> dict[str, NDArray[Any]]:
-    """All arrays of a ``.npz`` file that is there, by name.
-
-    Parameters
-    ----------
-    what, cure : for the message: what the file should be, and what to do where it is not.
-
-    Raises
-    ------
-    UqbiasError
-        If it is cut short, or of another kind.
-    """
-    try:
-        # Of a single array, a .npy file, NumPy makes no context: a TypeError.
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
-            return {name: content[name] for name in content.files}
-    except (TypeError, ValueError, OSError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise UqbiasError(f"{path} is not a whole {what} ({error})", cure) from error
 
 
 def restore_bias(path: str | Path, bias: Bias | None, arrays: Mapping[str, NDArray[Any]]) -> None:
