@@ -225,7 +225,6 @@ def test_processes_share_a_folder(tmp_path):
 
 def test_a_shared_folder_misses_no_hill_of_a_process_that_ends(tmp_path):
     """Hills since the last exchange, those of a snapshot between two, and those after it."""
-
     bias, simulation = in_a_folder(tmp_path / "bias", save_frequency=40)
     bias.step(simulation, 10)
     # What a kill within the report of step 20 leaves: the snapshot has its hill, and so has the folder.
@@ -241,6 +240,20 @@ def test_a_shared_folder_misses_no_hill_of_a_process_that_ends(tmp_path):
     late, third = in_a_folder(tmp_path / "bias", save_frequency=40)
     late.step(third, 1)
     assert len(late.metadynamics.hills) == 5
+
+
+@pytest.mark.parametrize("what", ["bias", "metadynamics"])
+def test_a_frozen_bias_takes_no_hills_over(tmp_path, what):
+    bias, simulation = in_a_folder(tmp_path / "bias", save_frequency=20)
+    other, second = in_a_folder(tmp_path / "bias", save_frequency=20, seed=1)
+    bias.step(simulation, 20)
+    getattr(bias, what).frozen = True
+    other.step(second, 40)
+    bias.step(simulation, 20)
+    assert len(bias.metadynamics.hills) == 2
+    getattr(bias, what).frozen = False
+    bias.step(simulation, 20)
+    assert len(bias.metadynamics.hills) == 8
 
 
 @pytest.mark.parametrize(

@@ -245,6 +245,13 @@ def test_variables_of_the_graph_and_their_period(alanine_model, alanine_frames):
         uqbias.Sampling(
             system, alanine_model, [Metadynamics(variables=["phi"])], variables={"phi": phi}, atoms=atoms, **QUIET
         )
+    for one in (
+        ExtendedABF(variables=["phi"], sigma=0.1),
+        Restraint(at=3.1, kappa=100.0, variables=["phi"]),
+        UpperWall(at=3.0, variables=["phi"]),
+    ):
+        with pytest.raises(UqbiasError, match=rf"{one.kind} on 'phi' with period None; .* give the bias periods"):
+            uqbias.Sampling(system, alanine_model, [one], variables={"phi": phi}, atoms=atoms, **QUIET)
     pair = [uqbias.BiasVariable(alanine_model, biasWidth=1.0), uqbias.BiasVariable(phi, biasWidth=0.35, name="phi")]
     bias = uqbias.Metadynamics(system, pair, biasFactor=10, height=5.0, frequency=1, atoms=atoms, **QUIET)
     assert bias.metadynamics.periods == (None, pytest.approx(2 * np.pi))

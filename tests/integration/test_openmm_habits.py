@@ -1,5 +1,7 @@
 """Sampling in somebody's own Simulation: snapshots, other reporters and integrators, extended variables, bad input."""
 
+import io
+
 import numpy as np
 import openmm
 import pytest
@@ -252,6 +254,29 @@ def test_hills_act_at_once_beside_a_barostat(tiny_model, tiny_positions):
         found.append(energies[1])
     assert found[0] == 0
     assert found[1] == pytest.approx(5.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_monte_carlo_moves_compare_energies_of_one_bias(tiny_model, tiny_positions, watched):
+    """The energy before a move is that with the hill too, although the positions are those of the last evaluation."""
+    system, topology, x = caged_molecule(tiny_model, tiny_positions)
+    hills = Metadynamics(sigma=0.3, pace=10, height=5.0, biasfactor=None)
+    sampling = sampled(system, tiny_model, [hills])
+    moves = openmm.CustomIntegrator(TIMESTEP)
+    for name in ("before", "after"):
+        moves.addGlobalVariable(name, 0)
+    moves.addComputeGlobal("before", "energy")
+    moves.addComputePerDof("x", "x+1e-5*gaussian")
+    moves.addComputeGlobal("after", "energy")
+    simulation = simulate(system, topology, x, moves)
+    if watched:
+        simulation.reporters.append(app.StateDataReporter(io.StringIO(), 10, potentialEnergy=True))
+    differences = []
+    for _ in range(31):
+        sampling.step(simulation, 1)
+        differences.append(moves.getGlobalVariableByName("after") - moves.getGlobalVariableByName("before"))
+    assert len(hills.hills) == 3
+    assert np.abs(differences).max() < 0.5
 
 
 def test_linear_bias_weighs_against_the_force_field(tiny_model, tiny_positions):

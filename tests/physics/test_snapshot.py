@@ -243,6 +243,15 @@ def test_extended_variable_conserves_energy():
     assert np.std(seen) < 0.2
 
 
+def test_a_stiff_coupling_breaks_no_walker_at_its_beginning():
+    """Before λ is placed at u it is 0, where the coupling pulls with 1e6 kJ/mol/nm and more."""
+    walkers = make(2, bias=ExtendedABF(sigma=0.005, mass=2000.0, pace=10), start=peroxide(0.5)[None])
+    assert not walkers.evaluator.broken.any()
+    walkers.run(50, pace=10)
+    assert not walkers.evaluator.broken.any()
+    assert not walkers.events
+
+
 def test_unknown_variable_is_named():
     with pytest.raises(UqbiasError, match="'phi', a variable that nobody defines"):
         make(bias=UpperWall(at=1.0, variables=["phi"]))

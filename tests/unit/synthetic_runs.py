@@ -117,19 +117,20 @@ def write_run(folder, columns, biases=(), *, bias=None, step=None, energy=None, 
     return folder
 
 
-def metadynamics_run(folder, *, biasfactor, height, steps=20000, walkers=20, pace=50, seed=1):
-    """Metadynamics on x with hills deposited by the bias's own update."""
+def metadynamics_run(folder, *, biasfactor, height, steps=20000, walkers=20, pace=50, seed=1, kappa=0.0):
+    """Metadynamics on x with hills deposited by the bias's own update; with ``kappa`` a restraint at 1 beside it."""
     part, entry = make("metadynamics", variables=["x"], height=height, sigma=0.1, pace=pace, biasfactor=biasfactor)
     md = Langevin(np.full((1, walkers), -1.0), seed=seed)
     seen, bias, times = [], [], []
     for step in range(steps + 1):
         if step % 10 == 0:
             seen.append(md.x[0])
-            bias.append(part.value(md.x[0][:, None]))
+            bias.append(part.value(md.x[0][:, None]) + 0.5 * kappa * (md.x[0] - 1) ** 2)
             times.append(step)
         part.update(step, md.x[0][:, None])
-        md.move(-well_slope(md.x) - slope_on_grid(part.grid, md.x))
-    return write_run(folder, {"x": np.array(seen)}, [(part, entry)], bias=np.array(bias), step=np.array(times))
+        md.move(-well_slope(md.x) - slope_on_grid(part.grid, md.x) - kappa * (md.x - 1))
+    biases = [(part, entry), *([make("restraint", variables=["x"], at=1.0, kappa=kappa)] if kappa else [])]
+    return write_run(folder, {"x": np.array(seen)}, biases, bias=np.array(bias), step=np.array(times))
 
 
 def independent(potential, shape, seed):

@@ -236,6 +236,42 @@ def test_three_variables_of_a_bias_reduce_to_those_asked_for(tmp_path):
     assert "6000000 points of a bias on 2 variables for these bins; give fewer --bins" in told
 
 
+def test_what_acts_beside_a_bias_is_taken_off_or_refused(tmp_path):
+    """-γ/(γ-1) V - W; a wall on something else, a boost or a second metadynamics has no part that is known."""
+    hill = {"height": 3.0, "biasfactor": 4.0, "pace": 10}
+    part, entry = make("metadynamics", variables=["x", "y"], sigma=[0.4, 0.3], **hill)
+    part.update(10, np.array([[0.1, -0.2]]))
+    random = np.random.default_rng(0)
+    columns = {"x": random.uniform(-1, 1, (5000, 1)), "y": random.uniform(-1, 1, (5000, 1))}
+    walls = [make("upper_wall", variables=["x"], at=0.2), make("restraint", variables=["y"], at=0.5, kappa=4.0)]
+    run = write_run(tmp_path / "walled", columns, [(part, entry), *walls])
+    found = free_energy([run], ["x", "y"], method="bias", bins=[20, 20])
+    x, y = np.meshgrid(found.axes[0].centres, found.axes[1].centres, indexing="ij")
+    v = part.value(np.stack([x, y], axis=-1).reshape(-1, 2)).reshape(x.shape)
+    expected = -4 / 3 * v - 20 * np.maximum(x - 0.2, 0) ** 2 - 2 * (y - 0.5) ** 2
+    np.testing.assert_allclose(found.values, expected - expected.min(), atol=1e-6)
+    others = {
+        "upper_wall on u": make("upper_wall", at=1.0),
+        "gamd on energy": make("gamd", preparation_steps=0, conventional_steps=10, equilibration_steps=0),
+        "opes on y": make("opes", variables=["y"], sigma=0.1, barrier=20.0),
+    }
+    others["gamd on energy"][0].update(10, random.normal(size=(50, 1)))
+    for name, other in others.items():
+        run = write_run(tmp_path / name, columns, [(part, entry), other], bias=columns["x"], step=np.arange(11, 5011))
+        told = refused(run, "--cv", "x", "--method", "bias")
+        assert f"{name} acts beside metadynamics on x, y" in told
+        assert "use --method auto" in told
+
+
+def test_free_energy_along_an_extended_variable_is_refused(tmp_path):
+    part, entry = make("eabf", variables=["x"], sigma=0.1)
+    x = independent(well, (500, 4), seed=0)
+    run = write_run(tmp_path / "run", {"x": x, "extended_x": x}, [(part, entry)])
+    told = refused(run, "--cv", "extended_x")
+    assert "a free energy along 'extended_x', an extended variable of" in told
+    assert "ask for 'x'" in told
+
+
 def test_opes_is_reweighted_with_the_bias_that_acted(tmp_path):
     """A bias of half of F, as OPES with γ = 2 converges to, recorded but for its first, wrong, part."""
     part, entry = make("opes", variables=["x"], barrier=20.0, sigma=0.2, pace=10)
@@ -482,7 +518,7 @@ def test_nothing_left(simple, tmp_path):
     for step in range(10, 2000, 10):
         boost.update(step, np.random.default_rng(step).normal(size=(4, 1)))
     run = write_run(tmp_path / "early", columns, [(boost, entry)], bias=columns["x"])
-    assert "nothing is left of 50 observations before step 1100" in refused(run, "--cv", "x")
+    assert "nothing is left of 50 observations up to step 1100" in refused(run, "--cv", "x")
 
 
 def test_well_tempered_run_end_to_end(tmp_path):

@@ -58,12 +58,13 @@ class Frames:
         self.run, self.kt = run, kt(run.temperature)
         steps = run.step
         first = math.floor(discard * len(steps))
-        settled = max([_production_from(part) for part in run.parts if isinstance(part, GaMD)], default=0)
-        first = max(first, int(np.searchsorted(steps, settled)))
+        settled = max([_production_from(part) for part in run.parts if isinstance(part, GaMD)], default=-1)
+        # At the step of its last update the boost before that update acted.
+        first = max(first, int(np.searchsorted(steps, settled, side="right")))
         if first >= len(steps):
             raise UqbiasError(
                 f"{run.path}: nothing is left of {len(steps)} observations"
-                + (f" before step {settled}, where the boost of gamd settles" if settled else ""),
+                + (f" up to step {settled}, where the boost of gamd settles" if settled >= 0 else ""),
                 "discard less, or run longer",
             )
         self.kept = ~run.restarted

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 
 from uqbias.analysis.estimators import (
     AcrossRuns,
@@ -21,18 +20,16 @@ from uqbias.analysis.estimators import (
     Pool,
     Weighted,
     biasfactor_text,
-    deposition_steps,
     last_bias,
     rest_bias,
     tempered,
     tiwary_parrinello_offset,
-    well_tempered_factor,
 )
 from uqbias.analysis.free_energy_result import Axis, FreeEnergy
+from uqbias.analysis.from_bias import free_energy_from_bias
 from uqbias.analysis.reweighting import anharmonicity, free_energy_of, jackknife_error, kish
 from uqbias.analysis.run_folder import RunFolder, join
 from uqbias.bias.metadynamics import Metadynamics
-from uqbias.bias.opes import OPES
 from uqbias.errors import UqbiasError, did_you_mean
 
 Array = NDArray[np.float64]
@@ -45,7 +42,7 @@ METHODS = {
     "czar": "dF/dξ = -kT d ln ρ/dξ + k(<λ>-ξ), Lesage, Lelièvre, Stoltz and Hénin, J. Phys. Chem. B 121, 3676 (2017)",
     "cumulant": "F - kT ln <exp(ΔV/kT)> by cumulants, Miao et al., J. Chem. Theory Comput. 10, 2677 (2014)",
     "mbar": "w = 1/Σ N_k exp(f_k - V_k/kT), Shirts and Chodera, J. Chem. Phys. 129, 124105 (2008)",
-    "bias": "F = -γ/(γ-1) V, V as at the end, Barducci, Bussi and Parrinello, Phys. Rev. Lett. 100, 020603 (2008)",
+    "bias": "F = -γ/(γ-1) V - W (walls), at the end, Barducci, Bussi, Parrinello, Phys. Rev. Lett. 100, 020603 (2008)",
 }
 WINDOWS = (
     "mbar over the windows of λ, w = 1/Σ N_k exp(f_k - k(ξ-λ_k)²/2kT), "
@@ -53,10 +50,8 @@ WINDOWS = (
 )
 #: Bins along one, and along each of two variables.
 BINS = (60, 36)
-#: Bins in all, and points of the bias for them, beyond which memory may not suffice.
-MOST, MOST_POINTS = 250_000, 5_000_000
-#: Points along a biased variable that is integrated out of the bias.
-POINTS = 60
+#: Bins in all beyond which memory may not suffice.
+MOST = 250_000
 #: Frames a bin needs for its skewness to count.
 ENOUGH = 50
 
@@ -107,11 +102,12 @@ def free_energy(
         )
     join(runs)
     frames = [Frames(run, discard, blocks) for run in runs]
+    _refuse_extended(frames, variables)
     axes, values = _axes(frames, variables, bins, ranges)
     pool = Pool(frames, axes, values)
     chosen = _automatic(frames, variables) if method == "auto" else method
     if chosen == "bias":
-        return _from_bias(pool, axes, _notes(frames, discard))
+        return free_energy_from_bias(pool, axes, f"bias: {METHODS['bias']}", _notes(frames, discard))
     estimator, description = _estimator(pool, chosen, axes, order)
     everything = np.ones(len(pool.bins), dtype=bool)
     whole = estimator(everything)
@@ -155,6 +151,17 @@ def _check(
         raise UqbiasError(f"{blocks} block(s)", "an error bar takes 2 or more")
     if order not in (2, 3):
         raise UqbiasError(f"cumulant expansion of order {order}", "choose 2 or 3")
+
+
+def _refuse_extended(frames: Sequence[Frames], variables: Sequence[str]) -> None:
+    """No weight of a frame makes the distribution of an extended variable that of the molecule."""
+    for one in frames:
+        for name in variables:
+            if name in one.run.extended:
+                followed = next(x.of for part in one.run.parts for x in part.extended if x.name == name)
+                raise UqbiasError(
+                    f"a free energy along '{name}', an extended variable of {one.run.path}", f"ask for '{followed}'"
+                )
 
 
 def _axes(
@@ -315,82 +322,3 @@ def _notes(frames: Sequence[Frames], discard: float) -> dict[str, str]:
         notes["biasfactor"] = f"{notes['biasfactor']}; {said}" if "biasfactor" in notes else said
     notes["read"] = ", ".join(file for one in frames for file in one.run.files)
     return notes
-
-
-def _from_bias(pool: Pool, axes: tuple[Axis, ...], notes: dict[str, str]) -> FreeEnergy:
-    """F = -γ/(γ-1) V on the bins that were visited, other biased variables integrated out."""
-    if len(pool.frames) > 1:
-        raise UqbiasError(f"the bias of {len(pool.frames)} runs", "give one run, or --method mbar")
-    one = pool.frames[0]
-    names = [axis.name for axis in axes]
-    found = [
-        part for part in one.run.parts if isinstance(part, Metadynamics | OPES) and set(names) <= set(part.variables)
-    ]
-    if len(found) != 1:
-        raise UqbiasError(
-            f"{len(found)} biases of {one.run.path} (metadynamics, opes) act on {', '.join(names)}",
-            "method bias takes exactly one",
-        )
-    part = found[0]
-    grids = [_points(one, name, axes[names.index(name)] if name in names else None) for name in part.variables]
-    if (points := math.prod(map(len, grids))) > MOST_POINTS:
-        raise UqbiasError(f"{points} points of a bias on {len(grids)} variables for these bins", "give fewer --bins")
-    mesh = np.stack(np.meshgrid(*grids, indexing="ij"), axis=-1)
-    factor = well_tempered_factor(part)
-
-    def surface(values: Array) -> Array:
-        exponent = factor * values.reshape(mesh.shape[:-1]) / pool.kt
-        others = tuple(d for d, name in enumerate(part.variables) if name not in names)
-        reduced = logsumexp(exponent, axis=others) if others else exponent
-        kept = [name for name in part.variables if name in names]
-        F = free_energy_of(np.transpose(reduced, [kept.index(name) for name in names]).ravel(), pool.kt)
-        return np.where(visited, F, np.inf)
-
-    counts = np.bincount(pool.bins[pool.bins >= 0], minlength=pool.n_bins)
-    visited = counts > 0
-    F = surface(part.value(mesh.reshape(-1, len(grids))))
-    shape = tuple(axis.bins for axis in axes)
-    error = np.full(F.shape, np.nan)
-    if isinstance(part, Metadynamics) and len(part.hills):
-        ends = [one.step[one.block == block].max() for block in np.unique(one.block)]
-        if len(ends) > 1:
-            error[visited] = np.std([surface(values)[visited] for values in _grown(part, ends, mesh)], axis=0, ddof=1)
-            notes["error"] = f"standard deviation of the estimate at the ends of {len(ends)} blocks in time"
-    return FreeEnergy(
-        axes,
-        (F - F.min()).reshape(shape),
-        error.reshape(shape),
-        counts.reshape(shape),
-        one.run.temperature,
-        f"bias: {METHODS['bias']}",
-        float("nan"),
-        notes,
-    )
-
-
-def _points(one: Frames, name: str, axis: Axis | None) -> Array:
-    """Where the bias is evaluated along one of its variables, in the variable's own unit."""
-    column = one.run.column(name)
-    if axis is not None:
-        return np.radians(axis.centres) if axis.unit == "°" else axis.centres
-    values = one.column(name)
-    low, high = float(values.min()), float(values.max())
-    if column.period is not None:
-        low, high = -column.period / 2, column.period / 2
-    return np.asarray(low + (high - low) * (np.arange(POINTS) + 0.5) / POINTS)
-
-
-def _grown(part: Metadynamics, ends: Sequence[int], mesh: Array) -> list[Array]:
-    """V at the points of ``mesh`` with the hills up to each of the steps ``ends``."""
-    hills, steps = part.hills.copy(), deposition_steps(part)
-    part.reset()
-    done, found = 0, []
-    for end in ends:
-        stop = int(np.searchsorted(steps, end, side="right"))
-        if stop > done:
-            part.deposit(hills[done:stop])
-        done = stop
-        found.append(part.value(mesh.reshape(-1, mesh.shape[-1])))
-    if done < len(hills):
-        part.deposit(hills[done:])
-    return found

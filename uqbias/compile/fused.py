@@ -322,6 +322,10 @@ class FusedEvaluator:
         """
         self._memo_armed = True
 
+    def disarm_memo(self) -> None:
+        """Let the next evaluation be one, wherever it is."""
+        self._memo_armed = False
+
     def memo(self) -> dict[str, NDArray[Any]]:
         """The evaluation that `arm_memo` keeps for the next step, as arrays for a snapshot; empty if there is none."""
         if self.last is None or not self._memo_armed:

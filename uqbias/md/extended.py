@@ -56,7 +56,10 @@ class ExtendedVariables:
             return
         w, n, k = self.evaluator.n_walkers, self.evaluator.n_atoms, len(self)
         atoms = torch.as_tensor(positions[: w * n].reshape(w, n, 3))
+        # Here the extended variables are still at 0, and pull at the atoms as they never will.
+        broken = self.evaluator.broken.copy()
         values = self.evaluator.evaluate(atoms).variables.double().cpu().numpy()
+        self.evaluator.broken[:] = broken
         for place, one in enumerate(self.variables):
             column = self.evaluator.names.index(one.of)
             for walker, random in walkers.items():

@@ -123,7 +123,7 @@ class Metadynamics(Sampling):
     frequency : steps between hills.
     saveFrequency, biasDir : every so many steps (a multiple of ``frequency``) the hills of the other processes that
         have the same folder are taken over; this one's are there at once, and hills that are there already act from the
-        beginning. See `SharedHills`. No other HILLS file is written then.
+        beginning. See `SharedHills`. A frozen bias takes none over. No other HILLS file is written then.
     model : the model, where none of the variables is one, but a `CollectiveVariable` counts its atoms or ``drive`` is
         ``model``.
     wall : value of the first variable where an upper wall begins; None for no wall.
@@ -200,7 +200,7 @@ class Metadynamics(Sampling):
         super().report(simulation, state)
         if self._shared is None or self._folder is None:
             return
-        if simulation.currentStep % self._folder[1]:
+        if simulation.currentStep % self._folder[1] or self.bias.frozen or self.metadynamics.frozen:
             self._shared.write()
         else:
             self._shared.sync()

@@ -201,7 +201,9 @@ class Sampling:
         self._output.write_hills()
         if step % self.stride == 0:
             self._output.write_row(state.getTime()._value, row, variables.tolist())
-        if not self._at_once:
+        if self._at_once:
+            self.evaluator.disarm_memo()
+        else:
             self.evaluator.arm_memo()
         self._reported = self._begun = step
         if self._snapshot is not None and step % self._snapshot[1] == 0:
