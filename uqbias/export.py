@@ -76,7 +76,10 @@ def export_torchscript(
     if output not in OUTPUTS:
         raise UqbiasError(f"unknown output '{output}'", did_you_mean(output, OUTPUTS))
     if (output == "biased") != (bias is not None):
-        raise UqbiasError(f"output '{output}' with bias {bias!r}", "give a bias with output 'biased', and only with it")
+        raise UqbiasError(
+            f"output '{output}' with" + ("out a bias" if bias is None else " a bias"),
+            "give a bias with output 'biased', and only with it",
+        )
     _check_components(model, output, components, with_forces)
     missing = [name for name in (bias.variables if bias else ()) if name not in {*OF_MODEL, *(variables or {})}]
     if missing:

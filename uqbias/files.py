@@ -81,11 +81,13 @@ def read_arrays(path: Path, what: str, cure: str) -> dict[str, Any]:
 
     if not path.is_file():
         raise UqbiasError(f"no such {what}: {path}", cure)
+    if not zipfile.is_zipfile(path):  # NumPy would take it for a pickle
+        raise UqbiasError(f"{path} is not a whole {what}", cure)
     try:
-        # Of a single array, a .npy file, NumPy makes no context: a TypeError. Of an encrypted file: a RuntimeError.
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
+        # Of an encrypted file zipfile makes a RuntimeError.
+        with np.load(path, allow_pickle=False) as content:
             return dict(content)
-    except (TypeError, ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise UqbiasError(f"{path} is not a whole {what} ({error})", cure) from error
 
 

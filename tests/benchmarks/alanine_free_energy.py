@@ -56,8 +56,8 @@ TEMPERATURE, TIMESTEP_FS, PACE = 300.0, 2.0, 50
 #: time T of them all, grows by kT (γ - 1) W t / T: a wrong bias freezes if that is large. φ/ψ crosses in a hundredth.
 WALKERS = {"u": 4, "phi_psi": 8}
 KT = kt(TEMPERATURE)
-#: Frozen run of all walkers together. In 1 ns there are 0.5 to 0.8 arrivals on the force field, 1 to 2 on the potential,
-#: and it takes some thirty for 1 kJ/mol.
+#: Frozen run of all walkers together. There are 0.5 to 0.8 arrivals a nanosecond on the force field, 1 to 2 on the
+#: potential, and it takes some thirty for 1 kJ/mol.
 SAMPLE_NS = {"forcefield": 60.0, "model": 12.0}
 #: Part of the frozen run that is left out at its beginning.
 SETTLE = 1 / 6

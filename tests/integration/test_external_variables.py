@@ -194,6 +194,19 @@ def test_gamd_on_the_energy_of_a_force_field():
     np.testing.assert_allclose(scaled, -parameters["k"] * below, rtol=1e-6)
 
 
+def test_something_must_act(tiny_model):
+    system, _ = particles(tiny_model.numbers)
+    bond = openmm.CustomBondForce("r")
+    bond.addBond(0, 1)
+    with pytest.raises(UqbiasError, match="drive='model' without a model; give the model"):
+        uqbias.Sampling(
+            system, None, [UpperWall(at=1.0, variables=["r"])], variables={"r": bond}, drive="model", **QUIET
+        )
+    with pytest.raises(UqbiasError, match="no biases, and drive='bias': nothing would act"):
+        uqbias.Sampling(system, tiny_model, [], **QUIET)
+    assert system.getNumForces() == 0
+
+
 def test_gamd_does_not_boost_an_energy_that_does_not_drive(tiny_model):
     system, _ = particles(tiny_model.numbers)
     with pytest.raises(UqbiasError, match=r"gamd boosts the model's energy, but .* give drive='model', or the energy"):

@@ -95,6 +95,13 @@ def test_files_of_a_run(folder, tmp_path):
     hills = read_hills(target / "HILLS", 0.5)
     apart = (float(plain.cv) - hills["centre"][:, 0]) / hills["sigma"][:, 0]
     assert added == pytest.approx((hills["height"] * np.exp(-0.5 * apart**2)).sum(), abs=1e-3)
+    other = tmp_path / "HILLS"
+    export = ("export", folder / "m.uqb", "-o", exported, "--hills", other, "--output")
+    other.write_text((target / "HILLS").read_text().replace("time u sigma_u", "time phi sigma_phi"))
+    assert f"{other} holds hills on phi, not on u" in refused(*export, "biased")
+    other.write_text((target / "HILLS").read_text().replace("kerneltype gaussian", "kerneltype triangle"))
+    assert "unknown kernel 'triangle'" in refused(*export, "biased")
+    assert "output 'energy' with --hills" in refused(*export, "energy")
 
 
 def test_run_folder_says_what_the_bias_was(folder, tmp_path):
@@ -191,6 +198,7 @@ def test_kinds_and_overrides(folder, tmp_path, options, expected):
         (["--bias", "gamd"], "options: gamd.conventional_steps = 2000 with md.steps = 40: the boost never begins"),
         (["--platform", "Cuda"], "no OpenMM platform 'Cuda'"),
         (["--bias", "gamd", "--on", "u"], "--on u for --bias gamd; it boosts the energy; leave --on out"),
+        (["--bias", "metadynamics,none"], "--bias metadynamics,none; give none by itself"),
         (["--bias", "none", "--on", "u"], "--on u for --bias none; leave it out"),
     ],
 )

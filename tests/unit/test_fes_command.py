@@ -263,6 +263,22 @@ def test_what_acts_beside_a_bias_is_taken_off_or_refused(tmp_path):
         assert "use --method auto" in told
 
 
+def test_weights_that_are_worth_little_are_told(tmp_path):
+    """A few frames that weigh e^40 times the others: no free energy, whatever its error bars."""
+    x = independent(well, (500, 4), seed=0)
+    bias = np.where(np.arange(2000).reshape(500, 4) % 200 == 0, 100.0, 0.0)
+    steep = make("restraint", variables=["x"], at=0.0, kappa=1.0)
+    run = write_run(tmp_path / "run", {"x": x}, [steep], bias=bias)
+    done = call(run, "--cv", "x", "--method", "quasi-static", "-o", tmp_path / "fes")
+    assert "by their weights 1800 frames are worth 9: do not trust F and its error" in done.stdout
+    assert "# warning: by their weights" in (tmp_path / "fes" / "fes.csv").read_text()
+    adapted = make("linear", variables=["x"])
+    run = write_run(tmp_path / "adapted", {"x": x}, [adapted], bias=bias)
+    assert "linear adapted its tau during the run; run with a fixed tau" in refused(run, "--cv", "x")
+    fixed = make("linear", variables=["x"], tau=1.0)
+    assert call(write_run(tmp_path / "fixed", {"x": x}, [fixed]), "--cv", "x").exit_code == 0
+
+
 def test_free_energy_along_an_extended_variable_is_refused(tmp_path):
     part, entry = make("eabf", variables=["x"], sigma=0.1)
     x = independent(well, (500, 4), seed=0)

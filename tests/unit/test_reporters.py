@@ -161,7 +161,7 @@ def test_hills_for_a_bias_of_another_kernel_or_period(tmp_path):
     path.write_text(PLUMED_PHI)
 
     def on_phi(period, kernel="stretched-gaussian"):
-        return Metadynamics(variables=["phi"], periods=[period], sigma=0.2, kernel=kernel)
+        return Metadynamics(variables=["phi"], periods=[period], sigma=0.2, kernel=kernel, biasfactor=4.0)
 
     # What the file does not state is not compared: older PLUMED states no kernel.
     for stated, bias in (
@@ -192,6 +192,14 @@ def test_hills_for_a_bias_of_another_kernel_or_period(tmp_path):
     assert len(read_hills(path, 2.0, bias=on_phi(2 * np.pi))) == 1
     with pytest.raises(UqbiasError, match=r"HILLS has other columns: .* clock"):
         load_hill_files([(path, on_phi(2 * np.pi))])
+    path.write_text(PLUMED_PHI)
+    for factor, message in ((2.0, "bias factor 4, this bias has 2"), (None, "bias factor 4, this bias has none")):
+        other = Metadynamics(
+            variables=["phi"], periods=[2 * np.pi], sigma=0.2, kernel="stretched-gaussian", biasfactor=factor
+        )
+        with pytest.raises(UqbiasError, match=f"HILLS holds hills with the {message}; use the same"):
+            load_hill_files([(path, other)])
+        assert not len(other.hills)
     path.write_text(PLUMED_PHI.replace("     0.2 ", " 0.0001 "))
     with pytest.raises(UqbiasError, match="HILLS: hills of sigma"):
         load_hill_files([(path, on_phi(2 * np.pi))])

@@ -70,6 +70,29 @@ def test_hills_of_another_bias_are_refused(tmp_path):
     with pytest.raises(UqbiasError, match=r"HILLS\.a holds hills of another bias"):
         SharedHills(tmp_path, make(kernel="stretched-gaussian"), 0.5, name="b")
     assert [path.name for path in tmp_path.iterdir()] == ["HILLS.a"]
+    bias = make()
+    exchange = SharedHills(tmp_path, bias, 0.5, name="a")
+    for step in (1, 2, 3):
+        bias.update(step, np.array([[1.0]]))
+        exchange.sync()
+    with pytest.raises(UqbiasError, match=r"HILLS\.a holds hills with the bias factor 6, this bias has 3"):
+        SharedHills(tmp_path, make(biasfactor=3.0), 0.5, name="b")
+
+
+def test_a_bad_line_is_named_by_its_place_in_the_file(tmp_path):
+    bias = make()
+    writer = SharedHills(tmp_path, bias, 0.5, name="a")
+    reader = SharedHills(tmp_path, make(), 0.5, name="b")
+    for step in (1, 2, 3):
+        bias.update(step, np.array([[1.0]]))
+        writer.sync()
+        reader.sync()
+    assert len(reader.bias.hills) == 3
+    with writer.path.open("a") as stream:
+        stream.write("0.002 1.0 0.5 nonsense 6\n")
+    assert writer.path.read_text().splitlines()[6].endswith("nonsense 6")
+    with pytest.raises(UqbiasError, match=r"HILLS\.a, line 7: could not convert"):
+        reader.sync()
 
 
 def test_processes_at_the_same_time(tmp_path):

@@ -61,7 +61,7 @@ def _maps(result: FreeEnergy, unit: str) -> Figure:
     for ax, values, (low, high), cmap, label in shown:
         ax.set_facecolor(UNVISITED)
         mesh = ax.pcolormesh(x.edges, y.edges, values.T, vmin=low, vmax=high, cmap=cmap, rasterized=True)
-        beyond = "max" if float(values.max()) > high else "neither"
+        beyond = "max" if values.count() and float(values.max()) > high else "neither"
         bar = figure.colorbar(mesh, ax=ax, pad=0.02, fraction=0.05, extend=beyond)
         bar.set_label(label)
         ax.set_xlabel(_label(x))

@@ -29,6 +29,7 @@ from uqbias.analysis.free_energy_result import Axis, FreeEnergy
 from uqbias.analysis.from_bias import free_energy_from_bias
 from uqbias.analysis.reweighting import anharmonicity, free_energy_of, jackknife_error, kish
 from uqbias.analysis.run_folder import RunFolder, join
+from uqbias.bias.linear import Linear
 from uqbias.bias.metadynamics import Metadynamics
 from uqbias.errors import UqbiasError, did_you_mean
 
@@ -52,7 +53,7 @@ WINDOWS = (
 BINS = (60, 36)
 #: Bins in all beyond which memory may not suffice.
 MOST = 250_000
-#: Frames a bin needs for its skewness to count.
+#: Frames a bin needs for its skewness to count, and a run, by their weights, for its free energy.
 ENOUGH = 50
 
 
@@ -104,6 +105,7 @@ def free_energy(
     frames = [Frames(run, discard, blocks) for run in runs]
     _refuse_extended(frames, variables)
     axes, values = _axes(frames, variables, bins, ranges)
+    _refuse_adapted(frames)
     pool = Pool(frames, axes, values)
     chosen = _automatic(frames, variables) if method == "auto" else method
     if chosen == "bias":
@@ -116,6 +118,11 @@ def free_energy(
     replicates = np.array([free_energy_of(density, pool.kt) for density in left_out])
     notes = _notes(frames, discard)
     notes["error"] = f"one standard error of -kT ln P, P normalised; jackknife over {blocks} blocks in time"
+    effective = kish(whole.log_weights)
+    if effective < ENOUGH:
+        notes["warning"] = (
+            f"by their weights {sum(map(len, frames))} frames are worth {effective:.0f}: do not trust F and its error"
+        )
     if isinstance(estimator, AcrossRuns):
         notes["overlap"] = f"{estimator.overlap:.3g}; 1: all runs sample one ensemble, 0: they have nothing in common"
     if isinstance(estimator, Cumulant):
@@ -128,7 +135,7 @@ def free_energy(
         np.bincount(pool.bins[pool.bins >= 0], minlength=pool.n_bins).reshape(shape),
         runs[0].temperature,
         description,
-        kish(whole.log_weights),
+        effective,
         notes,
         replicates.reshape(blocks, *shape),
     )
@@ -151,6 +158,17 @@ def _check(
         raise UqbiasError(f"{blocks} block(s)", "an error bar takes 2 or more")
     if order not in (2, 3):
         raise UqbiasError(f"cumulant expansion of order {order}", "choose 2 or 3")
+
+
+def _refuse_adapted(frames: Sequence[Frames]) -> None:
+    """A slope that follows the forces has no equilibrium to be reweighted."""
+    for one in frames:
+        for index in one.changing:
+            if isinstance(part := one.run.parts[index], Linear):
+                raise UqbiasError(
+                    f"{one.run.path}: {part.kind} adapted its tau during the run",
+                    "run with a fixed tau, or another bias",
+                )
 
 
 def _refuse_extended(frames: Sequence[Frames], variables: Sequence[str]) -> None:

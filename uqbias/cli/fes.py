@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -118,18 +118,22 @@ def fes(
                 ("frames", f"{found.n_frames}" + (f", effective {found.effective:.0f}" if found.effective > 0 else "")),
                 ("bins", f"{int(finite.sum())} of {finite.size} visited"),
                 ("highest F", f"{float(found.values[finite].max()) * factor:.4g} {unit}"),
-                ("median error", f"{_median(found.error[finite]) * factor:.3g} {unit}"),
-                *((name, text) for name, text in found.notes.items() if name in ("restarts", "anharmonicity")),
+                ("median error", _median(found.error[finite] * factor, unit)),
+                *(
+                    (name, text)
+                    for name, text in found.notes.items()
+                    if name in ("warning", "restarts", "anharmonicity")
+                ),
                 ("files", ", ".join(str(file) for file in files)),
             ]
         )
 
 
-def _median(values: object) -> float:
+def _median(values: Any, unit: str) -> str:
     import numpy as np
 
-    known = np.asarray(values)[np.isfinite(np.asarray(values))]
-    return float(np.median(known)) if known.size else float("nan")
+    known = values[np.isfinite(values)]
+    return f"{float(np.median(known)):.3g} {unit}" if known.size else "not known"
 
 
 def _bins(text: str | None) -> list[int]:

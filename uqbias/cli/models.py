@@ -207,8 +207,11 @@ def export(
     from uqbias.model import UncertaintyModel
 
     loaded = UncertaintyModel.load(model)
-    if output == "biased" and hills is None:
-        raise UqbiasError("output 'biased' without a bias", "give --hills HILLS")
+    if (output == "biased") != (hills is not None):
+        raise UqbiasError(
+            f"output '{output}' " + ("without a bias" if hills is None else f"with --hills {hills}"),
+            "give --hills HILLS with --output biased, and only with it",
+        )
     bias = None if hills is None else _bias_of(hills)
     names = [name.strip() for name in components.split(",")] if components else []
     export_torchscript(loaded, path, output, with_forces=with_forces, bias=bias, components=names)
@@ -282,14 +285,16 @@ def _choose(sections: dict[str, Any], cv: str | None, features: str | None, unce
 
 
 def _bias_of(path: Path) -> Any:
-    """A frozen bias from a HILLS file."""
+    """A frozen bias on the driver from a HILLS file."""
     from uqbias.bias.metadynamics import Metadynamics
+    from uqbias.md.plumed_files import read_text, stated_values
     from uqbias.md.reporters import read_hills
 
-    hills = read_hills(path, 1.0)
+    hills = read_hills(path, 1.0, ["u"])
     if not len(hills):
         raise UqbiasError(f"{path} holds no hill", "give the HILLS file of a finished run")
-    bias = Metadynamics(sigma=float(hills["sigma"].min()))
+    kernel = stated_values(read_text(path)).get("kerneltype", "gaussian")
+    bias = Metadynamics(sigma=float(hills["sigma"].min()), kernel=kernel)
     bias.load_hills(hills)
     return bias
 

@@ -41,6 +41,8 @@ def choose_kinds(text: str) -> list[str]:
     kinds = [kind.strip() for kind in text.split(",")]
     if kinds == ["none"]:
         return []
+    if "none" in kinds:
+        raise UqbiasError(f"--bias {text}", "give none by itself")
     valid = BIASES.names()
     for kind in kinds:
         if kind not in valid and ":" not in kind:

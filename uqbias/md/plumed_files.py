@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +88,18 @@ def check_stated(text: str, path: str | Path, bias: Metadynamics) -> None:
                 f"{path} holds hills on {name} with period {there:.6g}, in this bias its period is {period}",
                 "give the HILLS of this bias",
             )
+
+
+def check_tempering(hills: NDArray[Any], path: str | Path, bias: Metadynamics) -> None:
+    """Raise UqbiasError if a hill was made with another bias factor, on which F = -γ/(γ-1) V depends."""
+    own = bias.biasfactor or 1.0
+    # Files name it in six digits.
+    other = hills["biasfactor"][~np.isclose(hills["biasfactor"], own, rtol=1e-5)]
+    if len(other):
+        told = ["none" if factor == 1.0 else f"{factor:g}" for factor in (float(other[0]), own)]
+        raise UqbiasError(
+            f"{path} holds hills with the bias factor {told[0]}, this bias has {told[1]}", "use the same bias factor"
+        )
 
 
 def stated_values(text: str) -> dict[str, str]:

@@ -22,6 +22,8 @@ from uqbias.variables.names import OF_MODEL
 
 #: Steps are kept in 64 bits.
 LAST_STEP = 2.0**62
+#: Grid points are counted in 64 bits too.
+FARTHEST = 1e15
 
 
 class _Files:
@@ -163,11 +165,11 @@ def parse_hills(
     count = len(names)
     steps = np.rint(rows[:, 0] / (timestep_fs * 1e-3))
     sound = np.isfinite(rows).all(axis=1) & (rows[:, 1 + count : 1 + 2 * count] > 0).all(axis=1)
-    sound &= np.abs(steps) < LAST_STEP
+    sound &= (np.abs(steps) < LAST_STEP) & (np.abs(rows[:, 1 : 1 + count]) < FARTHEST).all(axis=1)
     if not sound.all():
         raise UqbiasError(
-            f"{path}, line {lines[int(np.argmin(sound))]}: a hill with a number that is not finite, or a sigma that is "
-            "not above 0",
+            f"{path}, line {lines[int(np.argmin(sound))]}: a hill with a number that is not finite or too large, or a "
+            "sigma that is not above 0",
             "remove or repair that line",
         )
     hills = np.empty(len(rows), dtype=hill_type(count))

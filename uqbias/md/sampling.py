@@ -103,8 +103,12 @@ class Sampling:
     ) -> None:
         if drive not in DRIVES:
             raise UqbiasError(f"unknown drive '{drive}'", did_you_mean(drive, DRIVES))
+        if drive == "model" and model is None:
+            raise UqbiasError("drive='model' without a model", "give the model, or drive='bias'")
         self.temperature = host.value(temperature)
         self.bias = BiasSum(biases)
+        if drive == "bias" and not self.bias.biases:
+            raise UqbiasError("no biases, and drive='bias': nothing would act", "give biases, or drive='model'")
         self.names: tuple[str, ...] = self.bias.variables if self.bias.biases else ()
         host.check_temperatures(self.bias, self.temperature)
         host.check_boosts(self.bias, drive)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from uqbias.bias.metadynamics import Metadynamics
 from uqbias.errors import UqbiasError
+from uqbias.md.plumed_files import check_tempering
 from uqbias.md.reporters import hills_header, hills_lines, parse_hills
 
 
@@ -30,7 +31,7 @@ class SharedHills:
     Raises
     ------
     UqbiasError
-        If a file there is about other variables or another kernel, or a line is bad.
+        If a file there is about other variables, another kernel or another bias factor, or a line is bad.
     """
 
     def __init__(self, folder: str | Path, bias: Metadynamics, timestep_fs: float, *, name: str | None = None) -> None:
@@ -39,7 +40,9 @@ class SharedHills:
         name = name or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self.path = self.folder / f"HILLS.{name}"
         self._headers: dict[Path, str] = {}
+        # Bytes and lines of each file that were read.
         self._read: dict[Path, int] = {}
+        self._lines: dict[Path, int] = {}
         bias.reset()
         for path in sorted(self.folder.glob("HILLS.*")):
             self._deposit(path)
@@ -101,7 +104,12 @@ class SharedHills:
                     "give each bias a folder of its own",
                 )
             self._headers[path] = header
-        rows = "".join(line for line in text.splitlines(keepends=True) if not line.startswith("#"))
-        hills = parse_hills(self._headers[path] + rows, path, self.timestep_fs)
+        if before := self._lines.get(path, 0):
+            # Empty lines for those that were read before, so that a message tells the line in the file.
+            header = self._headers[path]
+            text = header + "\n" * (before - header.count("\n")) + text
+        hills = parse_hills(text, path, self.timestep_fs)
+        check_tempering(hills, path, self.bias)
         self.bias.load_hills(hills)
         self._read[path] = self._read.get(path, 0) + len(whole)
+        self._lines[path] = text.count("\n")
