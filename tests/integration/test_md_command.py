@@ -152,6 +152,9 @@ def test_run_folder_says_what_the_bias_was(folder, tmp_path):
          [("linear", ["u"], {}), ("udd", ["u"], {"A": 20.0}), ("upper_wall", ["u"], {"at": 6.0})]),
         (["--sigma", 0.7, "--biasfactor", 5, "--set", "upper_wall.kappa=3"],
          [("metadynamics", ["u"], {"sigma": 0.7, "biasfactor": 5.0}), ("upper_wall", ["u"], {"kappa": 3.0})]),
+        ([*PHI, "--on", "phi", "--wall", 9],
+         [("metadynamics", ["phi"], {}), ("upper_wall", ["u"], {"at": 9.0})]),
+        (["--bias", "none", "--wall", 9], [("upper_wall", ["u"], {"at": 9.0})]),
         (["--variable", "r=distance", "--set", "r.groups=[[0, 1], [O2, H2]]", "--on", "r"],
          [("metadynamics", ["r"], {"sigma": 0.02, "reflect_at": None})]),
     ],
@@ -198,6 +201,7 @@ def test_kinds_and_overrides(folder, tmp_path, options, expected):
         (["--bias", "gamd"], "options: gamd.conventional_steps = 2000 with md.steps = 40: the boost never begins"),
         (["--platform", "Cuda"], "no OpenMM platform 'Cuda'"),
         (["--bias", "gamd", "--on", "u"], "--on u for --bias gamd; it boosts the energy; leave --on out"),
+        (["--wall", 3, "--bias", "metadynamics,upper_wall"], "--wall 3 with a bias upper_wall; leave one out"),
         (["--bias", "metadynamics,none"], "--bias metadynamics,none; give none by itself"),
         (["--bias", "none", "--on", "u"], "--on u for --bias none; leave it out"),
     ],
@@ -206,6 +210,46 @@ def test_refused(folder, tmp_path, options, expected):
     start = ("--start", folder / "data.xyz", "--steps", 40)
     assert expected in refused("md", folder / "m.uqb", "-o", tmp_path / "x", *start, *SHORT, *options)
     assert not (tmp_path / "x" / "observations.npz").exists()
+
+
+OWN = """
+import torch
+def broken(x): raise ValueError("no such thing")
+def branches(x): return x[:, 0, 0] if x[0, 0, 0] > 0 else x[:, 1, 0]
+def missing(x): return x[:, 0, 0] * torch.where(x[:, 0, 0].abs() < 1e9, float("nan"), 1.0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("broken", "variable 'own_variables:broken' fails on positions [2, 4, 3]: ValueError: no such thing"),
+        ("branches", "variable 'own_variables:branches' fails on positions [2, 4, 3]: "),
+        ("missing", "variables.x is not a finite number in any start frame"),
+    ],
+)
+def test_variables_of_ones_own_that_do_not_work(folder, tmp_path, monkeypatch, name, message):
+    (tmp_path / "own_variables.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    options = ("--variable", f"x=own_variables:{name}", "--on", "x", "--sigma", 0.05, *SHORT)
+    told = refused(
+        "md", folder / "m.uqb", "-o", tmp_path / "x", "--start", folder / "data.xyz", "--steps", 40, *options
+    )
+    assert message in told
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_run_says_what_it_is_not_worth(folder, tmp_path):
+    """Walkers that break all the time; biases that give no free energy."""
+    done = run(folder, tmp_path / "md", "--set", "md.timestep_fs=40", "--json")
+    assert done.exit_code == 0, done.output
+    (warning,) = json.loads(done.stdout)["warnings"]
+    assert warning.startswith("walkers were stopped at ")
+    boost = ("--bias", "gamd,eabf", "--set", "gamd.conventional_steps=20", "--set", "gamd.preparation_steps=0")
+    done = run(folder, tmp_path / "boosted", *boost, *PHI, "--on", "u,phi")
+    assert done.exit_code == 0, done.output
+    assert "warning: a run with 2 extended variables explores" in done.stderr
+    assert "warning: gamd is in production after 4020 steps; uqbias fes takes none of these 40" in done.stderr
 
 
 def test_steps_and_pace(folder, tmp_path):
@@ -324,6 +368,8 @@ def test_resume_of_another_run_is_refused(folder, finished, tmp_path):
     before = contents(target)
     assert "has md.temperature = 300.0, this one 310.0" in refused_resume(folder, target, "--temperature", 310)
     assert "bias.0.height = 1.0, this one 2.0;" in refused_resume(folder, target, "--height", 2)
+    write_frames(tmp_path / "three.xyz", read_frames(folder / "data.xyz")[:3])
+    assert "has other start frames; give the same" in refused_resume(folder, target, "--start", tmp_path / "three.xyz")
     assert "has seed = 0, this one 1;" in refused_resume(folder, target, "--seed", 1)
     assert "has kinds of bias = ['metadynamics', 'upper_wall'], this one []" in refused_resume(
         folder, target, "--bias", "none"

@@ -5,12 +5,14 @@ import yaml
 
 from uqbias.campaign.config import check_campaign, flatten, load_campaign
 from uqbias.campaign.dry_run import check_parts
-from uqbias.campaign.template import campaign_template, example_campaign
+from uqbias.campaign.template import OF_KINDS, campaign_template, example_campaign, kinds_template
 from uqbias.campaign.work import read_start
 from uqbias.errors import UqbiasError
+from uqbias.registry import BIASES, FEATURES, UNCERTAINTIES, VARIABLES
 from uqbias.topology import Topology
 
 SYSTEMS = sorted((Path(__file__).parents[2] / "systems").glob("*/*.yaml"))
+REGISTRIES = {"bias": BIASES, "variables": VARIABLES, "cv": UNCERTAINTIES, "features": FEATURES}
 MINIMAL = {"system": {"structure": "molecule.pdb", "start": "start.xyz"}}
 
 
@@ -64,6 +66,28 @@ def test_template_is_the_example_and_every_key_is_explained():
     for number, line in enumerate(lines):
         if ":" in line and not line.lstrip().startswith("#"):
             assert "#" in line or lines[number - 1].lstrip().startswith("#"), line
+
+
+@pytest.mark.parametrize("section", OF_KINDS)
+def test_every_kind_is_listed_with_its_keys(section):
+    text = kinds_template(section)
+    entries = yaml.safe_load(text)
+    if section in REGISTRIES:
+        assert {entry["kind"] for entry in entries} == set(REGISTRIES[section].names())
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        if ":" in line and not line.lstrip().startswith(("#", "- kind")):
+            assert "#" in line or lines[number - 1].lstrip().startswith("#"), line
+    if section == "bias":  # what has all keys that it needs is a section as it stands
+        whole = [entry for entry in entries if None not in (entry.get("at", 0), entry.get("kappa", 0))]
+        assert len(whole) == 8
+        for entry in whole:
+            assert check_campaign({**MINIMAL, "bias": [entry]}).bias[0].kind == entry["kind"]
+
+
+def test_kinds_of_a_section_without_any():
+    with pytest.raises(UqbiasError, match=r"no section 'biass' with kinds; did you mean 'bias'\?"):
+        kinds_template("biass")
 
 
 def test_yaml_numbers_duplicates_and_garbage(tmp_path):

@@ -58,7 +58,7 @@ class Frames:
         self.run, self.kt = run, kt(run.temperature)
         steps = run.step
         first = math.floor(discard * len(steps))
-        settled = max([_production_from(part) for part in run.parts if isinstance(part, GaMD)], default=-1)
+        settled = max([_production_from(run, part) for part in run.parts if isinstance(part, GaMD)], default=-1)
         # At the step of its last update the boost before that update acted.
         first = max(first, int(np.searchsorted(steps, settled, side="right")))
         if first >= len(steps):
@@ -153,11 +153,15 @@ def _count(values: Array) -> int:
     return int((~np.isfinite(values)).sum())
 
 
-def _production_from(part: GaMD) -> int:
-    if part.stage != "production":
-        raise UqbiasError(f"gamd has not got beyond its {part.stage} stage", "run longer: only production can be used")
+def _production_from(run: RunFolder, part: GaMD) -> int:
     pace = int(part.pace)
-    return int(np.ceil((part.conventional_steps + part.equilibration_steps) / pace)) * pace
+    settled = int(np.ceil((part.conventional_steps + part.equilibration_steps) / pace)) * pace
+    if part.stage != "production":
+        raise UqbiasError(
+            f"{run.path}: gamd has not got beyond its {part.stage} stage",
+            f"run more than {settled} steps: only production, after them, can be used",
+        )
+    return settled
 
 
 def rest_bias(frames: Frames, without: Sequence[int] = ()) -> Array:

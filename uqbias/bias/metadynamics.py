@@ -13,7 +13,7 @@ from torch import Tensor
 
 from uqbias.bias.base import Array, Bias, Probe
 from uqbias.bias.grid import GrowingGrid, hermite, outer
-from uqbias.bias.options import per_variable, positive
+from uqbias.bias.options import number, per_variable, positive
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.units import kt
 
@@ -96,7 +96,7 @@ class Metadynamics(Bias):
         self._support = SUPPORT if kernel == "gaussian" else math.sqrt(2 * CUTOFF)
         for name, value in (("height", height), ("pace", pace), ("temperature", temperature)):
             positive(self.kind, name, value)
-        if biasfactor is not None and not 1 < biasfactor < math.inf:
+        if biasfactor is not None and not 1 < number(self.kind, "biasfactor", biasfactor) < math.inf:
             raise UqbiasError(
                 f"metadynamics with biasfactor {biasfactor}", "give a finite one > 1, or None for untempered"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,16 @@ from uqbias.errors import UqbiasError
 COUNTS = ("pace", "hill_pace", "averaging")
 
 
+def number(kind: str, name: str, value: Any) -> float:
+    """``value`` as it is; raises UqbiasError unless it is a real number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise UqbiasError(f"{kind} with {name} {value!r}", "give a number")
+    return float(value)
+
+
 def positive(kind: str, name: str, value: float) -> None:
     """Raise UqbiasError unless ``value`` is finite and above zero, and whole if it is one of `COUNTS`."""
-    if not 0 < value < math.inf:
+    if not 0 < number(kind, name, value) < math.inf:
         raise UqbiasError(f"{kind} with {name} {value}", f"give a finite {name} > 0")
     if name in COUNTS:
         whole(kind, name, value, 1)
@@ -24,7 +32,7 @@ def positive(kind: str, name: str, value: float) -> None:
 
 def whole(kind: str, name: str, value: float, least: int) -> None:
     """Raise UqbiasError unless ``value`` is a whole number, ``least`` or more."""
-    if not (value >= least and float(value).is_integer()):
+    if not (number(kind, name, value) >= least and float(value).is_integer()):
         raise UqbiasError(f"{kind} with {name} {value}", f"give a whole number, {least} or more")
 
 
@@ -43,7 +51,7 @@ def per_variable(kind: str, name: str, value: Any, count: int) -> list[Any]:
     if len(value) != count:
         raise UqbiasError(f"{kind} with {len(value)} values of {name} for {count} variable(s)", "give one each")
     for one in value:
-        if one is not None and not math.isfinite(one):
+        if one is not None and not math.isfinite(number(kind, name, one)):
             raise UqbiasError(f"{kind} with {name} {one}", "give a finite number")
         if one is not None and name == "periods":
             positive(kind, name, one)

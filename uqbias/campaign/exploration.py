@@ -149,7 +149,7 @@ def explore(
     lowest = _lowest(job, at_start)
     parts = completed(job.biases, md["temperature"], periods_of(variables), lowest)
     # What can be refused is, before a run.json says that there is a run.
-    _check(job, at_start)
+    _check(job, at_start, variables)
     bias = build_bias(parts, md["temperature"]) if parts else None
     guard = make_guard(job, model)
     begin = starting_points(job, guard)
@@ -167,8 +167,10 @@ def explore(
     return {"steps": md["steps"] * md["walkers"], **done, "was_finished": writer.finished is not None}
 
 
-def _check(job: Exploration, at_start: Evaluated) -> None:
-    """Raise UqbiasError for a platform that is not there, or if the guards stop every walker wherever it begins."""
+def _check(job: Exploration, at_start: Evaluated, variables: Mapping[str, CollectiveVariable]) -> None:
+    """Raise UqbiasError for a platform that is not there, or if every walker would be stopped wherever it begins."""
+    import torch
+
     from uqbias.compile.fused import check_device
     from uqbias.md.stack import check_platform, choose_backend
 
@@ -182,6 +184,13 @@ def _check(job: Exploration, at_start: Evaluated) -> None:
             f"guards.cv_cap = {cap:g} is below the driver in all start frames, {lowest:.4g} at least",
             "raise it, or null for none (of uqbias md: --cap, or --wall, which it follows)",
         )
+    positions = torch.as_tensor(job.safe_frames)
+    for name, variable in variables.items():
+        with torch.no_grad():
+            if not torch.isfinite(variable(positions)).any():
+                raise UqbiasError(
+                    f"variables.{name} is not a finite number in any start frame", "give start frames that have one"
+                )
 
 
 def _device(md: Mapping[str, Any]) -> str:

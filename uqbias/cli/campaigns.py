@@ -28,6 +28,14 @@ def template(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write it there; stdout if left out.")
     ] = None,
+    kinds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SECTION",
+            help="All kinds of one section with their keys instead: bias, variables, cv, uncertainty, features, "
+            "potential or oracle.",
+        ),
+    ] = None,
 ) -> None:
     """Write a commented campaign file: every key, its default and its unit.
 
@@ -35,20 +43,22 @@ def template(
     begin with (eV, Å). All other keys have defaults.
 
     \b
-    Example:
+    Examples:
       uqbias template -o campaign.yaml
+      uqbias template --kinds bias
     """
-    from uqbias.campaign.template import campaign_template
+    from uqbias.campaign.template import campaign_template, kinds_template
     from uqbias.files import write_text
 
-    text = campaign_template()
+    text = campaign_template() if kinds is None else kinds_template(kinds)
     if output is None:
         typer.echo(text, nl=False)
         return
     if output.exists():
         raise UqbiasError(f"{output} is there already", "remove it, or choose another name")
     write_text(output, text)
-    typer.echo(f"wrote {output}; fill in system.structure and system.start, then: uqbias validate {output}")
+    then = f"; fill in system.structure and system.start, then: uqbias validate {output}" if kinds is None else ""
+    typer.echo(f"wrote {output}{then}")
 
 
 def validate(path: CampaignPath, json: Json = False) -> None:

@@ -13,6 +13,8 @@ from uqbias.errors import UqbiasError
 
 #: Value of a kernel density (nats) beyond which a geometry is taken for broken.
 CAP = 14.0
+#: Share of the observations at which walkers were stopped that is no sampling any more.
+OFTEN = 0.2
 
 
 def register(app: typer.Typer) -> None:
@@ -38,7 +40,8 @@ def md(
         str,
         typer.Option(
             metavar="KIND,...",
-            help="metadynamics, opes, eabf, wtm_eabf, gamd, linear, udd, or none; several as wtm_eabf,gamd.",
+            help="metadynamics, opes, eabf, wtm_eabf, gamd, linear, udd, restraint, upper_wall, lower_wall, or none; "
+            "several as wtm_eabf,gamd.",
         ),
     ] = "metadynamics",
     on: Annotated[
@@ -57,17 +60,21 @@ def md(
     change: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KIND.KEY=VALUE", help="Any key of a bias, or of md, guards, a variable; repeatable."
+            "--set",
+            metavar="KIND.KEY=VALUE",
+            help="Any key of a bias (see 'uqbias template --kinds bias'), or of md, guards, a variable; repeatable.",
         ),
     ] = None,
     pace: Annotated[int, typer.Option(min=1, help="Steps between hills, rows of COLVAR and trajectory frames.")] = 50,
     wall: Annotated[
         float | None,
-        typer.Option(help="Driver value where a wall begins; 14 for a kernel density, none for others."),
+        typer.Option(help="Driver value where a wall begins; 14 by default for a kernel density that is biased."),
     ] = None,
     cap: Annotated[
         float | None,
-        typer.Option(help="Driver value at which a walker is stopped and restarted; as --wall + 2 by default."),
+        typer.Option(
+            help="Driver value at which a walker is stopped and restarted; 2 above --wall, 16 for a kernel density."
+        ),
     ] = None,
     constraints: Annotated[str, typer.Option(help="none, hbonds, bonds or bonds_angles.")] = "none",
     backend: Annotated[str, typer.Option(help="auto, pythonforce or torchforce.")] = "auto",
@@ -112,16 +119,15 @@ def md(
         )
     loaded = UncertaintyModel.load(model)
     frames = _start_frames(loaded, model, start)
-    if wall is None and loaded.cv.kind == "kernel_density":
-        wall = CAP
-    if cap is None and wall is not None:
-        cap = wall + 2.0
+    usual_wall = CAP if loaded.cv.kind == "kernel_density" else None
+    if cap is None and (begins := usual_wall if wall is None else wall) is not None:
+        cap = begins + 2.0
     settings = _settings(
         kinds,
         None if on is None else [name.strip() for name in on.split(",")],
         variable or (),
         {"height": height, "sigma": sigma, "biasfactor": biasfactor},
-        wall,
+        (wall, usual_wall),
         change or (),
         {
             "walkers": walkers,
@@ -142,6 +148,8 @@ def md(
     )
     if snapshot_every is None:
         snapshot_every = min(10_000, max(pace, steps // 10))
+    for warning in (hints := _hints(settings)):
+        typer.echo(f"warning: {warning}", err=True)
     job = Exploration(
         model=model,
         folder=output,
@@ -168,7 +176,24 @@ def md(
             progress.advance(count, note)
 
         facts = explore(job, tell)
-    _tell(output, facts, settings.md.steps * settings.md.timestep_fs * 1e-3, settings.md.walkers, json=json)
+    time_ps = settings.md.steps * settings.md.timestep_fs * 1e-3
+    _tell(output, facts, time_ps, settings.md.walkers, hints, json=json)
+
+
+def _hints(settings: Any) -> list[str]:
+    """What the user may not expect of a run like this: that it gives no free energy."""
+    found = []
+    extended = [section for section in settings.bias if section.kind in ("eabf", "wtm_eabf")]
+    if len(extended) > 1:
+        found.append(f"a run with {len(extended)} extended variables explores; uqbias fes takes one with one")
+    for section in settings.bias:
+        if section.kind == "gamd":
+            before = section.conventional_steps + section.equilibration_steps
+            if settings.md.steps <= before:
+                found.append(
+                    f"gamd is in production after {before} steps; uqbias fes takes none of these {settings.md.steps}"
+                )
+    return found
 
 
 def _settings(
@@ -176,13 +201,17 @@ def _settings(
     names: Sequence[str] | None,
     variables: Sequence[str],
     short: dict[str, float | None],
-    wall: float | None,
+    walls: tuple[float | None, float | None],
     changes: Sequence[str],
     md: dict[str, Any],
     guards: dict[str, Any],
     topology: Any,
 ) -> Any:
     """The options as a campaign, whose checks and defaults hold here too.
+
+    Parameters
+    ----------
+    walls : as asked for, and where a bias on the driver has one if none was asked for.
 
     Raises
     ------
@@ -195,8 +224,12 @@ def _settings(
 
     defined = parse_variables(variables)
     biases = bias_sections(kinds, names, defined, md["pace"], short)
-    if wall is not None and "upper_wall" not in kinds and any("u" in section["variables"] for section in biases):
-        biases.append({"kind": "upper_wall", "at": wall})
+    asked, usual = walls
+    if asked is not None and "upper_wall" in kinds:
+        raise UqbiasError(f"--wall {asked:g} with a bias upper_wall", "leave one out")
+    on_driver = "upper_wall" not in kinds and any("u" in section["variables"] for section in biases)
+    if (at := usual if asked is None and on_driver else asked) is not None:
+        biases.append({"kind": "upper_wall", "at": at})
     apply_changes(changes, kinds, biases, {"md": md, "guards": guards}, defined)
     for section in biases:
         if (key := needs_width(section)) is not None:
@@ -259,15 +292,23 @@ def _equal(count: int) -> Any:
     return np.full(count, 1.0 / count)
 
 
-def _tell(folder: Path, facts: dict[str, Any], time_ps: float, walkers: int, *, json: bool) -> None:
+def _tell(
+    folder: Path, facts: dict[str, Any], time_ps: float, walkers: int, hints: Sequence[str], *, json: bool
+) -> None:
     """Print what was sampled."""
     import numpy as np
 
     with np.load(folder / "observations.npz") as seen:
         # Where a walker was stopped, its values are those of a broken geometry.
-        cv, uncertainty, bias = (
-            np.where(seen["restarted"], np.nan, seen[name]) for name in ("cv", "uncertainty", "bias")
-        )
+        stopped = seen["restarted"]
+        cv, uncertainty, bias = (seen[name][~stopped] for name in ("cv", "uncertainty", "bias"))
+        first = seen["cv"][0][~stopped[0]]
+    share = float(stopped.mean())
+    broken = [] if share < OFTEN else [f"walkers were stopped at {share:.0%} of the observations: see events.jsonl"]
+
+    def of(function: Any, values: Any) -> float:
+        return float(function(values)) if len(values) else float("nan")
+
     summary = {
         "directory": str(folder),
         "walkers": walkers,
@@ -276,12 +317,10 @@ def _tell(folder: Path, facts: dict[str, Any], time_ps: float, walkers: int, *, 
         "evaluations": facts["evaluations"],
         "stopped": facts["stopped"],
         "was_finished": facts["was_finished"],
-        "cv": {"first": float(np.nanmean(cv[0])), "highest": float(np.nanmax(cv))},
-        "uncertainty_kJ_per_mol_nm": {
-            "median": float(np.nanmedian(uncertainty)),
-            "highest": float(np.nanmax(uncertainty)),
-        },
-        "bias_kJ_per_mol": {"highest": float(np.nanmax(bias))},
+        "cv": {"first": of(np.mean, first), "highest": of(np.max, cv)},
+        "uncertainty_kJ_per_mol_nm": {"median": of(np.median, uncertainty), "highest": of(np.max, uncertainty)},
+        "bias_kJ_per_mol": {"highest": of(np.max, bias)},
+        "warnings": [*hints, *broken],
     }
     if json:
         print_json(summary)
@@ -297,4 +336,6 @@ def _tell(folder: Path, facts: dict[str, Any], time_ps: float, walkers: int, *, 
         f"{summary['uncertainty_kJ_per_mol_nm']['highest']:.3g} kJ/mol/nm"
     )
     typer.echo(f"bias: up to {summary['bias_kJ_per_mol']['highest']:.3g} kJ/mol")
+    for warning in broken:
+        typer.echo(f"warning: {warning}")
     typer.echo(f"files: {folder} (mdtraj.load('{folder}/walker_0.xtc', top='{folder}/topology.pdb'))")

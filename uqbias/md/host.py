@@ -24,6 +24,8 @@ from uqbias.variables.names import OF_MODEL, is_of_torch, is_taken
 
 #: Steps between observations where no bias has a pace.
 PACE = 50
+#: What to do about a molecule that broke.
+BROKEN = "put a wall on the variable, use lower hills or shorter steps, or train the model on such geometries"
 ALL_GROUPS = frozenset(range(32))
 
 
@@ -247,16 +249,15 @@ def refuse_broken(
     step: int, pace: int, broken: NDArray[np.bool_], variables: Mapping[str, float], energy: float
 ) -> None:
     """Raise UqbiasError if an evaluation since the last report broke, or a variable is not a finite number."""
-    cure = "put a wall on the variable, use lower hills, or train the model on such geometries"
     for name, found in variables.items():
         if not math.isfinite(found):
-            raise UqbiasError(f"variable '{name}' is not a finite number at step {step}", cure)
+            raise UqbiasError(f"variable '{name}' is not a finite number at step {step}", BROKEN)
     if broken.any():
         values = ", ".join(f"{name} {found:.4g}" for name, found in variables.items())
         raise UqbiasError(
             f"in the {pace} steps up to step {step} the molecule left what the model describes: energy {energy:.6g} "
             f"kJ/mol, {values}",
-            cure,
+            BROKEN,
         )
 
 

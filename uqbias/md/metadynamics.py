@@ -12,9 +12,10 @@ import torch
 
 from uqbias.bias.base import Array, Bias
 from uqbias.bias.metadynamics import Metadynamics as MetadynamicsBias
-from uqbias.bias.options import whole
+from uqbias.bias.options import number, whole
 from uqbias.bias.walls import UpperWall
 from uqbias.errors import UqbiasError
+from uqbias.files import check_directory
 from uqbias.md import host
 from uqbias.md.external import is_force
 from uqbias.md.sampling import Sampling
@@ -162,17 +163,24 @@ class Metadynamics(Sampling):
         if (saveFrequency is None) != (biasDir is None):
             raise UqbiasError(f"saveFrequency {saveFrequency} with biasDir {biasDir}", "give both or none")
         whole("metadynamics", "frequency", frequency, 1)
-        if saveFrequency is not None and (saveFrequency < 1 or saveFrequency % frequency):
+        if saveFrequency is not None:
+            whole("metadynamics", "saveFrequency", saveFrequency, 1)
+        if biasDir is not None:
+            check_directory(Path(biasDir))
+        if saveFrequency is not None and saveFrequency % frequency:
             raise UqbiasError(f"saveFrequency {saveFrequency} with frequency {frequency}", "give a multiple of it")
         if not isinstance(variables, Sequence) or not 1 <= len(variables) <= 3:
             raise UqbiasError(f"metadynamics on {variables!r}", "give a list of one to three BiasVariable")
         self.variables = [one if isinstance(one, BiasVariable) else _taken_over(one) for one in variables]
         names, given, chosen = _named(self.variables, model)
-        temperature = float(host.value(temperature))
+        temperature, height = (
+            number("metadynamics", name, host.value(given))
+            for name, given in (("temperature", temperature), ("height", height))
+        )
         self.metadynamics = MetadynamicsBias(
             variables=names,
             periods=[one.period for one in self.variables],
-            height=float(host.value(height)),
+            height=height,
             sigma=[one.biasWidth for one in self.variables],
             pace=frequency,
             biasfactor=biasFactor,

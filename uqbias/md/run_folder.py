@@ -33,6 +33,8 @@ DESCRIPTION, SNAPSHOT, OBSERVATIONS, BIAS, PARTS = (
 )
 #: Among the parts: there is a snapshot, or was.
 SAVED = "saved"
+#: Settings that are kept by their hash, and what to say of another.
+HASHED = {"model": "another model", "start frames": "other start frames", "earlier bias": "another earlier bias"}
 
 
 class RunWriter:
@@ -106,6 +108,9 @@ class RunWriter:
         different = [key for key in dict.fromkeys((*new, *old)) if old.get(key) != new.get(key)]
         if different:
             key, more = different[0], f" (and {len(different) - 1} more)" if len(different) > 1 else ""
+            if hashed := [HASHED[key] for key in different if key in HASHED]:
+                # The cause of others, such as the driver's lowest value.
+                raise UqbiasError(f"the run in {self.folder} has {hashed[0]}", "give the same, or another folder")
             raise UqbiasError(
                 f"the run in {self.folder} has {key} = {old.get(key)}, this one {new.get(key)}{more}",
                 "give the same options, or another folder",

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from uqbias.bias.base import Array, Bias, BiasSum
 from uqbias.compile.fused import FusedEvaluator
 from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.files import check_file
 from uqbias.md import host
 from uqbias.md.computation import Computation, Recipe, load_model, serialize
 from uqbias.md.external import ForceVariables
@@ -133,6 +134,9 @@ class Sampling:
         self.evaluator = FusedEvaluator(module, self.bias, 1, variables=graph, **self._options)  # type: ignore[arg-type]
 
         self._hills, self._colvar, self._restart = hill_files(hills, self.bias.biases), colvar, restart
+        for path in [*(path for path, _ in self._hills), colvar, self._snapshot and self._snapshot[0]]:
+            if path is not None:
+                check_file(Path(path))
         if restart and not self._hills:
             raise UqbiasError("restart=True without a metadynamics bias and its HILLS", "load a snapshot instead")
         if restart:
@@ -229,10 +233,12 @@ class Sampling:
             simulation.reporters.append(self)
         try:
             simulation.step(steps)
-        except openmm.OpenMMException:
+        except openmm.OpenMMException as error:
             self._reraise()
             # A coordinate that is NaN is what OpenMM sees of it.
             self._refuse_broken(simulation.currentStep)
+            if "NaN" in str(error):
+                raise UqbiasError(f"after step {simulation.currentStep}: {error}", host.BROKEN) from error
             raise
         finally:
             if not appended:
@@ -289,6 +295,7 @@ class Sampling:
         Positions, velocities, box, extended variables, state of integrator and random numbers, biases, the step.
         """
         self._check(simulation)
+        check_file(Path(path))
         if self._output is None:
             self._open(simulation)
         arrays = state_of_context(simulation.context) | self.evaluator.memo()

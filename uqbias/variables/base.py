@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.features.base import check_options, keywords
@@ -92,9 +93,17 @@ class CallableVariable(CollectiveVariable):
         period: float | None = None,
         unit: str = "",
     ) -> Self:
-        """Call the function once, on two random geometries, to see that it gives [2]."""
+        """Call the function on two random geometries, to see that it gives [2] and can be traced."""
         geometries = torch.randn(2, len(topology), 3, generator=torch.Generator().manual_seed(0))
-        found = function(geometries)
+        try:
+            found = function(geometries)
+            make_fx(function)(geometries)
+        except Exception as error:
+            told = (str(error).splitlines() or [""])[0]
+            raise UqbiasError(
+                f"variable '{kind}' fails on positions [2, {len(topology)}, 3]: {type(error).__name__}: {told}",
+                "make it of torch operations without a branch on values (torch.where chooses)",
+            ) from error
         if not isinstance(found, Tensor) or found.shape != (2,):
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise UqbiasError(f"variable '{kind}' gave {shape} for 2 geometries", "return a tensor [W]")
