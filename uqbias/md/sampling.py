@@ -115,6 +115,10 @@ class Sampling:
         host.check_boosts(self.bias, drive)
         self.pace, self.stride = host.choose_paces(self.bias, pace, stride)
         self._snapshot = host.choose_snapshot(snapshot, snapshot_every, self.pace)
+        self._hills, self._colvar, self._restart = hill_files(hills, self.bias.biases), colvar, restart
+        for path in [*(path for path, _ in self._hills), colvar, self._snapshot and self._snapshot[0]]:
+            if path is not None:
+                check_file(Path(path))
         graph, forces = host.sort_variables(self.bias, variables or {}, with_model=model is not None)
         needed = model is not None or bool(graph)
         self._atoms = host.choose_atoms(system, atoms if needed else (), None)
@@ -133,10 +137,6 @@ class Sampling:
         }
         self.evaluator = FusedEvaluator(module, self.bias, 1, variables=graph, **self._options)  # type: ignore[arg-type]
 
-        self._hills, self._colvar, self._restart = hill_files(hills, self.bias.biases), colvar, restart
-        for path in [*(path for path, _ in self._hills), colvar, self._snapshot and self._snapshot[0]]:
-            if path is not None:
-                check_file(Path(path))
         if restart and not self._hills:
             raise UqbiasError("restart=True without a metadynamics bias and its HILLS", "load a snapshot instead")
         if restart:
