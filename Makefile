@@ -24,7 +24,7 @@ help:
 	@echo "make bench-training  force error after two minutes of training on one core"
 	@echo "make bench-uq        every uncertainty kind on three data sets (an hour and a half)"
 	@echo "make bench-plumed    cost of PLUMED's CV: bridge and plugin (needs a PLUMED kernel)"
-	@echo "make bench-fes       free energies of double wells and alanine dipeptide, cost of each bias (three and a half hours)"
+	@echo "make bench-fes       free energies of double wells and alanine dipeptide, cost of each bias (five hours)"
 	@echo "make bench-biases    which CV under which bias crosses and which only heats (an hour and a half)"
 	@echo "make bench-attacks   time of 500 adversarial attacks of 100 iterations, three judges (five minutes)"
 	@echo "make bench-directions  where the error grows, trained on energies or forces too (seven minutes)"
