@@ -43,12 +43,15 @@ def check_columns(text: str, path: str | Path, header: str) -> None:
         )
 
 
-def parse_plumed(text: str, path: Path) -> tuple[list[str], NDArray[np.float64], list[int]]:
-    """Field names, rows [T, fields] and their lines [T] of a PLUMED file; a last line without its end is left out."""
+def parse_plumed(text: str, path: Path, *, before: int = 0) -> tuple[list[str], NDArray[np.float64], list[int]]:
+    """Field names, rows [T, fields] and their lines [T] of a PLUMED file; a last line without its end is left out.
+
+    Lines count from ``before``.
+    """
     fields: list[str] = []
     rows: list[Sequence[float]] = []
     lines: list[int] = []
-    for number, line in enumerate(text.splitlines(keepends=True), start=1):
+    for number, line in enumerate(text.splitlines(keepends=True), start=1 + before):
         if not line.endswith("\n"):
             break
         words = line.split()

@@ -145,10 +145,10 @@ def read_hills(
 
 
 def parse_hills(
-    text: str, path: str | Path, timestep_fs: float, variables: Sequence[str] | None = None
+    text: str, path: str | Path, timestep_fs: float, variables: Sequence[str] | None = None, *, before: int = 0
 ) -> NDArray[Any]:
-    """`read_hills` of a file's content; ``path`` is for messages."""
-    fields, rows, lines = parse_plumed(text, Path(path))
+    """`read_hills` of a file's content, or of a part with ``before`` lines before it; ``path`` is for messages."""
+    fields, rows, lines = parse_plumed(text, Path(path), before=before)
     if "biasf" in fields:  # PLUMED may add the wall-clock time
         kept = fields.index("biasf") + 1
         fields, rows = fields[:kept], rows[:, :kept]

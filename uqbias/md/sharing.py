@@ -104,12 +104,12 @@ class SharedHills:
                     "give each bias a folder of its own",
                 )
             self._headers[path] = header
-        if before := self._lines.get(path, 0):
-            # Empty lines for those that were read before, so that a message tells the line in the file.
-            header = self._headers[path]
-            text = header + "\n" * (before - header.count("\n")) + text
-        hills = parse_hills(text, path, self.timestep_fs)
+        before = 0
+        if path in self._lines:
+            text = self._headers[path] + text
+            before = self._lines[path] - self._headers[path].count("\n")
+        hills = parse_hills(text, path, self.timestep_fs, before=before)
         check_tempering(hills, path, self.bias)
         self.bias.load_hills(hills)
         self._read[path] = self._read.get(path, 0) + len(whole)
-        self._lines[path] = text.count("\n")
+        self._lines[path] = before + text.count("\n")
