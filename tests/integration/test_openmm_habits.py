@@ -415,6 +415,19 @@ def test_a_barostat_that_comes_later_is_refused_too(tiny_model, tiny_positions):
 # Bad input
 
 
+def test_coordinates_that_become_nan_where_openmm_looks_first(tiny_model, tiny_positions):
+    """The CPU platform stops before the force is asked."""
+    system, topology, x = caged_molecule(tiny_model, tiny_positions)
+    sampling = sampled(system, tiny_model, [Metadynamics(sigma=0.3, pace=10)])
+    simulation = app.Simulation(topology, system, langevin(), openmm.Platform.getPlatformByName("CPU"))
+    simulation.context.setPositions(x)
+    sampling.step(simulation, 20)
+    simulation.context.setVelocities(np.full((system.getNumParticles(), 3), np.nan))
+    with pytest.raises(UqbiasError, match=r"after step 2\d: .*NaN"):
+        sampling.step(simulation, 20)
+    assert len(sampling.bias.biases[0].hills) == 2
+
+
 def test_a_variable_that_becomes_nan(tmp_path, tiny_model, tiny_positions):
     """The line names it and the step; what was written before is there."""
     system, topology, x = caged_molecule(tiny_model, tiny_positions)
