@@ -1,4 +1,4 @@
-"""Files that a reader never sees half of, and what is read of those that are not whole."""
+"""Writing files so that a reader never sees half of one, and reading arrays from files that may be cut."""
 
 from __future__ import annotations
 

@@ -154,14 +154,12 @@ def _count(values: Array) -> int:
 
 
 def _production_from(run: RunFolder, part: GaMD) -> int:
-    pace = int(part.pace)
-    settled = int(np.ceil((part.conventional_steps + part.equilibration_steps) / pace)) * pace
     if part.stage != "production":
         raise UqbiasError(
             f"{run.path}: gamd has not got beyond its {part.stage} stage",
-            f"run more than {settled} steps: only production, after them, can be used",
+            f"run more than {part.production_from} steps: only production, after them, can be used",
         )
-    return settled
+    return part.production_from
 
 
 def rest_bias(frames: Frames, without: Sequence[int] = ()) -> Array:

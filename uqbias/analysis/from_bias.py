@@ -55,16 +55,16 @@ def free_energy_from_bias(pool: Pool, axes: tuple[Axis, ...], description: str, 
     grids = [_points(one, name, axes[names.index(name)] if name in names else None) for name in part.variables]
     if (points := math.prod(map(len, grids))) > MOST_POINTS:
         raise UqbiasError(f"{points} points of a bias on {len(grids)} variables for these bins", "give fewer --bins")
-    mesh = np.stack(np.meshgrid(*grids, indexing="ij"), axis=-1)
+    beside = _beside(one, part)
+    lengths = [len(grid) for grid in grids]
+    mesh = np.stack(np.meshgrid(*grids, indexing="ij"), axis=-1).reshape(-1, len(grids))
+    columns = dict(zip(part.variables, mesh.T, strict=True))
+    fixed = sum((one.run.energy_of(index, columns.__getitem__) for index in beside), np.zeros(len(mesh)))
     factor = well_tempered_factor(part)
-    fixed = np.zeros(mesh.shape[:-1])
-    for index in _beside(one, part):
-        columns = dict(zip(part.variables, mesh.reshape(-1, len(grids)).T, strict=True))
-        fixed += one.run.energy_of(index, columns.__getitem__).reshape(fixed.shape)
 
     def surface(values: Array) -> Array:
         # V converges to the opposite of all else that acts along its variables.
-        exponent = (factor * values.reshape(mesh.shape[:-1]) + fixed) / pool.kt
+        exponent = (factor * values + fixed).reshape(lengths) / pool.kt
         others = tuple(d for d, name in enumerate(part.variables) if name not in names)
         reduced = logsumexp(exponent, axis=others) if others else exponent
         kept = [name for name in part.variables if name in names]
@@ -73,7 +73,7 @@ def free_energy_from_bias(pool: Pool, axes: tuple[Axis, ...], description: str, 
 
     counts = np.bincount(pool.bins[pool.bins >= 0], minlength=pool.n_bins)
     visited = counts > 0
-    F = surface(part.value(mesh.reshape(-1, len(grids))))
+    F = surface(part.value(mesh))
     shape = tuple(axis.bins for axis in axes)
     error = np.full(F.shape, np.nan)
     if isinstance(part, Metadynamics) and len(part.hills):
@@ -129,7 +129,7 @@ def _points(one: Frames, name: str, axis: Axis | None) -> Array:
 
 
 def _grown(part: Metadynamics, ends: Sequence[int], mesh: Array) -> list[Array]:
-    """V at the points of ``mesh`` with the hills up to each of the steps ``ends``."""
+    """V at the points ``mesh`` [n, D] with the hills up to each of the steps ``ends``."""
     hills, steps = part.hills.copy(), deposition_steps(part)
     part.reset()
     done, found = 0, []
@@ -138,7 +138,7 @@ def _grown(part: Metadynamics, ends: Sequence[int], mesh: Array) -> list[Array]:
         if stop > done:
             part.deposit(hills[done:stop])
         done = stop
-        found.append(part.value(mesh.reshape(-1, mesh.shape[-1])))
+        found.append(part.value(mesh))
     if done < len(hills):
         part.deposit(hills[done:])
     return found

@@ -99,6 +99,11 @@ class ExtendedABF(Bias):
         self._forces = Bins(bin_width, self.period)  # of λ, with the sum of k (ξ - λ)
         self._deviations = Bins(bin_width, self.period)  # of ξ, with the sum of λ - ξ
 
+    @property
+    def periods(self) -> tuple[float | None, float | None]:
+        """Period of each variable, None where it has none."""
+        return (self.period, self.period)
+
     def energy(self, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         stretch = x[:, 0] - x[:, 1]
         if self.period is not None:

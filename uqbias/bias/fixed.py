@@ -45,6 +45,11 @@ class FixedBias(Bias):
         self._constants = {name: float(value) for name, value in constants.items()}
         self.to(self._dtype, self._device)
 
+    @property
+    def periods(self) -> tuple[float | None]:
+        """Period of each variable, None where it has none."""
+        return (self.period,)
+
     def displacement(self, x: Tensor, at: Tensor) -> Tensor:
         """Difference x - at, [W], to the nearest image of ``at`` where the variable has a period."""
         away = x[:, 0] - at

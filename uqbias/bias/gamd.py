@@ -54,6 +54,10 @@ class GaMD(Bias):
     pace : steps between updates; each stage ends at a multiple of it.
     temperature : K.
 
+    Attributes
+    ----------
+    production_from : steps, counted as the stages are, from which the boost stays as it is.
+
     Raises
     ------
     UqbiasError
@@ -99,7 +103,7 @@ class GaMD(Bias):
         self.temperature = float(temperature)
         # Stages end at updates, or with a pace of 10 a stage of 25 steps would never be seen to end.
         self._boost_from = math.ceil(self.conventional_steps / self.pace) * self.pace
-        self._frozen_from = math.ceil((self.conventional_steps + self.equilibration_steps) / self.pace) * self.pace
+        self.production_from = math.ceil((self.conventional_steps + self.equilibration_steps) / self.pace) * self.pace
         self._state = {"threshold": torch.zeros(1), "k": torch.zeros(1)}
         self.reset()
 
@@ -126,7 +130,7 @@ class GaMD(Bias):
         """``conventional``, ``equilibration`` or ``production``, as of the last update."""
         if self._elapsed < self._boost_from:
             return "conventional"
-        return "equilibration" if self._elapsed < self._frozen_from else "production"
+        return "equilibration" if self._elapsed < self.production_from else "production"
 
     @property
     def parameters(self) -> dict[str, float]:
@@ -161,7 +165,7 @@ class GaMD(Bias):
         if self._first is None:
             self._first = step - self.pace
         before, self._elapsed = self._elapsed, step - self._first
-        if self._elapsed <= self.preparation_steps or before >= self._frozen_from:
+        if self._elapsed <= self.preparation_steps or before >= self.production_from:
             return
         energies = np.asarray(x, dtype=np.float64)[:, 0]
         self._collect(energies[np.isfinite(energies)])

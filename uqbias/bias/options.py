@@ -16,7 +16,7 @@ COUNTS = ("pace", "hill_pace", "averaging")
 
 
 def number(kind: str, name: str, value: Any) -> float:
-    """``value`` as it is; raises UqbiasError unless it is a real number."""
+    """``value`` as a float; raises UqbiasError unless it is a real number."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise UqbiasError(f"{kind} with {name} {value!r}", "give a number")
     return float(value)

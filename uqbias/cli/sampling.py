@@ -227,8 +227,9 @@ def _settings(
     asked, usual = walls
     if asked is not None and "upper_wall" in kinds:
         raise UqbiasError(f"--wall {asked:g} with a bias upper_wall", "leave one out")
-    on_driver = "upper_wall" not in kinds and any("u" in section["variables"] for section in biases)
-    if (at := usual if asked is None and on_driver else asked) is not None:
+    on_driver = any("u" in section["variables"] for section in biases)
+    at = usual if asked is None and on_driver and "upper_wall" not in kinds else asked
+    if at is not None:
         biases.append({"kind": "upper_wall", "at": at})
     apply_changes(changes, kinds, biases, {"md": md, "guards": guards}, defined)
     for section in biases:

@@ -138,9 +138,10 @@ def sort_variables(
 
 def _check_periods(bias: BiasSum, modules: Mapping[str, torch.nn.Module]) -> None:
     for part in bias.biases:
-        # Those on one variable, and eABF on the one that it extends, have one period.
-        known = [part.period] if hasattr(part, "period") else getattr(part, "periods", ())
-        for name, period in zip(part.variables, known, strict=False):
+        known = getattr(part, "periods", None)
+        if known is None:
+            continue
+        for name, period in zip(part.variables, known, strict=True):
             own = getattr(modules.get(name), "period", None)
             if own is not None and (period is None or not math.isclose(own, period, rel_tol=1e-6)):
                 raise UqbiasError(

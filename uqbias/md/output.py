@@ -11,7 +11,7 @@ from uqbias.bias.base import Bias
 from uqbias.bias.metadynamics import Metadynamics, metadynamics_parts
 from uqbias.errors import UqbiasError
 from uqbias.files import write_text
-from uqbias.md.plumed_files import check_columns, check_tempering, read_text
+from uqbias.md.plumed_files import check_columns, read_text
 from uqbias.md.reporters import ColvarFiles, HillsFile, hills_header, hills_lines, read_hills, rows_until
 
 #: Times in a HILLS file are read in this step (fs) until the simulation's own is known.
@@ -45,9 +45,8 @@ def load_hill_files(files: Sequence[tuple[Path, Metadynamics]]) -> None:
         If a file is missing, bad, of another bias, or not fit to be continued.
     """
     read = [read_hills(path, FINE_STEP, bias=bias) for path, bias in files]
-    for (path, bias), hills in zip(files, read, strict=True):
+    for path, bias in files:
         check_columns(read_text(path), path, hills_header(bias))
-        check_tempering(hills, path, bias)
     for (path, bias), hills in zip(files, read, strict=True):
         try:
             bias.load_hills(hills)

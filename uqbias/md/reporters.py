@@ -15,7 +15,7 @@ from uqbias.errors import UqbiasError
 from uqbias.files import atomic_path, write_arrays
 from uqbias.md.guards import GuardEvent
 from uqbias.md.observation import Observation
-from uqbias.md.plumed_files import check_columns, check_stated, parse_plumed, read_text
+from uqbias.md.plumed_files import check_columns, check_stated, check_tempering, parse_plumed, read_text
 from uqbias.topology import Topology
 from uqbias.units import ANGSTROM
 from uqbias.variables.names import OF_MODEL
@@ -121,8 +121,8 @@ def read_hills(
     ----------
     timestep_fs : to convert time to steps.
     variables : the file must be about these; any if None.
-    bias : that the hills are for: the file must be about its variables, and, where it states them, of its kernel and
-        periods.
+    bias : that the hills are for: the file must be about its variables, have its bias factor and, where it states
+        them, its kernel and periods.
 
     Returns
     -------
@@ -141,6 +141,7 @@ def read_hills(
         return parse_hills(text, path, timestep_fs, variables)
     hills = parse_hills(text, path, timestep_fs, bias.variables)
     check_stated(text, path, bias)
+    check_tempering(hills, path, bias)
     return hills
 
 

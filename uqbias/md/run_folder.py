@@ -107,10 +107,10 @@ class RunWriter:
         old, new = before["settings"], self.facts["settings"]
         different = [key for key in dict.fromkeys((*new, *old)) if old.get(key) != new.get(key)]
         if different:
-            key, more = different[0], f" (and {len(different) - 1} more)" if len(different) > 1 else ""
             if hashed := [HASHED[key] for key in different if key in HASHED]:
                 # The cause of others, such as the driver's lowest value.
                 raise UqbiasError(f"the run in {self.folder} has {hashed[0]}", "give the same, or another folder")
+            key, more = different[0], f" (and {len(different) - 1} more)" if len(different) > 1 else ""
             raise UqbiasError(
                 f"the run in {self.folder} has {key} = {old.get(key)}, this one {new.get(key)}{more}",
                 "give the same options, or another folder",

@@ -116,7 +116,7 @@ class Sampling:
         self.pace, self.stride = host.choose_paces(self.bias, pace, stride)
         self._snapshot = host.choose_snapshot(snapshot, snapshot_every, self.pace)
         self._hills, self._colvar, self._restart = hill_files(hills, self.bias.biases), colvar, restart
-        for path in [*(path for path, _ in self._hills), colvar, self._snapshot and self._snapshot[0]]:
+        for path in [*(path for path, _ in self._hills), colvar, snapshot]:
             if path is not None:
                 check_file(Path(path))
         graph, forces = host.sort_variables(self.bias, variables or {}, with_model=model is not None)
