@@ -64,7 +64,7 @@ begin = time.perf_counter()
 bias.step(simulation, arguments.steps)
 seconds = time.perf_counter() - begin
 
-from uqbias.md.reporters import read_colvar  # noqa: E402
+from uqbias.runs.series import read_colvar  # noqa: E402
 
 colvar = read_colvar("COLVAR")
 print(f"{system.getNumParticles()} particles, {arguments.steps} steps, {len(bias.metadynamics.hills)} hills")

@@ -45,7 +45,7 @@ simulation.step(arguments.steps)
 
 import mdtraj  # noqa: E402
 
-from uqbias.md.reporters import read_colvar  # noqa: E402
+from uqbias.runs.series import read_colvar  # noqa: E402
 
 simulation.reporters.clear()
 colvar = read_colvar("COLVAR")

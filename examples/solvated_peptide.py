@@ -72,7 +72,7 @@ simulation.step(max(0, steps))
 seconds = time.perf_counter() - begin
 # --- end of the script ------------------------------------------------------------------------------------------------
 
-from uqbias.md.reporters import read_colvar  # noqa: E402
+from uqbias.runs.series import read_colvar  # noqa: E402
 
 colvar = read_colvar("COLVAR")
 free_energy = bias.getFreeEnergy().value_in_unit(unit.kilojoules_per_mole)

@@ -16,7 +16,7 @@ class Prediction(NamedTuple):
 
 
 class TinyModel(torch.nn.Module):
-    """Same contract as uqbias.model.UncertaintyModel, smooth, for a few atoms in vacuum."""
+    """Same contract as uqbias.model.model.UncertaintyModel, smooth, for a few atoms in vacuum."""
 
     def __init__(self, numbers: tuple[int, ...] = (6, 1, 1, 8, 1), width: int = 8, seed: int = 0) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ def graph_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def alanine_frames():
     """Labelled start frames of alanine dipeptide."""
-    from uqbias.data import read_frames
+    from uqbias.molecule.frames import read_frames
 
     return read_frames(Path(__file__).parents[1] / "systems" / "alanine_dipeptide" / "start.xyz")
 
@@ -66,9 +66,9 @@ def alanine_frames():
 @pytest.fixture(scope="session")
 def alanine_model(alanine_frames):
     """Small untrained potential, torsion density as driver, mixture on latents as judge, float64."""
-    from uqbias.model import UncertaintyModel
+    from uqbias.model.model import UncertaintyModel
+    from uqbias.molecule.topology import Topology
     from uqbias.potentials.power_spectrum import PowerSpectrum
-    from uqbias.topology import Topology
     from uqbias.uncertainty.base import build_uncertainty
 
     frames = alanine_frames

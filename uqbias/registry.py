@@ -7,6 +7,8 @@ through the entry-point group ``uqbias.<kind>``.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
@@ -101,10 +103,10 @@ POTENTIALS = Registry(
 FEATURES = Registry(
     "features",
     {
-        "latents": "uqbias.features.latents:Latents",
-        "torsions": "uqbias.features.torsions:Torsions",
-        "pair_distances": "uqbias.features.pair_distances:PairDistances",
-        "concatenated": "uqbias.features.concatenated:Concatenated",
+        "latents": "uqbias.uncertainty.features.latents:Latents",
+        "torsions": "uqbias.uncertainty.features.torsions:Torsions",
+        "pair_distances": "uqbias.uncertainty.features.pair_distances:PairDistances",
+        "concatenated": "uqbias.uncertainty.features.concatenated:Concatenated",
     },
 )
 UNCERTAINTIES = Registry(
@@ -117,23 +119,23 @@ UNCERTAINTIES = Registry(
         "mve": "uqbias.uncertainty.mve:MeanVarianceEstimation",
         "evidential": "uqbias.uncertainty.evidential:Evidential",
         "llpr": "uqbias.uncertainty.llpr:LastLayerRigidity",
-        "distance": "uqbias.uncertainty.distance:Distance",
+        "distance": "uqbias.uncertainty.latent_distance:LatentDistance",
     },
     "uqbias.uncertainty.base:Uncertainty",
 )
 BIASES = Registry(
     "bias",
     {
-        "metadynamics": "uqbias.bias.metadynamics:Metadynamics",
+        "metadynamics": "uqbias.bias.metad:MetaD",
         "opes": "uqbias.bias.opes:OPES",
         "eabf": "uqbias.bias.eabf:ExtendedABF",
         "wtm_eabf": "uqbias.bias.eabf:WellTemperedExtendedABF",
         "gamd": "uqbias.bias.gamd:GaMD",
         "linear": "uqbias.bias.linear:Linear",
-        "udd": "uqbias.bias.udd:UDD",
-        "upper_wall": "uqbias.bias.walls:UpperWall",
-        "lower_wall": "uqbias.bias.walls:LowerWall",
-        "restraint": "uqbias.bias.restraint:Restraint",
+        "udd": "uqbias.bias.fixed:UDD",
+        "upper_wall": "uqbias.bias.fixed:UpperWall",
+        "lower_wall": "uqbias.bias.fixed:LowerWall",
+        "restraint": "uqbias.bias.fixed:Restraint",
     },
     "uqbias.bias.base:Bias",
 )
@@ -170,11 +172,34 @@ SPACES = Registry(
 SAMPLERS = Registry(
     "sampler",
     {
-        "metadynamics": "uqbias.campaign.exploration:explore",
-        "md": "uqbias.campaign.exploration:explore",
-        "plumed": "uqbias.plumed.exploration:explore_plumed",
-        "attack": "uqbias.campaign.distorting:explore_by_attack",
-        "random": "uqbias.campaign.distorting:explore_at_random",
-        "pool": "uqbias.campaign.distorting:explore_pool",
+        "metadynamics": "uqbias.campaign.samplers.md:explore",
+        "md": "uqbias.campaign.samplers.md:explore",
+        "plumed": "uqbias.campaign.samplers.plumed_md:explore_plumed",
+        "attack": "uqbias.campaign.samplers.distorting:explore_by_attack",
+        "random": "uqbias.campaign.samplers.distorting:explore_at_random",
+        "pool": "uqbias.campaign.samplers.distorting:explore_pool",
     },
 )
+
+
+def keywords(build: Callable[..., Any]) -> tuple[str, ...]:
+    """Names of the options that a ``build`` class method takes from the user."""
+    return tuple(
+        name
+        for name, parameter in inspect.signature(build).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    )
+
+
+def check_options(owner: str, options: Iterable[str], valid: Sequence[str]) -> None:
+    """Refuse options that ``owner`` does not have.
+
+    Raises
+    ------
+    UqbiasError
+        With the nearest valid name.
+    """
+    for name in options:
+        if name not in valid:
+            cure = did_you_mean(name, valid) if valid else "it takes no options"
+            raise UqbiasError(f"unknown option '{name}' of {owner}", cure)

@@ -33,11 +33,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from uqbias.analysis.free_energy_surface import ALANINE_BASINS, ReferenceSurface, phi_positive
-from uqbias.data import read_frames
 from uqbias.files import atomic_path, write_text
+from uqbias.molecule.frames import read_frames
+from uqbias.molecule.surface import ALANINE_BASINS, ReferenceSurface, phi_positive
+from uqbias.molecule.topology import Topology, chirality, dihedral_angles, read_pdb
 from uqbias.oracles.openmm import OpenMMOracle
-from uqbias.topology import Topology, chirality, dihedral_angles, read_pdb
 from uqbias.units import ANGSTROM, EV, EV_PER_ANGSTROM, kt
 
 HERE = Path(__file__).parent
@@ -46,7 +46,7 @@ FORCEFIELD = ("amber14/protein.ff14SB.xml",)
 PHI, PSI = (4, 6, 8, 14), (6, 8, 14, 16)
 OMEGAS = ((1, 4, 6, 8), (8, 14, 16, 18))
 TIMESTEP = 0.0005  # ps
-L_ALANINE = -1  # sign of uqbias.topology.chirality at CA
+L_ALANINE = -1  # sign of uqbias.molecule.topology.chirality at CA
 SYMBOL = {1: "H", 6: "C", 7: "N", 8: "O"}
 POSITION_DECIMALS, FORCE_DECIMALS, ENERGY_DECIMALS = 4, 5, 6  # Å, eV/Å, eV
 

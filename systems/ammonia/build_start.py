@@ -20,9 +20,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 from evaluate import NUMBERS, height, oracle_surface, relax, starting_geometry
 
-from uqbias.data import Frames, read_frames, write_frames
 from uqbias.errors import UqbiasError
-from uqbias.topology import Topology
+from uqbias.molecule.frames import Frames, read_frames, write_frames
+from uqbias.molecule.topology import Topology
 from uqbias.units import ANGSTROM, GAS_CONSTANT
 
 HERE = Path(__file__).resolve().parent

@@ -26,13 +26,13 @@ import yaml
 from numpy.typing import NDArray
 
 from uqbias.compile.fused import FusedEvaluator
-from uqbias.data import read_frames
 from uqbias.errors import UqbiasError
-from uqbias.inference import evaluate_frames
-from uqbias.md.observation import Observation
 from uqbias.md.walkers import Walkers
-from uqbias.model import UncertaintyModel
+from uqbias.model.inference import evaluate_frames
+from uqbias.model.model import UncertaintyModel
+from uqbias.molecule.frames import read_frames
 from uqbias.oracles.base import Oracle, make_oracle
+from uqbias.runs.observation import Observation
 from uqbias.units import ANGSTROM, KCAL, kt
 
 Array = NDArray[np.float64]

@@ -25,10 +25,10 @@ from evaluate import (
 )
 from matplotlib.figure import Figure
 
-from uqbias.analysis.style import BLACK, FAINT, GREY, grid, panels, styled
-from uqbias.data import read_frames
 from uqbias.errors import UqbiasError
-from uqbias.model import UncertaintyModel
+from uqbias.model.model import UncertaintyModel
+from uqbias.molecule.frames import read_frames
+from uqbias.report.style import BLACK, FAINT, GREY, grid, panels, styled
 from uqbias.units import ANGSTROM, KCAL
 
 #: Heights of N over the plane of the H, nm, and the energies that are drawn, kcal/mol.

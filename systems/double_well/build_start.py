@@ -16,8 +16,8 @@ import numpy as np
 from evaluate import REGION
 from numpy.typing import NDArray
 
-from uqbias.data import Frames, write_frames
 from uqbias.files import write_text
+from uqbias.molecule.frames import Frames, write_frames
 from uqbias.oracles.analytic import DoubleWellOracle
 
 FOLDER = Path(__file__).parent

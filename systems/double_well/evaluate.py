@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from uqbias.data import read_frames
 from uqbias.errors import UqbiasError
-from uqbias.inference import evaluate_frames
-from uqbias.model import UncertaintyModel
+from uqbias.model.inference import evaluate_frames
+from uqbias.model.model import UncertaintyModel
+from uqbias.molecule.frames import read_frames
 from uqbias.oracles.analytic import DoubleWell
 
 Array = NDArray[np.float64]

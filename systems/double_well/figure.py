@@ -26,11 +26,11 @@ import torch
 from evaluate import REGION, errors, evaluate, region, true_energy
 from numpy.typing import NDArray
 
-from uqbias.analysis.style import BLACK, BLUE, GREY, ORANGE, WIDTH, styled
-from uqbias.data import read_frames
 from uqbias.errors import UqbiasError
-from uqbias.model import UncertaintyModel
+from uqbias.model.model import UncertaintyModel
+from uqbias.molecule.frames import read_frames
 from uqbias.potentials.prediction import predict
+from uqbias.report.style import BLACK, BLUE, GREY, ORANGE, WIDTH, styled
 
 Array = NDArray[np.float64]
 FOLDER = Path(__file__).resolve().parent

@@ -31,20 +31,20 @@ import numpy as np
 import openmm
 from openmm import app
 
-from uqbias.analysis.free_energy_surface import ALANINE_BASINS, ReferenceSurface, in_box
 from uqbias.bias.base import BiasSum
-from uqbias.bias.metadynamics import Metadynamics
-from uqbias.bias.walls import UpperWall
+from uqbias.bias.fixed import UpperWall
+from uqbias.bias.metad import MetaD
 from uqbias.compile.fused import FusedEvaluator
-from uqbias.data import Frames, read_frames
 from uqbias.files import write_text
-from uqbias.fit import fit_model, fit_uncertainty
-from uqbias.inference import evaluate_frames
 from uqbias.md.guards import Guard
 from uqbias.md.walkers import Walkers
-from uqbias.model import UncertaintyModel
+from uqbias.model.fit import fit_model, fit_uncertainty
+from uqbias.model.inference import evaluate_frames
+from uqbias.model.model import UncertaintyModel
+from uqbias.molecule.frames import Frames, read_frames
+from uqbias.molecule.surface import ALANINE_BASINS, ReferenceSurface, in_box
+from uqbias.molecule.topology import Topology, dihedral_angles
 from uqbias.oracles.openmm import OpenMMOracle
-from uqbias.topology import Topology, dihedral_angles
 from uqbias.uncertainty.base import build_uncertainty
 from uqbias.units import kt
 from uqbias.variables.dihedral import Dihedral
@@ -134,7 +134,7 @@ def frames_over_the_map(small, topology, start, temperature, count, steps):
     n_walkers = WALKERS["phi_psi"]
     walkers = Walkers(
         topology,
-        FusedEvaluator(small, Metadynamics(**options), n_walkers, variables=dihedrals(), include_energy=False),
+        FusedEvaluator(small, MetaD(**options), n_walkers, variables=dihedrals(), include_energy=False),
         start.positions[:n_walkers],
         temperature=temperature,
         timestep_fs=1.0,
@@ -173,7 +173,7 @@ def labelled(steps, dynamics, scale):
 
 def walkers_of(dynamics, on, model, topology, start, seed):
     """Walkers, and their metadynamics."""
-    metadynamics = Metadynamics(**BIASES[on], pace=PACE, temperature=TEMPERATURE)
+    metadynamics = MetaD(**BIASES[on], pace=PACE, temperature=TEMPERATURE)
     # The potential knows F up to about 10 kT; beyond u = 14 lie geometries that neither dynamics needs.
     bias = BiasSum([metadynamics, UpperWall(at=14.0)])
     n_walkers = WALKERS[on]

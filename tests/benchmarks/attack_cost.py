@@ -25,11 +25,11 @@ import numpy as np
 import torch
 
 from uqbias.attacks import AttackOptions, attack
-from uqbias.data import read_frames
 from uqbias.files import write_text
-from uqbias.fit import fit_model
-from uqbias.inference import evaluate_frames
-from uqbias.topology import Topology
+from uqbias.model.fit import fit_model
+from uqbias.model.inference import evaluate_frames
+from uqbias.molecule.frames import read_frames
+from uqbias.molecule.topology import Topology
 
 SYSTEM = Path(__file__).parents[2] / "systems" / "alanine_dipeptide"
 JUDGES = {

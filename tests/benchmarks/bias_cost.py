@@ -34,13 +34,13 @@ from uqbias.bias.base import BiasSum
 from uqbias.bias.eabf import ExtendedABF, WellTemperedExtendedABF
 from uqbias.bias.gamd import GaMD
 from uqbias.bias.linear import Linear
-from uqbias.bias.metadynamics import Metadynamics
+from uqbias.bias.metad import MetaD
 from uqbias.bias.opes import OPES
 from uqbias.compile.fused import FusedEvaluator
-from uqbias.data import read_frames
 from uqbias.files import write_text
 from uqbias.md.stack import backend_faults
 from uqbias.md.walkers import Walkers
+from uqbias.molecule.frames import read_frames
 from uqbias.variables.dihedral import Dihedral
 
 HILLS = 100_000
@@ -64,11 +64,11 @@ def biases():
     shared = {"height": 0.01, "pace": PACE}
     found = {
         "none": BiasSum([]),
-        "metadynamics on u, no hills": Metadynamics(sigma=1.0, **shared),
-        "metadynamics on u, 100,000 hills": Metadynamics(sigma=1.0, **shared),
-        "metadynamics on φ ψ, no hills": Metadynamics(sigma=0.3, **shared, **angles),
-        "metadynamics on φ ψ, 100,000 hills": Metadynamics(sigma=0.3, **shared, **angles),
-        "metadynamics on u φ ψ": Metadynamics(
+        "metadynamics on u, no hills": MetaD(sigma=1.0, **shared),
+        "metadynamics on u, 100,000 hills": MetaD(sigma=1.0, **shared),
+        "metadynamics on φ ψ, no hills": MetaD(sigma=0.3, **shared, **angles),
+        "metadynamics on φ ψ, 100,000 hills": MetaD(sigma=0.3, **shared, **angles),
+        "metadynamics on u φ ψ": MetaD(
             variables=["u", "phi", "psi"], periods=[None, 2 * np.pi, 2 * np.pi], sigma=[1.0, 0.4, 0.4], **shared
         ),
         "opes on u": OPES(barrier=40.0, sigma=0.5, pace=PACE, temperature=TEMPERATURE),

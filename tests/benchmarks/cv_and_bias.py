@@ -27,22 +27,22 @@ import torch  # isort: skip  (before OpenMM, whose plugin for torch links its li
 
 import numpy as np
 
-from uqbias.analysis.free_energy_surface import phi_positive
 from uqbias.bias.base import BiasSum
 from uqbias.bias.eabf import ExtendedABF, WellTemperedExtendedABF
 from uqbias.bias.gamd import GaMD
 from uqbias.bias.linear import Linear
-from uqbias.bias.metadynamics import Metadynamics
+from uqbias.bias.metad import MetaD
 from uqbias.bias.opes import OPES
 from uqbias.compile.fused import FusedEvaluator
-from uqbias.data import read_frames
 from uqbias.files import write_text
-from uqbias.fit import fit_model
-from uqbias.harvest.filters import PHYSICAL, PhysicalFilter
 from uqbias.md.guards import Guard, StiffTorsions
 from uqbias.md.walkers import Walkers
+from uqbias.model.fit import fit_model
+from uqbias.molecule.frames import read_frames
+from uqbias.molecule.physical import PHYSICAL, PhysicalFilter
+from uqbias.molecule.surface import phi_positive
+from uqbias.molecule.topology import Topology, dihedral_angles
 from uqbias.oracles.openmm import OpenMMOracle
-from uqbias.topology import Topology, dihedral_angles
 
 SYSTEM = Path(__file__).parents[2] / "systems" / "alanine_dipeptide"
 PHI, OMEGAS = ((4, 6, 8, 14),), ((1, 4, 6, 8), (8, 14, 16, 18))
@@ -70,7 +70,7 @@ def biases(unit):
     boost = {"preparation_steps": 100, "conventional_steps": 1000, "equilibration_steps": 100_000, "pace": PACE}
     return {
         "none": [Linear(pace=PACE)],
-        "metadynamics": [Metadynamics(height=1.0, sigma=unit, biasfactor=20.0, pace=50, **shared)],
+        "metadynamics": [MetaD(height=1.0, sigma=unit, biasfactor=20.0, pace=50, **shared)],
         "OPES": [OPES(barrier=60.0, sigma=unit, pace=50, **shared)],
         "eABF": [ExtendedABF(pace=PACE, **extended)],
         "WTM-eABF + GaMD": [

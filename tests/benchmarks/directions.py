@@ -22,14 +22,14 @@ from pathlib import Path
 
 import torch
 
-from uqbias.analysis.direction_plots import save_direction_figure
 from uqbias.attacks.direction_tables import summary, table
 from uqbias.attacks.directions import DirectionOptions, directions
-from uqbias.data import read_frames
-from uqbias.fit import fit_model
+from uqbias.model.fit import fit_model
+from uqbias.model.score import score_model
+from uqbias.molecule.frames import read_frames
+from uqbias.molecule.topology import Topology
 from uqbias.oracles.base import make_oracle
-from uqbias.score import score_model
-from uqbias.topology import Topology
+from uqbias.report.direction_plots import save_direction_figure
 
 ALANINE = Path(__file__).parents[2] / "systems" / "alanine_dipeptide"
 FIGURE = Path(__file__).with_suffix(".png")

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from uqbias.analysis.multistate import window_log_weights
-from uqbias.analysis.reweighting import HillHistory, cumulant_log_factors, reweighting_offset
 from uqbias.bias.czar import czar_series
 from uqbias.bias.eabf import ExtendedABF, WellTemperedExtendedABF
+from uqbias.bias.fixed import LowerWall, UpperWall
 from uqbias.bias.gamd import GaMD
-from uqbias.bias.metadynamics import Metadynamics
+from uqbias.bias.metad import MetaD
 from uqbias.bias.opes import OPES
-from uqbias.bias.walls import LowerWall, UpperWall
+from uqbias.free_energy.multistate import window_log_weights
+from uqbias.free_energy.reweighting import HillHistory, cumulant_log_factors, reweighting_offset
 
 #: kT; steps between observations, and between hills or kernels of each walker.
 BARRIER, PACE, HILL_PACE = 10.0, 10, 50
@@ -29,7 +29,7 @@ def reweighted(run):
 
 
 def offset(run, frames):
-    part = run.part(Metadynamics)
+    part = run.part(MetaD)
     hills = part.hills
     nothing = [None] * hills["centre"].shape[1]
     steps, c = reweighting_offset(
@@ -52,7 +52,7 @@ def from_bias(run):
 
 def averaged_bias(run):
     """-V of metadynamics, averaged over the second half of the run."""
-    part, problem = run.part(Metadynamics), run.problem
+    part, problem = run.part(MetaD), run.problem
     hills, end = part.hills, run.walkers.step
     weight = hills["height"] * np.clip((end - hills["step"]) / (0.5 * end), 0.0, 1.0)
     V = np.zeros(len(problem.centres))
@@ -132,7 +132,7 @@ def windows_rest(run, frames):
 
 
 def metadynamics(p, height, biasfactor):
-    return Metadynamics(
+    return MetaD(
         variables=list(p.axes),
         height=height * p.kT,
         sigma=list(p.sigma),

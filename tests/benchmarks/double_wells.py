@@ -29,17 +29,17 @@ import torch  # isort: skip  (before OpenMM, whose plugin for torch links its li
 import numpy as np
 from double_well_methods import BARRIER, METHODS, PACE, averaged_bias, from_bias
 
-from uqbias.analysis import style
-from uqbias.analysis.multistate import mbar
-from uqbias.analysis.reweighting import log_density
 from uqbias.bias.base import BiasSum
+from uqbias.bias.fixed import Restraint
 from uqbias.bias.gamd import GaMD
-from uqbias.bias.restraint import Restraint
 from uqbias.compile.fused import FusedEvaluator
 from uqbias.files import write_text
+from uqbias.free_energy.multistate import mbar
+from uqbias.free_energy.reweighting import log_density
 from uqbias.md.walkers import Walkers
+from uqbias.molecule.topology import Topology
 from uqbias.oracles.analytic import DoubleWell
-from uqbias.topology import Topology
+from uqbias.report import style
 from uqbias.units import kt
 from uqbias.variables.position import Position
 

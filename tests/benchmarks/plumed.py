@@ -25,14 +25,14 @@ from openmm import app
 from step_cost import SYSTEM, demo_model
 
 from uqbias.bias.base import BiasSum
-from uqbias.bias.metadynamics import Metadynamics
+from uqbias.bias.metad import MetaD
 from uqbias.compile.fused import FusedEvaluator
-from uqbias.data import read_frames
 from uqbias.errors import UqbiasError
-from uqbias.export import export_torchscript
 from uqbias.md.force import make_force
+from uqbias.model.export import export_torchscript
+from uqbias.molecule.frames import read_frames
 from uqbias.plumed.bridge import PlumedBridge
-from uqbias.plumed.build import plugin_status
+from uqbias.plumed.compile_plugin import plugin_status
 from uqbias.plumed.kernel import find_kernel
 from uqbias.plumed.session import PlumedSession
 
@@ -95,7 +95,7 @@ def bridge_sides(model, x, runner, folder):
     bridge = PlumedBridge(sprung_system(model, x), lines, model, output_dir=folder / "a", **options)
     biased = sprung_system(model, x)
     in_md = PlumedBridge(biased, lines, model, output_dir=folder / "b", **options)
-    metadynamics = Metadynamics(height=0.001, sigma=1.0, pace=500)
+    metadynamics = MetaD(height=0.001, sigma=1.0, pace=500)
     evaluator = FusedEvaluator(model, BiasSum([metadynamics]), 1, runner=runner)
     fused = sprung_system(model, x)
     fused.addForce(make_force(evaluator, "pythonforce"))

@@ -30,7 +30,7 @@ from uqbias.files import write_text
 
 RUN = """
 import sys
-from uqbias.campaign.config import load_campaign
+from uqbias.settings.file import load_campaign
 from uqbias.campaign.rounds import run_campaign
 from uqbias.md.guards import LostWalkerError
 try:
@@ -154,7 +154,7 @@ def draw(system: System, results: Results, path: Path) -> None:
     """The system's scores against the number of labels: medians, and quartiles as a band."""
     import matplotlib.pyplot as plt
 
-    from uqbias.analysis.style import CYCLE
+    from uqbias.report.style import CYCLE
 
     keys = list(system.columns)[: system.drawn]
     figure, axes = plt.subplots(1, len(keys), figsize=(4.2 * len(keys), 3.6), layout="constrained", squeeze=False)

@@ -28,17 +28,17 @@ import openmm.app
 from openmm import unit
 
 from uqbias.bias.base import BiasSum
-from uqbias.bias.metadynamics import Metadynamics
-from uqbias.bias.walls import UpperWall
+from uqbias.bias.fixed import UpperWall
+from uqbias.bias.metad import MetaD
 from uqbias.compile.fused import FusedEvaluator
-from uqbias.data import read_frames
 from uqbias.errors import UqbiasError
-from uqbias.export import export_torchscript
 from uqbias.md.stack import backend_faults, check_torchforce_as_variable
 from uqbias.md.walkers import Walkers
-from uqbias.model import UncertaintyModel
+from uqbias.model.export import export_torchscript
+from uqbias.model.model import UncertaintyModel
+from uqbias.molecule.frames import read_frames
+from uqbias.molecule.topology import Topology
 from uqbias.potentials.power_spectrum import PowerSpectrum
-from uqbias.topology import Topology
 from uqbias.uncertainty.base import build_uncertainty
 
 SYSTEM = Path(__file__).parents[2] / "systems" / "alanine_dipeptide"
@@ -105,7 +105,7 @@ def measure(sides, turns):
 
 def evaluator_for(model, n_walkers, *, biased=True, **options):
     """``options`` as of FusedEvaluator."""
-    bias = BiasSum([Metadynamics(height=HEIGHT, sigma=SIGMA, pace=PACE), UpperWall(at=14.0)]) if biased else None
+    bias = BiasSum([MetaD(height=HEIGHT, sigma=SIGMA, pace=PACE), UpperWall(at=14.0)]) if biased else None
     return FusedEvaluator(model, bias, n_walkers, energy_only=not biased, **options)
 
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 
-from uqbias.data import read_frames
+from uqbias.model.training import TrainingOptions, force_and_energy_mae, train
+from uqbias.molecule.frames import read_frames
 from uqbias.potentials.power_spectrum import PowerSpectrum
-from uqbias.potentials.training import TrainingOptions, force_and_energy_mae, train
 
 REFERENCE = Path(__file__).parents[2] / "systems" / "alanine_dipeptide" / "reference.py"
 GOAL = 20.0

@@ -30,16 +30,16 @@ import torch
 from step_cost import Side, measure, repeat
 
 from uqbias.bias.base import BiasSum
-from uqbias.bias.walls import UpperWall
-from uqbias.campaign.config import check_campaign
+from uqbias.bias.fixed import UpperWall
 from uqbias.compile.fused import FusedEvaluator
-from uqbias.data import read_frames
-from uqbias.fit import complete_model, make_potential, make_uncertainties, split_by_role
-from uqbias.inference import residuals
-from uqbias.memory import invariants, is_in
-from uqbias.potentials.training import TrainingOptions, train
-from uqbias.topology import Topology
-from uqbias.uncertainty import metrics
+from uqbias.model import metrics
+from uqbias.model.fit import complete_model, make_potential, make_uncertainties, split_by_role
+from uqbias.model.inference import residuals
+from uqbias.model.training import TrainingOptions, train
+from uqbias.molecule.frames import read_frames
+from uqbias.molecule.seen import invariants, is_in
+from uqbias.molecule.topology import Topology
+from uqbias.settings.file import check_campaign
 from uqbias.uncertainty.calibration import Conformal
 from uqbias.units import EV_PER_ANGSTROM
 

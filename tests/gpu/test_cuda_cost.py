@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from uqbias.bias.base import BiasSum
-from uqbias.bias.metadynamics import Metadynamics
-from uqbias.bias.walls import UpperWall
-from uqbias.data import read_frames
+from uqbias.bias.fixed import UpperWall
+from uqbias.bias.metad import MetaD
 from uqbias.errors import UqbiasError
-from uqbias.export import export_torchscript
 from uqbias.md.stack import check_platform, choose_backend
+from uqbias.model.export import export_torchscript
+from uqbias.molecule.frames import read_frames
 
 WALKERS = [1, 16, 256]
 TURNS = 3
@@ -94,7 +94,7 @@ def test_md_step_of_an_exported_module(step_cost, frames, model, make_context, p
 
     positions = frames.positions[0]
     path = str(tmp_path / "biased.pt")
-    bias = BiasSum([Metadynamics(), UpperWall(at=14.0)])
+    bias = BiasSum([MetaD(), UpperWall(at=14.0)])
     export_torchscript(model, path, "biased", with_forces=True, bias=bias)
     expected = torch.jit.load(path)(torch.tensor(positions))[1].numpy()
     force = TorchForce(path)

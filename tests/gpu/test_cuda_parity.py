@@ -9,14 +9,14 @@ import torch
 from openmm import unit
 
 from uqbias.bias.base import BiasSum
-from uqbias.bias.metadynamics import Metadynamics
-from uqbias.bias.walls import UpperWall
+from uqbias.bias.fixed import UpperWall
+from uqbias.bias.metad import MetaD
 from uqbias.compile.fused import FusedEvaluator
 from uqbias.errors import UqbiasError
-from uqbias.export import export_torchscript
 from uqbias.md.force import make_force
 from uqbias.md.stack import check_platform, choose_backend
 from uqbias.md.walkers import Walkers
+from uqbias.model.export import export_torchscript
 
 KJ, NM = unit.kilojoules_per_mole, unit.nanometer
 #: Of the largest force: against the same graph on the CPU in float32, and against exact differences.
@@ -25,7 +25,7 @@ PARITY, DIFFERENCES = 1e-4, 1e-3
 
 def make_bias(around):
     """Three hills and a wall, all felt at ``around`` [n]."""
-    metadynamics = Metadynamics(height=50.0, sigma=0.6, pace=1, biasfactor=None)
+    metadynamics = MetaD(height=50.0, sigma=0.6, pace=1, biasfactor=None)
     for step, shift in enumerate((0.3, -0.5, 0.1), start=1):
         metadynamics.update(step, (np.quantile(around, [0.1, 0.5, 0.9]) + shift)[:, None])
     return BiasSum([metadynamics, UpperWall(at=float(np.min(around)) - 0.5, kappa=3.0)])
@@ -138,7 +138,7 @@ def test_walkers_deposit_the_hills_that_the_cpu_would(
 ):
     """Metadynamics on the GPU; the same sequence of u through a bias on the CPU gives the same hills and the same V."""
     options = {"height": 0.5, "sigma": 0.5, "pace": 5, "biasfactor": 10.0}
-    bias, twin = Metadynamics(**options), Metadynamics(**options)
+    bias, twin = MetaD(**options), MetaD(**options)
     evaluator = FusedEvaluator(single(alanine_model), bias, n_walkers, runner="eager", device=device)
     walkers = Walkers(
         alanine_model.topology,

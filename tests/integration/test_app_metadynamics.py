@@ -7,9 +7,9 @@ import torch
 from openmm import app, unit
 
 import uqbias
-from uqbias.bias.metadynamics import hill_type
+from uqbias.bias.metad import hill_type
 from uqbias.errors import UqbiasError
-from uqbias.md.reporters import read_hills
+from uqbias.runs.hills import read_hills
 from uqbias.variables.names import COLUMNS
 
 PI = np.pi

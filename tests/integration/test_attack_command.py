@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 
 from uqbias.attacks import AttackOptions
 from uqbias.cli.attacks import attack
-from uqbias.cli.output import CommandGroup
-from uqbias.data import Frames, read_frames, write_frames
-from uqbias.inference import evaluate_frames
+from uqbias.cli.printing import CommandGroup
+from uqbias.model.inference import evaluate_frames
+from uqbias.molecule.frames import Frames, read_frames, write_frames
 from uqbias.testing import build_case, molecule
 from uqbias.units import EV
 
@@ -47,7 +47,7 @@ def facts_of(done):
 
 
 def test_attacks_are_written_and_summed_up(folder):
-    from uqbias.model import UncertaintyModel
+    from uqbias.model.model import UncertaintyModel
 
     done, output = run(folder, "--count", "6", "--trajectory", folder / "ways.npz", "--json")
     facts = facts_of(done)
@@ -168,7 +168,7 @@ def test_the_lowest_start_frame_is_none_with_a_poisoned_energy(folder, monkeypat
         found.energy[3:] -= 1e9
         return found
 
-    monkeypatch.setattr("uqbias.inference.evaluate_frames", poisoned)
+    monkeypatch.setattr("uqbias.model.inference.evaluate_frames", poisoned)
     found = facts_of(run(folder, "--json", "--count", "3")[0])["energy"]["start"]["median"]
     assert 0.0 <= found < clean + 100.0
 

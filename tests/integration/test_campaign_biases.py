@@ -9,10 +9,10 @@ import yaml
 from command_line import refused
 from peroxide_oracle import make_system
 
-from uqbias.campaign.config import load_campaign
-from uqbias.campaign.parts import build_bias
+from uqbias.bias.build import build_bias
 from uqbias.campaign.rounds import run_campaign
-from uqbias.md.reporters import read_hills
+from uqbias.runs.hills import read_hills
+from uqbias.settings.file import load_campaign
 
 PHI = {"phi": {"kind": "dihedral", "atoms": [0, 1, 2, 3]}}
 OPES = {"kind": "opes", "barrier": 20.0, "pace": 10}

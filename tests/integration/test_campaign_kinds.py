@@ -7,11 +7,11 @@ import torch
 import yaml
 from peroxide_oracle import make_system
 
-from uqbias.campaign.config import load_campaign
 from uqbias.campaign.rounds import run_campaign
-from uqbias.data import read_frames
-from uqbias.memory import is_in
-from uqbias.model import UncertaintyModel
+from uqbias.model.model import UncertaintyModel
+from uqbias.molecule.frames import read_frames
+from uqbias.molecule.seen import is_in
+from uqbias.settings.file import load_campaign
 
 CASES = {
     "trained judge": {"uncertainty": {"kind": "mve", "hidden": 4}},

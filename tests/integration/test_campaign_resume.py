@@ -14,7 +14,7 @@ from uqbias.units import ANGSTROM
 HERE = Path(__file__).parent
 RUN = """
 import sys
-from uqbias.campaign.config import load_campaign
+from uqbias.settings.file import load_campaign
 from uqbias.campaign.rounds import run_campaign
 run_campaign(load_campaign(sys.argv[1]), sys.argv[2])
 """

@@ -10,13 +10,13 @@ from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
 from uqbias.cli import app
-from uqbias.data import Frames, write_frames
-from uqbias.doctor import peroxide_geometries, peroxide_model
 from uqbias.errors import UqbiasError
-from uqbias.fit import calibrate
-from uqbias.inference import evaluate_frames
-from uqbias.model import UncertaintyModel
-from uqbias.score import score_model
+from uqbias.model.fit import calibrate
+from uqbias.model.inference import evaluate_frames
+from uqbias.model.model import UncertaintyModel
+from uqbias.model.score import score_model
+from uqbias.molecule.frames import Frames, write_frames
+from uqbias.testing.peroxide import peroxide_geometries, peroxide_model
 from uqbias.uncertainty.base import build_uncertainty
 from uqbias.units import EV_PER_ANGSTROM
 

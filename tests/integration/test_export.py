@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from uqbias.bias.walls import UpperWall
+from uqbias.bias.fixed import UpperWall
 from uqbias.errors import UqbiasError
-from uqbias.export import export_torchscript
-from uqbias.fit import calibrate
-from uqbias.model import UncertaintyModel
+from uqbias.model.export import export_torchscript
+from uqbias.model.fit import calibrate
+from uqbias.model.model import UncertaintyModel
 
 HOST = Path(__file__).with_name("host_without_uqbias.py")
 

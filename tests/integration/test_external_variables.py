@@ -10,16 +10,15 @@ import torch
 from openmm import app, unit
 
 import uqbias
+from uqbias.app.external import ForceVariables
+from uqbias.app.whole import Whole
 from uqbias.bias.eabf import ExtendedABF
+from uqbias.bias.fixed import Restraint, UpperWall
 from uqbias.bias.gamd import GaMD
 from uqbias.bias.linear import Linear
-from uqbias.bias.metadynamics import Metadynamics
-from uqbias.bias.restraint import Restraint
-from uqbias.bias.walls import UpperWall
+from uqbias.bias.metad import MetaD
 from uqbias.errors import UqbiasError
-from uqbias.md.external import ForceVariables
-from uqbias.md.whole import Whole
-from uqbias.topology import Topology
+from uqbias.molecule.topology import Topology
 from uqbias.variables.base import build_variable
 
 ALANINE = Path(__file__).parents[2] / "systems" / "alanine_dipeptide" / "structure.pdb"
@@ -86,7 +85,7 @@ def test_uncertainty_and_forces_together(tiny_model, tiny_positions, box):
         system.setDefaultPeriodicBoxVectors([box, 0, 0], [0, box, 0], [0, 0, box])
         system.addForce(charges(7, box))
         x[0] += [box, 0, 0]  # an image
-    hills = Metadynamics(variables=["u", "q"], sigma=[1.0, 20.0], pace=1, height=30.0)
+    hills = MetaD(variables=["u", "q"], sigma=[1.0, 20.0], pace=1, height=30.0)
     wall = UpperWall(at=0.1, kappa=300.0, variables=["d"])
     sampling = uqbias.Sampling(
         system, tiny_model, [hills, wall], variables={"q": charges(7, box), "d": bond}, atoms=range(2, 7),
@@ -128,7 +127,7 @@ def test_only_the_force_that_is_asked_for_is_evaluated(tiny_model, tiny_position
     _counted.make = Counted
     system, topology = particles(tiny_model.numbers)
     system.addForce(openmm.PythonForce(Counted("own")))
-    hills = Metadynamics(variables=["u", "r2"], sigma=[0.5, 0.1], pace=5)
+    hills = MetaD(variables=["u", "r2"], sigma=[0.5, 0.1], pace=5)
     variables = {"r2": openmm.PythonForce(Counted("variable"))}
     sampling = uqbias.Sampling(system, tiny_model, [hills], variables=variables, **QUIET)
     simulation = app.Simulation(topology, system, openmm.VerletIntegrator(0.0005), REFERENCE)
@@ -255,9 +254,7 @@ def test_variables_of_the_graph_and_their_period(alanine_model, alanine_frames):
     x = np.concatenate([3 + np.eye(3), alanine_frames.positions[5]])
     atoms = list(range(3, 25))
     with pytest.raises(UqbiasError, match=r"'phi' with period None; the variable has the period 6\.28319"):
-        uqbias.Sampling(
-            system, alanine_model, [Metadynamics(variables=["phi"])], variables={"phi": phi}, atoms=atoms, **QUIET
-        )
+        uqbias.Sampling(system, alanine_model, [MetaD(variables=["phi"])], variables={"phi": phi}, atoms=atoms, **QUIET)
     for one in (
         ExtendedABF(variables=["phi"], sigma=0.1),
         Restraint(at=3.1, kappa=100.0, variables=["phi"]),
@@ -322,7 +319,7 @@ def test_a_molecule_split_by_the_box(alanine_model, alanine_frames, triclinic):
     cv = uqbias.uncertainty_cv_force(alanine_model, range(1, 23), periodic=True, **options)
     cv.setForceGroup(7)
     system.addForce(cv)
-    hills = Metadynamics(sigma=0.5, pace=1, height=10.0)
+    hills = MetaD(sigma=0.5, pace=1, height=10.0)
     sampling = uqbias.Sampling(system, alanine_model, [hills], atoms=range(1, 23), drive="model", **QUIET)
     x = np.concatenate([[[0.1, 0.2, 0.3]], alanine_frames.positions[2]])
     split = x + np.random.default_rng(1).integers(-2, 3, (23, 3)) @ box
@@ -346,7 +343,7 @@ def test_single_precision_far_from_the_origin(alanine_model, alanine_frames):
     system.setDefaultPeriodicBoxVectors([4, 0, 0], [0, 4, 0], [0, 0, 4])
     system.addForce(charges(22, 2.4))
     options = {**QUIET, "dtype": torch.float32}
-    sampling = uqbias.Sampling(system, alanine_model, [Metadynamics()], drive="model", **options)
+    sampling = uqbias.Sampling(system, alanine_model, [MetaD()], drive="model", **options)
     context = context_of(system, alanine_frames.positions[2])
     group = {sampling.force.getForceGroup()}
     near, far = [], []

@@ -16,13 +16,14 @@ from ase import Atoms
 from command_line import call, refused
 from peroxide_oracle import Peroxide, geometry, write_structure
 
-from uqbias.campaign.parts import build_bias
+from uqbias.bias.build import build_bias
 from uqbias.cli.sampling_options import bias_sections
-from uqbias.data import Frames, read_frames, write_frames
 from uqbias.errors import UqbiasError
-from uqbias.md import run_folder
-from uqbias.md.reporters import read_colvar, read_hills
-from uqbias.model import UncertaintyModel
+from uqbias.model.model import UncertaintyModel
+from uqbias.molecule.frames import Frames, read_frames, write_frames
+from uqbias.runs import writer as run_folder
+from uqbias.runs.hills import read_hills
+from uqbias.runs.series import read_colvar
 from uqbias.units import EV, EV_PER_ANGSTROM
 from uqbias.variables.base import rebuild_variable
 

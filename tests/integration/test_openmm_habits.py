@@ -11,11 +11,12 @@ from openmm import app, unit
 
 import uqbias
 from uqbias.bias.eabf import ExtendedABF, WellTemperedExtendedABF
+from uqbias.bias.fixed import UpperWall
 from uqbias.bias.linear import Linear
-from uqbias.bias.metadynamics import Metadynamics
-from uqbias.bias.walls import UpperWall
+from uqbias.bias.metad import MetaD
 from uqbias.errors import UqbiasError
-from uqbias.md.reporters import read_colvar, read_hills
+from uqbias.runs.hills import read_hills
+from uqbias.runs.series import read_colvar
 
 TIMESTEP = 0.0005
 
@@ -57,7 +58,7 @@ def sampled(system, model, biases, folder=None, **options):
 def two_dimensional(model, positions, folder, **options):
     """A run on (u, a distance to an argon atom), with a wall; float32, as users run it."""
     system, topology, x = caged_molecule(model, positions)
-    hills = Metadynamics(variables=["u", "d"], sigma=[0.3, 0.05], pace=10, height=2.0)
+    hills = MetaD(variables=["u", "d"], sigma=[0.3, 0.05], pace=10, height=2.0)
     biases = [hills, UpperWall(at=1.0, variables=["d"], kappa=100.0)]
     sampling = sampled(system, model, biases, folder, variables={"d": bond()}, **options)
     return sampling, simulate(system, topology, x)
@@ -109,19 +110,19 @@ def test_snapshots_that_do_not_fit(tmp_path, tiny_model, tiny_positions):
     kept = (tmp_path / "HILLS").read_text()
 
     system, topology, x = caged_molecule(tiny_model, tiny_positions, extra=3)
-    hills = Metadynamics(variables=["u", "d"], sigma=[0.3, 0.05], pace=20, height=2.0)
+    hills = MetaD(variables=["u", "d"], sigma=[0.3, 0.05], pace=20, height=2.0)
     other = sampled(system, tiny_model, [hills], tmp_path, variables={"d": bond()}, atoms=[3, 4, 5, 6, 7])
     with pytest.raises(UqbiasError, match="another system: 7 atoms"):
         other.load(simulate(system, topology, x), path)
 
     system, topology, x = caged_molecule(tiny_model, tiny_positions)
-    other = sampled(system, tiny_model, [Metadynamics(sigma=0.3, pace=20)], tmp_path)
+    other = sampled(system, tiny_model, [MetaD(sigma=0.3, pace=20)], tmp_path)
     with pytest.raises(UqbiasError, match="holds a bias"):
         other.load(simulate(system, topology, x), path)
 
     def walled(at):
         system, topology, x = caged_molecule(tiny_model, tiny_positions)
-        other = sampled(system, tiny_model, [Metadynamics(sigma=0.3, pace=20), UpperWall(at=at)])
+        other = sampled(system, tiny_model, [MetaD(sigma=0.3, pace=20), UpperWall(at=at)])
         return other, simulate(system, topology, x)
 
     other, simulation = walled(1.0)
@@ -151,7 +152,7 @@ def test_nve_with_a_frozen_bias(tiny_model, tiny_positions):
     spread, ends = [], []
     for height, steps in ((0.0, 4), (20.0, 4), (20.0, 8)):
         system, topology, x = caged_molecule(tiny_model, tiny_positions)
-        hills = Metadynamics(sigma=0.5, pace=10, biasfactor=None)
+        hills = MetaD(sigma=0.5, pace=10, biasfactor=None)
         sampling = sampled(system, tiny_model, [hills], drive="model", dtype=torch.float64)
         integrator = openmm.CustomIntegrator(0.001 / steps)
         for step in ("v+0.5*dt*f/m", "x+dt*v", "v+0.5*dt*f/m"):
@@ -193,7 +194,7 @@ def test_reports_do_not_touch_the_trajectory(name, tiny_model, tiny_positions):
     ends, evaluations = [], []
     for reported in (False, True):
         system, topology, x = caged_molecule(tiny_model, tiny_positions)
-        hills = Metadynamics(sigma=0.3, pace=1)
+        hills = MetaD(sigma=0.3, pace=1)
         sampling = sampled(system, tiny_model, [hills], drive="model", pace=1)
         integrator = INTEGRATORS[name]()
         if isinstance(integrator, openmm.BrownianIntegrator | openmm.VariableLangevinIntegrator):
@@ -214,7 +215,7 @@ def test_reports_do_not_touch_the_trajectory(name, tiny_model, tiny_positions):
 
 def test_minimisation_and_other_reporters_deposit_nothing(tmp_path, tiny_model, tiny_positions):
     system, topology, x = caged_molecule(tiny_model, tiny_positions)
-    sampling = sampled(system, tiny_model, [Metadynamics(sigma=0.3, pace=20)], tmp_path, drive="model")
+    sampling = sampled(system, tiny_model, [MetaD(sigma=0.3, pace=20)], tmp_path, drive="model")
     simulation = simulate(system, topology, x)
     simulation.reporters.append(sampling)
     simulation.reporters.append(sampling)  # twice is once
@@ -243,7 +244,7 @@ def test_hills_act_at_once_beside_a_barostat(tiny_model, tiny_positions):
         system.addForce(field)
         if barostat:
             system.addForce(openmm.MonteCarloBarostat(1.0, 300, 1000))
-        sampling = sampled(system, tiny_model, [Metadynamics(sigma=0.3, pace=10, height=5.0)])
+        sampling = sampled(system, tiny_model, [MetaD(sigma=0.3, pace=10, height=5.0)])
         simulation = simulate(system, topology, x)
         sampling.step(simulation, 9)
         energies = []
@@ -260,7 +261,7 @@ def test_hills_act_at_once_beside_a_barostat(tiny_model, tiny_positions):
 def test_monte_carlo_moves_compare_energies_of_one_bias(tiny_model, tiny_positions, watched):
     """The energy before a move is that with the hill too, although the positions are those of the last evaluation."""
     system, topology, x = caged_molecule(tiny_model, tiny_positions)
-    hills = Metadynamics(sigma=0.3, pace=10, height=5.0, biasfactor=None)
+    hills = MetaD(sigma=0.3, pace=10, height=5.0, biasfactor=None)
     sampling = sampled(system, tiny_model, [hills])
     moves = openmm.CustomIntegrator(TIMESTEP)
     for name in ("before", "after"):
@@ -418,7 +419,7 @@ def test_a_barostat_that_comes_later_is_refused_too(tiny_model, tiny_positions):
 def test_coordinates_that_become_nan_where_openmm_looks_first(tiny_model, tiny_positions):
     """The CPU platform stops before the force is asked."""
     system, topology, x = caged_molecule(tiny_model, tiny_positions)
-    sampling = sampled(system, tiny_model, [Metadynamics(sigma=0.3, pace=10)])
+    sampling = sampled(system, tiny_model, [MetaD(sigma=0.3, pace=10)])
     simulation = app.Simulation(topology, system, langevin(), openmm.Platform.getPlatformByName("CPU"))
     simulation.context.setPositions(x)
     sampling.step(simulation, 20)
@@ -437,7 +438,7 @@ def test_a_variable_that_becomes_nan(tmp_path, tiny_model, tiny_positions):
     switch = openmm.CustomExternalForce("0*limit*x")
     switch.addGlobalParameter("limit", 5.0)
     system.addForce(switch)
-    hills = Metadynamics(variables=["u", "d"], sigma=[0.3, 0.05], pace=10)
+    hills = MetaD(variables=["u", "d"], sigma=[0.3, 0.05], pace=10)
     sampling = sampled(system, tiny_model, [hills], tmp_path, variables={"d": fragile})
     simulation = simulate(system, topology, x)
     simulation.reporters.append(sampling)
@@ -450,7 +451,7 @@ def test_a_variable_that_becomes_nan(tmp_path, tiny_model, tiny_positions):
 
 def test_a_molecule_that_flies_apart(tmp_path, tiny_model, tiny_positions):
     system, topology, x = caged_molecule(tiny_model, tiny_positions)
-    sampling = sampled(system, tiny_model, [Metadynamics(sigma=0.3, pace=10)], tmp_path, drive="model")
+    sampling = sampled(system, tiny_model, [MetaD(sigma=0.3, pace=10)], tmp_path, drive="model")
     simulation = simulate(system, topology, x)
     sampling.step(simulation, 10)
     far = state_of(simulation)[:7]
@@ -468,18 +469,18 @@ def test_bad_input(tmp_path, tiny_model, tiny_positions):
             sampled(system, options.pop("model", tiny_model), biases, tmp_path, **options)
         assert system.getNumForces() == 1
 
-    fails("'phi', a variable that nobody defines", [Metadynamics(variables=["phi"])])
-    fails("did you mean 'energy'", [Metadynamics(variables=["enrgy"])])
-    fails("there is no model", [Metadynamics()], model=None)
-    fails("a variable called 'u'", [Metadynamics()], variables={"u": bond()})
-    fails("variable 'd' is a int", [Metadynamics(variables=["d"])], variables={"d": 3})
-    fails("metadynamics for 310 K in a run at 300 K", [Metadynamics(temperature=310.0)])
-    fails("no such file", [Metadynamics()], restart=True)
-    fails("misses updates", [Metadynamics(pace=50)], pace=20)
+    fails("'phi', a variable that nobody defines", [MetaD(variables=["phi"])])
+    fails("did you mean 'energy'", [MetaD(variables=["enrgy"])])
+    fails("there is no model", [MetaD()], model=None)
+    fails("a variable called 'u'", [MetaD()], variables={"u": bond()})
+    fails("variable 'd' is a int", [MetaD(variables=["d"])], variables={"d": 3})
+    fails("metadynamics for 310 K in a run at 300 K", [MetaD(temperature=310.0)])
+    fails("no such file", [MetaD()], restart=True)
+    fails("misses updates", [MetaD(pace=50)], pace=20)
     (tmp_path / "HILLS").write_text("#! FIELDS time phi sigma_phi height biasf\n 0.1 1.0 0.1 1.0 10\n")
-    fails("holds hills on phi, not on u", [Metadynamics()], restart=True)
+    fails("holds hills on phi, not on u", [MetaD()], restart=True)
     (tmp_path / "HILLS").write_text("#! FIELDS time u sigma_u height biasf\n 0.1 1.0 0.1 x 10\n")
-    fails("line 2", [Metadynamics()], restart=True)
+    fails("line 2", [MetaD()], restart=True)
     fails("load a snapshot", [Linear(tau=1.0)], restart=True)
     assert "x 10" in (tmp_path / "HILLS").read_text()
 
@@ -488,7 +489,7 @@ def test_torchforce_is_refused_where_it_would_be_wrong(tiny_model, tiny_position
     pytest.importorskip("openmmtorch")
     system, _, _ = caged_molecule(tiny_model, tiny_positions)
     with pytest.raises(UqbiasError, match="a Force as variable"):
-        sampled(system, tiny_model, [Metadynamics(variables=["d"])], variables={"d": bond()}, backend="torchforce")
+        sampled(system, tiny_model, [MetaD(variables=["d"])], variables={"d": bond()}, backend="torchforce")
 
 
 def test_torchforce_gives_the_same_run(tiny_model, tiny_positions):
@@ -496,7 +497,7 @@ def test_torchforce_gives_the_same_run(tiny_model, tiny_positions):
     ends = []
     for backend in ("pythonforce", "torchforce"):
         system, topology, x = caged_molecule(tiny_model, tiny_positions)
-        sampling = sampled(system, tiny_model, [Metadynamics(sigma=0.3, pace=10)], backend=backend, dtype=torch.float64)
+        sampling = sampled(system, tiny_model, [MetaD(sigma=0.3, pace=10)], backend=backend, dtype=torch.float64)
         simulation = simulate(system, topology, x)
         sampling.step(simulation, 100)
         ends.append(state_of(simulation))

@@ -12,7 +12,8 @@ from openmm import app, unit
 
 import uqbias
 from uqbias.errors import UqbiasError
-from uqbias.md.reporters import read_colvar, read_hills
+from uqbias.runs.hills import read_hills
+from uqbias.runs.series import read_colvar
 
 
 def predict(model, positions):

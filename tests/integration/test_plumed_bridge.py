@@ -16,16 +16,17 @@ import openmm
 import pytest
 from openmm import app
 
+from uqbias.app.metadynamics import BiasVariable, Metadynamics
 from uqbias.bias.base import BiasSum
-from uqbias.bias.metadynamics import Metadynamics as MetadynamicsBias
-from uqbias.bias.walls import UpperWall
+from uqbias.bias.fixed import UpperWall
+from uqbias.bias.metad import MetaD
 from uqbias.compile.fused import FusedEvaluator
 from uqbias.errors import UqbiasError
-from uqbias.md.metadynamics import BiasVariable, Metadynamics
-from uqbias.md.reporters import HillsFile, read_colvar, read_hills
-from uqbias.model import UncertaintyModel
+from uqbias.model.model import UncertaintyModel
 from uqbias.plumed.bridge import PlumedBridge
 from uqbias.plumed.kernel import environment, find_kernel, make_plumed
+from uqbias.runs.hills import HillsFile, read_hills
+from uqbias.runs.series import read_colvar
 from uqbias.units import kt
 
 STRUCTURE = Path(__file__).parents[2] / "systems" / "alanine_dipeptide" / "structure.pdb"
@@ -244,8 +245,8 @@ def test_500_steps_with_stretched_kernels(tmp_path, alanine_model, start):
 @needs_kernel
 def test_500_steps_through_the_plugin(tmp_path, alanine_model, start):
     """The action UNCERTAINTY on atoms in the place of EXTRACV, in the same bridge: the same run."""
-    from uqbias.export import export_torchscript
-    from uqbias.plumed.build import build_plugin
+    from uqbias.model.export import export_torchscript
+    from uqbias.plumed.compile_plugin import build_plugin
 
     try:
         library = build_plugin(tmp_path / "plugin", find_kernel())
@@ -410,7 +411,7 @@ def test_sum_hills_of_our_file_gives_our_free_energy(tmp_path, kernel):
     if find_kernel().executable is None:
         pytest.skip("this PLUMED has no command plumed")
     generator = np.random.default_rng(5)
-    bias = MetadynamicsBias(height=1.2, sigma=1.0, pace=1, biasfactor=8.0, temperature=300, kernel=kernel)
+    bias = MetaD(height=1.2, sigma=1.0, pace=1, biasfactor=8.0, temperature=300, kernel=kernel)
     hills = HillsFile(tmp_path / "HILLS", bias, 0.5)
     for step, centre in enumerate(generator.uniform(2.0, 5.4, 100), start=1):
         bias.update(step, np.array([centre])[:, None])
@@ -561,7 +562,7 @@ def test_examples(tmp_path, alanine_model, command, output):
 def main(task, model_path, folder):
     """In a process of its own: ``plain`` ends without finalize, ``killed`` by SIGKILL at step 230."""
     torch.set_num_threads(1)
-    from uqbias.data import read_frames
+    from uqbias.molecule.frames import read_frames
 
     model, folder = UncertaintyModel.load(model_path), Path(folder)
     start = read_frames(STRUCTURE.parent / "start.xyz").positions[0]

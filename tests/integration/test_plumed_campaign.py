@@ -7,10 +7,10 @@ import pytest
 import yaml
 from peroxide_oracle import make_system
 
-from uqbias.campaign.config import load_campaign
 from uqbias.campaign.rounds import run_campaign
 from uqbias.errors import UqbiasError
 from uqbias.plumed.kernel import find_kernel
+from uqbias.settings.file import load_campaign
 
 INPUT = """\
 u: EXTRACV NAME=cv

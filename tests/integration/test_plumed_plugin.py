@@ -15,7 +15,7 @@ import torch
 
 import uqbias
 from uqbias.errors import UqbiasError
-from uqbias.export import export_torchscript
+from uqbias.model.export import export_torchscript
 from uqbias.plumed import build
 from uqbias.plumed.kernel import environment, find_kernel, make_plumed
 

@@ -8,14 +8,14 @@ import pytest
 import yaml
 from peroxide_oracle import geometry, make_system
 
-from uqbias.analysis.report import render
-from uqbias.analysis.run_data import RunData
-from uqbias.analysis.summary import campaign_story
-from uqbias.campaign.config import load_campaign
 from uqbias.campaign.rounds import run_campaign
-from uqbias.data import Frames, read_frames, write_frames
 from uqbias.errors import UqbiasError
-from uqbias.harvest.duplicates import rmsd
+from uqbias.molecule.frames import Frames, read_frames, write_frames
+from uqbias.molecule.sameness import rmsd
+from uqbias.report.page import render
+from uqbias.report.run_data import RunData
+from uqbias.report.summary import campaign_story
+from uqbias.settings.file import load_campaign
 from uqbias.units import ANGSTROM
 
 VARIABLES = {"torsion": {"kind": "dihedral", "atoms": [0, 1, 2, 3]}}
@@ -273,7 +273,7 @@ def test_start_frames_of_any_driver_all_get_a_chance():
 
 
 def test_files_of_attacks_are_no_md_run(tmp_path):
-    from uqbias.analysis.run_folder import RunFolder
+    from uqbias.runs.reader import RunFolder
 
     (tmp_path / "run.json").write_text(json.dumps({"format": "uqbias-proposals", "version": 1}))
     with pytest.raises(UqbiasError, match="proposed geometries and no MD"):

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from uqbias.analysis.free_energy_surface import ReferenceSurface, backbone_dihedrals, basins, phi_positive
-from uqbias.data import read_frames
+from uqbias.molecule.frames import read_frames
+from uqbias.molecule.surface import ReferenceSurface, basins, phi_positive
+from uqbias.molecule.topology import Topology, backbone_dihedrals, chirality, dihedral_angles, read_pdb
 from uqbias.oracles.openmm import OpenMMOracle
-from uqbias.topology import Topology, chirality, dihedral_angles, read_pdb
 
 SYSTEM = Path(__file__).parents[2] / "systems/alanine_dipeptide"
 START, TEST_SET = SYSTEM / "start.xyz", SYSTEM / "reference/test_set.xyz"

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from uqbias.bias.base import BiasSum
-from uqbias.bias.metadynamics import Metadynamics
-from uqbias.bias.walls import UpperWall
+from uqbias.bias.fixed import UpperWall
+from uqbias.bias.metad import MetaD
 from uqbias.compile.fused import FusedEvaluator
 from uqbias.compile.runners import find_compiler
 from uqbias.md.force import make_force
@@ -24,7 +24,7 @@ AOTI = pytest.param(
 
 def make_bias(around):
     """Metadynamics with steep hills, and a wall, both active at the walkers."""
-    metadynamics = Metadynamics(height=200.0, sigma=0.4, pace=1, biasfactor=None)
+    metadynamics = MetaD(height=200.0, sigma=0.4, pace=1, biasfactor=None)
     for step, shift in enumerate((0.3, -0.5, 0.1), start=1):
         metadynamics.update(step, (np.asarray(around) + shift)[:, None])
     return BiasSum([metadynamics, UpperWall(at=float(min(around)) - 0.5, kappa=3.0)])

@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from uqbias.topology import Topology
+from uqbias.molecule.topology import Topology
 from uqbias.uncertainty.base import build_uncertainty
 
 SYSTEM = Path(__file__).parents[2] / "systems" / "alanine_dipeptide"

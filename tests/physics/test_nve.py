@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from uqbias.bias.base import BiasSum
-from uqbias.bias.metadynamics import Metadynamics
-from uqbias.bias.walls import UpperWall
+from uqbias.bias.fixed import UpperWall
+from uqbias.bias.metad import MetaD
 from uqbias.compile.fused import FusedEvaluator
-from uqbias.data import Frames, read_frames
 from uqbias.md.walkers import Walkers
-from uqbias.model import UncertaintyModel
+from uqbias.model.model import UncertaintyModel
+from uqbias.model.training import TrainingOptions, train
+from uqbias.molecule.frames import Frames, read_frames
+from uqbias.molecule.topology import Topology
 from uqbias.potentials.power_spectrum import PowerSpectrum
 from uqbias.potentials.prediction import predict
-from uqbias.potentials.training import TrainingOptions, train
-from uqbias.topology import Topology
 from uqbias.uncertainty.base import build_uncertainty
 from uqbias.units import kt
 
@@ -46,7 +46,7 @@ def trained():
 def test_energy_is_conserved_with_a_frozen_bias(trained):
     model, frames = trained
     assert len(predict(model.potential, frames.positions).energy) == 1
-    metadynamics = Metadynamics(height=1.0, sigma=0.2, pace=1, biasfactor=10.0)
+    metadynamics = MetaD(height=1.0, sigma=0.2, pace=1, biasfactor=10.0)
     rng = np.random.default_rng(0)
     for step in range(1, 61):
         metadynamics.update(step, rng.normal(0.3, 0.6, (2, 1)))

@@ -12,16 +12,14 @@ from test_walkers import make, peroxide
 
 from uqbias.bias.base import Bias, BiasSum, Extended
 from uqbias.bias.eabf import ExtendedABF
+from uqbias.bias.fixed import UDD, Restraint, UpperWall
 from uqbias.bias.gamd import GaMD
 from uqbias.bias.linear import Linear
-from uqbias.bias.metadynamics import Metadynamics
+from uqbias.bias.metad import MetaD
 from uqbias.bias.opes import OPES
-from uqbias.bias.restraint import Restraint
-from uqbias.bias.udd import UDD
-from uqbias.bias.walls import UpperWall
 from uqbias.errors import UqbiasError
 from uqbias.md.guards import Guard
-from uqbias.md.snapshot import open_snapshot, write_snapshot
+from uqbias.runs.snapshot import open_snapshot, write_snapshot
 from uqbias.units import kt
 
 torch.set_num_threads(1)
@@ -43,7 +41,7 @@ class Spring(Bias):
 
 
 def biased(**options):
-    hills = Metadynamics(variables=["extended_u"], pace=10, sigma=0.3)
+    hills = MetaD(variables=["extended_u"], pace=10, sigma=0.3)
     return make(bias=BiasSum([Spring(), hills, UpperWall(at=5.5)]), **options)
 
 
@@ -172,13 +170,13 @@ def test_a_damaged_snapshot_changes_nothing(tmp_path):
     ("made", "differently", "message"),
     [
         (
-            Metadynamics(biasfactor=8, pace=10),
-            Metadynamics(biasfactor=20, pace=10),
+            MetaD(biasfactor=8, pace=10),
+            MetaD(biasfactor=20, pace=10),
             "biasfactor 8, .* 20; use the same",
         ),
-        (Metadynamics(biasfactor=8, pace=10), Metadynamics(biasfactor=None, pace=10), "biasfactor 8, .* None"),
-        (Metadynamics(height=1, pace=10), Metadynamics(height=2, pace=10), "height 1, .* 2; use the same height"),
-        (Metadynamics(pace=10), Metadynamics(pace=20), "pace 10, .* 20"),
+        (MetaD(biasfactor=8, pace=10), MetaD(biasfactor=None, pace=10), "biasfactor 8, .* None"),
+        (MetaD(height=1, pace=10), MetaD(height=2, pace=10), "height 1, .* 2; use the same height"),
+        (MetaD(pace=10), MetaD(pace=20), "pace 10, .* 20"),
         (UpperWall(at=1.0), UpperWall(at=5.0), "at 1.0, .* 5.0"),
         (GaMD(pace=10), GaMD(pace=10, threshold="upper"), "threshold lower, .* upper"),
         (GaMD(pace=10), GaMD(pace=10, sigma0=1.0), "sigma0"),
@@ -209,8 +207,8 @@ def test_a_bias_with_other_options_is_refused(tmp_path, made, differently, messa
 def test_options_of_a_bias():
     """As they were given, whether one by one or for all variables, and as JSON has them."""
     variables = ["a", "b"]
-    one = Metadynamics(variables=variables, sigma=0.3, periods=[None, None], grid_range=[[0, 1], [0, 2]])
-    other = Metadynamics(variables=variables, sigma=np.array([0.3, 0.3]).tolist(), grid_range=((0, 1), (0.0, 2.0)))
+    one = MetaD(variables=variables, sigma=0.3, periods=[None, None], grid_range=[[0, 1], [0, 2]])
+    other = MetaD(variables=variables, sigma=np.array([0.3, 0.3]).tolist(), grid_range=((0, 1), (0.0, 2.0)))
     assert one.options() == other.options() == json.loads(json.dumps(one.options()))
     assert one.options()["grid_range"] == [[0.0, 1.0], [0.0, 2.0]]
     assert one.options()["pace"] == 50

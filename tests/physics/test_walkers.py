@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from uqbias.bias.base import BiasSum
-from uqbias.bias.metadynamics import Metadynamics
-from uqbias.bias.walls import UpperWall
+from uqbias.bias.fixed import UpperWall
+from uqbias.bias.metad import MetaD
 from uqbias.compile.fused import FusedEvaluator
 from uqbias.errors import UqbiasError
 from uqbias.md.constraints import choose_constraints
 from uqbias.md.guards import Guard, StiffTorsions
 from uqbias.md.walkers import Walkers
-from uqbias.topology import Topology, dihedral_angles
+from uqbias.molecule.topology import Topology, dihedral_angles
 from uqbias.units import kt
 
 torch.set_num_threads(1)
@@ -63,7 +63,7 @@ def make(n_walkers=4, bias=None, dtype=torch.float64, start=None, **options):
 def test_one_evaluation_a_step(backend):
     if backend == "torchforce":
         pytest.importorskip("openmmtorch")
-    bias = BiasSum([Metadynamics(pace=20, sigma=0.3), UpperWall(at=5.5)])
+    bias = BiasSum([MetaD(pace=20, sigma=0.3), UpperWall(at=5.5)])
     walkers = make(bias=bias, backend=backend)
     seen = []
     walkers.run(100, pace=10, observers=[seen.append])
@@ -77,7 +77,7 @@ def test_one_evaluation_a_step(backend):
 
 
 def test_observations_are_of_the_current_positions():
-    bias = Metadynamics(pace=10, sigma=0.5, height=2.0)
+    bias = MetaD(pace=10, sigma=0.5, height=2.0)
     walkers = make(bias=bias)
     seen = []
     walkers.run(100, pace=10, observers=[seen.append])
@@ -100,7 +100,7 @@ def test_same_seed_same_run():
     runs = []
     for seed in (3, 3, 4):
         seen = []
-        bias = Metadynamics(pace=10, sigma=0.3)
+        bias = MetaD(pace=10, sigma=0.3)
         make(bias=bias, seed=seed).run(200, pace=10, observers=[seen.append])
         runs.append(np.concatenate([o.positions for o in seen] + [bias.value(np.linspace(0, 6, 12))], axis=None))
     np.testing.assert_array_equal(runs[0], runs[1])
@@ -163,7 +163,7 @@ def test_not_finite_walker_is_restarted(platform, constraints):
 
 
 def test_stopped_walkers_deposit_no_hill():
-    bias = Metadynamics(pace=10, sigma=0.3)
+    bias = MetaD(pace=10, sigma=0.3)
     guard = Guard(PEROXIDE, peroxide(), cv_cap=5.0)
     safe = np.stack([peroxide(-0.5 * np.pi), peroxide(-0.4 * np.pi)])
     walkers = make(bias=bias, guard=guard, safe_frames=safe, choose_restart=lambda walker, frames, rng: 1)
@@ -243,7 +243,7 @@ def test_constraints_are_independent():
     ("action", "message"),
     [
         (lambda: make().run(15, pace=10), "multiple"),
-        (lambda: make(bias=Metadynamics(pace=25)).run(100, pace=10), "misses updates"),
+        (lambda: make(bias=MetaD(pace=25)).run(100, pace=10), "misses updates"),
         (lambda: make(platform="CUDAA"), "platform"),
         (lambda: make(start=np.zeros((2, 3, 3))), "shape"),
         (lambda: make(start=np.full((1, 4, 3), np.nan)), "finite"),

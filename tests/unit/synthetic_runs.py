@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from uqbias.bias.base import BiasSum
+from uqbias.molecule.topology import Topology
 from uqbias.registry import BIASES
-from uqbias.topology import Topology
 from uqbias.units import kt
 
 TEMPERATURE = 300.0

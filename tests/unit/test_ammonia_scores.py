@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from uqbias.errors import UqbiasError
-from uqbias.model import UncertaintyModel
+from uqbias.model.model import UncertaintyModel
+from uqbias.molecule.topology import Topology
 from uqbias.potentials.base import Potential
-from uqbias.topology import Topology
 from uqbias.uncertainty.base import build_uncertainty
 from uqbias.units import ANGSTROM, KCAL
 

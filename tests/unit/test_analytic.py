@@ -7,13 +7,13 @@ import pytest
 import torch
 from scipy import integrate
 
-from uqbias.bias.metadynamics import Metadynamics
+from uqbias.bias.metad import MetaD
 from uqbias.compile.fused import FusedEvaluator
 from uqbias.errors import UqbiasError
 from uqbias.md.walkers import Walkers
+from uqbias.molecule.topology import Topology
 from uqbias.oracles.analytic import DoubleWell, DoubleWellOracle
 from uqbias.oracles.base import OracleError
-from uqbias.topology import Topology
 from uqbias.units import kt
 from uqbias.variables.position import Position
 
@@ -109,7 +109,7 @@ def test_dynamics_samples_the_boltzmann_distribution():
     """Unbiased walkers in a well of 3 kT: the histogram of x is that of F, within its noise."""
     well = DoubleWell(1)
     T = well.temperature(3.0)
-    bias = Metadynamics(variables=["x", "y"], height=1e-9, sigma=0.1)
+    bias = MetaD(variables=["x", "y"], height=1e-9, sigma=0.1)
     bias.frozen = True
     evaluator = FusedEvaluator(well, bias, 16, variables={"x": Position("x"), "y": Position("y")}, runner="torchscript")
     start = np.zeros((2, 1, 3))

@@ -10,7 +10,7 @@ import torch
 from uqbias.attacks import AttackOptions, Objective, RandomOptions, attack, build_space, distort, distort_at_random
 from uqbias.attacks.objective import AttackGraph, log_partition, log_softplus
 from uqbias.errors import UqbiasError
-from uqbias.inference import evaluate_frames
+from uqbias.model.inference import evaluate_frames
 from uqbias.testing import build_case, molecule
 from uqbias.units import kt
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from uqbias.attacks import AttackOptions, RandomOptions, attack, distort_at_random
-from uqbias.attacks.frames import inliers, reference_frames
-from uqbias.inference import evaluate_frames
+from uqbias.attacks.usable_frames import inliers, reference_frames
+from uqbias.model.inference import evaluate_frames
+from uqbias.molecule.topology import Topology
 from uqbias.testing import build_case, molecule
-from uqbias.topology import Topology
 
 FRAMES = molecule.frames(6, seed=5).positions
 QUICK = {"runner": "eager", "iterations": 8, "temperature": 1000.0, "batch": 4}

@@ -10,8 +10,8 @@ from uqbias.attacks import build_space, distort
 from uqbias.attacks.base import DistortionSpace
 from uqbias.compile.flatten import flatten
 from uqbias.errors import UqbiasError
+from uqbias.molecule.topology import Topology, dihedral_angles
 from uqbias.testing import molecule
-from uqbias.topology import Topology, dihedral_angles
 from uqbias.variables.base import build_variable
 
 TOPOLOGY = molecule.topology()

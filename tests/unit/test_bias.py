@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from uqbias.bias.base import BiasSum
+from uqbias.bias.fixed import UpperWall
 from uqbias.bias.grid import GrowingGrid, hermite
-from uqbias.bias.metadynamics import Metadynamics, hill_type
-from uqbias.bias.walls import UpperWall
+from uqbias.bias.metad import MetaD, hill_type
 from uqbias.errors import UqbiasError
 from uqbias.registry import BIASES
 from uqbias.units import kt
@@ -24,7 +24,7 @@ def explicit(hills, u):
 
 
 def filled(seed=0, steps=40, walkers=8, **options):
-    bias = Metadynamics(**{"height": 1.0, "sigma": 0.7, "pace": 10, "biasfactor": 10.0, **options})
+    bias = MetaD(**{"height": 1.0, "sigma": 0.7, "pace": 10, "biasfactor": 10.0, **options})
     rng = np.random.default_rng(seed)
     for step in range(0, 10 * steps + 1, 5):
         bias.update(step, rng.normal(2.0, 3.0, (walkers, 1)))
@@ -47,7 +47,7 @@ def test_grid_equals_the_sum_of_gaussians(biasfactor):
 
 
 def test_one_hill_to_its_own_precision():
-    bias = Metadynamics(height=2.0, sigma=1.0, pace=1, biasfactor=None).to(torch.float64)
+    bias = MetaD(height=2.0, sigma=1.0, pace=1, biasfactor=None).to(torch.float64)
     bias.update(1, np.array([3.14159])[:, None])
     u = np.linspace(-6, 12, 5001)
     assert np.abs(bias.value(u) - explicit(bias.hills, u)[0]).max() < 1e-6 * 2.0
@@ -80,7 +80,7 @@ def test_outside_the_grid_the_bias_is_flat_and_finite():
 
 
 def test_hills_change_the_tensors_in_place_until_the_grid_grows():
-    bias = Metadynamics(height=1.0, sigma=1.0, pace=1)
+    bias = MetaD(height=1.0, sigma=1.0, pace=1)
     bias.update(1, np.array([0.0])[:, None])
     state, table = bias.state(), bias.state()["table"]
     before = bias.value(np.array([0.0, 1.0]))
@@ -99,7 +99,7 @@ def test_hills_change_the_tensors_in_place_until_the_grid_grows():
 
 
 def test_heights_follow_the_well_tempered_rule_with_the_bias_before_the_step():
-    bias = Metadynamics(height=1.2, sigma=1.0, pace=5, biasfactor=5.0, temperature=300.0)
+    bias = MetaD(height=1.2, sigma=1.0, pace=5, biasfactor=5.0, temperature=300.0)
     bias.update(5, np.array([0.0, 0.0, 0.4])[:, None])
     np.testing.assert_array_equal(bias.hills["height"], [1.2] * 3)
     before = explicit(bias.hills, np.array([0.1]))[0][0]
@@ -111,7 +111,7 @@ def test_heights_follow_the_well_tempered_rule_with_the_bias_before_the_step():
 
 def test_order_of_walkers_does_not_matter():
     u = np.random.default_rng(3).normal(0, 2, (20, 6))
-    one, other = (Metadynamics(sigma=0.5, pace=1) for _ in range(2))
+    one, other = (MetaD(sigma=0.5, pace=1) for _ in range(2))
     for step, values in enumerate(u, start=1):
         one.update(step, values[:, None])
         other.update(step, values[::-1][:, None])
@@ -120,7 +120,7 @@ def test_order_of_walkers_does_not_matter():
 
 
 def test_when_hills_are_left_out():
-    bias = Metadynamics(pace=10)
+    bias = MetaD(pace=10)
     bias.update(0, np.array([1.0])[:, None])
     bias.update(7, np.array([1.0])[:, None])
     bias.update(10, np.array([np.nan, np.inf])[:, None])
@@ -135,7 +135,7 @@ def test_when_hills_are_left_out():
 def test_free_energy_of_a_converged_bias():
     rng = np.random.default_rng(0)
     gamma, temperature = 5.0, 300.0
-    bias = Metadynamics(height=0.05, sigma=0.15, pace=1, biasfactor=gamma, temperature=temperature)
+    bias = MetaD(height=0.05, sigma=0.15, pace=1, biasfactor=gamma, temperature=temperature)
     grid = np.linspace(-3, 3, 401)
     truth = 4.0 * (grid**2 - 1.5) ** 2 / 2.25 + 0.8 * grid
     # Sampling u from exp(-(F+V)/kT) exactly stands for a run that is quasi-static.
@@ -154,7 +154,7 @@ def test_free_energy_of_a_converged_bias():
 
 def test_checkpoint_continues_exactly():
     whole, part = filled(steps=20, seed=5), filled(steps=20, seed=5)
-    again = Metadynamics(height=1.0, sigma=0.7, pace=10, biasfactor=10.0)
+    again = MetaD(height=1.0, sigma=0.7, pace=10, biasfactor=10.0)
     again.restore(part.checkpoint())
     for bias in (whole, again):
         bias.update(500, np.array([2.5, 25.0])[:, None])
@@ -162,14 +162,14 @@ def test_checkpoint_continues_exactly():
     np.testing.assert_array_equal(whole.value(x), again.value(x))
     np.testing.assert_array_equal(whole.hills, again.hills)
     with pytest.raises(UqbiasError, match=r"sigma \[0\.7\]"):
-        Metadynamics(sigma=1.0).restore(part.checkpoint())
+        MetaD(sigma=1.0).restore(part.checkpoint())
     with pytest.raises(UqbiasError, match="holds"):
         again.restore({"nonsense": np.zeros(1)})
 
 
 def test_loaded_hills_and_reset():
     bias = filled()
-    again = Metadynamics(height=1.0, sigma=0.7, pace=10)
+    again = MetaD(height=1.0, sigma=0.7, pace=10)
     again.load_hills(bias.hills.copy())
     x = np.linspace(-9, 13, 401)
     np.testing.assert_allclose(again.value(x), bias.value(x), atol=1e-5)
@@ -184,7 +184,7 @@ def test_loaded_hills_and_reset():
 
 def test_runaway_variable_is_refused():
     with pytest.raises(UqbiasError, match="run away"):
-        Metadynamics(sigma=0.1, pace=1).update(1, np.array([1e9])[:, None])
+        MetaD(sigma=0.1, pace=1).update(1, np.array([1e9])[:, None])
 
 
 INF, NAN = float("inf"), float("nan")
@@ -205,7 +205,7 @@ INF, NAN = float("inf"), float("nan")
 )
 def test_bad_parameters(wrong):
     with pytest.raises(UqbiasError, match=next(iter(wrong))):
-        Metadynamics(**wrong)
+        MetaD(**wrong)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_other_kinds_make_the_same_checks(kind, options):
 
 
 def test_widths_from_an_array():
-    bias = Metadynamics(variables=["a", "b"], sigma=np.array([0.1, 0.2]), grid_range=[(0, 1), None])
+    bias = MetaD(variables=["a", "b"], sigma=np.array([0.1, 0.2]), grid_range=[(0, 1), None])
     assert bias.sigma.tolist() == [0.1, 0.2]
 
 
@@ -241,7 +241,7 @@ def test_wall_is_plumeds():
 
 
 def test_sum_of_biases():
-    bias = BiasSum([Metadynamics(sigma=1.0, pace=4), UpperWall(at=1.0, kappa=2.0), Metadynamics(sigma=2.0, pace=6)])
+    bias = BiasSum([MetaD(sigma=1.0, pace=4), UpperWall(at=1.0, kappa=2.0), MetaD(sigma=2.0, pace=6)])
     assert bias.pace == 2
     state = bias.state()
     for step in (4, 6, 12):
@@ -251,7 +251,7 @@ def test_sum_of_biases():
     u = torch.tensor([2.0, 2.5])
     expected = sum(term.energy(u[:, None], term.state()) for term in bias.biases)
     torch.testing.assert_close(bias.energy(u[:, None], state), expected)
-    again = BiasSum([Metadynamics(sigma=1.0, pace=4), UpperWall(at=1.0, kappa=2.0), Metadynamics(sigma=2.0, pace=6)])
+    again = BiasSum([MetaD(sigma=1.0, pace=4), UpperWall(at=1.0, kappa=2.0), MetaD(sigma=2.0, pace=6)])
     again.restore(bias.checkpoint())
     torch.testing.assert_close(again.energy(u[:, None], again.state()), expected)
     bias.to(torch.float64)
@@ -288,7 +288,7 @@ def test_hills_are_mirrored_at_a_bound():
     u = np.linspace(0.0, 6.0, 601)
     slopes = []
     for reflect_at in (None, 0.0):
-        bias = Metadynamics(sigma=0.5, pace=1, biasfactor=None, reflect_at=reflect_at)
+        bias = MetaD(sigma=0.5, pace=1, biasfactor=None, reflect_at=reflect_at)
         for step, centre in enumerate(u, start=1):
             bias.update(step, np.array([centre])[:, None])
         edge, inside = bias.value(np.array([0.0, 3.0]))
@@ -300,11 +300,11 @@ def test_hills_are_mirrored_at_a_bound():
 
 def test_stretched_kernel_is_that_of_plumed():
     """(exp(-x²/2) − e^−6.25)/(1 − e^−6.25) up to x² = 12.5 and zero beyond, with its derivative."""
-    bias = Metadynamics(height=2.0, sigma=0.5, pace=1, biasfactor=None, kernel="stretched-gaussian").to(torch.float64)
+    bias = MetaD(height=2.0, sigma=0.5, pace=1, biasfactor=None, kernel="stretched-gaussian").to(torch.float64)
     bias.update(1, np.array([1.0])[:, None])
     x = np.linspace(-3.4, 3.4, 41)
     expected = 2.0 * (np.exp(-0.5 * x**2) - np.exp(-6.25)) / (1 - np.exp(-6.25))
     np.testing.assert_allclose(bias.value(1.0 + 0.5 * x), expected, atol=2e-6)
     np.testing.assert_allclose(bias.value(1.0 + 0.5 * np.array([-4.0, -3.7, 3.7, 4.0])), 0.0, atol=1e-12)
     with pytest.raises(UqbiasError, match="did you mean 'gaussian'"):
-        Metadynamics(kernel="gausian")
+        MetaD(kernel="gausian")

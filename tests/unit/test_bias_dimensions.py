@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from uqbias.bias.base import Bias, BiasSum
+from uqbias.bias.fixed import LowerWall, UpperWall
 from uqbias.bias.grid import GrowingGrid
-from uqbias.bias.metadynamics import Metadynamics
-from uqbias.bias.walls import LowerWall, UpperWall
+from uqbias.bias.metad import MetaD
 from uqbias.compile.fused import FusedEvaluator
 from uqbias.errors import UqbiasError
 
@@ -18,7 +18,7 @@ PERIODS = {"none": None, "some": 2 * np.pi}
 def filled(dimensions, period=None, steps=15, walkers=4, **options):
     names = [f"x{d}" for d in range(dimensions)]
     periods = [period, *[None] * (dimensions - 1)]
-    bias = Metadynamics(variables=names, periods=periods, sigma=0.35, pace=1, **options).to(torch.float64)
+    bias = MetaD(variables=names, periods=periods, sigma=0.35, pace=1, **options).to(torch.float64)
     rng = np.random.default_rng(dimensions)
     for step in range(1, steps + 1):
         x = rng.normal(size=(walkers, dimensions))
@@ -70,7 +70,7 @@ def test_a_periodic_variable_wraps():
 
 
 def test_grid_grows_in_each_dimension_and_keeps_every_hill():
-    bias = Metadynamics(variables=["a", "b"], sigma=0.5, pace=1, biasfactor=None).to(torch.float64)
+    bias = MetaD(variables=["a", "b"], sigma=0.5, pace=1, biasfactor=None).to(torch.float64)
     places = [(0.0, 0.0), (30.0, 0.0), (0.0, -20.0), (-9.0, 25.0)]
     for step, place in enumerate(places, start=1):
         bias.update(step, np.array([place]))
@@ -87,7 +87,7 @@ def test_grid_grows_in_each_dimension_and_keeps_every_hill():
 
 
 def test_two_dimensional_stretched_kernel_is_plumeds():
-    bias = Metadynamics(
+    bias = MetaD(
         variables=["a", "b"], sigma=[0.4, 0.8], pace=1, biasfactor=None, kernel="stretched-gaussian", height=2.0
     ).to(torch.float64)
     bias.update(1, np.array([[0.3, -0.2]]))
@@ -101,7 +101,7 @@ def test_two_dimensional_stretched_kernel_is_plumeds():
 def test_a_corner_of_two_bounds_is_flat():
     """Uniform deposition over a quadrant with both bounds reflecting: the bias at the corner is that inside."""
     ticks = np.arange(0.0, 5.0, 0.1) + 0.05
-    bias = Metadynamics(variables=["a", "b"], sigma=0.5, pace=1, biasfactor=None, reflect_at=0.0)
+    bias = MetaD(variables=["a", "b"], sigma=0.5, pace=1, biasfactor=None, reflect_at=0.0)
     bias.update(1, np.stack(np.meshgrid(ticks, ticks), -1).reshape(-1, 2))
     corner, edge, inside = bias.value(np.array([[0.0, 0.0], [0.0, 2.0], [2.0, 2.0]]))
     assert corner == pytest.approx(inside, rel=0.01)
@@ -110,16 +110,16 @@ def test_a_corner_of_two_bounds_is_flat():
 
 def test_checkpoint_of_two_variables_continues_exactly():
     whole, part = filled(2, 2 * np.pi), filled(2, 2 * np.pi)
-    again = Metadynamics(variables=["x0", "x1"], periods=[2 * np.pi, None], sigma=0.35, pace=1)
+    again = MetaD(variables=["x0", "x1"], periods=[2 * np.pi, None], sigma=0.35, pace=1)
     again.restore(part.checkpoint())
     for bias in (whole, again):
         bias.update(99, np.array([[3.0, 40.0], [-3.0, 1.0]]))
     np.testing.assert_array_equal(whole.grid.table, again.grid.table)
     np.testing.assert_array_equal(whole.hills, again.hills)
     with pytest.raises(UqbiasError, match="sigma"):
-        Metadynamics(sigma=0.35).restore(part.checkpoint())
+        MetaD(sigma=0.35).restore(part.checkpoint())
     with pytest.raises(UqbiasError, match=r"hills of 2 variable"):
-        Metadynamics(sigma=0.35).load_hills(whole.hills)
+        MetaD(sigma=0.35).load_hills(whole.hills)
 
 
 @pytest.mark.parametrize(
@@ -137,11 +137,11 @@ def test_checkpoint_of_two_variables_continues_exactly():
 )
 def test_bad_options(options, message):
     with pytest.raises(UqbiasError, match=message):
-        Metadynamics(**options)
+        MetaD(**options)
 
 
 def test_grid_spans_its_range_from_the_beginning():
-    bias = Metadynamics(sigma=0.5, grid_range=[[-3.0, 4.0]])
+    bias = MetaD(sigma=0.5, grid_range=[[-3.0, 4.0]])
     points = bias.grid.points()
     assert points[0] == -3.0
     assert points[-1] >= 4.0
@@ -155,7 +155,7 @@ class FirstCoordinate(torch.nn.Module):
 
 def test_variables_of_a_sum_in_the_fused_graph(tiny_model, tiny_positions):
     """Bias on (u, x) together, walls on x and on the energy: forces are minus the gradient of E + V."""
-    metadynamics = Metadynamics(variables=["u", "x"], sigma=[0.5, 0.1], pace=1, height=30.0, biasfactor=None)
+    metadynamics = MetaD(variables=["u", "x"], sigma=[0.5, 0.1], pace=1, height=30.0, biasfactor=None)
     bias = BiasSum(
         [
             metadynamics,

@@ -10,16 +10,17 @@ import torch
 import yaml
 
 from uqbias.bias.base import Bias
-from uqbias.campaign.bias_kinds import SECTIONS, MetadynamicsSection
-from uqbias.campaign.config import check_campaign
+from uqbias.bias.build import build_bias, completed
 from uqbias.campaign.dry_run import check_exploration
-from uqbias.campaign.parts import build_bias, build_variables, completed, periods_of
-from uqbias.campaign.template import campaign_template
-from uqbias.campaign.variable_kinds import SECTIONS as VARIABLE_SECTIONS
 from uqbias.errors import UqbiasError
+from uqbias.molecule.topology import Topology
 from uqbias.registry import BIASES, VARIABLES
-from uqbias.topology import Topology
+from uqbias.settings.bias_kinds import SECTIONS, MetadynamicsSection
+from uqbias.settings.file import check_campaign
+from uqbias.settings.template import campaign_template
+from uqbias.settings.variable_kinds import SECTIONS as VARIABLE_SECTIONS
 from uqbias.units import kt
+from uqbias.variables.base import build_variables, periods_of
 from uqbias.variables.names import COLUMNS
 
 PEROXIDE = Topology((1, 8, 8, 1), ((0, 1), (1, 2), (2, 3)))

@@ -8,11 +8,11 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from uqbias.data import Frames, read_frames, write_frames
 from uqbias.errors import UqbiasError
-from uqbias.fit import calibrate, fit_model, split_by_role
-from uqbias.memory import invariants, is_in
-from uqbias.model import UncertaintyModel
+from uqbias.model.fit import calibrate, fit_model, split_by_role
+from uqbias.model.model import UncertaintyModel
+from uqbias.molecule.frames import Frames, read_frames, write_frames
+from uqbias.molecule.seen import invariants, is_in
 from uqbias.uncertainty.calibration import Calibration, VarianceScaling
 
 

@@ -12,10 +12,11 @@ from command_line import call, refused
 
 from uqbias import __version__
 from uqbias.cli.models import set_key
-from uqbias.data import Frames, read_frames, write_frames
-from uqbias.doctor import Row, peroxide_geometries
-from uqbias.model import UncertaintyModel
-from uqbias.topology import Topology
+from uqbias.doctor import Row
+from uqbias.model.model import UncertaintyModel
+from uqbias.molecule.frames import Frames, read_frames, write_frames
+from uqbias.molecule.topology import Topology
+from uqbias.testing.peroxide import peroxide_geometries
 
 COMMANDS = ("template", "validate", "run", "report", "train", "evaluate", "md", "fes", "info", "export", "doctor")
 NUMBERS = np.array([8, 8, 1, 1])
@@ -130,7 +131,7 @@ def test_ctrl_c_says_how_to_go_on(folder, monkeypatch, tmp_path):
     done = call("run", folder / "settings.yaml", "-o", tmp_path / "r", "-q")
     assert done.exit_code == 130
     assert f"`uqbias run {folder / 'settings.yaml'} -o {tmp_path / 'r'}` goes on" in done.stderr
-    monkeypatch.setattr("uqbias.fit.fit_model", interrupted)
+    monkeypatch.setattr("uqbias.model.fit.fit_model", interrupted)
     done = call("train", folder / "data.xyz", "-o", tmp_path / "m.uqb")
     assert done.exit_code == 130
     assert done.stderr.count("\n") == 1

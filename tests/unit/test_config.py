@@ -3,13 +3,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from uqbias.campaign.config import check_campaign, flatten, load_campaign
 from uqbias.campaign.dry_run import check_parts
-from uqbias.campaign.template import OF_KINDS, campaign_template, example_campaign, kinds_template
 from uqbias.campaign.work import read_start
 from uqbias.errors import UqbiasError
+from uqbias.molecule.topology import Topology
 from uqbias.registry import BIASES, FEATURES, UNCERTAINTIES, VARIABLES
-from uqbias.topology import Topology
+from uqbias.settings.file import check_campaign, flatten, load_campaign
+from uqbias.settings.template import OF_KINDS, campaign_template, example_campaign, kinds_template
 
 SYSTEMS = sorted((Path(__file__).parents[2] / "systems").glob("*/*.yaml"))
 REGISTRIES = {"bias": BIASES, "variables": VARIABLES, "cv": UNCERTAINTIES, "features": FEATURES}

@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from uqbias.data import Frames
 from uqbias.errors import UqbiasError
-from uqbias.fit import fit_model
-from uqbias.inference import evaluate_frames
-from uqbias.memory import invariants, is_in
-from uqbias.model import UncertaintyModel
+from uqbias.model.fit import fit_model
+from uqbias.model.inference import evaluate_frames
+from uqbias.model.model import UncertaintyModel
+from uqbias.model.training import TrainingOptions, train
+from uqbias.molecule.frames import Frames
+from uqbias.molecule.seen import invariants, is_in
+from uqbias.molecule.topology import Topology
 from uqbias.oracles.analytic import DoubleWell
 from uqbias.potentials.coordinates import Coordinates
 from uqbias.potentials.prediction import predict
-from uqbias.potentials.training import TrainingOptions, train
 from uqbias.registry import POTENTIALS
-from uqbias.topology import Topology
 
 NUMBERS = (1, 6)
 

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from uqbias.analysis.direction_plots import save_direction_figure
 from uqbias.attacks import relaxation
 from uqbias.attacks.direction_tables import first_step, summary, table, write_tables
 from uqbias.attacks.directions import DirectionOptions, directions, n_labels
 from uqbias.attacks.relaxation import recorded_steps, relax
 from uqbias.attacks.vectors import random_directions, rigid_modes, uncertainty_gradient
-from uqbias.doctor import peroxide_geometries, peroxide_model
 from uqbias.errors import UqbiasError
-from uqbias.inference import evaluate_frames
+from uqbias.model.inference import evaluate_frames
 from uqbias.oracles.base import Oracle, OracleError
+from uqbias.report.direction_plots import save_direction_figure
+from uqbias.testing.peroxide import peroxide_geometries, peroxide_model
 from uqbias.units import ANGSTROM, EV
 
 PAIRS = [(0, 1, 0.145), (0, 2, 0.097), (1, 3, 0.097), (0, 3, 0.19), (1, 2, 0.19)]

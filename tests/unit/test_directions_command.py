@@ -12,9 +12,9 @@ from ase.calculators.calculator import Calculator, all_changes
 from command_line import call, refused
 
 from uqbias.attacks import relaxation
-from uqbias.data import Frames, write_frames
-from uqbias.doctor import peroxide_geometries, peroxide_model
-from uqbias.inference import evaluate_frames
+from uqbias.model.inference import evaluate_frames
+from uqbias.molecule.frames import Frames, write_frames
+from uqbias.testing.peroxide import peroxide_geometries, peroxide_model
 from uqbias.units import ANGSTROM, EV_PER_ANGSTROM
 
 EMT = ["--oracle", "ase", "--oracle-option", "calculator=ase.calculators.emt.EMT"]

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from uqbias.campaign.config import check_campaign
 from uqbias.errors import UqbiasError
-from uqbias.fit import fit_model
+from uqbias.model.fit import fit_model
+from uqbias.model.training import TrainingOptions, force_and_energy_mae, train
+from uqbias.molecule.topology import Topology
 from uqbias.potentials.power_spectrum import PowerSpectrum
-from uqbias.potentials.training import TrainingOptions, force_and_energy_mae, train
-from uqbias.topology import Topology
+from uqbias.settings.file import check_campaign
 from uqbias.uncertainty.base import build_uncertainty
 
 ENERGIES = TrainingOptions(steps=30, evaluate_every=10, force_weight=0.0, energy_weight=1.0)

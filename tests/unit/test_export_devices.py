@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from uqbias.bias.base import BiasSum
-from uqbias.bias.metadynamics import Metadynamics
-from uqbias.bias.walls import UpperWall
-from uqbias.export import export_torchscript
+from uqbias.bias.fixed import UpperWall
+from uqbias.bias.metad import MetaD
+from uqbias.model.export import export_torchscript
 
 META = torch.device("meta")
 
@@ -28,7 +28,7 @@ def test_every_tensor_is_made_where_the_positions_are(
     alanine_model, alanine_frames, tmp_path, output, with_forces, periodic
 ):
     path = tmp_path / "module.pt"
-    bias = BiasSum([Metadynamics(), UpperWall(at=0.0)]) if output == "biased" else None
+    bias = BiasSum([MetaD(), UpperWall(at=0.0)]) if output == "biased" else None
     model = copy.deepcopy(alanine_model)
     export_torchscript(model, path, output, with_forces=with_forces, bias=bias, periodic=periodic)
     module = torch.jit.load(str(path))

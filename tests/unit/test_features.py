@@ -9,8 +9,9 @@ import torch
 from ase.build import molecule
 
 from uqbias.errors import UqbiasError
-from uqbias.features.base import build_features, describe_features, rebuild_features, select_atoms
-from uqbias.topology import Topology
+from uqbias.molecule.atoms import select_atoms
+from uqbias.molecule.topology import Topology
+from uqbias.uncertainty.features.base import build_features, describe_features, rebuild_features
 
 N_LATENTS = 3
 SPECS = [

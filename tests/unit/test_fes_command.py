@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from synthetic_runs import KT, exact, independent, make, metadynamics_run, values_of, well, write_run
 
-from uqbias.analysis.fes_plot import free_energy_figure
-from uqbias.analysis.free_energy import METHODS, free_energy
-from uqbias.analysis.free_energy_result import UNITS, Axis, FreeEnergy
 from uqbias.errors import UqbiasError
-from uqbias.topology import Topology, dihedral_angles
+from uqbias.free_energy.estimate import METHODS, free_energy
+from uqbias.free_energy.result import UNITS, Axis, FreeEnergy
+from uqbias.molecule.topology import Topology, dihedral_angles
+from uqbias.report.free_energy_plot import free_energy_figure
 from uqbias.units import EV, KCAL
 
 PHI, PSI = (4, 6, 8, 14), (6, 8, 14, 16)

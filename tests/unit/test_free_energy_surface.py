@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from uqbias.analysis.free_energy_surface import ReferenceSurface, backbone_dihedrals, basins, in_box, phi_positive
 from uqbias.errors import UqbiasError
-from uqbias.topology import Topology
+from uqbias.molecule.surface import ReferenceSurface, basins, in_box, phi_positive
+from uqbias.molecule.topology import Topology, backbone_dihedrals
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from uqbias.bias.base import BiasSum
-from uqbias.bias.metadynamics import Metadynamics
+from uqbias.bias.metad import MetaD
 from uqbias.compile.fused import FusedEvaluator
 from uqbias.errors import UqbiasError
 from uqbias.md import stack
@@ -59,7 +59,7 @@ def test_energy_only(tiny_model, tiny_positions):
 
 
 def test_hills_act_from_the_next_evaluation_and_the_grid_grows(tiny_model, tiny_positions):
-    bias = BiasSum([Metadynamics(sigma=0.5, pace=1, height=3.0)])
+    bias = BiasSum([MetaD(sigma=0.5, pace=1, height=3.0)])
     evaluator = make(tiny_model, bias, runner="torchscript")
     first = evaluator.evaluate(tiny_positions)
     assert not first.bias.any()
@@ -142,7 +142,7 @@ def test_subset_of_the_particles(tiny_model, tiny_positions, backend):
 
 
 def test_a_running_context_sees_new_hills(tiny_model, tiny_positions, backend):
-    bias = BiasSum([Metadynamics(sigma=0.5, pace=1, height=3.0)])
+    bias = BiasSum([MetaD(sigma=0.5, pace=1, height=3.0)])
     evaluator = make(tiny_model, bias)
     context = context_of(evaluator, tiny_positions.numpy(), backend)
     before = context.getState(energy=True).getPotentialEnergy()._value

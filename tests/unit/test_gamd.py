@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from uqbias.bias.base import BiasSum
+from uqbias.bias.fixed import UpperWall
 from uqbias.bias.gamd import GaMD
-from uqbias.bias.walls import UpperWall
-from uqbias.campaign.config import check_campaign
-from uqbias.campaign.exploration import Exploration, explore
+from uqbias.campaign.samplers.md import Exploration, explore
 from uqbias.errors import UqbiasError
+from uqbias.settings.file import check_campaign
 from uqbias.units import GAS_CONSTANT
 
 torch.set_num_threads(1)

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from uqbias.data import Frames
+from uqbias.campaign.post_label import label_verdicts
+from uqbias.campaign.selection import STRATEGIES, Candidates, SelectionOptions, select
 from uqbias.errors import UqbiasError
-from uqbias.harvest.filters import PHYSICAL, Limits, PhysicalFilter
-from uqbias.harvest.post_label import label_verdicts
-from uqbias.harvest.selection import STRATEGIES, Candidates, SelectionOptions, select
-from uqbias.topology import Topology
+from uqbias.molecule.frames import Frames
+from uqbias.molecule.physical import PHYSICAL, Limits, PhysicalFilter
+from uqbias.molecule.topology import Topology
 
 # CHFClBr: a stereocentre with four different neighbours; positions in nm.
 CENTRE = np.array(
@@ -62,7 +62,7 @@ def test_angle_clash_and_stiff_torsion():
 def test_start_frames_of_alanine_dipeptide_are_physical():
     from pathlib import Path
 
-    from uqbias.data import read_frames
+    from uqbias.molecule.frames import read_frames
 
     folder = Path(__file__).parents[2] / "systems" / "alanine_dipeptide"
     start = read_frames(folder / "start.xyz")

@@ -9,7 +9,7 @@ import scipy.stats
 from sklearn.metrics import roc_auc_score
 
 from uqbias.errors import UqbiasError
-from uqbias.uncertainty import metrics
+from uqbias.model import metrics
 
 ROOT_PI = np.sqrt(np.pi)
 

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from uqbias.errors import UqbiasError
-from uqbias.fit import calibrate
-from uqbias.model import UncertaintyModel, _digest, _read, read_manifest
+from uqbias.model.fit import calibrate
+from uqbias.model.model import UncertaintyModel, _digest, _read, read_manifest
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import pytest
 from ase.calculators.calculator import Calculator, all_changes
 
 from uqbias.errors import UqbiasError
+from uqbias.molecule.topology import read_pdb
 from uqbias.oracles.ase import ASEOracle
 from uqbias.oracles.base import OracleError, make_oracle
 from uqbias.oracles.openmm import OpenMMOracle
-from uqbias.topology import read_pdb
 
 STRUCTURE = Path(__file__).parents[2] / "systems/alanine_dipeptide/structure.pdb"
 CO2 = np.array([[0.0, 0.0, 0.0], [0.117, 0.002, 0.0], [-0.116, 0.0, 0.01]])

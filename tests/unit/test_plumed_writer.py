@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from uqbias.cli import app
 from uqbias.errors import UqbiasError
-from uqbias.model import UncertaintyModel
-from uqbias.plumed.writer import PlumedOptions, write_plumed_input
+from uqbias.model.model import UncertaintyModel
+from uqbias.plumed.input_writer import PlumedOptions, write_plumed_input
 
 
 def lines(path):
@@ -36,7 +36,9 @@ def test_metadynamics(alanine_model, alanine_frames, tmp_path):
 @pytest.fixture
 def no_export(monkeypatch):
     """The export takes a second; these tests look at the text only."""
-    monkeypatch.setattr("uqbias.plumed.writer.export_torchscript", lambda model, path, *_, **__: path.write_bytes(b""))
+    monkeypatch.setattr(
+        "uqbias.plumed.input_writer.export_torchscript", lambda model, path, *_, **__: path.write_bytes(b"")
+    )
 
 
 @pytest.mark.usefixtures("no_export")

@@ -6,11 +6,11 @@ import torch
 from scipy.spatial.transform import Rotation
 from scipy.special import sph_harm_y
 
-from uqbias.data import Frames
 from uqbias.errors import UqbiasError
+from uqbias.model.training import TrainingOptions, force_and_energy_mae, train
+from uqbias.molecule.frames import Frames
 from uqbias.potentials.power_spectrum import PowerSpectrum, radial_basis, spherical_harmonics
 from uqbias.potentials.prediction import predict
-from uqbias.potentials.training import TrainingOptions, force_and_energy_mae, train
 
 NUMBERS = (6, 1, 8, 1, 1, 7)
 

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import yaml
 
-from uqbias.analysis import maps, plots, report
-from uqbias.analysis.bias_plots import final_bias
-from uqbias.analysis.coordinates import dihedral_coordinates
-from uqbias.analysis.free_energy_surface import ALANINE_BASINS, ReferenceSurface
-from uqbias.analysis.hills import load_hills
-from uqbias.analysis.report import SECTIONS, write_figures, write_report
-from uqbias.analysis.run_data import RunData
-from uqbias.analysis.summary import campaign_story, print_summary, summary_json
-from uqbias.data import Frames, write_frames
 from uqbias.errors import UqbiasError
+from uqbias.molecule.frames import Frames, write_frames
+from uqbias.molecule.surface import ALANINE_BASINS, ReferenceSurface
+from uqbias.report import maps, plots
+from uqbias.report.bias_plots import final_bias
+from uqbias.report.map_axes import dihedral_coordinates
+from uqbias.report.page import SECTIONS, write_figures, write_report
+from uqbias.report.run_data import RunData
+from uqbias.report.summary import campaign_story, print_summary, summary_json
+from uqbias.runs.hills import load_hills
 
 NUMBERS = np.array([6, 7, 6, 6, 7])
 COORDINATES = {"phi": [0, 1, 2, 3], "psi": [1, 2, 3, 4]}
@@ -486,7 +486,7 @@ def test_run_without_reference(tmp_path):
 
 
 def test_damaged_files_are_said_and_not_fatal(complete, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "SECTIONS", ())  # the figures do not matter here
+    monkeypatch.setattr("uqbias.report.page.SECTIONS", ())  # the figures do not matter here
     path = tmp_path / "damaged"
     shutil.copytree(complete, path)
     scores = path / "round_01" / "scores.npz"
@@ -618,7 +618,7 @@ def test_json_summary_keeps_the_entries(run):
 
 
 def test_figures_as_files(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "SECTIONS", SECTIONS[:2])
+    monkeypatch.setattr("uqbias.report.page.SECTIONS", SECTIONS[:2])
     written = write_figures(run, tmp_path, dpi=40)
     assert {path.name for path in written} == {"maps.png", "learning.png", "hero.png"}
     assert all(path.stat().st_size > 1000 for path in written)

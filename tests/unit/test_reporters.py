@@ -7,22 +7,16 @@ import numpy as np
 import pytest
 
 from uqbias.bias.eabf import WellTemperedExtendedABF
-from uqbias.bias.metadynamics import Metadynamics
-from uqbias.bias.walls import UpperWall
+from uqbias.bias.fixed import UpperWall
+from uqbias.bias.metad import MetaD
 from uqbias.errors import UqbiasError
-from uqbias.md.guards import GuardEvent
-from uqbias.md.output import hill_files, load_hill_files
-from uqbias.md.reporters import (
-    ColvarFiles,
-    HillsFile,
-    ObservationRecorder,
-    Trajectories,
-    colvar_paths,
-    read_colvar,
-    read_hills,
-)
 from uqbias.md.walkers import Observation
-from uqbias.topology import Topology
+from uqbias.molecule.topology import Topology
+from uqbias.runs.hills import HillsFile, read_hills
+from uqbias.runs.observation import GuardEvent
+from uqbias.runs.script_files import hill_files, load_hill_files
+from uqbias.runs.series import ColvarFiles, ObservationRecorder, colvar_paths, read_colvar
+from uqbias.runs.trajectories import Trajectories
 
 WATER = Topology((8, 1, 1), ((0, 1), (0, 2)), ("O", "H1", "H2"), ("HOH1",) * 3)
 
@@ -45,7 +39,7 @@ def run(bias, file, steps):
 
 @pytest.mark.parametrize("gamma", [None, 10.0])
 def test_hills_as_plumed_writes_them(tmp_path, gamma):
-    bias = Metadynamics(height=1.2, sigma=0.5, pace=10, biasfactor=gamma)
+    bias = MetaD(height=1.2, sigma=0.5, pace=10, biasfactor=gamma)
     file = HillsFile(tmp_path / "HILLS", bias, timestep_fs=0.5)
     run(bias, file, range(0, 101, 10))
     file.close()
@@ -64,14 +58,14 @@ def test_hills_as_plumed_writes_them(tmp_path, gamma):
     for name in ("step", "centre", "sigma", "biasfactor"):
         np.testing.assert_array_equal(hills[name], bias.hills[name])
     np.testing.assert_allclose(hills["height"], bias.hills["height"], rtol=1e-14)
-    again = Metadynamics(height=1.2, sigma=0.5, pace=10, biasfactor=gamma)
+    again = MetaD(height=1.2, sigma=0.5, pace=10, biasfactor=gamma)
     again.load_hills(hills)
     x = np.linspace(-1, 7, 99)
     np.testing.assert_allclose(again.value(x), bias.value(x), atol=1e-5)
 
 
 def test_sum_of_hills_in_the_file_is_minus_the_free_energy(tmp_path):
-    bias = Metadynamics(height=1.2, sigma=0.5, pace=10, biasfactor=6.0)
+    bias = MetaD(height=1.2, sigma=0.5, pace=10, biasfactor=6.0)
     file = HillsFile(tmp_path / "HILLS", bias, timestep_fs=0.5)
     run(bias, file, range(10, 2001, 10))
     rows = np.loadtxt(tmp_path / "HILLS")
@@ -82,13 +76,13 @@ def test_sum_of_hills_in_the_file_is_minus_the_free_energy(tmp_path):
 
 def test_a_line_cut_short_is_left_out_and_repaired(tmp_path):
     path = tmp_path / "HILLS"
-    bias = Metadynamics(height=1.0, sigma=0.5, pace=10)
+    bias = MetaD(height=1.0, sigma=0.5, pace=10)
     file = HillsFile(path, bias, timestep_fs=0.5)
     run(bias, file, range(10, 51, 10))
     file.close()
     path.write_bytes(path.read_bytes()[:-9])
     assert len(read_hills(path, 0.5)) == 9
-    again = Metadynamics(height=1.0, sigma=0.5, pace=10)
+    again = MetaD(height=1.0, sigma=0.5, pace=10)
     again.load_hills(read_hills(path, 0.5))
     file = HillsFile(path, again, timestep_fs=0.5, append=True)
     run(again, file, [60])
@@ -123,7 +117,7 @@ def test_bad_hills(tmp_path, content, message):
 
 def test_names_of_several_files(tmp_path):
     def on(*names):
-        return Metadynamics(height=1.0, sigma=0.5, pace=10, variables=list(names))
+        return MetaD(height=1.0, sigma=0.5, pace=10, variables=list(names))
 
     wall, bound = UpperWall(at=1.0), WellTemperedExtendedABF()
     for biases, expected in (
@@ -161,7 +155,7 @@ def test_hills_for_a_bias_of_another_kernel_or_period(tmp_path):
     path.write_text(PLUMED_PHI)
 
     def on_phi(period, kernel="stretched-gaussian"):
-        return Metadynamics(variables=["phi"], periods=[period], sigma=0.2, kernel=kernel, biasfactor=4.0)
+        return MetaD(variables=["phi"], periods=[period], sigma=0.2, kernel=kernel, biasfactor=4.0)
 
     # What the file does not state is not compared: older PLUMED states no kernel.
     for stated, bias in (
@@ -180,7 +174,7 @@ def test_hills_for_a_bias_of_another_kernel_or_period(tmp_path):
         (on_phi(None), r"on phi with period 6\.28319, in this bias its period is None"),
         (on_phi(2.0), r"its period is 2\.0"),
         (on_phi(2 * np.pi, "gaussian"), "HILLS holds hills of the kernel stretched-gaussian, this bias has gaussian"),
-        (Metadynamics(), "hills on phi, not on u"),
+        (MetaD(), "hills on phi, not on u"),
     ):
         with pytest.raises(UqbiasError, match=message):
             load_hill_files([(path, bias)])
@@ -194,9 +188,7 @@ def test_hills_for_a_bias_of_another_kernel_or_period(tmp_path):
         load_hill_files([(path, on_phi(2 * np.pi))])
     path.write_text(PLUMED_PHI)
     for factor, message in ((2.0, "bias factor 4, this bias has 2"), (None, "bias factor 4, this bias has none")):
-        other = Metadynamics(
-            variables=["phi"], periods=[2 * np.pi], sigma=0.2, kernel="stretched-gaussian", biasfactor=factor
-        )
+        other = MetaD(variables=["phi"], periods=[2 * np.pi], sigma=0.2, kernel="stretched-gaussian", biasfactor=factor)
         with pytest.raises(UqbiasError, match=f"HILLS holds hills with the {message}; use the same"):
             load_hill_files([(path, other)])
         assert not len(other.hills)
@@ -206,7 +198,7 @@ def test_hills_for_a_bias_of_another_kernel_or_period(tmp_path):
 
 
 def test_files_with_other_columns_are_not_continued(tmp_path):
-    bias, path = Metadynamics(), tmp_path / "FILE"
+    bias, path = MetaD(), tmp_path / "FILE"
     files = {
         "hills": lambda: HillsFile(path, bias, 0.5, append=True),
         "colvar": lambda: ColvarFiles(path, 1, names=["u", "phi"], append=True),

@@ -21,10 +21,11 @@ from synthetic_runs import (
     write_run,
 )
 
-from uqbias.analysis.estimators import Frames, deposition_steps, tiwary_parrinello_offset
-from uqbias.analysis.free_energy import free_energy
-from uqbias.analysis.multistate import mbar, overlap, solve_mbar, window_log_weights
-from uqbias.analysis.reweighting import (
+from uqbias.errors import UqbiasError
+from uqbias.free_energy.estimate import free_energy
+from uqbias.free_energy.estimators import WeightedFrames, deposition_steps, tiwary_parrinello_offset
+from uqbias.free_energy.multistate import mbar, overlap, solve_mbar, window_log_weights
+from uqbias.free_energy.reweighting import (
     HillHistory,
     anharmonicity,
     cumulant_log_factors,
@@ -34,8 +35,7 @@ from uqbias.analysis.reweighting import (
     log_density,
     reweighting_offset,
 )
-from uqbias.analysis.run_folder import RunFolder
-from uqbias.errors import UqbiasError
+from uqbias.runs.reader import RunFolder
 
 RANGE = [(-1.8, 1.8)]
 
@@ -315,9 +315,9 @@ def test_run_that_goes_on_with_the_bias_of_another(tempered, tmp_path):
         part.update(row * 10, x[row][:, None])
     assert deposition_steps(part)[[0, before - 1, before, -1]].tolist() == [-1, -1, 50, 950]
     run = write_run(tmp_path, {"x": x}, [(part, entry)], bias=np.array(bias))
-    frames = Frames(RunFolder(run), 0.0, 2)
+    frames = WeightedFrames(RunFolder(run), 0.0, 2)
     offset = tiwary_parrinello_offset(frames)
-    first = tiwary_parrinello_offset(Frames(RunFolder(tempered), 0.0, 2))[-1]
+    first = tiwary_parrinello_offset(WeightedFrames(RunFolder(tempered), 0.0, 2))[-1]
     assert offset[0] == pytest.approx(first, abs=0.1 * KT)
     assert offset[-1] > offset[0] + 0.1 * KT
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from uqbias.campaign.config import CampaignFile, check_campaign
 from uqbias.campaign.dry_run import check_parts
 from uqbias.campaign.work import read_start
-from uqbias.data import Frames, write_frames
-from uqbias.model import UncertaintyModel
+from uqbias.model.model import UncertaintyModel
+from uqbias.molecule.frames import Frames, write_frames
+from uqbias.molecule.topology import Topology
 from uqbias.potentials.coordinates import Coordinates
-from uqbias.topology import Topology
+from uqbias.settings.file import CampaignFile, check_campaign
 from uqbias.uncertainty.base import build_uncertainty
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"

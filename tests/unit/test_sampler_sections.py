@@ -8,23 +8,23 @@ import pytest
 from uqbias.attacks.ascent import AttackOptions
 from uqbias.attacks.base import build_space
 from uqbias.attacks.random import RandomOptions
-from uqbias.campaign.config import check_campaign
 from uqbias.campaign.dry_run import check_parts
-from uqbias.campaign.kinds import CoordinatesSection, DoubleWellOracleSection
-from uqbias.campaign.sampler_sections import (
+from uqbias.errors import UqbiasError
+from uqbias.molecule.frames import Frames, read_frames, write_frames
+from uqbias.molecule.topology import Topology
+from uqbias.oracles.analytic import DoubleWellOracle
+from uqbias.oracles.base import OracleError, make_oracle
+from uqbias.potentials.coordinates import Coordinates
+from uqbias.settings.file import check_campaign
+from uqbias.settings.kinds import CoordinatesSection, DoubleWellOracleSection
+from uqbias.settings.sampler_sections import (
     AttackSection,
     CartesianSection,
     InternalSection,
     RandomSection,
     VariablesSpace,
 )
-from uqbias.data import Frames, read_frames, write_frames
-from uqbias.errors import UqbiasError
-from uqbias.oracles.analytic import DoubleWellOracle
-from uqbias.oracles.base import OracleError, make_oracle
-from uqbias.potentials.coordinates import Coordinates
 from uqbias.testing import molecule
-from uqbias.topology import Topology
 
 FILES = {"system": {"structure": "molecule.pdb", "start": "start.xyz"}}
 
@@ -45,8 +45,7 @@ def test_a_section_has_the_keys_and_defaults_of_its_options(section, options):
 def test_a_space_section_is_all_that_its_class_takes(section):
     import inspect
 
-    from uqbias.features.base import keywords
-    from uqbias.registry import SPACES
+    from uqbias.registry import SPACES, keywords
 
     space = build_space(
         section.model_dump(),
@@ -85,7 +84,7 @@ def test_the_window_of_the_driver_is_open_without_md():
 def parts(folder, settings, topology, positions):
     write_frames(folder / "start.xyz", Frames(np.array(topology.numbers), positions))
     (folder / "molecule.pdb").write_text("")
-    from uqbias.campaign.config import CampaignFile
+    from uqbias.settings.file import CampaignFile
 
     file = CampaignFile(check_campaign({**FILES, **settings}), folder)
     check_parts(file, topology, read_frames(folder / "start.xyz", labelled=False))

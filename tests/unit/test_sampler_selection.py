@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from uqbias.campaign.selection import STRATEGIES, Candidates, SelectionOptions, select
 from uqbias.errors import UqbiasError
-from uqbias.harvest.duplicates import NearGeometry, rmsd
-from uqbias.harvest.selection import STRATEGIES, Candidates, SelectionOptions, select
+from uqbias.molecule.sameness import NearGeometry, rmsd
 from uqbias.testing import molecule
 
 

@@ -6,16 +6,16 @@ import sys
 import numpy as np
 import pytest
 
-from uqbias.bias.metadynamics import Metadynamics
+from uqbias.app.sharing import SharedHills
+from uqbias.bias.metad import MetaD
 from uqbias.errors import UqbiasError
-from uqbias.md.reporters import read_hills
-from uqbias.md.sharing import SharedHills
+from uqbias.runs.hills import read_hills
 
 AT = np.linspace(-4, 10, 301)
 
 
 def make(**options):
-    return Metadynamics(**{"sigma": 0.5, "pace": 1, "biasfactor": 6.0, **options})
+    return MetaD(**{"sigma": 0.5, "pace": 1, "biasfactor": 6.0, **options})
 
 
 def test_two_processes_have_one_bias(tmp_path):
@@ -99,9 +99,9 @@ def test_processes_at_the_same_time(tmp_path):
     """Three processes at once: afterwards every hill is in the folder once, and every bias is their sum."""
     script = (
         "import sys, numpy as np\n"
-        "from uqbias.bias.metadynamics import Metadynamics\n"
-        "from uqbias.md.sharing import SharedHills\n"
-        "bias = Metadynamics(sigma=0.5, pace=1, biasfactor=None)\n"
+        "from uqbias.bias.metad import MetaD\n"
+        "from uqbias.app.sharing import SharedHills\n"
+        "bias = MetaD(sigma=0.5, pace=1, biasfactor=None)\n"
         "shared = SharedHills(sys.argv[1], bias, 0.5, name=sys.argv[2])\n"
         "rng = np.random.default_rng(int(sys.argv[2]))\n"
         "for step in range(1, 201):\n"

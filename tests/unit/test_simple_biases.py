@@ -10,10 +10,8 @@ import pytest
 import torch
 
 from uqbias.bias.base import BiasSum
+from uqbias.bias.fixed import UDD, LowerWall, Restraint, UpperWall
 from uqbias.bias.linear import Linear
-from uqbias.bias.restraint import Restraint
-from uqbias.bias.udd import UDD
-from uqbias.bias.walls import LowerWall, UpperWall
 from uqbias.compile.fused import FusedEvaluator
 from uqbias.compile.runners import compile_function
 from uqbias.errors import UqbiasError

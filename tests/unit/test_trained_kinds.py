@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from uqbias.errors import UqbiasError
-from uqbias.fit import fit_model, make_potential
-from uqbias.model import UncertaintyModel
+from uqbias.model.fit import fit_model, make_potential
+from uqbias.model.model import UncertaintyModel
+from uqbias.model.training import TrainingOptions, _Order, train
+from uqbias.molecule.topology import Topology
 from uqbias.potentials.power_spectrum import PowerSpectrum
 from uqbias.potentials.prediction import predict, with_member_forces
-from uqbias.potentials.training import TrainingOptions, _Order, train
-from uqbias.topology import Topology
 from uqbias.uncertainty.base import build_uncertainty
 from uqbias.uncertainty.heads import ElementNetwork
 
@@ -213,7 +213,7 @@ def test_bad_options(kind, options, message, topology):
 
 
 def test_committee_size_follows_the_kinds():
-    from uqbias.campaign.config import check_campaign
+    from uqbias.settings.file import check_campaign
 
     def members(**sections):
         campaign = check_campaign({"system": {"structure": "-", "start": "-"}, **sections}, "test")

@@ -13,8 +13,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.mixture import GaussianMixture as Mixture
 
 from uqbias.errors import UqbiasError
-from uqbias.topology import Topology, dihedral_angles
-from uqbias.uncertainty import metrics
+from uqbias.model import metrics
+from uqbias.molecule.topology import Topology, dihedral_angles
 from uqbias.uncertainty.aggregation import Aggregation
 from uqbias.uncertainty.base import build_uncertainty, rebuild_uncertainty
 from uqbias.uncertainty.calibration import Conformal

@@ -15,10 +15,11 @@ from scipy.spatial.transform import Rotation
 from uqbias.compile.flatten import flatten
 from uqbias.compile.runners import compile_function
 from uqbias.errors import UqbiasError
+from uqbias.molecule.atoms import fixed_atoms, ordered_atoms
+from uqbias.molecule.topology import Topology, dihedral_angles, read_pdb
 from uqbias.plumed.kernel import find_kernel, make_plumed
 from uqbias.registry import VARIABLES
-from uqbias.topology import Topology, dihedral_angles, read_pdb
-from uqbias.variables.base import CollectiveVariable, build_variable, fixed_atoms, ordered_atoms, rebuild_variable
+from uqbias.variables.base import CollectiveVariable, build_variable, rebuild_variable
 
 STRUCTURE = Path(__file__).parents[2] / "systems" / "alanine_dipeptide" / "structure.pdb"
 PHI = ["ACE1:C", "ALA2:N", "CA", "ALA2:C"]

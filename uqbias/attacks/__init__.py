@@ -8,8 +8,8 @@ along which coordinates; a new one is a `DistortionSpace` and a line in `uqbias.
 Examples
 --------
 >>> from uqbias.attacks import AttackOptions, attack
->>> from uqbias.data import read_frames
->>> from uqbias.model import UncertaintyModel
+>>> from uqbias.molecule.frames import read_frames
+>>> from uqbias.model.model import UncertaintyModel
 >>> model = UncertaintyModel.load("model.uqb")  # doctest: +SKIP
 >>> frames = read_frames("start.xyz", labelled=False)  # doctest: +SKIP
 >>> found = attack(model, frames.positions, AttackOptions(space={"kind": "internal"}))  # doctest: +SKIP

@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from uqbias.attacks.base import DistortionSpace, build_space
-from uqbias.attacks.frames import farthest, inliers, radius, reference_frames
 from uqbias.attacks.objective import OF, AttackGraph, Objective, Point
+from uqbias.attacks.usable_frames import farthest, inliers, radius, reference_frames
 from uqbias.errors import UqbiasError, did_you_mean
-from uqbias.inference import Evaluated, evaluate_frames
-from uqbias.model import UncertaintyModel
+from uqbias.model.inference import Evaluated, evaluate_frames
+from uqbias.model.model import UncertaintyModel
 
 Array = NDArray[np.float64]
 #: Adam's decay rates and the number that keeps its denominator above zero (Kingma and Ba, ICLR 2015).

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from uqbias.errors import UqbiasError, did_you_mean
-from uqbias.features.base import check_options, keywords
-from uqbias.registry import SPACES
-from uqbias.topology import Topology
+from uqbias.molecule.topology import Topology
+from uqbias.registry import SPACES, check_options, keywords
 
 #: Keywords of a ``build`` that the caller gives, not the user.
 GIVEN = ("variables",)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from uqbias.attacks.base import DistortionSpace
 from uqbias.errors import UqbiasError
-from uqbias.topology import Topology
-from uqbias.variables.base import Atoms, ordered_atoms
+from uqbias.molecule.atoms import Atoms, ordered_atoms
+from uqbias.molecule.topology import Topology
 
 
 class Cartesian(DistortionSpace):
@@ -27,7 +27,7 @@ class Cartesian(DistortionSpace):
     --------
     >>> import numpy as np, torch
     >>> from uqbias.attacks.base import build_space
-    >>> from uqbias.topology import Topology
+    >>> from uqbias.molecule.topology import Topology
     >>> water = Topology((8, 1, 1), ((0, 1), (0, 2)))
     >>> space = build_space({"kind": "cartesian", "atoms": [1], "axes": "x"}, water, np.zeros((3, 3)))
     >>> space(torch.zeros(1, 3, 3), torch.tensor([[0.1]]))[0, 1]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from uqbias.attacks.directions import ADVERSARIAL, RANDOM, DirectionResult
 from uqbias.files import write_text
-from uqbias.uncertainty.metrics import spearman
+from uqbias.model.metrics import spearman
 from uqbias.units import ANGSTROM, EV, EV_PER_ANGSTROM
 
 Array = NDArray[np.float64]

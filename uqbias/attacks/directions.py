@@ -37,8 +37,8 @@ from uqbias.attacks.vectors import (
     unit,
 )
 from uqbias.errors import UqbiasError, did_you_mean
-from uqbias.inference import evaluate_frames
-from uqbias.model import UncertaintyModel
+from uqbias.model.inference import evaluate_frames
+from uqbias.model.model import UncertaintyModel
 from uqbias.oracles.base import Oracle, OracleError
 from uqbias.units import ANGSTROM
 

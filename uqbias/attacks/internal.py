@@ -11,7 +11,7 @@ from torch import Tensor
 from uqbias.attacks.base import DistortionSpace
 from uqbias.attacks.moves import Move, RigidMoves, rigid_move
 from uqbias.errors import UqbiasError
-from uqbias.topology import Topology, Triple
+from uqbias.molecule.topology import Topology, Triple
 
 #: Sine of an angle below which it counts as straight: it has no plane to be bent in, and no dihedral about its bonds.
 STRAIGHT = 0.1
@@ -35,7 +35,7 @@ class Internal(DistortionSpace):
     --------
     >>> import numpy as np, torch
     >>> from uqbias.attacks.base import build_space
-    >>> from uqbias.topology import Topology
+    >>> from uqbias.molecule.topology import Topology
     >>> peroxide = Topology((1, 8, 8, 1), ((0, 1), (1, 2), (2, 3)))
     >>> x = np.array([[0.1, 0, 0], [0, 0, 0], [0, 0, 0.15], [0, 0.1, 0.15]])
     >>> space = build_space("internal", peroxide, x)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from uqbias.topology import Topology
+from uqbias.molecule.topology import Topology
 from uqbias.variables.base import take
 
 #: nm that a bond is stretched by δ = 1: 1 Å counts as 1 rad.

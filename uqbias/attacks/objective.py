@@ -19,7 +19,7 @@ from uqbias.attacks.base import DistortionSpace
 from uqbias.compile.fused import graph_inputs
 from uqbias.compile.runners import compile_function
 from uqbias.errors import UqbiasError, did_you_mean
-from uqbias.model import UncertaintyModel
+from uqbias.model.model import UncertaintyModel
 from uqbias.units import kt
 
 Array = NDArray[np.float64]

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from uqbias.attacks.ascent import Array, AttackResult, checked_positions
 from uqbias.attacks.base import DistortionSpace, build_space
-from uqbias.attacks.frames import farthest, radius
+from uqbias.attacks.usable_frames import farthest, radius
 from uqbias.errors import UqbiasError, did_you_mean
-from uqbias.inference import BLOCK, evaluate_frames
-from uqbias.model import UncertaintyModel
+from uqbias.model.inference import BLOCK, evaluate_frames
+from uqbias.model.model import UncertaintyModel
 
 DISTRIBUTIONS = ("normal", "uniform")
 

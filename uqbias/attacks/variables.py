@@ -15,7 +15,7 @@ from uqbias.attacks.base import DistortionSpace
 from uqbias.attacks.internal import bend
 from uqbias.attacks.moves import LENGTH_UNIT, Move, RigidMoves, branch, rigid_move
 from uqbias.errors import UqbiasError, did_you_mean
-from uqbias.topology import Topology
+from uqbias.molecule.topology import Topology
 from uqbias.variables.angle import Angle
 from uqbias.variables.base import CollectiveVariable
 from uqbias.variables.dihedral import Dihedral
@@ -89,7 +89,7 @@ class Variables(DistortionSpace):
         UqbiasError
             If a variable is not defined.
         """
-        from uqbias.campaign.parts import build_variables
+        from uqbias.variables.base import build_variables
 
         defined = dict(variables or {})
         chosen = list(defined) if names is None else [names] if isinstance(names, str) else list(names)

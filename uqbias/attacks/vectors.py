@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from uqbias.model import UncertaintyModel
+from uqbias.model.model import UncertaintyModel
 from uqbias.potentials.prediction import with_member_forces
 
 Array = NDArray[np.float64]

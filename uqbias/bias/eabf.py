@@ -14,7 +14,7 @@ from torch import Tensor
 from uqbias.bias.base import Array, Bias, Extended, Probe
 from uqbias.bias.czar import Bins, czar
 from uqbias.bias.grid import GrowingGrid, hermite
-from uqbias.bias.metadynamics import Metadynamics
+from uqbias.bias.metad import MetaD
 from uqbias.bias.options import per_variable, positive, whole
 from uqbias.errors import UqbiasError
 from uqbias.units import kt
@@ -244,7 +244,7 @@ class WellTemperedExtendedABF(ExtendedABF):
     Parameters
     ----------
     variables, periods, sigma, mass, bin_width, full_samples, pace, temperature : as of `ExtendedABF`.
-    height, hill_sigma, biasfactor, hill_pace : height, sigma, biasfactor and pace of the `Metadynamics` on λ.
+    height, hill_sigma, biasfactor, hill_pace : height, sigma, biasfactor and pace of the `MetaD` on λ.
 
     Attributes
     ----------
@@ -281,7 +281,7 @@ class WellTemperedExtendedABF(ExtendedABF):
         )
         for name, value in (("height", height), ("hill_sigma", hill_sigma), ("hill_pace", hill_pace)):
             positive(self.kind, name, value)
-        self.metadynamics = Metadynamics(
+        self.metadynamics = MetaD(
             variables=self.variables[1:],
             periods=[self.period],
             height=height,

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from uqbias.campaign.config import CampaignFile
-from uqbias.campaign.parts import build_bias, build_variables, completed, periods_of
-from uqbias.campaign.schema import Campaign
-from uqbias.data import Frames
+from uqbias.bias.build import build_bias, completed
 from uqbias.errors import UqbiasError
-from uqbias.topology import Topology
+from uqbias.molecule.frames import Frames
+from uqbias.molecule.topology import Topology
+from uqbias.settings.file import CampaignFile
+from uqbias.settings.schema import Campaign
+from uqbias.variables.base import build_variables, periods_of
 
 
 def check_parts(file: CampaignFile, topology: Topology, start: Frames) -> None:
@@ -69,7 +70,7 @@ def _check_sampler(file: CampaignFile, topology: Topology, start: Frames) -> Non
 
 def _check_uncertainties(campaign: Campaign, topology: Topology, start: Frames) -> None:
     """Build driver and judge, as each training does; a molecule may lack what they are defined by."""
-    from uqbias.fit import make_potential, make_uncertainties
+    from uqbias.model.fit import make_potential, make_uncertainties
 
     try:
         make_uncertainties(campaign, topology, make_potential(campaign, topology.numbers, 0), start, start)

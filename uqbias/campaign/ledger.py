@@ -13,9 +13,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from uqbias.data import Frames
 from uqbias.errors import UqbiasError
 from uqbias.files import sync_directory
+from uqbias.molecule.frames import Frames
 
 NAME = "ledger.jsonl"
 LOCK = "ledger.lock"

@@ -13,18 +13,18 @@ from numpy.typing import NDArray
 
 from uqbias.campaign.dry_run import distortion_options
 from uqbias.campaign.executors import LabelRequest, label_all
-from uqbias.campaign.exploration import Exploration
 from uqbias.campaign.ledger import label_key
-from uqbias.campaign.sampler_sections import DISTORTING
+from uqbias.campaign.samplers.md import Exploration
+from uqbias.campaign.selection import Candidates, SelectionOptions, select
 from uqbias.campaign.work import Work
-from uqbias.data import Frames, write_frames
 from uqbias.errors import UqbiasError
 from uqbias.files import read_arrays, write_arrays, write_text
-from uqbias.harvest.filters import PHYSICAL, Limits, PhysicalFilter
-from uqbias.harvest.selection import Candidates, SelectionOptions, select
-from uqbias.inference import evaluate_frames, selection_features, stiff_deviations
-from uqbias.model import UncertaintyModel
+from uqbias.model.inference import evaluate_frames, selection_features, stiff_deviations
+from uqbias.model.model import UncertaintyModel
+from uqbias.molecule.frames import Frames, write_frames
+from uqbias.molecule.physical import PHYSICAL, Limits, PhysicalFilter
 from uqbias.registry import SAMPLERS
+from uqbias.settings.sampler_sections import DISTORTING
 
 Array = NDArray[np.float64]
 
@@ -32,7 +32,7 @@ Array = NDArray[np.float64]
 TITLES = {"attack": "attacks", "random": "distortions", "pool": "pool"}
 #: What observations hold of every frame.
 OBSERVED = ("positions", "energy", "cv", "uncertainty")
-#: And where a proposed geometry comes from; see `uqbias.campaign.distorting`.
+#: And where a proposed geometry comes from; see `uqbias.campaign.samplers.distorting`.
 PROPOSED = ("attack", "source", "status", "log_likelihood", "norm", "iterations")
 #: For a file of the campaign's own that somebody damaged.
 PUT_BACK = "put it back from a copy, or run the campaign in another directory"

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from uqbias.campaign.work import Work
-from uqbias.data import Frames
 from uqbias.files import write_text
-from uqbias.fit import check_calibration_frames, complete_model, distinct, make_potential, make_uncertainties
-from uqbias.model import UncertaintyModel
+from uqbias.model.fit import check_calibration_frames, complete_model, distinct, make_potential, make_uncertainties
+from uqbias.model.model import UncertaintyModel
+from uqbias.model.training import TrainingOptions, train
+from uqbias.molecule.frames import Frames
 from uqbias.potentials.base import Potential
-from uqbias.potentials.training import TrainingOptions, train
 from uqbias.uncertainty.base import Uncertainty
 
 

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 import uqbias
-from uqbias.campaign.config import CampaignFile, digest
 from uqbias.campaign.dry_run import check_parts
 from uqbias.campaign.ledger import open_ledger
 from uqbias.campaign.progress import Progress, SilentProgress
 from uqbias.campaign.work import Work, read_start
-from uqbias.topology import Topology
+from uqbias.molecule.topology import Topology
+from uqbias.settings.file import CampaignFile, digest
 
 Phase = Callable[[Work, int], dict[str, Any]]
 
@@ -31,7 +31,7 @@ def run_campaign(file: CampaignFile, directory: str | Path, progress: Progress |
 
     Parameters
     ----------
-    file : checked campaign file, from `uqbias.campaign.config.load_campaign`.
+    file : checked campaign file, from `uqbias.settings.file.load_campaign`.
     directory : run directory; made if it is not there.
     progress : told what is going on.
 

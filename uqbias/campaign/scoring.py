@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from uqbias.analysis.free_energy_surface import phi_positive
-from uqbias.campaign.schema import Score
 from uqbias.campaign.work import Work
-from uqbias.data import Frames, read_frames
 from uqbias.errors import UqbiasError
 from uqbias.files import write_arrays, write_text
-from uqbias.inference import evaluate_frames
-from uqbias.model import UncertaintyModel
-from uqbias.topology import dihedral_angles
+from uqbias.model.inference import evaluate_frames
+from uqbias.model.model import UncertaintyModel
+from uqbias.molecule.frames import Frames, read_frames
+from uqbias.molecule.surface import phi_positive
+from uqbias.molecule.topology import dihedral_angles
+from uqbias.settings.schema import Score
 from uqbias.units import EV, EV_PER_ANGSTROM
 
 Array = NDArray[np.float64]
@@ -105,7 +105,7 @@ def _reached(work: Work, round_index: int, score: Score) -> dict[str, Any]:
     angles = angles_of(work.accepted(round_index).positions, score.coordinates)
     entry: dict[str, Any] = {}
     if score.surface is not None:
-        from uqbias.analysis.free_energy_surface import ReferenceSurface
+        from uqbias.molecule.surface import ReferenceSurface
 
         if len(angles) < 2:
             raise UqbiasError("score.surface needs two score.coordinates", "name the two dihedrals of the surface")

@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from uqbias.campaign.config import CampaignFile
 from uqbias.campaign.executors import OracleSpec, make_executor
 from uqbias.campaign.ledger import Ledger
+from uqbias.campaign.post_label import ACCEPTED, label_verdicts
 from uqbias.campaign.progress import Progress
-from uqbias.campaign.schema import Campaign
-from uqbias.data import Frames, read_frames
 from uqbias.errors import UqbiasError
 from uqbias.files import sha256
-from uqbias.fit import Split, split_by_role
-from uqbias.harvest.post_label import ACCEPTED, label_verdicts
-from uqbias.topology import Topology
+from uqbias.model.fit import Split, split_by_role
+from uqbias.molecule.frames import Frames, read_frames
+from uqbias.molecule.topology import Topology
+from uqbias.settings.file import CampaignFile
+from uqbias.settings.schema import Campaign
 from uqbias.uncertainty.calibration import frames_needed
 
 Array = NDArray[np.float64]

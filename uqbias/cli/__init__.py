@@ -7,8 +7,17 @@ from typing import Annotated
 import typer
 
 import uqbias
-from uqbias.cli import attacks, campaigns, checks, directions, fes, models, plumed, sampling
-from uqbias.cli.output import CommandGroup
+from uqbias.cli import (
+    attacks,
+    campaigns,
+    directions_command,
+    doctor_command,
+    fes,
+    md_command,
+    models,
+    plumed_command,
+)
+from uqbias.cli.printing import CommandGroup
 
 app = typer.Typer(
     name="uqbias",
@@ -55,7 +64,7 @@ def _main(
     """
 
 
-for _module in (campaigns, models, sampling, fes, attacks, directions, plumed, checks):
+for _module in (campaigns, models, md_command, fes, attacks, directions_command, plumed_command, doctor_command):
     _module.register(app)
 
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from uqbias.cli.output import Json, Quiet, print_json, skipped_frames, tell_some
+from uqbias.cli.printing import Json, Quiet, print_json, skipped_frames, tell_some
 from uqbias.errors import UqbiasError
 from uqbias.files import check_file, write_arrays
 
 if TYPE_CHECKING:
     from uqbias.attacks.ascent import AttackOptions, AttackResult
-    from uqbias.attacks.frames import UsableFrames
+    from uqbias.attacks.usable_frames import UsableFrames
 
 #: kJ/mol an atom from the median energy that is no outlier: between a minimum and room temperature are 3.7.
 COMMON_ENERGY = 10.0
@@ -113,12 +113,12 @@ def attack(
 
     from uqbias.attacks.ascent import AttackOptions
     from uqbias.attacks.ascent import attack as make_attacks
-    from uqbias.attacks.frames import usable_frames
+    from uqbias.attacks.usable_frames import usable_frames
     from uqbias.campaign.progress import make_progress
     from uqbias.cli.models import set_key
     from uqbias.cli.sampling_options import parse_variables
-    from uqbias.inference import evaluate_frames
-    from uqbias.model import UncertaintyModel
+    from uqbias.model.inference import evaluate_frames
+    from uqbias.model.model import UncertaintyModel
 
     torch.set_num_threads(1)
     variables = parse_variables(variable or ())
@@ -209,7 +209,7 @@ def _write(
     """Geometries that did not fail as extended XYZ, and the way of all attacks; the files written."""
     import numpy as np
 
-    from uqbias.data import Frames, write_frames
+    from uqbias.molecule.frames import Frames, write_frames
     from uqbias.units import EV
 
     files = []
@@ -254,9 +254,9 @@ def _facts(
     """What is printed, JSON-able."""
     import numpy as np
 
-    from uqbias.attacks.frames import inliers, reference_frames
-    from uqbias.harvest.filters import PhysicalFilter
-    from uqbias.inference import evaluate_frames, stiff_deviations
+    from uqbias.attacks.usable_frames import inliers, reference_frames
+    from uqbias.model.inference import evaluate_frames, stiff_deviations
+    from uqbias.molecule.physical import PhysicalFilter
 
     start = evaluate_frames(model, frames.positions)
     good = ~found.failed

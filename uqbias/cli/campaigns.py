@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from uqbias.cli.output import INTERRUPTED, Json, Quiet, fail, print_json, print_pairs
+from uqbias.cli.printing import INTERRUPTED, Json, Quiet, fail, print_json, print_pairs
 from uqbias.errors import UqbiasError
 
 CampaignPath = Annotated[Path, typer.Argument(metavar="CAMPAIGN.yaml", help="Campaign file.")]
@@ -47,8 +47,8 @@ def template(
       uqbias template -o campaign.yaml
       uqbias template --kinds bias
     """
-    from uqbias.campaign.template import campaign_template, kinds_template
     from uqbias.files import write_text
+    from uqbias.settings.template import campaign_template, kinds_template
 
     text = campaign_template() if kinds is None else kinds_template(kinds)
     if output is None:
@@ -70,11 +70,11 @@ def validate(path: CampaignPath, json: Json = False) -> None:
     Example:
       uqbias validate campaign.yaml
     """
-    from uqbias.campaign.config import load_campaign
     from uqbias.campaign.dry_run import check_parts
     from uqbias.campaign.work import read_start
-    from uqbias.data import read_frames
-    from uqbias.topology import Topology
+    from uqbias.molecule.frames import read_frames
+    from uqbias.molecule.topology import Topology
+    from uqbias.settings.file import load_campaign
 
     file = load_campaign(path)
     campaign = file.campaign
@@ -133,7 +133,7 @@ def run(
     Example:
       uqbias run systems/alanine_dipeptide/campaign.yaml -o runs/alanine_dipeptide
     """
-    from uqbias.campaign.config import load_campaign
+    from uqbias.settings.file import load_campaign
 
     file = load_campaign(path)
     directory = Path("runs") / file.campaign.name if output is None else output
@@ -173,11 +173,11 @@ def report(
     Example:
       uqbias report runs/alanine_dipeptide --figures figures/
     """
-    from uqbias.analysis.run_data import RunData
+    from uqbias.report.run_data import RunData
 
     RunData.load(directory)
     if figures is not None:
-        from uqbias.analysis.report import write_figures
+        from uqbias.report.page import write_figures
 
         write_figures(directory, figures)
     _tell(directory, output or directory / "report.html", json=json)
@@ -187,9 +187,9 @@ def report(
 
 def _tell(directory: Path, target: Path, *, json: bool) -> None:
     """Write the report, print the summary."""
-    from uqbias.analysis.report import write_report
-    from uqbias.analysis.run_data import RunData
-    from uqbias.analysis.summary import print_summary, summary_json
+    from uqbias.report.page import write_report
+    from uqbias.report.run_data import RunData
+    from uqbias.report.summary import print_summary, summary_json
 
     data = RunData.load(directory)
     write_report(data, target)

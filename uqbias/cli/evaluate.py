@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from uqbias.cli.output import Json, print_json
+from uqbias.cli.printing import Json, print_json
 
 #: Quantity, keys of its mean absolute and root mean square error, unit.
 ERRORS = (
@@ -48,9 +48,9 @@ def evaluate(
       uqbias evaluate model.uqb test.xyz
       uqbias evaluate model.uqb test.xyz --large 0.95 --json
     """
-    from uqbias.data import read_frames
-    from uqbias.model import UncertaintyModel
-    from uqbias.score import score_model
+    from uqbias.model.model import UncertaintyModel
+    from uqbias.model.score import score_model
+    from uqbias.molecule.frames import read_frames
 
     scores = score_model(UncertaintyModel.load(model), read_frames(data), large)
     if json:
@@ -60,7 +60,7 @@ def evaluate(
 
 
 def print_scores(scores: Mapping[str, Any]) -> None:
-    """Everything that `uqbias.score.score_model` found, as tables."""
+    """Everything that `uqbias.model.score.score_model` found, as tables."""
     typer.echo(f"{scores['frames']} frames")
     known = scores.get("frames_trained_on")
     if known is None:
@@ -92,14 +92,14 @@ def print_scores(scores: Mapping[str, Any]) -> None:
 
 
 def print_errors(scores: Mapping[str, Any]) -> None:
-    """Errors of forces and energies that `uqbias.score.score_model` found."""
+    """Errors of forces and energies that `uqbias.model.score.score_model` found."""
     _print_row("", "MAE", "RMSE")
     for name, mae, rmse, unit in ERRORS:
         _print_row(name, _number(scores[mae]), _number(scores[rmse]), unit)
 
 
 def _print_coverage(scores: Mapping[str, Any]) -> None:
-    from uqbias.score import ALPHAS
+    from uqbias.model.score import ALPHAS
     from uqbias.uncertainty.calibration import frames_needed
 
     keys = {alpha: f"coverage_{alpha:g}" for alpha in ALPHAS}

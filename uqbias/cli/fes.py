@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from uqbias.cli.output import Json, print_json, print_pairs
+from uqbias.cli.printing import Json, print_json, print_pairs
 from uqbias.errors import UqbiasError
 from uqbias.files import check_directory
 
@@ -65,8 +65,8 @@ def fes(
       uqbias fes md/ --cv u --method bias --unit kT
       uqbias fes run1/ run2/ --cv d:2-5 --bins 40 --range 0.2:0.6 --json
     """
-    from uqbias.analysis.fes_plot import save_figure
-    from uqbias.analysis.free_energy import free_energy
+    from uqbias.free_energy.estimate import free_energy
+    from uqbias.report.free_energy_plot import save_figure
 
     if output is not None:
         check_directory(output)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from uqbias.cli.evaluate import evaluate, print_errors
-from uqbias.cli.output import Json, Quiet, print_json, print_pairs
+from uqbias.cli.printing import Json, Quiet, print_json, print_pairs
 from uqbias.errors import UqbiasError
 from uqbias.files import check_file
 
@@ -87,9 +87,9 @@ def train(
     import torch
 
     from uqbias.campaign.progress import make_progress
-    from uqbias.data import read_frames
-    from uqbias.fit import fit_model
-    from uqbias.topology import Topology
+    from uqbias.model.fit import fit_model
+    from uqbias.molecule.frames import read_frames
+    from uqbias.molecule.topology import Topology
 
     torch.set_num_threads(1)
     check_file(output)
@@ -145,7 +145,7 @@ def info(model: ModelPath, json: Json = False) -> None:
     Example:
       uqbias info model.uqb
     """
-    from uqbias.model import UncertaintyModel, read_manifest
+    from uqbias.model.model import UncertaintyModel, read_manifest
 
     manifest = read_manifest(model)
     if json:
@@ -203,8 +203,8 @@ def export(
       uqbias export model.uqb -o cv.pt
       uqbias export model.uqb -o energy.pt --output energy --with-forces
     """
-    from uqbias.export import export_torchscript, unit_of
-    from uqbias.model import UncertaintyModel
+    from uqbias.model.export import export_torchscript, unit_of
+    from uqbias.model.model import UncertaintyModel
 
     loaded = UncertaintyModel.load(model)
     if (output == "biased") != (hills is not None):
@@ -237,7 +237,7 @@ def _sections(path: Path | None) -> dict[str, Any]:
     """The sections of a campaign file that make a model."""
     if path is None:
         return {}
-    from uqbias.campaign.config import load_campaign
+    from uqbias.settings.file import load_campaign
 
     settings = load_campaign(path).campaign.model_dump()
     return {name: settings[name] for name in ("seed", "potential", "training", "cv", "uncertainty", "calibration")}
@@ -253,7 +253,7 @@ def set_key(sections: dict[str, Any], entry: str) -> None:
     """
     import yaml
 
-    from uqbias.campaign.config import Loader
+    from uqbias.settings.file import Loader
 
     path, separator, text = entry.partition("=")
     *parents, key = path.strip().split(".")
@@ -286,15 +286,15 @@ def _choose(sections: dict[str, Any], cv: str | None, features: str | None, unce
 
 def _bias_of(path: Path) -> Any:
     """A frozen bias on the driver from a HILLS file."""
-    from uqbias.bias.metadynamics import Metadynamics
-    from uqbias.md.plumed_files import read_text, stated_values
-    from uqbias.md.reporters import read_hills
+    from uqbias.bias.metad import MetaD
+    from uqbias.runs.hills import read_hills
+    from uqbias.runs.plumed_files import read_text, stated_values
 
     hills = read_hills(path, 1.0, ["u"])
     if not len(hills):
         raise UqbiasError(f"{path} holds no hill", "give the HILLS file of a finished run")
     kernel = stated_values(read_text(path)).get("kerneltype", "gaussian")
-    bias = Metadynamics(sigma=float(hills["sigma"].min()), kernel=kernel)
+    bias = MetaD(sigma=float(hills["sigma"].min()), kernel=kernel)
     bias.load_hills(hills)
     return bias
 

@@ -61,7 +61,7 @@ class FusedEvaluator:
 
     Parameters
     ----------
-    model : `uqbias.model.UncertaintyModel`, or a module with ``numbers`` and
+    model : `uqbias.model.model.UncertaintyModel`, or a module with ``numbers`` and
         ``forward(positions [W, N, 3]) -> (energy [W], cv [W], uncertainty [W])``.
     bias : ``bias.energy(x, state)`` is added to the energy; None for no bias. Its state is moved to ``dtype`` and
         ``device``.

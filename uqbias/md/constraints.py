@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uqbias.errors import UqbiasError, did_you_mean
-from uqbias.topology import Topology
+from uqbias.molecule.topology import Topology
 
 Array = NDArray[np.float64]
 #: (i, j, length in nm).

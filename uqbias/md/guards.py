@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from uqbias.errors import UqbiasError
-from uqbias.topology import BOND_TOLERANCE, Quadruple, Topology, chirality, dihedral_angles
+from uqbias.molecule.topology import BOND_TOLERANCE, Quadruple, Topology, chirality, dihedral_angles
+from uqbias.runs.observation import GuardEvent
 from uqbias.units import ANGSTROM
 
 Array = NDArray[np.float64]
@@ -35,22 +36,6 @@ class Violation:
     walker: int
     reason: str
     values: dict[str, float]
-
-
-@dataclass(frozen=True)
-class GuardEvent:
-    """A walker that was stopped, and the safe frame it was restarted from."""
-
-    step: int
-    time_ps: float
-    walker: int
-    reason: str
-    values: dict[str, float]
-    restart_frame: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return asdict(self)
 
 
 class StiffTorsions:

@@ -15,11 +15,11 @@ from uqbias.errors import UqbiasError
 from uqbias.md.constraints import TOLERANCE, Projector, choose_constraints
 from uqbias.md.extended import ExtendedVariables
 from uqbias.md.force import make_force
-from uqbias.md.guards import Guard, GuardEvent, Violation, refuse_endless
-from uqbias.md.observation import ExternalBias, Observation, Observer
-from uqbias.md.snapshot import read_snapshot, restore_context, state_of_context, write_snapshot
+from uqbias.md.guards import Guard, Violation, refuse_endless
 from uqbias.md.stack import available_platforms, check_platform, choose_backend
-from uqbias.topology import Topology
+from uqbias.molecule.topology import Topology
+from uqbias.runs.observation import ExternalBias, GuardEvent, Observation, Observer
+from uqbias.runs.snapshot import read_snapshot, restore_context, state_of_context, write_snapshot
 from uqbias.units import kt
 
 Array = NDArray[np.float64]

@@ -12,7 +12,7 @@ from scipy.special import logsumexp
 from torch import Tensor
 
 from uqbias.errors import UqbiasError
-from uqbias.model import Prediction
+from uqbias.model.model import Prediction
 from uqbias.oracles.base import Array, Oracle
 from uqbias.units import GAS_CONSTANT, kt
 

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from uqbias.errors import UqbiasError
+from uqbias.molecule.topology import Topology
 from uqbias.oracles.base import Array, Oracle
 from uqbias.registry import import_attribute
-from uqbias.topology import Topology
 from uqbias.units import ANGSTROM, EV, EV_PER_ANGSTROM
 
 

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.molecule.topology import Topology, read_pdb
 from uqbias.oracles.base import Array, Oracle
-from uqbias.topology import Topology, read_pdb
 
 #: Platforms that compute in double precision: the CPU platform does not.
 PLATFORMS = ("Reference", "CUDA", "OpenCL")

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from uqbias.data import read_frames
 from uqbias.errors import UqbiasError
+from uqbias.molecule.frames import read_frames
 from uqbias.oracles.base import Array, Oracle, OracleError
 
 #: nm; no coordinate of a geometry may be further from that of its frame in the file.

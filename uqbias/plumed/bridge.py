@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import functional_call
 
+from uqbias.app.computation import load_model
 from uqbias.compile.fused import graph_inputs
 from uqbias.compile.runners import CompiledFunction, compile_function
 from uqbias.errors import UqbiasError
-from uqbias.md.computation import load_model
 from uqbias.md.stack import check_pythonforce
 from uqbias.plumed.session import PlumedSession, PlumedStop, drop_cut_lines, names_in_use, read_actions
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from uqbias.memory import Memory
+from uqbias.molecule.seen import Memory
 
 
 class Potential(Memory, torch.nn.Module, ABC):

@@ -13,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from uqbias.data import Frames
 from uqbias.errors import UqbiasError
-from uqbias.fit import calibrate, fit_uncertainty
-from uqbias.model import UncertaintyModel
+from uqbias.model.fit import calibrate, fit_uncertainty
+from uqbias.model.model import UncertaintyModel
+from uqbias.model.training import TrainingOptions, train
+from uqbias.molecule.frames import Frames
 from uqbias.potentials.power_spectrum import PowerSpectrum
 from uqbias.potentials.prediction import predict
-from uqbias.potentials.training import TrainingOptions, train
 from uqbias.registry import UNCERTAINTIES, import_attribute
 from uqbias.testing import molecule
 from uqbias.testing.report import Report

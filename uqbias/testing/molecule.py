@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from uqbias.data import Frames
-from uqbias.topology import Topology
+from uqbias.molecule.frames import Frames
+from uqbias.molecule.topology import Topology
 
 Array = NDArray[np.float64]
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from uqbias.bias.linear import Linear
 from uqbias.compile.fused import FusedEvaluator
 from uqbias.errors import UqbiasError
-from uqbias.export import export_torchscript
 from uqbias.md.force import make_force
 from uqbias.md.stack import choose_backend
-from uqbias.model import UncertaintyModel
+from uqbias.model.export import export_torchscript
+from uqbias.model.model import UncertaintyModel
 from uqbias.testing.case import Case, gradient_of
 from uqbias.testing.report import Report
 
@@ -37,8 +37,8 @@ def check_routes(case: Case, backends: Sequence[str] = ("pythonforce", "torchfor
     Energy, u before and after calibration and the total forces of two walkers are compared with
 
     - the flattened graph (`uqbias.compile.fused.FusedEvaluator`), run eagerly and as TorchScript;
-    - exported TorchScript files (`uqbias.export.export_torchscript`), frozen as a host freezes them: the calibrated u
-      and the biased energy, differentiated by autograd and with forces of their own;
+    - exported TorchScript files (`uqbias.model.export.export_torchscript`), frozen as a host freezes them: the
+      calibrated u and the biased energy, differentiated by autograd and with forces of their own;
     - OpenMM forces (`uqbias.md.force.make_force`) of each backend, and, for ``torchforce``, the exported files in an
       ``openmmtorch.TorchForce``.
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from uqbias.bias.linear import Linear
 from uqbias.compile.fused import FusedEvaluator
 from uqbias.errors import UqbiasError
-from uqbias.fit import fit_uncertainty
-from uqbias.model import UncertaintyModel
+from uqbias.model.fit import fit_uncertainty
+from uqbias.model.model import UncertaintyModel
 from uqbias.testing.case import Case, evaluate, refitted
 from uqbias.testing.report import Report
 from uqbias.testing.routes import AGREEMENT

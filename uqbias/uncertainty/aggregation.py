@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from uqbias.errors import UqbiasError, did_you_mean
-from uqbias.features.base import check_options, select_atoms
-from uqbias.topology import Topology
+from uqbias.molecule.atoms import select_atoms
+from uqbias.molecule.topology import Topology
+from uqbias.registry import check_options
 from uqbias.uncertainty.base import set_buffers
 
 KINDS = ("mean", "max", "sum", "local_mean_max")

@@ -9,9 +9,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from uqbias.features.base import Features
 from uqbias.uncertainty.aggregation import Aggregation
 from uqbias.uncertainty.base import Uncertainty
+from uqbias.uncertainty.features.base import Features
 
 
 class AtomwiseUncertainty(Uncertainty):

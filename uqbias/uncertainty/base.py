@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from uqbias.errors import UqbiasError
-from uqbias.features.base import Features, check_options, describe_features, keywords, rebuild_features
-from uqbias.memory import TOLERANCE, Memory, invariants
-from uqbias.registry import UNCERTAINTIES
-from uqbias.topology import Topology
+from uqbias.molecule.seen import TOLERANCE, Memory, invariants
+from uqbias.molecule.topology import Topology
+from uqbias.registry import UNCERTAINTIES, check_options, keywords
+from uqbias.uncertainty.features.base import Features, describe_features, rebuild_features
 
 #: Frames per evaluation while fitting, to bound the memory.
 CHUNK = 512

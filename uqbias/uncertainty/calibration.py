@@ -219,7 +219,7 @@ class Calibration(nn.Module):
         atom_u: NDArray[Any] | None = None,
         atom_error: NDArray[Any] | None = None,
     ) -> None:
-        """Fit every map; called by `uqbias.fit.calibrate`, which sees to it that the frames were held out.
+        """Fit every map; called by `uqbias.model.fit.calibrate`, which sees to it that the frames were held out.
 
         Parameters
         ----------

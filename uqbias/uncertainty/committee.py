@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from uqbias.errors import UqbiasError, did_you_mean
-from uqbias.topology import Topology
+from uqbias.molecule.topology import Topology
 from uqbias.uncertainty.aggregation import Aggregation
 from uqbias.uncertainty.atomwise import AtomwiseUncertainty
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from uqbias.errors import UqbiasError
-from uqbias.features.base import Features
-from uqbias.topology import Topology
+from uqbias.molecule.topology import Topology
+from uqbias.uncertainty.features.base import Features
 
 
 class ElementGroups(nn.Module):

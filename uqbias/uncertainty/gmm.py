@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from uqbias.errors import UqbiasError, did_you_mean
-from uqbias.features.base import Features, build_features
-from uqbias.topology import Topology
+from uqbias.molecule.topology import Topology
 from uqbias.uncertainty.aggregation import Aggregation
 from uqbias.uncertainty.atomwise import AtomwiseUncertainty
 from uqbias.uncertainty.base import set_buffers
 from uqbias.uncertainty.elements import ElementGroups, elements_of
+from uqbias.uncertainty.features.base import Features, build_features
 from uqbias.uncertainty.mixture import MixtureDensity
 
 SQUASHES = ("none", "softplus_sqrt")

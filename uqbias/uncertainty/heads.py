@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from uqbias.errors import UqbiasError, did_you_mean
-from uqbias.features.base import keywords
-from uqbias.topology import Topology
+from uqbias.molecule.topology import Topology
+from uqbias.registry import keywords
 from uqbias.uncertainty.aggregation import Aggregation
 from uqbias.uncertainty.atomwise import AtomwiseUncertainty
 from uqbias.uncertainty.base import energy_unit, set_buffers

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from uqbias.errors import UqbiasError, did_you_mean
-from uqbias.features.base import Features, build_features
-from uqbias.topology import Topology
+from uqbias.molecule.topology import Topology
 from uqbias.uncertainty.base import Uncertainty, set_buffers
+from uqbias.uncertainty.features.base import Features, build_features
 from uqbias.uncertainty.whitening import Whitening
 
 KERNELS = ("von_mises", "gaussian")

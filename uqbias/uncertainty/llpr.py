@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from uqbias.errors import UqbiasError, did_you_mean
-from uqbias.features.base import Features, build_features
-from uqbias.topology import Topology
+from uqbias.molecule.topology import Topology
 from uqbias.uncertainty.aggregation import Aggregation
 from uqbias.uncertainty.atomwise import AtomwiseUncertainty
 from uqbias.uncertainty.base import set_buffers
 from uqbias.uncertainty.elements import ElementGroups, elements_of
+from uqbias.uncertainty.features.base import Features, build_features
 
 SCOPES = ("atoms", "structure")
 #: Added to u² so that u has a slope everywhere.

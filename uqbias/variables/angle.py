@@ -8,8 +8,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from uqbias.topology import Topology
-from uqbias.variables.base import Atoms, CollectiveVariable, fixed_atoms, take
+from uqbias.molecule.atoms import Atoms, fixed_atoms
+from uqbias.molecule.topology import Topology
+from uqbias.variables.base import CollectiveVariable, take
 
 #: nm²; |a × b| is √(|a × b|² + FLAT²), so that a straight angle has a derivative. It moves a straight angle of two
 #: bonds of 0.15 nm by 4e-5 rad, one of 120 degrees by less than 1e-9.
@@ -31,7 +32,7 @@ class Angle(CollectiveVariable):
     Examples
     --------
     >>> import torch
-    >>> from uqbias.topology import Topology
+    >>> from uqbias.molecule.topology import Topology
     >>> from uqbias.variables.base import build_variable
     >>> water = Topology((8, 1, 1), ((0, 1), (0, 2)))
     >>> bend = build_variable({"kind": "angle", "atoms": [1, 0, 2]}, water)

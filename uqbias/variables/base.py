@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import Any, Self
 
@@ -15,14 +15,12 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from uqbias.errors import UqbiasError, did_you_mean
-from uqbias.features.base import check_options, keywords
-from uqbias.registry import VARIABLES, import_attribute
-from uqbias.topology import Topology
+from uqbias.molecule.topology import Topology
+from uqbias.registry import VARIABLES, check_options, import_attribute, keywords
+from uqbias.variables.names import is_of_torch
 
 #: nm; a length is √(x² + SOFTENING²), so that it has a derivative at zero. At 0.1 nm that adds 5e-8 nm.
 SOFTENING = 1e-4
-
-Atoms = str | Sequence[int | str]
 
 
 class CollectiveVariable(nn.Module, ABC):
@@ -168,55 +166,6 @@ def rebuild_variable(description: Mapping[str, Any]) -> CollectiveVariable:
     return variable
 
 
-def ordered_atoms(topology: Topology, spec: Atoms, owner: str) -> tuple[int, ...]:
-    """Atom indices in the order given.
-
-    Parameters
-    ----------
-    spec : ``"all"``, ``"heavy"`` (no hydrogens), or a list of indices (from 0), names (``"CA"``), and names with their
-        residue (``"ALA2:CA"``). A name that several atoms have stands for all of them.
-    owner : for messages, such as ``"atoms of distance"``.
-
-    Raises
-    ------
-    UqbiasError
-        For a name or an index that the molecule does not have, an atom given twice, or an empty list.
-    """
-    n = len(topology)
-    if spec in ("all", "heavy"):
-        chosen = [i for i in range(n) if spec == "all" or topology.numbers[i] > 1]
-    elif isinstance(spec, str) or not isinstance(spec, Sequence):
-        raise UqbiasError(f"{owner}: {spec!r}", "give 'all', 'heavy', or a list of indices and atom names")
-    else:
-        chosen = [i for entry in spec for i in _matching(topology, entry, owner)]
-    twice = [i for i in chosen if chosen.count(i) > 1]
-    if twice:
-        raise UqbiasError(f"{owner}: atom {twice[0]} ({_label(topology, twice[0])}) twice", "give each atom once")
-    if not chosen:
-        raise UqbiasError(f"{owner}: {spec!r} chooses no atom of {n}", "choose at least one")
-    return tuple(chosen)
-
-
-def fixed_atoms(topology: Topology, spec: Atoms, count: int, owner: str) -> tuple[int, ...]:
-    """Exactly ``count`` atoms, each entry of ``spec`` naming one; otherwise as `ordered_atoms`.
-
-    Raises
-    ------
-    UqbiasError
-        For another number of entries, or a name that several atoms have.
-    """
-    if isinstance(spec, str) or not isinstance(spec, Sequence) or len(spec) != count:
-        raise UqbiasError(f"{owner}: {spec!r}", f"give a list of {count} indices or atom names")
-    for entry in spec:
-        found = _matching(topology, entry, owner)
-        if len(found) > 1:
-            labels = ", ".join(_label(topology, i) for i in found[:4])
-            raise UqbiasError(
-                f"{owner}: '{entry}' is the name of {len(found)} atoms", f"say which: {labels}, or an index"
-            )
-    return ordered_atoms(topology, spec, owner)
-
-
 def take(positions: Tensor, index: Tensor) -> Tensor:
     """Positions [W, A, 3] of the atoms ``index`` [A] out of [W, N, 3].
 
@@ -227,26 +176,6 @@ def take(positions: Tensor, index: Tensor) -> Tensor:
     return (index.unsqueeze(1) == atoms).to(positions.dtype) @ positions
 
 
-def _matching(topology: Topology, entry: int | str, owner: str) -> list[int]:
-    n = len(topology)
-    if isinstance(entry, str):
-        full = [f"{residue}:{name}" for residue, name in zip(topology.residues, topology.names, strict=True)]
-        found = [i for i in range(n) if topology.names[i] and entry in (topology.names[i], full[i])]
-        if not found:
-            names = {name for i, name in enumerate(full if ":" in entry else topology.names) if topology.names[i]}
-            cure = did_you_mean(entry, names) if names else "this molecule has no atom names; give indices"
-            raise UqbiasError(f"{owner}: no atom is called '{entry}'", cure)
-        return found
-    if isinstance(entry, bool) or not isinstance(entry, int | np.integer) or not 0 <= entry < n:
-        raise UqbiasError(f"{owner}: {entry!r} in a molecule of {n} atoms", "atoms are numbered from 0")
-    return [int(entry)]
-
-
-def _label(topology: Topology, index: int) -> str:
-    residue, name = topology.residues[index], topology.names[index]
-    return f"{residue}:{name}" if residue and name else name or str(index)
-
-
 def _find(kind: str) -> Any:
     """A class of the registry or of ``module:attribute``, or a plain function; nothing else is ever called."""
     if ":" in kind:
@@ -254,3 +183,36 @@ def _find(kind: str) -> Any:
         if isinstance(found, FunctionType):
             return found
     return VARIABLES.get(kind)
+
+
+def build_variables(
+    specs: Mapping[str, Mapping[str, Any]], topology: Topology, start: NDArray[Any] | None = None
+) -> dict[str, CollectiveVariable]:
+    """Collective variables of a campaign by name.
+
+    Parameters
+    ----------
+    specs : ``kind`` and options of each, as in a campaign file.
+    start : [N, 3] nm, geometry that variables with a reference refer to where they are given none.
+
+    Raises
+    ------
+    UqbiasError
+        With the name of the variable, if it does not fit the molecule.
+    """
+    from uqbias.variables.base import build_variable
+
+    found = {}
+    for name, spec in specs.items():
+        if is_of_torch(name):
+            raise UqbiasError(f"variables.{name}: the name is taken by torch", "choose another")
+        try:
+            found[name] = build_variable(dict(spec), topology, start)
+        except UqbiasError as error:
+            raise UqbiasError(f"variables.{name}: {error.what}", error.cure) from None
+    return found
+
+
+def periods_of(variables: Mapping[str, CollectiveVariable]) -> dict[str, float]:
+    """Periods of the variables that have one."""
+    return {name: variable.period for name, variable in variables.items() if variable.period is not None}

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from uqbias.errors import UqbiasError
-from uqbias.topology import Topology
-from uqbias.variables.base import SOFTENING, Atoms, CollectiveVariable, ordered_atoms, take
+from uqbias.molecule.atoms import Atoms, ordered_atoms
+from uqbias.molecule.topology import Topology
+from uqbias.variables.base import SOFTENING, CollectiveVariable, take
 
 #: (r/r₀)^m is held below this, so that it does not overflow in single precision.
 LARGEST = 1e30
@@ -36,7 +37,7 @@ class Coordination(CollectiveVariable):
     Examples
     --------
     >>> import torch
-    >>> from uqbias.topology import Topology
+    >>> from uqbias.molecule.topology import Topology
     >>> from uqbias.variables.base import build_variable
     >>> water = Topology((8, 1, 1), ((0, 1), (0, 2)))
     >>> bonds = build_variable({"kind": "coordination", "group_a": [0], "group_b": [1, 2], "r0": 0.1}, water)

@@ -9,8 +9,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from uqbias.topology import Topology
-from uqbias.variables.base import SOFTENING, Atoms, CollectiveVariable, fixed_atoms, take
+from uqbias.molecule.atoms import Atoms, fixed_atoms
+from uqbias.molecule.topology import Topology
+from uqbias.variables.base import SOFTENING, CollectiveVariable, take
 
 #: nm⁴. There is no dihedral where |b₁| |b₂|² |b₃| sin α sin β is below this: three atoms in a row are collinear, or
 #: atoms coincide. Bonds of 0.15 nm and usual bond angles give 4e-4.
@@ -34,7 +35,7 @@ class Dihedral(CollectiveVariable):
     Examples
     --------
     >>> import torch
-    >>> from uqbias.topology import Topology
+    >>> from uqbias.molecule.topology import Topology
     >>> from uqbias.variables.base import build_variable
     >>> peroxide = Topology((1, 8, 8, 1), ((0, 1), (1, 2), (2, 3)))
     >>> turn = build_variable({"kind": "dihedral", "atoms": [0, 1, 2, 3]}, peroxide)

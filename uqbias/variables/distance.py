@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from uqbias.errors import UqbiasError
-from uqbias.topology import Topology
-from uqbias.variables.base import SOFTENING, Atoms, CollectiveVariable, fixed_atoms, ordered_atoms, take
+from uqbias.molecule.atoms import Atoms, fixed_atoms, ordered_atoms
+from uqbias.molecule.topology import Topology
+from uqbias.variables.base import SOFTENING, CollectiveVariable, take
 
 
 class Distance(CollectiveVariable):
@@ -29,7 +30,7 @@ class Distance(CollectiveVariable):
     Examples
     --------
     >>> import torch
-    >>> from uqbias.topology import Topology
+    >>> from uqbias.molecule.topology import Topology
     >>> from uqbias.variables.base import build_variable
     >>> water = Topology((8, 1, 1), ((0, 1), (0, 2)))
     >>> bond = build_variable({"kind": "distance", "atoms": [0, 1]}, water)

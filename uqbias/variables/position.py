@@ -8,8 +8,9 @@ from typing import Any, Self
 from torch import Tensor
 
 from uqbias.errors import UqbiasError
-from uqbias.topology import Topology
-from uqbias.variables.base import CollectiveVariable, fixed_atoms
+from uqbias.molecule.atoms import fixed_atoms
+from uqbias.molecule.topology import Topology
+from uqbias.variables.base import CollectiveVariable
 
 AXES = "xyz"
 
@@ -32,7 +33,7 @@ class Position(CollectiveVariable):
     Examples
     --------
     >>> import torch
-    >>> from uqbias.topology import Topology
+    >>> from uqbias.molecule.topology import Topology
     >>> from uqbias.variables.base import build_variable
     >>> height = build_variable({"kind": "position", "axis": "y"}, Topology((1,), ()))
     >>> height(torch.tensor([[[0.1, 0.2, 0.3]]]))

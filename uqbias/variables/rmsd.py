@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from uqbias.errors import UqbiasError
-from uqbias.topology import Topology
-from uqbias.variables.base import SOFTENING, Atoms, CollectiveVariable, ordered_atoms, take
+from uqbias.molecule.atoms import Atoms, ordered_atoms
+from uqbias.molecule.topology import Topology
+from uqbias.variables.base import SOFTENING, CollectiveVariable, take
 
 #: Squarings of the key matrix. The second eigenvector is left with (λ₂/λ₁)^(2^20), 1e-12 for a gap of 3e-5.
 SQUARINGS = 20
@@ -55,7 +56,7 @@ class RMSD(CollectiveVariable):
     Examples
     --------
     >>> import torch
-    >>> from uqbias.topology import Topology
+    >>> from uqbias.molecule.topology import Topology
     >>> from uqbias.variables.base import build_variable
     >>> water = Topology((8, 1, 1), ((0, 1), (0, 2)))
     >>> start = [[0.0, 0, 0], [0.1, 0, 0], [0, 0.1, 0]]

@@ -15,7 +15,7 @@ import torch  # noqa: F401 - before OpenMM, whose plugin for torch links its lib
 from openmm import LangevinMiddleIntegrator, Platform, app, unit
 
 import uqbias
-from uqbias.md.reporters import read_colvar
+from uqbias.runs.series import read_colvar
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parents[1]))

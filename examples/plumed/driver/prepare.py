@@ -6,7 +6,7 @@ from pathlib import Path
 import ase.data
 
 import uqbias
-from uqbias.export import export_torchscript
+from uqbias.model.export import export_torchscript
 
 EXAMPLES = Path(__file__).parents[2]
 sys.path.insert(0, str(EXAMPLES))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from uqbias.export import export_torchscript
+from uqbias.model.export import export_torchscript
 
 NUMBERS = (6, 1, 1, 8, 1)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from models import write_models
 
-from uqbias.plumed.build import PLUGIN_NAME, build_plugin
+from uqbias.plumed.compile_plugin import PLUGIN_NAME, build_plugin
 from uqbias.plumed.kernel import Kernel, environment, find_kernel
 
 HERE = Path(__file__).parent

@@ -1,1 +1,0 @@
-"""Turns a run directory into figures, a report and a summary; nothing here feeds back into a campaign."""

@@ -1,0 +1,316 @@
+"""What an ``openmm.PythonForce`` computes with an evaluator in somebody's own System, and how that is pickled."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+import re
+import uuid
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from uqbias.app.external import ForceVariables
+from uqbias.app.whole import Whole
+from uqbias.bias.base import Bias
+from uqbias.compile.fused import FusedEvaluator
+from uqbias.errors import UqbiasError
+from uqbias.model.model import UncertaintyModel
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that makes a `Computation` again in another process.
+
+    Attributes
+    ----------
+    model : path of the model file; None for no model.
+    atoms : indices of the model's atoms in the System; None for all particles.
+    bias : as it is now; it does not change there.
+    variables : collective variables in the graph.
+    external : Forces as variables.
+    extended : name of each extended variable and the index of its particle.
+    periodic, box, narrow : see `Computation`.
+    options : of `FusedEvaluator`.
+    fault : (what, cure) of why it cannot be made, or None.
+    """
+
+    model: Path | None
+    atoms: tuple[int, ...] | None
+    bias: Bias | None = None
+    variables: Mapping[str, torch.nn.Module] = field(default_factory=dict)
+    external: ForceVariables | None = None
+    extended: Mapping[str, int] = field(default_factory=dict)
+    periodic: bool = False
+    box: Array | None = None
+    narrow: bool | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    fault: tuple[str, str] | None = None
+
+    def make(self) -> Computation:
+        """Load the model, compile (or find compiled) the graph.
+
+        Raises
+        ------
+        UqbiasError
+            If the model file is gone, or there was none.
+        """
+        if self.fault is not None:
+            raise UqbiasError(*self.fault)
+        model = load_model(self.model, len(self.atoms or ()))
+        if self.bias is not None:
+            self.bias.frozen = True
+        evaluator = FusedEvaluator(model, self.bias, 1, variables=self.variables, **self.options)
+        return Computation(
+            evaluator,
+            model,
+            self.atoms,
+            external=self.external,
+            extended=self.extended,
+            periodic=self.periodic,
+            box=self.box,
+            narrow=self.narrow,
+            recipe=self,
+        )
+
+
+class NoModel(torch.nn.Module):
+    """Stands where a model is not needed: atoms without energy and uncertainty."""
+
+    def __init__(self, numbers: Sequence[int]) -> None:
+        super().__init__()
+        self.numbers = tuple(int(number) for number in numbers)
+
+    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Zeros [W] for positions [W, N, 3]."""
+        zero = 0.0 * positions.flatten(1).sum(1)
+        return zero, zero, zero
+
+
+def load_model(model: torch.nn.Module | str | Path | None, n_atoms: int) -> torch.nn.Module:
+    """The model, from its file if that is given; `NoModel` of ``n_atoms`` for None."""
+    if model is None:
+        return NoModel([0] * n_atoms)
+    return UncertaintyModel.load(model) if isinstance(model, str | Path) else model
+
+
+class Computation:
+    """From the State of a PythonForce to the evaluator's energy and forces.
+
+    Parameters
+    ----------
+    evaluator : of one walker.
+    model : its ``topology``, if it has one, gives the bonds along which the molecule is made whole.
+    atoms : indices of the model's atoms; None for all particles.
+    external : Forces as variables.
+    extended : name of each extended variable and the index of its particle.
+    periodic : whether the System is periodic.
+    box : [3, 3] nm, of a periodic System with extended variables, which does not change.
+    narrow : whether the State holds the particles of this force only; as the installed OpenMM can, if None.
+    recipe : what is pickled.
+
+    Attributes
+    ----------
+    exception : what stopped the latest evaluation, or None. Of that OpenMM keeps the message only.
+    """
+
+    def __init__(
+        self,
+        evaluator: FusedEvaluator,
+        model: torch.nn.Module,
+        atoms: Sequence[int] | None,
+        *,
+        external: ForceVariables | None = None,
+        extended: Mapping[str, int] | None = None,
+        periodic: bool = False,
+        box: NDArray[Any] | None = None,
+        narrow: bool | None = None,
+        recipe: Recipe,
+    ) -> None:
+        self.evaluator, self.external, self.recipe = evaluator, external, recipe
+        self.atoms = None if atoms is None else np.array(atoms, dtype=np.int64)
+        self.extended = dict(extended or {})
+        self.periodic = periodic
+        self.box = None if box is None else np.asarray(box, dtype=np.float64)
+        topology = getattr(model, "topology", None)
+        self._whole = Whole(evaluator.n_atoms, None if topology is None else topology.bonds)
+        self.narrow = self._can_be_narrow() if narrow is None else narrow
+        self._columns = [_source(name, self.extended, external) for name in evaluator.input_names]
+        self.exception: BaseException | None = None
+        self._handle = next(_handles)
+        _live[self._handle] = self
+
+    def force(self) -> Any:
+        """The ``openmm.PythonForce``; it belongs to the System that it is added to."""
+        import openmm
+
+        force = openmm.PythonForce(self)
+        if self.narrow and self.atoms is not None:
+            force.setParticles([*self.atoms.tolist(), *self.extended.values()])
+        force.setUsesPeriodicBoundaryConditions(self._told_the_box)
+        force.setName("uqbias")
+        return force
+
+    def _can_be_narrow(self) -> bool:
+        """Whether only the positions of the particles that matter need to be handed over.
+
+        PythonForce can be given particles from OpenMM 8.6 on. On GPU platforms those of a force that does not say it is
+        periodic come out wrong in a periodic System (8.6.1), and those of one that says so are moved into the box,
+        which a molecule survives and an extended variable does not.
+        """
+        import openmm
+
+        everything = self.atoms is None or self.external is not None or (self.periodic and self.extended)
+        return not everything and hasattr(openmm.PythonForce, "setParticles")
+
+    @property
+    def _told_the_box(self) -> bool:
+        return self.periodic and not self.extended
+
+    def __call__(self, state: Any) -> tuple[float, Array]:
+        """Energy in kJ/mol and forces [n, 3] in kJ/mol/nm of an openmm.State."""
+        try:
+            # ._value is the array in nm; value_in_unit would copy it.
+            box = state.getPeriodicBoxVectors(asNumpy=True)._value if self._told_the_box else self.box
+            if self.external is not None and self.external.parameters:
+                self.external.take_parameters(state.getParameters())
+            return self.evaluate(state.getPositions(asNumpy=True)._value, box, narrow=self.narrow)
+        except BaseException as error:
+            self.exception = error
+            raise
+
+    def evaluate(self, positions: Array, box: Array | None, *, narrow: bool) -> tuple[float, Array]:
+        """Energy, and forces on the particles whose positions are given: all [P, 3] nm, or those of this force only."""
+        n, evaluator = self.evaluator.n_atoms, self.evaluator
+        if narrow or self.atoms is None:
+            atoms = positions[:n]
+            particles = {name: n + place for place, name in enumerate(self.extended)}
+        else:
+            atoms, particles = positions[self.atoms], self.extended
+        inputs, gradients = self._inputs(positions, box, particles)
+        before = evaluator.n_evaluations
+        last = evaluator.evaluate(torch.from_numpy(self.whole(atoms, box))[None], inputs)
+        if evaluator.n_evaluations == before:
+            # The same positions again, and a bias that has changed since: whoever asks gets what the integrator gets.
+            evaluator.arm_memo()
+        found = last.forces[0].to("cpu", torch.float64).numpy()
+        if self.atoms is None and not self._columns:
+            return float(evaluator.total_energy), found
+        forces = np.zeros_like(positions)
+        if narrow or self.atoms is None:
+            forces[:n] = found
+        else:
+            forces[self.atoms] = found
+        pulls = last.input_forces[0].to("cpu", torch.float64).numpy()
+        for name, pull in zip(evaluator.input_names, pulls, strict=True):
+            if name in particles:
+                forces[particles[name], 0] += pull
+            elif pull:  # zero for a broken variable, whose gradient may be anything
+                forces -= pull * gradients[name]
+        return float(evaluator.total_energy), forces
+
+    def whole(self, atoms: Array, box: Array | None) -> Array:
+        """Positions [N, 3] of the model's atoms in one piece; in a periodic System near the origin.
+
+        Single precision has 1e-7 nm left at a distance of 1 nm, and 1e-5 nm at one of 100 nm, which a molecule that
+        diffuses through periodic images reaches.
+        """
+        if box is None or not len(atoms):
+            return np.asarray(atoms, dtype=np.float64)
+        x = self._whole(atoms, box)
+        return x - x[0] if self.periodic else x
+
+    def _inputs(
+        self, positions: Array, box: Array | None, particles: Mapping[str, int]
+    ) -> tuple[Tensor | None, dict[str, Array]]:
+        """Values [1, K] of the variables from outside, and negative gradients [P, 3] of those that are Forces."""
+        if not self._columns:
+            return None, {}
+        values: Array = np.empty(0)
+        gradients: dict[str, Array] = {}
+        if self.external is not None:
+            values, forces = self.external.evaluate(positions[: self.external.n_particles], box)
+            added = len(positions) - self.external.n_particles
+            gradients = {
+                name: np.pad(one, ((0, added), (0, 0))) if added else one
+                for name, one in zip(self.external.names, forces, strict=True)
+            }
+        row = [
+            positions[particles[name], 0] if index is None else values[index]
+            for name, index in zip(self.evaluator.input_names, self._columns, strict=True)
+        ]
+        return torch.tensor([row], dtype=torch.float64), gradients
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (_PROCESS, self._handle, self.recipe)
+
+
+class _Elsewhere:
+    """A computation read in another process; it is made when it is first asked.
+
+    OpenMM does not survive an exception while it reads a PythonForce.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self._made: Computation | None = None
+
+    def __call__(self, state: Any) -> tuple[float, Array]:
+        if self._made is None:
+            self._made = self.recipe.make()
+        return self._made(state)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, ("", -1, self.recipe)
+
+
+def serialize(system: Any, computation: Computation, recipe: Recipe) -> str:
+    """XML of a System, where the force of ``computation`` is made by ``recipe`` in another process.
+
+    OpenMM pickles the function of a force when the force is made, so that is not the recipe of now.
+
+    Raises
+    ------
+    UqbiasError
+        If the recipe is none, or the force is not in the System.
+    """
+    import openmm
+
+    if recipe.fault is not None:
+        raise UqbiasError(*recipe.fault)
+    text: str = openmm.XmlSerializer.serialize(system)
+    marked = Computation.__module__.encode().hex()
+    pickled = [found for found in re.findall('"([0-9a-f]+)"', text) if marked in found]
+    own = [found for found in pickled if pickle.loads(bytes.fromhex(found)) is computation]
+    if not own:
+        raise UqbiasError("the System does not have the force of these biases", "give the one they were made with")
+    before, computation.recipe = computation.recipe, recipe
+    try:
+        return text.replace(own[0], pickle.dumps(computation).hex())
+    finally:
+        computation.recipe = before
+
+
+_PROCESS = uuid.uuid4().hex
+_handles = itertools.count()
+_live: weakref.WeakValueDictionary[int, Computation] = weakref.WeakValueDictionary()
+
+
+def _restored(process: str, handle: int, recipe: Recipe) -> Computation | _Elsewhere:
+    """The live computation where it still lives in this process."""
+    live = _live.get(handle) if process == _PROCESS else None
+    return _Elsewhere(recipe) if live is None else live
+
+
+def _source(name: str, extended: Mapping[str, int], external: ForceVariables | None) -> int | None:
+    """Index among the Forces, or None for an extended variable."""
+    return None if name in extended or external is None else external.names.index(name)

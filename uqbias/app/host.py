@@ -1,0 +1,279 @@
+"""What is asked of a System and a Simulation that somebody else made."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from uqbias.app.external import is_force
+from uqbias.bias.base import Array, BiasSum, Probe
+from uqbias.bias.gamd import GaMD
+from uqbias.bias.linear import Linear
+from uqbias.compile.fused import FusedEvaluator
+from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.md.stack import choose_backend
+from uqbias.variables.names import OF_MODEL, is_of_torch, is_taken
+
+#: Steps between observations where no bias has a pace.
+PACE = 50
+#: What to do about a molecule that broke.
+BROKEN = "put a wall on the variable, use lower hills or shorter steps, or train the model on such geometries"
+ALL_GROUPS = frozenset(range(32))
+
+
+def value(quantity: Any) -> Any:
+    """A number or array in OpenMM's units (nm, ps, kJ/mol, K) from a Quantity, or as it is."""
+    from openmm import unit
+
+    return quantity.value_in_unit_system(unit.md_unit_system) if unit.is_quantity(quantity) else quantity
+
+
+def choose_paces(bias: BiasSum, pace: int | None, stride: int | None) -> tuple[int, int]:
+    """Steps between observations, and between rows of COLVAR.
+
+    Raises
+    ------
+    UqbiasError
+        If they miss updates of a bias, or do not divide.
+    """
+    wanted = (bias.pace or PACE) if pace is None else pace
+    if not (wanted >= 1 and float(wanted).is_integer()):
+        raise UqbiasError(f"pace {pace}", "give a whole number of steps, 1 or more")
+    chosen = int(wanted)
+    if bias.pace and bias.pace % chosen:
+        raise UqbiasError(
+            f"observing every {chosen} steps misses updates of a bias with pace {bias.pace}",
+            "give a divisor of the bias's pace",
+        )
+    if stride is not None and (stride < 1 or stride % chosen):
+        raise UqbiasError(f"stride {stride} with pace {chosen}", "give a multiple of the pace")
+    return chosen, chosen if stride is None else int(stride)
+
+
+def choose_snapshot(path: str | Path | None, every: int | None, pace: int) -> tuple[Path, int] | None:
+    """File and steps between snapshots, or None for no snapshots."""
+    if path is None and every is None:
+        return None
+    if path is None or every is None:
+        raise UqbiasError(f"snapshot {path} with snapshot_every {every}", "give both or none")
+    if every < 1 or every % pace:
+        raise UqbiasError(f"snapshot_every {every} with pace {pace}", "give a multiple of the pace")
+    return Path(path), int(every)
+
+
+def check_temperatures(bias: BiasSum, temperature: float) -> None:
+    """Raise UqbiasError if a bias is for another temperature."""
+    if not 0 < temperature < math.inf:
+        raise UqbiasError(f"temperature {temperature}", "give a finite one in K, > 0")
+    for part in bias.biases:
+        own = getattr(part, "temperature", None)
+        if own is not None and not math.isclose(own, temperature, rel_tol=1e-6):
+            raise UqbiasError(
+                f"{part.kind} for {own:g} K in a run at {temperature:g} K", "give both the same temperature"
+            )
+
+
+def check_boosts(bias: BiasSum, drive: str) -> None:
+    """Raise UqbiasError if a GaMD is to boost the model's energy where another energy drives."""
+    for part in bias.biases:
+        if isinstance(part, GaMD) and part.variables == ("energy",) and drive != "model":
+            raise UqbiasError(
+                "gamd boosts the model's energy, but the System's own forces drive (drive='bias')",
+                "give drive='model', or the energy that drives: GaMD(variables=['V']) with variables={'V': system}",
+            )
+
+
+def sort_variables(
+    bias: BiasSum, variables: Mapping[str, Any], *, with_model: bool
+) -> tuple[dict[str, torch.nn.Module], dict[str, Any]]:
+    """Those that the biases act on: modules for the graph, and OpenMM Forces.
+
+    Raises
+    ------
+    UqbiasError
+        If a bias acts on something that nobody gives, or does not know the period of a variable; if the name of a
+        variable is taken; if `Linear` is to adapt to forces that it does not see.
+    """
+    given = {*variables, *(one.name for one in bias.extended), *(OF_MODEL if with_model else ())}
+    for name in variables:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise UqbiasError(f"a variable called '{name}'", "choose another name, of letters, digits and underscores")
+        if is_taken(name):
+            raise UqbiasError(
+                f"a variable called '{name}', as the model, COLVAR or HILLS has something else",
+                "choose another name, such as phi",
+            )
+    used = {name for part in bias.biases for name in part.variables}
+    for part in bias.biases:
+        for name in part.variables:
+            if name not in given:
+                model = " (there is no model)" if name in OF_MODEL else ""
+                raise UqbiasError(
+                    f"{part.kind} acts on '{name}', a variable that nobody defines{model}",
+                    did_you_mean(name, given) + "; or define it among the variables",
+                )
+    modules: dict[str, torch.nn.Module] = {}
+    forces: dict[str, Any] = {}
+    for name, one in variables.items():
+        if not isinstance(one, torch.nn.Module) and not is_force(one):
+            raise UqbiasError(
+                f"variable '{name}' is a {type(one).__name__}", "give a CollectiveVariable or openmm.Force"
+            )
+        if isinstance(one, torch.nn.Module) and is_of_torch(name):
+            raise UqbiasError(f"a variable called '{name}', a name that torch takes", "choose another name")
+        if name in used:
+            (modules if isinstance(one, torch.nn.Module) else forces)[name] = one
+    _check_periods(bias, modules)
+    _check_adapted(bias, {*modules, *OF_MODEL})
+    return modules, forces
+
+
+def _check_periods(bias: BiasSum, modules: Mapping[str, torch.nn.Module]) -> None:
+    for part in bias.biases:
+        known = getattr(part, "periods", None)
+        if known is None:
+            continue
+        for name, period in zip(part.variables, known, strict=True):
+            own = getattr(modules.get(name), "period", None)
+            if own is not None and (period is None or not math.isclose(own, period, rel_tol=1e-6)):
+                raise UqbiasError(
+                    f"{part.kind} on '{name}' with period {period}; the variable has the period {own:.6g}",
+                    f"give the bias periods with {own!r} for '{name}'",
+                )
+
+
+def _check_adapted(bias: BiasSum, in_graph: set[str]) -> None:
+    for part in bias.biases:
+        name = part.variables[0]
+        # A probe sees the forces on the model's atoms only, of which a variable from outside has none.
+        if isinstance(part, Linear) and part.pace and not part.frozen and name not in in_graph:
+            raise UqbiasError(
+                f"linear with an adapted tau on '{name}', whose forces on the atoms it cannot see",
+                "give it a fixed tau, or a variable of the model or a CollectiveVariable",
+            )
+
+
+def choose_atoms(system: Any, atoms: Sequence[int] | None, count: int | None) -> tuple[int, ...] | None:
+    """Indices of the model's atoms; None for all particles.
+
+    Raises
+    ------
+    UqbiasError
+        If one is not in the System or given twice, or they are not as many as the model has.
+    """
+    particles = system.getNumParticles()
+    if atoms is None:
+        if count is not None and count != particles:
+            raise UqbiasError(
+                f"a model of {count} atoms for a System of {particles} particles", "name its atoms: atoms=[...]"
+            )
+        return None
+    chosen = tuple(int(atom) for atom in atoms)
+    outside = [atom for atom in chosen if not 0 <= atom < particles]
+    if outside:
+        raise UqbiasError(f"atom {outside[0]} in a System of {particles} particles", "they are numbered from 0")
+    if len(set(chosen)) < len(chosen):
+        raise UqbiasError(f"atoms {list(chosen)[:20]} name one twice", "give each atom once")
+    if count is not None and len(chosen) != count:
+        raise UqbiasError(f"{len(chosen)} atoms for a model of {count}", "give one index per model atom")
+    return chosen
+
+
+def choose_backend_for(backend: str, *, periodic: bool, external: bool) -> str:
+    """`choose_backend`, without TorchForce where it would not be told what it needs to know."""
+    chosen = choose_backend(backend)
+    if chosen == "torchforce" and (periodic or external):
+        raise UqbiasError(
+            "backend 'torchforce' with " + ("a Force as variable" if external else "periodic boundaries"),
+            "use backend 'pythonforce'",
+        )
+    return chosen
+
+
+def default_box(system: Any) -> Array:
+    """[3, 3] nm."""
+    return np.array([list(vector._value) for vector in system.getDefaultPeriodicBoxVectors()], dtype=np.float64)
+
+
+def free_group(system: Any) -> int:
+    """The highest force group that no force has, as openmm.app.Metadynamics takes it; 0 if there is none."""
+    return max(ALL_GROUPS - {force.getForceGroup() for force in system.getForces()}, default=0)
+
+
+def atomic_numbers(simulation: Any) -> list[int]:
+    """Of all particles; 0 for one without an element."""
+    numbers = [atom.element.atomic_number if atom.element else 0 for atom in simulation.topology.atoms()]
+    return numbers + [0] * (simulation.system.getNumParticles() - len(numbers))
+
+
+def check_elements(simulation: Any, atoms: Sequence[int] | None, numbers: Sequence[int]) -> None:
+    """Raise UqbiasError unless the atoms are those of the model; 0 there stands for any element."""
+    found = atomic_numbers(simulation)
+    chosen = found[: len(numbers)] if atoms is None else [found[atom] for atom in atoms]
+    if any(number and number != other for number, other in zip(numbers, chosen, strict=True)):
+        raise UqbiasError(
+            f"the simulation's atoms have elements {tuple(chosen)}, the model's {tuple(numbers)}",
+            "give atoms=[...] the model's atoms in its order",
+        )
+
+
+def timestep_fs(simulation: Any) -> float:
+    """Timestep of the simulation's integrator, fs."""
+    return float(simulation.integrator.getStepSize()._value * 1e3)
+
+
+def compares_energies(simulation: Any) -> bool:
+    """Whether Monte Carlo moves compare energies: a barostat, or a CustomIntegrator that looks at the energy.
+
+    Both energies must then be those of the same bias.
+    """
+    import openmm
+
+    if any("Barostat" in type(force).__name__ for force in simulation.system.getForces()):
+        return True
+    integrator = simulation.integrator
+    if not isinstance(integrator, openmm.CustomIntegrator):
+        return False
+    steps = [integrator.getComputationStep(index) for index in range(integrator.getNumComputations())]
+    return any(re.search(r"\benergy\d*\b", str(expression)) for _, _, expression in steps)
+
+
+def refuse_broken(
+    step: int, pace: int, broken: NDArray[np.bool_], variables: Mapping[str, float], energy: float
+) -> None:
+    """Raise UqbiasError if an evaluation since the last report broke, or a variable is not a finite number."""
+    for name, found in variables.items():
+        if not math.isfinite(found):
+            raise UqbiasError(f"variable '{name}' is not a finite number at step {step}", BROKEN)
+    if broken.any():
+        values = ", ".join(f"{name} {found:.4g}" for name, found in variables.items())
+        raise UqbiasError(
+            f"in the {pace} steps up to step {step} the molecule left what the model describes: energy {energy:.6g} "
+            f"kJ/mol, {values}",
+            BROKEN,
+        )
+
+
+def probe_of_all_forces(context: Any, force: Any, evaluator: FusedEvaluator, atoms: Sequence[int] | None) -> Probe:
+    """Forces [1, N, 3] on the model's atoms under another state of the biases, the System's own forces included.
+
+    These are evaluated when the probe is first called.
+    """
+    others: list[Array] = []
+
+    def probe(state: Mapping[str, Tensor]) -> Array:
+        if not others:
+            found = context.getState(forces=True, groups=set(ALL_GROUPS - {force.getForceGroup()}))
+            forces = found.getForces(asNumpy=True)._value
+            others.append(forces[: evaluator.n_atoms] if atoms is None else forces[list(atoms)])
+        return np.asarray(evaluator.probe(state) + others[0], dtype=np.float64)
+
+    return probe

@@ -1,0 +1,420 @@
+"""Biases in somebody's own OpenMM System: one force, and one reporter that keeps the biases up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from uqbias.app import host
+from uqbias.app.computation import Computation, Recipe, load_model, serialize
+from uqbias.app.external import ForceVariables
+from uqbias.bias.base import Array, Bias, BiasSum
+from uqbias.compile.fused import FusedEvaluator
+from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.files import check_file
+from uqbias.md.extended import add_extended_particles, extend_topology, refuse_company
+from uqbias.md.force import make_force
+from uqbias.runs.script_files import Output, hill_files, kept_rows, load_hill_files, rewind, set_timestep
+from uqbias.runs.snapshot import open_snapshot, restore_bias, restore_context, state_of_context, write_snapshot
+
+DRIVES = ("model", "bias")
+NOT_BY_ITSELF = Recipe(
+    None, None, fault=("a force with biases, as XmlSerializer wrote it", "write it by Sampling.serialize(system)")
+)
+
+
+class Sampling:
+    """Biases on one molecule of an ``openmm.System``: on a model's uncertainty, or on anything else.
+
+    ::
+
+        hills = uqbias.bias.metad.Metadynamics(height=1.0, sigma=1.0, pace=50)
+        sampling = uqbias.Sampling(system, "model.uqb", [hills], temperature=300)  # before the Simulation is made
+        simulation.reporters.append(sampling)  # or sampling.step(simulation, 1000)
+
+    It adds one force to the System. As a reporter it asks, every ``pace`` steps, for the variables at the current
+    positions, updates the biases, and writes HILLS and COLVAR. That is one evaluation of its own force, which the
+    integrator's next step uses again: nothing is evaluated twice, and hills act from the next step on. With a barostat
+    or another Monte Carlo move, which compares energies before and after, hills act at once, for one evaluation more.
+
+    Extended variables (eABF) are particles that are added to the System: call `extend` before the Simulation is made.
+
+    Parameters
+    ----------
+    system : openmm.System, with its forces.
+    model : the model, or the path of its file; None for biases that need none.
+    biases : of any kinds, each on named variables.
+    variables : variables beside the model's ``u``, ``uncertainty`` and ``energy``, by name: a `CollectiveVariable` of
+        the model's atoms, or what `ForceVariables` takes (an openmm.Force, several, a System) on any particles.
+    atoms : indices of the model's atoms in the System, in the model's order; all particles if None. A molecule that
+        periodic boundaries have split is made whole along its bonds.
+    drive : ``bias``: only the biases act, on top of the System's own forces. ``model``: the model's energy too.
+    temperature : K, of the thermostat and of the biases.
+    pace : steps between updates of the biases, a divisor of their own paces; None for the greatest.
+    stride : steps between rows of COLVAR, a multiple of ``pace``; None for ``pace``.
+    hills, colvar : files in PLUMED's format, None to write none. With more than one metadynamics
+        ``HILLS.u``, ``HILLS.phi-psi``, ...
+    restart : begin with the hills in these HILLS files and append to the files.
+    snapshot, snapshot_every : write a snapshot to this file every so many steps, a multiple of ``pace``; see `save`.
+    backend, runner, dtype, device, cache_dir : see `make_force` and `FusedEvaluator`. Backend ``torchforce`` works
+        without periodic boundaries and without Forces as variables only.
+    force_platform : of Forces as variables, see `ForceVariables`.
+
+    Attributes
+    ----------
+    bias : sum of the biases; ``bias.frozen = True`` stops all updates.
+    evaluator : ``evaluator.last`` holds E, u and V of the last evaluation.
+    names : of the variables of the biases.
+    force : the openmm.Force in the System; in a force group of its own if there is a free one.
+
+    Raises
+    ------
+    UqbiasError
+        If something does not fit together; the System is then as it was.
+    """
+
+    def __init__(
+        self,
+        system: Any,
+        model: torch.nn.Module | str | Path | None,
+        biases: Sequence[Bias],
+        *,
+        variables: Mapping[str, Any] | None = None,
+        atoms: Sequence[int] | None = None,
+        drive: str = "bias",
+        temperature: Any,
+        pace: int | None = None,
+        stride: int | None = None,
+        hills: str | Path | None = "HILLS",
+        colvar: str | Path | None = "COLVAR",
+        restart: bool = False,
+        snapshot: str | Path | None = None,
+        snapshot_every: int | None = None,
+        backend: str = "auto",
+        runner: str = "auto",
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+        cache_dir: Path | None = None,
+        force_platform: str = "auto",
+    ) -> None:
+        if drive not in DRIVES:
+            raise UqbiasError(f"unknown drive '{drive}'", did_you_mean(drive, DRIVES))
+        if drive == "model" and model is None:
+            raise UqbiasError("drive='model' without a model", "give the model, or drive='bias'")
+        self.temperature = host.value(temperature)
+        self.bias = BiasSum(biases)
+        if drive == "bias" and not self.bias.biases:
+            raise UqbiasError("no biases, and drive='bias': nothing would act", "give biases, or drive='model'")
+        self.names: tuple[str, ...] = self.bias.variables if self.bias.biases else ()
+        host.check_temperatures(self.bias, self.temperature)
+        host.check_boosts(self.bias, drive)
+        self.pace, self.stride = host.choose_paces(self.bias, pace, stride)
+        self._snapshot = host.choose_snapshot(snapshot, snapshot_every, self.pace)
+        self._hills, self._colvar, self._restart = hill_files(hills, self.bias.biases), colvar, restart
+        for path in [*(path for path, _ in self._hills), colvar, snapshot]:
+            if path is not None:
+                check_file(Path(path))
+        graph, forces = host.sort_variables(self.bias, variables or {}, with_model=model is not None)
+        needed = model is not None or bool(graph)
+        self._atoms = host.choose_atoms(system, atoms if needed else (), None)
+        module = load_model(model, system.getNumParticles() if self._atoms is None else len(self._atoms))
+        host.choose_atoms(system, self._atoms, len(module.numbers))  # type: ignore[arg-type]
+        # Copied before the extended variables join the System.
+        external = ForceVariables(system, forces, force_platform) if forces else None
+        periodic = bool(system.usesPeriodicBoundaryConditions()) or (external is not None and external.periodic)
+        chosen = host.choose_backend_for(backend, periodic=periodic, external=external is not None)
+        self._options = {
+            "runner": runner,
+            "dtype": dtype,
+            "device": device,
+            "cache_dir": cache_dir,
+            "include_energy": drive == "model",
+        }
+        self.evaluator = FusedEvaluator(module, self.bias, 1, variables=graph, **self._options)  # type: ignore[arg-type]
+
+        if restart and not self._hills:
+            raise UqbiasError("restart=True without a metadynamics bias and its HILLS", "load a snapshot instead")
+        if restart:
+            load_hill_files(self._hills)
+        self._output: Output | None = None
+        self._reported = self._begun = -1
+        self._checked = self._at_once = False
+        self._source = None if model is None else Path(model).resolve() if isinstance(model, str | Path) else model
+        self._graph, self._system = graph, system
+        particles = add_extended_particles(system, self.bias.extended)
+        self._computation = Computation(
+            self.evaluator,
+            module,
+            self._atoms,
+            external=external,
+            extended=particles,
+            periodic=periodic,
+            box=host.default_box(system) if periodic else None,
+            recipe=NOT_BY_ITSELF,
+        )
+        if chosen == "torchforce":
+            everything = None if self._atoms is None else [*self._atoms, *particles.values()]
+            self.force = make_force(self.evaluator, chosen, everything)
+        else:
+            self.force = self._computation.force()
+        self.force.setForceGroup(host.free_group(system))
+        system.addForce(self.force)
+
+    # What OpenMM's Simulation calls.
+
+    def describeNextReport(self, simulation: Any) -> dict[str, Any]:  # noqa: N802
+        """When the biases are updated next: at multiples of ``pace``.
+
+        Raises
+        ------
+        UqbiasError
+            If the elements of the simulation's atoms are not the model's.
+        """
+        self._check(simulation)
+        if self._output is None:
+            self._open(simulation)
+        step = simulation.currentStep
+        if step == self._begun:
+            # No step since; it was a minimisation that tried geometries nobody will simulate.
+            self.evaluator.broken[:] = False
+        self._begun = step
+        return {"steps": self.pace - step % self.pace, "periodic": None, "include": []}
+
+    def report(self, simulation: Any, state: Any) -> None:
+        """Update the biases, write HILLS and COLVAR.
+
+        Raises
+        ------
+        UqbiasError
+            If the molecule or a variable broke since the last report, or the force is not part of the simulation. What
+            was written before is on disk.
+        """
+        step = simulation.currentStep
+        if step == self._reported:
+            return  # it is among the reporters twice
+        # Another reporter may have asked for the energy here, and steps lie between this and the biases' last change.
+        self.evaluator.arm_memo()
+        variables, last = self._observe(simulation.context), self.evaluator.last
+        if self._output is None or last is None:
+            raise UqbiasError("a report before describeNextReport", "append this object to simulation.reporters")
+        row = [float(values[0]) for values in (last.cv, last.energy, last.uncertainty, last.bias)]
+        self._refuse_broken(step)
+        probe = host.probe_of_all_forces(simulation.context, self.force, self.evaluator, self._atoms)
+        self.bias.update(step, variables[None], probe)
+        self._output.write_hills()
+        if step % self.stride == 0:
+            self._output.write_row(state.getTime()._value, row, variables.tolist())
+        if self._at_once:
+            self.evaluator.disarm_memo()
+        else:
+            self.evaluator.arm_memo()
+        self._reported = self._begun = step
+        if self._snapshot is not None and step % self._snapshot[1] == 0:
+            self.save(simulation, self._snapshot[0])
+
+    # What a script calls.
+
+    def step(self, simulation: Any, steps: int) -> None:
+        """Advance the simulation with updates of the biases, whether or not this object is among the reporters.
+
+        Raises
+        ------
+        UqbiasError
+            What stopped an evaluation, with its message; elsewhere that reaches a script as an OpenMMException.
+        """
+        import openmm
+
+        if not (appended := any(reporter is self for reporter in simulation.reporters)):
+            simulation.reporters.append(self)
+        try:
+            simulation.step(steps)
+        except openmm.OpenMMException as error:
+            self._reraise()
+            # A coordinate that is NaN is what OpenMM sees of it.
+            self._refuse_broken(simulation.currentStep)
+            if "NaN" in str(error):
+                raise UqbiasError(f"after step {simulation.currentStep}: {error}", host.BROKEN) from error
+            raise
+        finally:
+            if not appended:
+                simulation.reporters[:] = [reporter for reporter in simulation.reporters if reporter is not self]
+
+    def getCollectiveVariables(self, simulation: Any) -> tuple[float, ...]:  # noqa: N802
+        """Values of the variables of the biases at the current positions, in the order of ``names``."""
+        self._check(simulation)
+        return tuple(self._observe(simulation.context).tolist())
+
+    def free_energy(self, x: NDArray[Any] | None = None) -> tuple[Array, Array]:
+        """Free energy that the first bias with an estimate gives, kJ/mol; see its ``free_energy``."""
+        for bias in self.bias.biases:
+            if hasattr(bias, "free_energy"):
+                found: tuple[Array, Array] = bias.free_energy(x)
+                return found
+        raise UqbiasError("none of the biases estimates a free energy", "reweight the COLVAR file")
+
+    def extend(self, topology: Any, positions: Any) -> tuple[Any, Any]:
+        """Topology and positions with the extended variables, each where the variable is that it follows.
+
+        Parameters
+        ----------
+        topology : openmm.app.Topology of the System as it was.
+        positions : Quantity, or [P, 3] nm.
+
+        Returns
+        -------
+        topology : a copy with one atom more, without element, for each extended variable; for the Simulation and its
+            reporters. The temperature that a StateDataReporter tells counts three degrees of freedom for each.
+        positions : Quantity [P + K, 3].
+        """
+        from openmm import unit
+
+        added = self._computation.extended
+        x = np.asarray(host.value(positions), dtype=np.float64)
+        if len(x) + len(added) != self._system.getNumParticles():
+            raise UqbiasError(
+                f"{len(x)} positions for a System of {self._system.getNumParticles() - len(added)} particles",
+                "give those of the System without the extended variables",
+            )
+        x = np.concatenate([x, np.zeros((len(added), 3))])
+        if not added:
+            return topology, x * unit.nanometer
+        self._computation.evaluate(x, self._computation.box, narrow=False)
+        found = self._last_variables()
+        for one in self.bias.extended:
+            x[added[one.name], 0] = found[self.names.index(one.of)]
+        return extend_topology(topology, list(added)), x * unit.nanometer
+
+    def save(self, simulation: Any, path: str | Path) -> None:
+        """Write a snapshot: one file, atomically, with all that `load` needs to go on.
+
+        Positions, velocities, box, extended variables, state of integrator and random numbers, biases, the step.
+        """
+        self._check(simulation)
+        check_file(Path(path))
+        if self._output is None:
+            self._open(simulation)
+        arrays = state_of_context(simulation.context) | self.evaluator.memo()
+        own = {"step": int(simulation.currentStep), **self._settings(simulation)}
+        write_snapshot(path, host.atomic_numbers(simulation), own, arrays, self.bias)
+
+    def load(self, simulation: Any, path: str | Path) -> None:
+        """Go on from a snapshot, with Simulation and biases made the same way; HILLS and COLVAR are put back to it.
+
+        A HILLS file that is not of this run is kept, as ``bck.0.HILLS``.
+
+        On the Reference platform the trajectory is then bit for bit that of a run without interruption, hills
+        included; not with a barostat, whose step size OpenMM does not keep.
+
+        Raises
+        ------
+        UqbiasError
+            If the file is not a whole snapshot, or one of another system, other settings or other biases, or COLVAR is
+            bad or has other columns; then nothing was changed.
+        """
+        self._check(simulation)
+        timestep = host.timestep_fs(simulation)
+        numbers, particles = host.atomic_numbers(simulation), simulation.system.getNumParticles()
+        own, arrays = open_snapshot(path, numbers, self._settings(simulation), self.bias, particles)
+        rows = kept_rows(self._colvar, self.names, timestep, float(arrays["time"]))
+        restore_bias(path, self.bias, arrays)
+        restore_context(path, simulation.context, arrays)
+        self.evaluator.restore_memo(arrays)
+        self.evaluator.broken[:] = False
+        self._reported = self._begun = own["step"]
+        if self._output is not None:
+            self._output.close()
+        rewind(self._hills, self._colvar, rows, timestep, own["step"])
+        self._output = Output(self._hills, self._colvar, self.names, timestep, append=True)
+
+    def serialize(self, system: Any) -> str:
+        """XML of a System with this force, to be deserialised in any process, with the biases as they are now.
+
+        There the biases stay so: nothing updates them. In this process the force that is read is the live one. OpenMM
+        pickles the function of a force when the force is made; so what its own ``XmlSerializer.serialize(system)``
+        writes knows the biases in this process only, and elsewhere stops with an error at the first evaluation.
+
+        Raises
+        ------
+        UqbiasError
+            If the model is one in memory, or the force is a TorchForce.
+        """
+        return serialize(system, self._computation, self._recipe())
+
+    def _check(self, simulation: Any) -> None:
+        """What can only be seen once there is a Simulation."""
+        if self._checked:
+            return
+        host.check_elements(simulation, self._atoms, self.evaluator.numbers)
+        if self.bias.extended:
+            refuse_company(simulation.system, self.bias.extended[0].name)
+        if self._computation.box is not None:
+            vectors = simulation.context.getState().getPeriodicBoxVectors(asNumpy=True)
+            self._computation.box = np.asarray(vectors._value, dtype=np.float64)
+        self._at_once = host.compares_energies(simulation)
+        self.evaluator.broken[:] = False
+        self._checked = True
+
+    def _open(self, simulation: Any) -> None:
+        timestep = host.timestep_fs(simulation)
+        if self._restart:
+            set_timestep(self._hills, timestep)
+        self._output = Output(self._hills, self._colvar, self.names, timestep, append=self._restart)
+
+    def _observe(self, context: Any) -> Array:
+        """[C] variables at the current positions, from an evaluation of this force alone."""
+        import openmm
+
+        try:
+            context.getState(forces=True, groups={self.force.getForceGroup()})
+        except openmm.OpenMMException:
+            self._reraise()
+            raise
+        if self.evaluator.last is None:
+            raise UqbiasError(
+                "the force of these biases is not in the simulation's System",
+                "make the Simulation from the System that they were made with, after it",
+            )
+        return self._last_variables()
+
+    def _refuse_broken(self, step: int) -> None:
+        if self.evaluator.last is not None:
+            variables = dict(zip(self.names, self._last_variables().tolist(), strict=True))
+            energy = float(self.evaluator.last.energy[0])
+            host.refuse_broken(step, self.pace, self.evaluator.broken, variables, energy)
+
+    def _last_variables(self) -> Array:
+        last = self.evaluator.last
+        found = np.zeros(0) if last is None else last.variables[0].detach().cpu().numpy()
+        return np.asarray(found[: len(self.names)], dtype=np.float64)
+
+    def _settings(self, simulation: Any) -> dict[str, float]:
+        return {"timestep_fs": host.timestep_fs(simulation), "temperature": self.temperature}
+
+    def _reraise(self) -> None:
+        self.evaluator.reraise()
+        error, self._computation.exception = self._computation.exception, None
+        if error is not None:
+            raise error
+
+    def _recipe(self) -> Recipe:
+        if isinstance(self._source, torch.nn.Module):
+            return Recipe(None, None, fault=("a force of a model in memory cannot be written", "give the model's file"))
+        made = self._computation
+        atoms = tuple(range(self.evaluator.n_atoms)) if self._atoms is None else self._atoms
+        return Recipe(
+            self._source,
+            None if self._atoms is None and self._source is not None else atoms,
+            bias=self.bias,
+            variables=self._graph,
+            external=made.external,
+            extended=made.extended,
+            periodic=made.periodic,
+            box=made.box,
+            narrow=made.narrow,
+            options=self._options,
+        )

@@ -1,0 +1,115 @@
+"""Several processes, on one machine or many, that fill one metadynamics bias through files in a common folder."""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from pathlib import Path
+
+from uqbias.bias.metad import MetaD
+from uqbias.errors import UqbiasError
+from uqbias.runs.hills import hills_header, hills_lines, parse_hills
+from uqbias.runs.plumed_files import check_tempering
+
+
+class SharedHills:
+    """Exchanges hills with the other processes that use the same folder.
+
+    Each process appends its hills to a file of its own, ``HILLS.<name>`` in PLUMED's format, and reads what came since
+    the last time in those of the others; a line that is still being written waits. The folder is the whole truth: a
+    process that begins, or begins again after a crash, starts from all hills in it, its own earlier ones included, so
+    none is lost and none counts twice.
+
+    Parameters
+    ----------
+    folder : common to all processes; made if missing.
+    bias : the bias of this process; emptied and filled from the folder.
+    timestep_fs : of the MD, for the times in the files.
+    name : of this process; unique by itself if None.
+
+    Raises
+    ------
+    UqbiasError
+        If a file there is about other variables, another kernel or another bias factor, or a line is bad.
+    """
+
+    def __init__(self, folder: str | Path, bias: MetaD, timestep_fs: float, *, name: str | None = None) -> None:
+        self.folder, self.bias, self.timestep_fs = Path(folder), bias, float(timestep_fs)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = name or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        self.path = self.folder / f"HILLS.{name}"
+        self._headers: dict[Path, str] = {}
+        # Bytes and lines of each file that were read.
+        self._read: dict[Path, int] = {}
+        self._lines: dict[Path, int] = {}
+        bias.reset()
+        for path in sorted(self.folder.glob("HILLS.*")):
+            self._deposit(path)
+        # A last line cut by a crash is removed, so that the next one does not run into it.
+        if self.path.is_file():
+            with self.path.open("r+b") as stream:
+                stream.truncate(self._read.get(self.path, 0))
+        if not self._read.get(self.path):
+            self._append(hills_header(bias))
+        self._own = len(bias.hills)
+
+    def write(self) -> None:
+        """Append this process's new hills to its file: a kill loses none of them, a power cut those since `sync`."""
+        hills = self.bias.hills
+        if len(hills) > self._own:
+            self._append(hills_lines(hills[self._own :], self.timestep_fs * 1e-3))
+            self._own = len(hills)
+
+    def sync(self) -> int:
+        """`write`, and take over the hills of the others; returns how many came.
+
+        Call it between steps, right after the bias's own update.
+        """
+        self.write()
+        with self.path.open("rb") as stream:
+            os.fsync(stream)
+        before = len(self.bias.hills)
+        for path in sorted(self.folder.glob("HILLS.*")):
+            if path != self.path:
+                self._deposit(path)
+        self._own = len(self.bias.hills)
+        return self._own - before
+
+    def _append(self, text: str) -> None:
+        # One write of whole lines, which the others may read at any time.
+        with self.path.open("ab", buffering=0) as stream:
+            stream.write(text.encode())
+
+    def _deposit(self, path: Path) -> None:
+        """Add the hills that came to a file since it was last read."""
+        if not path.is_file():
+            return
+        with path.open("rb") as stream:
+            stream.seek(self._read.get(path, 0))
+            content = stream.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        if not whole:
+            return
+        text = whole.decode("utf-8", errors="replace")
+        if path not in self._headers:
+            header = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+            if not header:
+                return
+            expected = hills_header(self.bias)
+            if header != expected:
+                raise UqbiasError(
+                    f"{path} holds hills of another bias: '{header.splitlines()[0]}', this one writes "
+                    f"'{expected.splitlines()[0]}' with kernel {self.bias.kernel}",
+                    "give each bias a folder of its own",
+                )
+            self._headers[path] = header
+        before = 0
+        if path in self._lines:
+            text = self._headers[path] + text
+            before = self._lines[path] - self._headers[path].count("\n")
+        hills = parse_hills(text, path, self.timestep_fs, before=before)
+        check_tempering(hills, path, self.bias)
+        self.bias.load_hills(hills)
+        self._read[path] = self._read.get(path, 0) + len(whole)
+        self._lines[path] = before + text.count("\n")

@@ -1,0 +1,98 @@
+"""Biases and collective variables from the sections of a campaign file."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uqbias.errors import UqbiasError
+from uqbias.registry import BIASES
+from uqbias.variables.names import EXTENDED
+
+if TYPE_CHECKING:
+    from uqbias.bias.base import BiasSum
+
+Array = NDArray[np.float64]
+#: (kind, options) of each part of a bias.
+BiasParts = tuple[tuple[str, dict[str, Any]], ...]
+Periods = Mapping[str, float]
+
+
+def build_bias(parts: BiasParts, temperature: float, periods: Periods | None = None) -> BiasSum:
+    """Sum of the biases named.
+
+    Parameters
+    ----------
+    parts : (kind, options) of each; see `completed` for what may be left out.
+    temperature : K.
+    periods : of the variables that have one, by name.
+
+    Raises
+    ------
+    UqbiasError
+        If a kind or an option is not known, or out of range.
+    """
+    from uqbias.bias.base import BiasSum
+
+    built = []
+    for kind, options in completed(parts, temperature, periods):
+        try:
+            built.append(BIASES.get(kind)(**options))
+        except TypeError as error:
+            raise UqbiasError(f"bias '{kind}' with {options}: {error}", "check its options") from None
+    return BiasSum(built)
+
+
+def completed(
+    parts: BiasParts, temperature: float, periods: Periods | None = None, lowest: float | None = None
+) -> BiasParts:
+    """The parts with the temperature of the MD, the periods of their variables and numbers in place of ``lowest``.
+
+    Parameters
+    ----------
+    lowest : driver's lowest value over the labelled frames, for ``reflect_at: lowest``.
+
+    Raises
+    ------
+    UqbiasError
+        If a kind is not known, or a variable has a period and the bias has no use for one.
+    """
+    known = dict(periods or {})
+    known |= {f"{EXTENDED}{name}": period for name, period in known.items()}
+    result = []
+    for kind, options in parts:
+        taken = inspect.signature(BIASES.get(kind)).parameters
+        full = dict(options)
+        names = full.get("variables", ("u",))
+        names = (names,) if isinstance(names, str) else names
+        own = [known.get(name) for name in names]
+        if "temperature" in taken:
+            full.setdefault("temperature", temperature)
+        if "periods" in taken:
+            full.setdefault("periods", own)
+        elif any(own):
+            raise UqbiasError(f"{kind} on '{names[0]}', which is periodic", "choose a variable without a period")
+        if "reflect_at" in full and lowest is not None:
+            full["reflect_at"] = _reflected(full["reflect_at"], names, lowest)
+        result.append((kind, full))
+    return tuple(result)
+
+
+def _reflected(bound: Any, names: Sequence[str], lowest: float) -> Any:
+    """Bounds with ``lowest`` as a number for the driver and None for variables that have no such bound."""
+
+    def one(value: Any, name: str) -> Any:
+        if value != "lowest":
+            return value
+        return lowest if name == "u" else None
+
+    if isinstance(bound, list | tuple):
+        return [one(value, name) for value, name in zip(bound, names, strict=True)]
+    if bound != "lowest":
+        return bound
+    found = [one(bound, name) for name in names]
+    return found[0] if len(found) == 1 else found

@@ -1,0 +1,294 @@
+"""Metadynamics: Gaussian hills of all walkers on one growing grid of one to three variables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from uqbias.bias.base import Array, Bias, Probe
+from uqbias.bias.grid import GrowingGrid, hermite, outer
+from uqbias.bias.options import number, per_variable, positive
+from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.units import kt
+
+#: Grid points per sigma in one, two, three dimensions. The Hermite error of one Gaussian is 3/384 of (spacing/sigma)⁴
+#: per dimension: 8e-7, 1e-5 and 5e-4 of its height.
+POINTS_PER_SIGMA = (10, 5, 2)
+#: A hill ends where it has fallen to exp(-6²/2) = 1.5e-8 of its height.
+SUPPORT = 6.0
+KERNELS = ("gaussian", "stretched-gaussian")
+#: PLUMED's kernels end where Σ (x - x_k)²/2σ² is 6.25; they are stretched so that they fall to zero there.
+CUTOFF = 6.25
+STRETCH = 1.0 / (1.0 - math.exp(-CUTOFF))
+
+
+def hill_type(dimensions: int) -> np.dtype[Any]:
+    """A hill: step, centre and sigma [D] in units of the variables, height in kJ/mol as added, bias factor or 1."""
+    vector = ("f8", (dimensions,))
+    return np.dtype([("step", "i8"), ("centre", *vector), ("sigma", *vector), ("height", "f8"), ("biasfactor", "f8")])
+
+
+class MetaD(Bias):
+    """Standard or well-tempered metadynamics; several walkers share one bias.
+
+    V(x) = Σ_k h_k Π_d exp(-(x_d - x_kd)²/2σ_d²) (Laio and Parrinello, PNAS 99, 12562, 2002). Untempered: h_k = height.
+    Well-tempered (Barducci, Bussi, Parrinello, Phys. Rev. Lett. 100, 020603, 2008): h_k = height ·
+    exp(-V(x_k)/(k_B T (γ-1))) with V before the deposition.
+
+    Every ``pace`` steps, but not at step 0, each walker adds a hill. The heights of all hills of one step come from
+    the bias as it was before that step, as in PLUMED's METAD with WALKERS_MPI, so the order of the walkers does not
+    matter. A hill deposited at step k acts from step k+1 on. A hill costs its support on the grid, a step costs the
+    same whatever the number of hills.
+
+    Parameters
+    ----------
+    variables : names of the 1 to 3 variables.
+    periods : of each, None where it has none; a hill counts by the nearest image, as in PLUMED.
+    height : kJ/mol.
+    sigma : width of the hills, in units of the variables; one number for all, or one each.
+    pace : steps between depositions.
+    biasfactor : γ > 1 for well-tempered, None for standard metadynamics.
+    temperature : K; of use only for well-tempered metadynamics.
+    reflect_at : lowest value that a variable can take, or None; one for all or one each. Each hill near it gets a
+        mirror image beyond it, as a hill of its own: without that V falls off towards the bound, and walkers are held
+        there (Crespo, Marinelli, Pietrucci and Laio, Phys. Rev. E 81, 055701, 2010).
+    kernel : ``gaussian``, or ``stretched-gaussian``: that of PLUMED's METAD, a Gaussian from Σ (x/σ)²/2 = 6.25 on zero
+        and made to fall to zero there, (exp(-x²/2) - e^-6.25)/(1 - e^-6.25).
+    grid_range : [minimum, maximum] of each variable that the grid spans from the beginning, or None; it grows where
+        the variable leaves it.
+
+    Attributes
+    ----------
+    grid : the bias on its grid, float64.
+
+    Raises
+    ------
+    UqbiasError
+        If a parameter is out of range.
+    """
+
+    kind = "metadynamics"
+
+    def __init__(
+        self,
+        *,
+        variables: Sequence[str] = ("u",),
+        periods: Sequence[float | None] | None = None,
+        height: float = 1.0,
+        sigma: float | Sequence[float] = 1.0,
+        pace: int = 50,
+        biasfactor: float | None = 10.0,
+        temperature: float = 300.0,
+        reflect_at: float | Sequence[float | None] | None = None,
+        kernel: str = "gaussian",
+        grid_range: Sequence[Sequence[float] | None] | None = None,
+    ) -> None:
+        super().__init__(variables)
+        if kernel not in KERNELS:
+            raise UqbiasError(f"unknown kernel '{kernel}' of metadynamics", did_you_mean(kernel, KERNELS))
+        self.kernel = kernel
+        self._support = SUPPORT if kernel == "gaussian" else math.sqrt(2 * CUTOFF)
+        for name, value in (("height", height), ("pace", pace), ("temperature", temperature)):
+            positive(self.kind, name, value)
+        if biasfactor is not None and not 1 < number(self.kind, "biasfactor", biasfactor) < math.inf:
+            raise UqbiasError(
+                f"metadynamics with biasfactor {biasfactor}", "give a finite one > 1, or None for untempered"
+            )
+        count = len(self.variables)
+        self.sigma = np.array(per_variable(self.kind, "sigma", sigma, count), dtype=np.float64)
+        for width in self.sigma.tolist():
+            positive(self.kind, "sigma", width)
+        self.height, self.pace = float(height), int(pace)
+        self.biasfactor = None if biasfactor is None else float(biasfactor)
+        self.temperature = float(temperature)
+        self.reflect_at = tuple(
+            None if bound is None else float(bound)
+            for bound in per_variable(self.kind, "reflect_at", reflect_at, count)
+        )
+        self.periods = tuple(per_variable(self.kind, "periods", periods, count))
+        self._fineness = POINTS_PER_SIGMA[min(count, 3) - 1]
+        if grid_range is not None:
+            _check_range(grid_range, count)
+        self.grid = GrowingGrid((self.sigma / self._fineness).tolist(), self._state, self.periods, grid_range)
+        self._hills = np.empty(256, dtype=hill_type(count))
+        self._count = 0
+
+    def energy(self, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        return hermite(x, state, self.periods)
+
+    @property
+    def hills(self) -> NDArray[Any]:
+        """Record array of the hills so far with fields step, centre, sigma, height, biasfactor (see `hill_type`)."""
+        return self._hills[: self._count]
+
+    def update(self, step: int, x: NDArray[Any], probe: Probe | None = None) -> None:
+        if self.frozen or step <= 0 or step % int(self.pace or 1):
+            return
+        centres = np.asarray(x, dtype=np.float64)
+        centres = centres[np.isfinite(centres).all(axis=1)]
+        if not len(centres):
+            return
+        heights = np.full(len(centres), self.height)
+        if self.biasfactor is not None:
+            heights *= np.exp(-self.value(centres) / (kt(self.temperature) * (self.biasfactor - 1)))
+        centres, heights = self._with_images(centres, heights)
+        hills: NDArray[Any] = np.empty(len(centres), dtype=self._hills.dtype)
+        hills["step"], hills["centre"], hills["sigma"] = step, centres, self.sigma
+        hills["height"], hills["biasfactor"] = heights, self.biasfactor or 1.0
+        self.deposit(hills)
+
+    def _with_images(self, centres: Array, heights: Array) -> tuple[Array, Array]:
+        for d, bound in enumerate(self.reflect_at):
+            if bound is not None:
+                near = np.abs(centres[:, d] - bound) < self._support * self.sigma[d]
+                images = centres[near]
+                images[:, d] = 2 * bound - images[:, d]
+                centres, heights = np.concatenate([centres, images]), np.concatenate([heights, heights[near]])
+        return centres, heights
+
+    def deposit(self, hills: NDArray[Any]) -> None:
+        """Add hills (of `hill_type`) as they are."""
+        reach = self._support * hills["sigma"]
+        self.grid.cover((hills["centre"] - reach).min(axis=0), (hills["centre"] + reach).max(axis=0))
+        windows = []
+        for hill in hills:
+            windows.append(self.grid.window(hill["centre"], self._support * hill["sigma"]))
+            self.grid.add(windows[-1], self._block(windows[-1], hill["sigma"], float(hill["height"])))
+        self.grid.push(windows)
+        self._append(hills)
+
+    def _block(self, window: Sequence[tuple[Any, Array]], sigma: Array, height: float) -> Array:
+        """Values and mixed derivatives of one hill on its window."""
+        scaled = [offset / width for (_, offset), width in zip(window, sigma, strict=True)]
+        factors = []
+        for z, width in zip(scaled, sigma, strict=True):
+            values = np.exp(-0.5 * z * z)
+            factors.append((values, -values * z / width))
+        block = height * outer(factors)
+        if self.kernel != "gaussian":
+            inside = 0.5 * sum(np.square(z) for z in np.ix_(*scaled)) < CUTOFF
+            block[..., 0] -= height * math.exp(-CUTOFF)
+            block *= STRETCH * np.asarray(inside)[..., None]
+        return block
+
+    def _append(self, hills: NDArray[Any]) -> None:
+        needed = self._count + len(hills)
+        if needed > len(self._hills):
+            more = np.empty(max(needed, 256), dtype=self._hills.dtype)
+            self._hills = np.concatenate([self.hills, more])
+        self._hills[self._count : needed] = hills
+        self._count = needed
+
+    def value(self, x: NDArray[Any]) -> Array:
+        """Bias V [n] in kJ/mol, float64, at ``x`` [n, D] (or [n] for one variable)."""
+        return self.grid.value(x)
+
+    def free_energy(self, x: NDArray[Any] | None = None) -> tuple[Array, Array]:
+        """Free energy that the bias estimates, F(x) = -γ/(γ-1) V(x), or -V(x) if untempered; lowest is 0.
+
+        With hills of a well-tempered run V converges to -(1 - 1/γ) F. The estimate holds for the model's energy, and
+        for converged runs only.
+
+        Parameters
+        ----------
+        x : [n, D] where to give it; the grid points between the outermost hill centres if None.
+
+        Returns
+        -------
+        x : [n, D].
+        F : [n] kJ/mol.
+        """
+        if x is None:
+            x = np.stack(np.meshgrid(*self._spanned(), indexing="ij"), axis=-1)
+        at = np.asarray(x, dtype=np.float64).reshape(-1, len(self.variables))
+        factor = 1.0 if self.biasfactor is None else self.biasfactor / (self.biasfactor - 1)
+        energy = -factor * self.value(at)
+        return at, energy - (energy.min() if len(energy) else 0.0)
+
+    def _spanned(self) -> list[Array]:
+        if not self._count:
+            raise UqbiasError("no hills, no free energy", "run with the bias first, or load hills")
+        centres, axes = self.hills["centre"], []
+        for d, period in enumerate(self.periods):
+            points = self.grid.points(d)
+            inside = (points >= centres[:, d].min()) & (points <= centres[:, d].max())
+            axes.append(points if period is not None else points[inside])
+        return axes
+
+    def load_hills(self, hills: NDArray[Any]) -> None:
+        """Add hills of an earlier run, such as `uqbias.runs.series.read_hills` gives; their own sigma is kept.
+
+        Raises
+        ------
+        UqbiasError
+            If the hills have another number of variables, or one is narrower than half of this bias's sigma, which
+            its grid could not resolve.
+        """
+        if hills["centre"].shape[1:] != (len(self.variables),):
+            raise UqbiasError(
+                f"hills of {hills['centre'].shape[-1]} variable(s) for a bias on {list(self.variables)}",
+                "give the HILLS file of the same variables",
+            )
+        if len(hills) and (hills["sigma"].min(axis=0) < 0.5 * self.sigma).any():
+            raise UqbiasError(
+                f"hills of sigma {hills['sigma'].min(axis=0).tolist()} on a grid made for sigma {self.sigma.tolist()}",
+                "give the bias the sigma of those hills",
+            )
+        for start in range(0, len(hills), 1000):
+            self.deposit(hills[start : start + 1000])
+
+    def reset(self) -> None:
+        self._count = 0
+        self.grid.clear()
+
+    def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> MetaD:
+        self._dtype, self._device = dtype, torch.device(device)
+        self.grid.to(dtype, device)
+        return self
+
+    def checkpoint(self) -> dict[str, NDArray[Any]]:
+        return {
+            "origin": self.grid.origin.copy(),
+            "spacing": self.grid.spacing.copy(),
+            "table": self.grid.table.copy(),
+            **{f"hill_{name}": self.hills[name].copy() for name in self._hills.dtype.names or ()},
+        }
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        fields = self._hills.dtype.names or ()
+        names = {"origin", "spacing", "table", *(f"hill_{name}" for name in fields)}
+        if set(arrays) != names:
+            raise UqbiasError(f"checkpoint with {sorted(arrays)}", f"one of metadynamics holds {sorted(names)}")
+        spacing = np.asarray(arrays["spacing"])
+        if spacing.shape != self.grid.spacing.shape or not np.allclose(spacing, self.grid.spacing, rtol=1e-12):
+            raise UqbiasError(
+                f"checkpoint of a bias with sigma {(spacing * self._fineness).round(6).tolist()}, this one has sigma "
+                f"{self.sigma.tolist()}",
+                "continue with the same variables and sigma",
+            )
+        self.grid.load(arrays["origin"], arrays["table"])
+        hills = np.empty(len(arrays["hill_step"]), dtype=self._hills.dtype)
+        for name in fields:
+            hills[name] = arrays[f"hill_{name}"]
+        self._count = 0
+        self._append(hills)
+
+
+def _check_range(grid_range: Sequence[Sequence[float] | None], count: int) -> None:
+    if len(grid_range) != count:
+        raise UqbiasError(f"metadynamics with grid_range {grid_range} for {count} variable(s)", "give one each")
+    for span in grid_range:
+        if span is not None and not (np.shape(span) == (2,) and math.isfinite(span[1] - span[0])):
+            raise UqbiasError(f"metadynamics with grid_range {grid_range}", "give [minimum, maximum] of each, finite")
+
+
+def metadynamics_parts(biases: Sequence[Bias | None]) -> list[MetaD]:
+    """Each metadynamics among the biases, that inside a WTM-eABF included."""
+    found = [bias if isinstance(bias, MetaD) else getattr(bias, "metadynamics", None) for bias in biases]
+    return [part for part in found if isinstance(part, MetaD)]

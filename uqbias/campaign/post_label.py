@@ -1,0 +1,44 @@
+"""Which paid labels are used for training: only those far outside of any physical region are left out."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from uqbias.molecule.frames import Frames
+
+#: Verdict of an accepted label.
+ACCEPTED = ""
+
+
+def label_verdicts(
+    frames: Frames, reference_energy: float, *, energy_window: float = 300.0, force_limit: float = 15000.0
+) -> list[str]:
+    """Judge labelled frames by the oracle's own numbers.
+
+    A tighter energy window would throw away half of the first round, which is the one that teaches the model what
+    a high energy looks like.
+
+    Parameters
+    ----------
+    frames : n labelled frames.
+    reference_energy : mean energy of the start frames, kJ/mol.
+    energy_window : kJ/mol above it that is still accepted.
+    force_limit : largest accepted force component, kJ/mol/nm.
+
+    Returns
+    -------
+    list of str
+        `ACCEPTED` (empty) or the reason of the rejection, one a frame.
+    """
+    energies, forces = frames.labels()
+    excess = energies - reference_energy
+    largest = np.abs(forces).reshape(len(frames), -1).max(axis=1, initial=0.0)
+    result = []
+    for above, force in zip(excess, largest, strict=True):
+        if not above <= energy_window:
+            result.append(f"rejected: oracle energy {above:.0f} kJ/mol above mean")
+        elif not force <= force_limit:
+            result.append(f"rejected: force component {force:.0f} kJ/mol/nm")
+        else:
+            result.append(ACCEPTED)
+    return result

@@ -1,0 +1,256 @@
+"""Exploration without MD: adversarial attacks, random distortions, and the frames of a pool, as candidates."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uqbias.campaign.samplers.md import Exploration
+from uqbias.errors import UqbiasError
+from uqbias.files import sha256, write_arrays, write_text
+from uqbias.model.inference import evaluate_frames
+from uqbias.molecule.frames import Frames, read_frames, write_frames
+
+if TYPE_CHECKING:
+    from uqbias.attacks.ascent import AttackResult
+    from uqbias.model.model import UncertaintyModel
+    from uqbias.runs.observation import ExternalBias
+
+Array = NDArray[np.float64]
+Advance = Callable[[int, str], None]
+
+FORMAT, VERSION = "uqbias-proposals", 1
+#: What an attack's or a distortion's status begins with where there is no geometry to propose.
+FAILED = "failed"
+#: Keys of a section that say how many, and not how.
+COUNT = "count"
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Geometries that a sampler proposes, n of them.
+
+    Attributes
+    ----------
+    positions : [n, N, 3] nm.
+    energy, cv, uncertainty : [n] what the model says of them: kJ/mol, driver, kJ/mol/nm.
+    columns : further facts, [n] each: where each comes from (``source``), what became of it (``status``), ...
+    """
+
+    positions: Array
+    energy: Array
+    cv: Array
+    uncertainty: Array
+    columns: Mapping[str, NDArray[Any]]
+
+    def __len__(self) -> int:
+        return len(self.energy)
+
+
+def explore_by_attack(
+    job: Exploration, advance: Advance | None = None, *, external: ExternalBias | None = None
+) -> dict[str, Any]:
+    """Distort labelled frames uphill in uncertainty, as long as their energy allows it; see `uqbias.attacks`.
+
+    Writes ``run.json``, ``observations.npz`` (the geometries reached, without the failed ones), ``candidates.xyz`` (the
+    same), ``events.jsonl`` (the failed attacks) and ``attacks.npz`` (the way of each attack) into the job's folder.
+
+    Parameters
+    ----------
+    job : starting frames with their weights, training energies, and ``options`` as the section ``attack``.
+    advance : told (iterations done, note) while it runs.
+
+    Returns
+    -------
+    dict
+        ``steps`` (0: of MD), ``stopped`` (how many attacks failed), ``runner``, ``proposed`` (how many geometries were
+        asked for).
+
+    Raises
+    ------
+    UqbiasError
+        If the job does not fit the model, or forces are given.
+    """
+    from uqbias.attacks.ascent import AttackOptions, attack
+
+    options = _options(job, external)
+    model, start, source = _begin(job, options.pop(COUNT))
+    result = attack(
+        model,
+        start,
+        AttackOptions(**options),
+        training_energies=job.energies,
+        variables=job.variables,
+        seed=job.seed,
+        advance=advance,
+    )
+    # Total energies have their digits before the point; all else is drawn.
+    ways = {
+        name: values if name == "energy" else values.astype(np.float32) for name, values in result.trajectory.items()
+    }
+    write_arrays(job.folder / "attacks.npz", {**ways, "status": np.array(result.status)}, compressed=True)
+    return _finish(job, model, *_sorted_out(job, result, source), runner=result.runner)
+
+
+def explore_at_random(
+    job: Exploration, advance: Advance | None = None, *, external: ExternalBias | None = None
+) -> dict[str, Any]:
+    """Distort labelled frames at random: what attacks are to be better than.
+
+    Writes the files of `explore_by_attack`, without ``attacks.npz``.
+
+    Parameters
+    ----------
+    job : as for `explore_by_attack`, with ``options`` as the section ``random``.
+    advance : told (distortions done, note).
+    """
+    from uqbias.attacks.random import RandomOptions, distort_at_random
+
+    options = _options(job, external)
+    model, start, source = _begin(job, options.pop(COUNT))
+    result = distort_at_random(model, start, RandomOptions(**options), variables=job.variables, seed=job.seed)
+    if advance is not None:
+        advance(len(start), "")
+    return _finish(job, model, *_sorted_out(job, result, source), runner="none")
+
+
+def explore_pool(
+    job: Exploration, advance: Advance | None = None, *, external: ExternalBias | None = None
+) -> dict[str, Any]:
+    """Propose every frame of a file that is not known yet.
+
+    Writes ``run.json``, ``observations.npz``, ``candidates.xyz`` and an empty ``events.jsonl``.
+
+    Parameters
+    ----------
+    job : ``options`` holds ``file``; ``known`` are the geometries that are labelled, or that the oracle failed on.
+    advance : told (frames done, note).
+    """
+    from uqbias.model.model import UncertaintyModel
+    from uqbias.oracles.pool import Places
+
+    options = _options(job, external)
+    model = UncertaintyModel.load(job.model)
+    frames = read_frames(options["file"], labelled=False)
+    if tuple(frames.numbers.tolist()) != tuple(model.numbers):
+        raise UqbiasError(
+            f"pool.file = {options['file']} has atoms {frames.numbers.tolist()}, the model {list(model.numbers)}",
+            "use the same molecule, in the same order of atoms, in both",
+        )
+    left = np.arange(len(frames))
+    if job.known is not None and len(job.known):
+        left = np.flatnonzero(Places(job.known).find(frames.positions)[0] < 0)
+    proposals = evaluated(model, frames.positions[left], source=left, status=np.full(len(left), "pool"))
+    if advance is not None:
+        advance(len(frames), f"{len(left)} without a label")
+    return _finish(job, model, proposals, [], runner="none")
+
+
+def evaluated(model: UncertaintyModel, positions: Array, **columns: NDArray[Any]) -> Proposals:
+    """Proposals with what a model says of them; ``positions`` [n, N, 3] nm, ``columns`` [n] each."""
+    if not len(positions):
+        nothing = np.empty(0)
+        return Proposals(positions, nothing, nothing, nothing, columns)
+    found = evaluate_frames(model, positions)
+    return Proposals(positions, found.energy, found.cv, found.uncertainty, columns)
+
+
+def _options(job: Exploration, external: ExternalBias | None) -> dict[str, Any]:
+    if external is not None:
+        raise UqbiasError("external forces on a sampler without MD", "take sampler: metadynamics or md")
+    job.folder.mkdir(parents=True, exist_ok=True)
+    return dict(job.options)
+
+
+def _begin(job: Exploration, count: int) -> tuple[UncertaintyModel, Array, NDArray[np.int64]]:
+    """The model, the frames [n, N, 3] nm to distort, and which of the job's frames they are [n]."""
+    from uqbias.model.model import UncertaintyModel
+
+    weights = job.safe_weights / job.safe_weights.sum()
+    random = np.random.default_rng(job.seed)
+    # Each frame as often as its weight asks for, to within one: no frame is left out by chance.
+    share = count * weights
+    times = np.floor(share).astype(np.int64)
+    rest = share - times
+    missing = count - int(times.sum())
+    if missing:
+        # The fractions left over add up to the number missing: systematic sampling takes each with its fraction.
+        places = np.searchsorted(np.cumsum(rest), random.random() + np.arange(missing))
+        np.add.at(times, np.minimum(places, len(rest) - 1), 1)
+    source = random.permutation(np.repeat(np.arange(len(weights)), times))
+    return UncertaintyModel.load(job.model), job.safe_frames[source], source
+
+
+def _sorted_out(
+    job: Exploration, result: AttackResult, source: NDArray[np.int64]
+) -> tuple[Proposals, list[dict[str, Any]]]:
+    """The geometries worth proposing, and an event for each that failed."""
+    status = np.asarray(result.status, dtype=str)
+    finite = np.isfinite(result.positions).all(axis=(1, 2)) & np.isfinite(result.energy)
+    failed = np.char.startswith(status, FAILED) | ~finite
+    names = np.array(job.names or [str(place) for place in range(len(job.safe_frames))])
+    events = [
+        {"attack": int(index), "source": str(names[source[index]]), "reason": str(status[index])}
+        for index in np.flatnonzero(failed)
+    ]
+    good = np.flatnonzero(~failed)
+    columns = {
+        "attack": good,
+        "source": names[source[good]],
+        "status": status[good],
+        "log_likelihood": result.log_likelihood[good],
+        "norm": result.norm[good],
+        "iterations": result.iterations[good],
+    }
+    return Proposals(
+        result.positions[good], result.energy[good], result.cv[good], result.uncertainty[good], columns
+    ), events
+
+
+def _finish(
+    job: Exploration, model: UncertaintyModel, proposals: Proposals, events: list[dict[str, Any]], *, runner: str
+) -> dict[str, Any]:
+    """Write what every sampler of this module writes."""
+    n = len(proposals)
+    lines = "".join(json.dumps(event) + "\n" for event in events)
+    write_text(job.folder / "events.jsonl", lines)
+    columns = {
+        "positions": proposals.positions,
+        "energy": proposals.energy,
+        "cv": proposals.cv,
+        "uncertainty": proposals.uncertainty,
+        "bias": np.zeros(n),
+        "restarted": np.zeros(n, dtype=bool),
+        **proposals.columns,
+    }
+    # One observation of n walkers, as the harvest reads what MD has seen.
+    seen = {"step": np.array([1]), **{name: values[None] for name, values in columns.items()}}
+    write_arrays(job.folder / "observations.npz", seen, compressed=True)
+    if n:
+        info = [
+            {"model_energy_kJ_per_mol": float(proposals.energy[i]), "uncertainty": float(proposals.uncertainty[i])}
+            | {name: values[i].item() for name, values in proposals.columns.items()}
+            for i in range(n)
+        ]
+        frames = Frames(np.array(model.numbers, dtype=np.int64), proposals.positions, info=info)
+        write_frames(job.folder / "candidates.xyz", frames)
+    counts = Counter(str(entry).partition(":")[0] for entry in proposals.columns["status"])
+    facts = {
+        "format": FORMAT,
+        "version": VERSION,
+        "options": job.options,
+        "seed": job.seed,
+        "model": {"path": str(job.model), "sha256": sha256(job.model)},
+        "topology": model.topology.to_dict(),
+        "proposed": n + len(events),
+        "failed": len(events),
+        "status": dict(counts),
+    }
+    write_text(job.folder / "run.json", json.dumps(facts, indent=1))
+    return {"steps": 0, "stopped": len(events), "runner": runner, "proposed": n + len(events)}

@@ -1,0 +1,311 @@
+"""The MD phase: groups of walkers explore with the last round's model; one group is one picklable task."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uqbias.bias.build import BiasParts, build_bias, completed
+from uqbias.errors import UqbiasError
+from uqbias.files import read_arrays, sha256
+from uqbias.variables.base import build_variables, periods_of
+
+if TYPE_CHECKING:
+    from uqbias.bias.base import BiasSum
+    from uqbias.md.guards import Guard
+    from uqbias.md.walkers import Walkers
+    from uqbias.model.inference import Evaluated
+    from uqbias.runs.observation import ExternalBias, Observation
+    from uqbias.runs.writer import RunWriter
+    from uqbias.variables.base import CollectiveVariable
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Exploration:
+    """One group of walkers.
+
+    Attributes
+    ----------
+    model : model file.
+    folder : where its output goes; made by the task.
+    biases : (kind, options) of each part of the bias; empty for unbiased MD.
+    md : the ``md`` section as a dict.
+    guards : the ``guards`` section as a dict.
+    safe_frames : [n, N, 3] nm, where walkers begin and begin again.
+    safe_weights : [n] probability of each safe frame.
+    reference : [N, 3] nm, geometry that gives bond lengths and chirality.
+    seed : of everything random here.
+    earlier_bias : checkpoint to go on from, or None.
+    variables : collective variables by name, as in a campaign file.
+    snapshot_every : steps between snapshots, rounded up to a multiple of the pace; None: no snapshots.
+    resume : go on with the run in the folder, if there is one.
+    options : the sampler's own section as a dict, where it has one.
+    energies : [m] kJ/mol, oracle energies of all accepted frames; None where there are none.
+    names : of the safe frames, ``"round/index"`` of their labels; may be empty.
+    known : [k, N, 3] nm, geometries that the oracle was asked for before; None where the sampler need not know.
+    """
+
+    model: Path
+    folder: Path
+    biases: BiasParts
+    md: dict[str, Any]
+    guards: dict[str, Any]
+    safe_frames: Array
+    safe_weights: Array
+    reference: Array
+    seed: int
+    earlier_bias: Path | None = None
+    variables: dict[str, dict[str, Any]] = field(default_factory=dict)
+    snapshot_every: int | None = None
+    resume: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+    energies: Array | None = None
+    names: tuple[str, ...] = ()
+    known: Array | None = None
+
+
+def make_guard(job: Exploration, model: Any) -> Any:
+    """The guard of a group of walkers; ``model`` is its `UncertaintyModel`."""
+    from uqbias.md.guards import Guard
+    from uqbias.model.inference import stiff_deviations
+
+    guards = job.guards
+    return Guard(
+        model.topology,
+        job.reference,
+        bond_range=(guards["bond_low"], guards["bond_high"]),
+        cv_cap=guards["cv_cap"],
+        uncertainty_cap=guards["uncertainty_cap"],
+        turned=lambda positions: stiff_deviations(model, positions),
+        max_turn=guards["stiff_torsion"],
+        keep_chirality=guards["chirality"],
+    )
+
+
+def starting_points(job: Exploration, guard: Any) -> tuple[Array, Array, NDArray[np.int64]]:
+    """Frames [n, N, 3] that the guard accepts, their probabilities [n], and which of them each walker begins at [W].
+
+    Raises
+    ------
+    UqbiasError
+        If the guard accepts none.
+    """
+    stopped = {violation.walker for violation in guard.check(job.safe_frames)}
+    safe = np.array([index for index in range(len(job.safe_frames)) if index not in stopped], dtype=np.int64)
+    if not len(safe):
+        raise UqbiasError("every labelled frame violates the guards", "widen guards.bond_low, guards.bond_high")
+    frames, weights = job.safe_frames[safe], job.safe_weights[safe]
+    weights = weights / weights.sum()
+    walkers = job.md["walkers"]
+    random = np.random.default_rng(job.seed)
+    return frames, weights, random.choice(len(frames), walkers, p=weights, replace=len(frames) < walkers)
+
+
+def explore(
+    job: Exploration, advance: Callable[[int, str], None] | None = None, *, external: ExternalBias | None = None
+) -> dict[str, Any]:
+    """Run one group of walkers and write its folder.
+
+    Writes ``run.json`` (what was run), ``observations.npz``, ``events.jsonl`` (walkers stopped), ``HILLS`` and
+    ``COLVAR``, a trajectory a walker with ``topology.pdb``, ``bias.npz``; see `uqbias.runs.writer.RunWriter`.
+
+    Parameters
+    ----------
+    advance : told (steps done, note) while it runs.
+    external : further OpenMM forces on the walkers, for a sampler of one's own. They are not part of a snapshot.
+
+    Returns
+    -------
+    dict
+        ``steps`` (of all walkers), ``stopped`` (how many times a walker was), ``runner``, ``evaluations``.
+
+    Raises
+    ------
+    UqbiasError
+        If the job does not fit the model, the machine, or, to be resumed, the run in its folder; or if all walkers
+        would be stopped where they begin.
+    """
+    import torch
+
+    from uqbias.model.inference import evaluate_frames
+    from uqbias.model.model import UncertaintyModel
+    from uqbias.runs.writer import RunWriter
+
+    torch.set_num_threads(1)
+    md = job.md
+    if external is not None and (job.resume or job.snapshot_every):
+        raise UqbiasError("snapshots of a run with external forces", "leave snapshot_every and resume out")
+    model = UncertaintyModel.load(job.model)
+    variables = build_variables(job.variables, model.topology, job.reference)
+    at_start = evaluate_frames(model, job.safe_frames)
+    lowest = _lowest(job, at_start)
+    parts = completed(job.biases, md["temperature"], periods_of(variables), lowest)
+    # What can be refused is, before a run.json says that there is a run.
+    _check(job, at_start, variables)
+    bias = build_bias(parts, md["temperature"]) if parts else None
+    guard = make_guard(job, model)
+    begin = starting_points(job, guard)
+    with RunWriter(
+        job.folder, {**_description(job, model, parts, variables), "lowest_u": lowest}, resume=job.resume
+    ) as writer:
+        if writer.finished is None:
+            walkers = _make_walkers(job, model, bias, variables, guard, begin, external)
+            writer.start(walkers, md["observe_every"], md["trajectory_every"])
+            _run(job, walkers, writer, advance)
+            writer.finish()
+            done = writer.totals
+        else:
+            done = {name: writer.finished[name] for name in ("stopped", "runner", "evaluations")}
+    return {"steps": md["steps"] * md["walkers"], **done, "was_finished": writer.finished is not None}
+
+
+def _check(job: Exploration, at_start: Evaluated, variables: Mapping[str, CollectiveVariable]) -> None:
+    """Raise UqbiasError for a platform that is not there, or if every walker would be stopped wherever it begins."""
+    import torch
+
+    from uqbias.compile.fused import check_device
+    from uqbias.md.stack import check_platform, choose_backend
+
+    backend, platform = choose_backend(job.md["backend"]), job.md["platform"]
+    if platform != "auto":
+        check_platform(platform, backend)
+    check_device(_device(job.md))
+    cap, lowest = job.guards["cv_cap"], at_start.cv.min()
+    if cap is not None and lowest > cap:
+        raise UqbiasError(
+            f"guards.cv_cap = {cap:g} is below the driver in all start frames, {lowest:.4g} at least",
+            "raise it, or null for none (of uqbias md: --cap, or --wall, which it follows)",
+        )
+    positions = torch.as_tensor(job.safe_frames)
+    for name, variable in variables.items():
+        with torch.no_grad():
+            if not torch.isfinite(variable(positions)).any():
+                raise UqbiasError(
+                    f"variables.{name} is not a finite number in any start frame", "give start frames that have one"
+                )
+
+
+def _device(md: Mapping[str, Any]) -> str:
+    return "cuda" if md["platform"] == "CUDA" else "cpu"
+
+
+def _lowest(job: Exploration, at_start: Evaluated) -> float:
+    """Driver's lowest value over the labelled frames; of a bias that is carried on, the one that it began with."""
+    if job.earlier_bias is not None:
+        earlier = json.loads((job.earlier_bias.parent / "run.json").read_text(encoding="utf-8"))
+        return float(earlier["lowest_u"])
+    return float(at_start.cv.min())
+
+
+def _description(
+    job: Exploration, model: Any, parts: BiasParts, variables: Mapping[str, CollectiveVariable]
+) -> dict[str, Any]:
+    """Content of ``run.json``; see `uqbias.runs.writer.RunWriter`."""
+    from uqbias.settings.file import flatten
+
+    md = job.md
+    facts = {
+        "temperature": md["temperature"],
+        "timestep_fs": md["timestep_fs"],
+        "pace": md["pace"],
+        "steps": md["steps"],
+        "walkers": md["walkers"],
+        "biases": [{"kind": kind, **options} for kind, options in parts],
+        "variables": {
+            name: {**variable.describe(), "period": variable.period, "unit": variable.unit}
+            for name, variable in variables.items()
+        },
+        "topology": model.topology.to_dict(),
+        "model": {"path": str(job.model), "sha256": sha256(job.model)},
+    }
+    geometry = hashlib.sha256()
+    for array in (job.safe_frames, job.safe_weights, job.reference):
+        geometry.update(np.ascontiguousarray(array, dtype=np.float64).tobytes())
+    settings = {
+        "md": {name: value for name, value in md.items() if name != "steps"},
+        "guards": job.guards,
+        "kinds of bias": [kind for kind, _ in parts],
+        "names of variables": [*variables],
+        "bias": facts["biases"],
+        "variables": facts["variables"],
+        "seed": job.seed,
+        "model": facts["model"]["sha256"],
+        "start frames": geometry.hexdigest(),
+        "earlier bias": None if job.earlier_bias is None else sha256(job.earlier_bias),
+    }
+    return {**facts, "settings": flatten(settings)}
+
+
+def _make_walkers(
+    job: Exploration,
+    model: Any,
+    bias: BiasSum | None,
+    variables: Mapping[str, CollectiveVariable],
+    guard: Guard,
+    begin: tuple[Array, Array, NDArray[np.int64]],
+    external: ExternalBias | None,
+) -> Walkers:
+    from uqbias.bias.gamd import GaMD
+    from uqbias.compile.fused import FusedEvaluator
+    from uqbias.md.walkers import Walkers
+
+    md = job.md
+    if bias is not None and job.earlier_bias is not None:
+        bias.restore(read_arrays(job.earlier_bias, "bias of the round before", "put it back from a copy"))
+        for part in bias.biases:
+            if isinstance(part, GaMD):
+                # Its boost and statistics are of the energies of another model; see `GaMD`.
+                part.reset()
+    frames, weights, first = begin
+    evaluator = FusedEvaluator(
+        model,
+        bias,
+        md["walkers"],
+        variables=variables,
+        runner=md["runner"],
+        device=_device(md),
+    )
+    return Walkers(
+        model.topology,
+        evaluator,
+        frames[first],
+        temperature=md["temperature"],
+        timestep_fs=md["timestep_fs"],
+        friction_per_ps=md["friction_per_ps"],
+        platform=md["platform"],
+        backend=md["backend"],
+        constraints=md["constraints"],
+        guard=guard,
+        safe_frames=frames,
+        choose_restart=lambda _walker, places, rng: int(rng.choice(len(places), p=weights)),
+        external=external,
+        seed=job.seed,
+    )
+
+
+def _run(job: Exploration, walkers: Walkers, writer: RunWriter, advance: Callable[[int, str], None] | None) -> None:
+    """Run up to the job's number of steps, with a snapshot every so often."""
+    pace, steps = job.md["pace"], job.md["steps"]
+    if advance is not None and walkers.step:
+        advance(walkers.step, "")
+
+    def tell(observation: Observation) -> None:
+        if advance is not None and observation.step:
+            highest = np.nanmax(np.where(np.isfinite(observation.cv), observation.cv, np.nan), initial=-np.inf)
+            advance(pace, f"u up to {highest:.1f}, {writer.totals['stopped']} stopped")
+
+    # Snapshots are at observations.
+    every = steps if job.snapshot_every is None else -(-job.snapshot_every // pace) * pace
+    while walkers.step < steps:
+        walkers.run(min(every - walkers.step % every, steps - walkers.step), pace=pace, observers=[writer, tell])
+        if job.snapshot_every is not None:
+            writer.snapshot()

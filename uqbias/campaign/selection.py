@@ -1,0 +1,301 @@
+"""Which of the visited frames are worth a label: windows, diversity, budget, and a reason for each frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.molecule.physical import PHYSICAL
+from uqbias.molecule.sameness import NearFeatures, NearGeometry, NoSameness, Sameness, nearest
+from uqbias.units import kt
+
+Array = NDArray[np.float64]
+Indices = NDArray[np.int64]
+Window = tuple[float | None, float | None]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Visited frames, n of them.
+
+    Attributes
+    ----------
+    cv : [n] driver.
+    uncertainty : [n] calibrated judge, kJ/mol/nm.
+    energy : [n] model energy, kJ/mol.
+    features : [n, D] space in which diversity is measured.
+    verdicts : n verdicts of the physical filter, empty where physical.
+    positions : [n, N, 3] nm; needed only where duplicates are told by their RMSD.
+    """
+
+    cv: Array
+    uncertainty: Array
+    energy: Array
+    features: Array
+    verdicts: Sequence[str]
+    positions: Array | None = None
+
+    def __len__(self) -> int:
+        return len(self.cv)
+
+
+@dataclass(frozen=True)
+class SelectionOptions:
+    """How frames are chosen; the fields are those of the campaign file's ``harvest`` section.
+
+    Attributes
+    ----------
+    kind : name of a strategy in `STRATEGIES`.
+    random_share : share of the budget that ``mixed`` fills at random.
+    energy_temperature : K, weigh frames by model energy, Boltzmann-like at this temperature; None: no preference.
+    duplicates : how two frames are found to be the same: ``features`` (their distance in feature space), ``rmsd`` or
+        ``none`` (each frame is one of its own).
+    minimum_distance : frames nearer than this in feature space are the same.
+    minimum_rmsd : frames with a smaller RMSD are the same, nm.
+    superpose : the RMSD is taken after superposition; False for particles in a field that is fixed in space.
+    cv_window, uncertainty_window : lowest and highest value, None for open.
+    """
+
+    kind: str = "farthest_point"
+    random_share: float = 0.5
+    energy_temperature: float | None = None
+    duplicates: Literal["features", "rmsd", "none"] = "features"
+    minimum_distance: float = 1e-3
+    minimum_rmsd: float = 0.01
+    superpose: bool = True
+    cv_window: Window = (None, None)
+    uncertainty_window: Window = (None, None)
+
+
+@dataclass(frozen=True)
+class CandidatePool:
+    """What a strategy sees: frames that may be taken, all columns of equal length.
+
+    Attributes
+    ----------
+    features : [n, D].
+    known : [m, D] features of the labelled frames.
+    weight : [n] preference for low energies, in (0, 1].
+    uncertainty : [n] kJ/mol/nm.
+    same : tells which frames are the same.
+    options : as given.
+    random : for the choices at random.
+    """
+
+    features: Array
+    known: Array
+    weight: Array
+    uncertainty: Array
+    same: Sameness
+    options: SelectionOptions
+    random: np.random.Generator
+
+
+class Picks:
+    """The frames taken so far, best first, and those that are still open: neither taken nor the same as a taken one."""
+
+    def __init__(self, pool: CandidatePool, budget: int) -> None:
+        self.pool, self.budget = pool, budget
+        self.taken: list[tuple[int, str]] = []
+        self.open = np.ones(len(pool.features), dtype=bool)
+
+    @property
+    def left(self) -> int:
+        """How many more may be taken; 0 once no frame is open."""
+        return min(self.budget - len(self.taken), int(self.open.sum()))
+
+    def take(self, index: int, reason: str) -> None:
+        """Take a frame that is open."""
+        self.taken.append((index, reason))
+        self.open &= ~self.pool.same.as_candidate(index)
+
+
+#: A strategy takes up to ``left`` frames more.
+Strategy = Callable[[Picks], None]
+
+
+def farthest_point(picks: Picks) -> None:
+    """Take again and again the frame farthest from all labelled and taken ones (Gonzalez 1985)."""
+    _take_farthest(picks, picks.left)
+
+
+def random_choice(picks: Picks) -> None:
+    """Take frames at random, with the energy weights."""
+    pool = picks.pool
+    # Gumbel keys draw without replacement with probabilities proportional to the weights (Yellott 1977).
+    keys = np.log(np.maximum(pool.weight, 1e-300)) + pool.random.gumbel(size=len(pool.weight))
+    _take_in_order(picks, np.argsort(-keys, kind="stable"), "random")
+
+
+def highest_uncertainty(picks: Picks) -> None:
+    """Take the frames of the highest weighted uncertainty."""
+    pool = picks.pool
+    _take_in_order(picks, np.argsort(-pool.uncertainty * pool.weight, kind="stable"), "highest uncertainty")
+
+
+def mixed(picks: Picks) -> None:
+    """Fill a share of the budget by farthest point, the rest at random."""
+    _take_farthest(picks, min(picks.left, picks.budget - round(picks.pool.options.random_share * picks.budget)))
+    random_choice(picks)
+
+
+def cluster(picks: Picks) -> None:
+    """Take from each of as many k-means clusters as there are frames to take the one of the highest weighted
+    uncertainty, so that many alike frames of high uncertainty count once (Schwalbe-Koda et al., Nat. Commun. 12, 5104,
+    2021, cluster attacks likewise).
+    """
+    from sklearn.cluster import KMeans
+
+    pool = picks.pool
+    preference = pool.uncertainty * pool.weight
+    # A second pass fills what clusters without a frame of their own have left.
+    while picks.left:
+        rows = np.flatnonzero(picks.open)
+        count = min(picks.left, len(np.unique(pool.features[rows], axis=0)))
+        seed = int(pool.random.integers(2**31))
+        group = KMeans(count, n_init=1, random_state=seed).fit_predict(pool.features[rows])
+        best = [members[preference[members].argmax()] for part in range(count) if len(members := rows[group == part])]
+        _take_in_order(picks, np.array(sorted(best, key=lambda row: -preference[row])), "best of its cluster")
+
+
+STRATEGIES: dict[str, Strategy] = {
+    "farthest_point": farthest_point,
+    "random": random_choice,
+    "highest_uncertainty": highest_uncertainty,
+    "mixed": mixed,
+    "cluster": cluster,
+}
+
+
+def select(
+    candidates: Candidates,
+    known: NDArray[Any],
+    budget: int,
+    options: SelectionOptions,
+    seed: int,
+    *,
+    known_positions: NDArray[Any] | None = None,
+) -> tuple[Indices, list[str]]:
+    """Choose frames to label.
+
+    Parameters
+    ----------
+    candidates : visited frames.
+    known : [m, D] features of the labelled frames.
+    budget : most frames to take.
+    options : strategy, windows, weights.
+    seed : of the random choices.
+    known_positions : [m, N, 3] nm of the labelled frames, for duplicates by RMSD.
+
+    Returns
+    -------
+    picks : indices of the taken frames, in the order in which they were taken.
+    reasons : one a candidate, beginning with ``"taken: "``, ``"refused: "`` or ``"not taken: "``.
+
+    Raises
+    ------
+    UqbiasError
+        If there is no such strategy, or duplicates are to be told by RMSD and there are no positions.
+    """
+    if options.kind not in STRATEGIES:
+        raise UqbiasError(f"unknown selection '{options.kind}'", did_you_mean(options.kind, STRATEGIES))
+    reasons = [f"refused: {verdict}" if verdict != PHYSICAL else "" for verdict in candidates.verdicts]
+    features = np.asarray(candidates.features, dtype=np.float64)
+    known = np.asarray(known, dtype=np.float64).reshape(-1, features.shape[1])
+    _refuse_outside(reasons, candidates.cv, options.cv_window, "cv", "")
+    _refuse_outside(reasons, candidates.uncertainty, options.uncertainty_window, "uncertainty", " kJ/mol/nm")
+    left = _open(reasons)
+    same = _sameness(candidates, known, known_positions, options, left)
+    for index in left[same.as_known()]:
+        reasons[index] = "refused: same as a labelled frame"
+    left = _open(reasons)
+    picks = np.empty(0, dtype=np.int64)
+    if len(left) and budget > 0:
+        pool = CandidatePool(
+            features[left],
+            known,
+            _weights(candidates.energy[left], options.energy_temperature),
+            candidates.uncertainty[left],
+            _sameness(candidates, known, known_positions, options, left),
+            options,
+            np.random.default_rng(seed),
+        )
+        chosen = Picks(pool, budget)
+        STRATEGIES[options.kind](chosen)
+        picks = left[np.array([index for index, _ in chosen.taken], dtype=np.int64)]
+        for pick, (_, reason) in zip(picks, chosen.taken, strict=True):
+            reasons[pick] = f"taken: {reason}"
+    ending = f"budget of {budget}" if len(picks) >= budget else "same as a taken frame"
+    return picks, [reason or f"not taken: {ending}" for reason in reasons]
+
+
+def _open(reasons: list[str]) -> Indices:
+    """Candidates that nothing was said against."""
+    return np.array([index for index, reason in enumerate(reasons) if not reason], dtype=np.int64)
+
+
+def _refuse_outside(reasons: list[str], values: Array, window: Window, name: str, unit: str) -> None:
+    low, high = window
+    for index, value in enumerate(values):
+        if reasons[index]:
+            continue
+        if not np.isfinite(value):
+            reasons[index] = f"refused: {name} is not finite"
+        elif low is not None and value < low:
+            reasons[index] = f"refused: {name} {value:.3g}{unit} below window"
+        elif high is not None and value > high:
+            reasons[index] = f"refused: {name} {value:.3g}{unit} above window"
+
+
+def _weights(energy: Array, temperature: float | None) -> Array:
+    """Boltzmann-like weights in (0, 1]; energies below the 5 % quantile count as equal: no outlier sets the scale."""
+    if temperature is None:
+        return np.ones(len(energy))
+    excess = np.maximum(energy - np.quantile(energy, 0.05), 0.0)
+    return np.asarray(np.exp(-np.minimum(excess / kt(temperature), 600.0)))
+
+
+def _sameness(
+    candidates: Candidates,
+    known: Array,
+    known_positions: NDArray[Any] | None,
+    options: SelectionOptions,
+    rows: Indices,
+) -> Sameness:
+    """Tells which of the candidates ``rows`` are the same."""
+    if options.duplicates == "none":
+        return NoSameness(len(rows))
+    if options.duplicates == "features":
+        return NearFeatures(np.asarray(candidates.features, dtype=np.float64)[rows], known, options.minimum_distance)
+    if candidates.positions is None or known_positions is None:
+        raise UqbiasError("duplicates by RMSD without positions", "give those of candidates and labelled frames")
+    return NearGeometry(candidates.positions[rows], known_positions, options.minimum_rmsd, superpose=options.superpose)
+
+
+def _take_farthest(picks: Picks, count: int) -> None:
+    pool = picks.pool
+    distance = nearest(pool.features, pool.known)
+    for index, _ in picks.taken:
+        distance = np.minimum(distance, np.linalg.norm(pool.features - pool.features[index], axis=1))
+    distance[~np.isfinite(distance)] = np.finfo(np.float64).max ** 0.25
+    preference = np.sqrt(pool.weight)
+    for _ in range(count):
+        if not picks.left:
+            break
+        best = int(np.where(picks.open, distance * preference, -1.0).argmax())
+        picks.take(best, "farthest point")
+        distance = np.minimum(distance, np.linalg.norm(pool.features - pool.features[best], axis=1))
+
+
+def _take_in_order(picks: Picks, order: Indices, reason: str) -> None:
+    """Take open frames in this order."""
+    for index in order:
+        if not picks.left:
+            break
+        if picks.open[index]:
+            picks.take(int(index), reason)

@@ -1,0 +1,49 @@
+"""The doctor command."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from uqbias.cli.printing import BAD_INPUT, Json, print_json
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this file."""
+    app.command(short_help="Check this installation, forces included.")(doctor)
+
+
+def doctor(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Leave out the aoti runner, whose first compilation takes under a minute.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Check this installation: versions, OpenMM platforms, compiler, and forces against finite differences.
+
+    A tiny molecule is run through each backend (pythonforce, torchforce), runner (aoti, torchscript, eager) and OpenMM
+    platform; its forces are compared with central differences of its energies. Each check runs in a process of its
+    own, since some combinations of versions kill the process. Each row says ok, limited, absent or failed, and the
+    cure. Exit code 0 if at least one backend works and nothing that is installed is broken, else 2.
+
+    \b
+    Example:
+      uqbias doctor
+    """
+    from uqbias.doctor import examine, healthy
+
+    rows = []
+    for row in examine(quick=quick):
+        rows.append(row)
+        if not json:
+            typer.echo(f"{row.status:<8} {row.what:<48} {row.detail}".rstrip())
+            if row.cure:
+                typer.echo(f"{'':<8} {'':<48} -> {row.cure}")
+    good = healthy(rows)
+    if json:
+        print_json({"healthy": good, "rows": [row._asdict() for row in rows]})
+    else:
+        typer.echo("everything that is needed works" if good else "something is broken: see the failed rows")
+    if not good:
+        raise typer.Exit(BAD_INPUT)

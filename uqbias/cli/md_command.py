@@ -1,0 +1,342 @@
+"""The md command."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from uqbias.cli.printing import Json, Quiet, print_json
+from uqbias.errors import UqbiasError
+
+#: Value of a kernel density (nats) beyond which a geometry is taken for broken.
+CAP = 14.0
+#: Share of the observations at which walkers were stopped that is no sampling any more.
+OFTEN = 0.2
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this file."""
+    app.command(no_args_is_help=True, short_help="MD with a model, biased on its uncertainty.")(md)
+
+
+def md(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file (.uqb).")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="For the files; must be empty or new.")
+    ] = Path("md"),
+    start: Annotated[
+        Path | None,
+        typer.Option(metavar="FRAMES.xyz", help="Where walkers begin and begin again; eV, Å, labels not needed."),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="MD steps of every walker; a multiple of --pace.")] = 20000,
+    temperature: Annotated[float, typer.Option(min=1e-6, help="K.")] = 300.0,
+    timestep: Annotated[float, typer.Option(min=1e-6, help="fs.")] = 0.5,
+    friction: Annotated[float, typer.Option(min=0.0, help="Of the Langevin thermostat, 1/ps.")] = 1.0,
+    walkers: Annotated[int, typer.Option(min=1, help="Copies of the molecule in one Context, sharing one bias.")] = 4,
+    bias: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND,...",
+            help="metadynamics, opes, eabf, wtm_eabf, gamd, linear, udd, restraint, upper_wall, lower_wall, or none; "
+            "several as wtm_eabf,gamd.",
+        ),
+    ] = "metadynamics",
+    on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...", help="Variables that are biased: u, the driver, by default; or any --variable."
+        ),
+    ] = None,
+    variable: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=KIND:ATOMS", help="A collective variable, as phi=dihedral:4,6,8,14; repeatable."),
+    ] = None,
+    height: Annotated[float | None, typer.Option(help="Of a new hill, kJ/mol.")] = None,
+    sigma: Annotated[float | None, typer.Option(help="Width of a hill or kernel, in units of the variable.")] = None,
+    biasfactor: Annotated[float | None, typer.Option(help="γ of well-tempered metadynamics; > 1.")] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KIND.KEY=VALUE",
+            help="Any key of a bias (see 'uqbias template --kinds bias'), or of md, guards, a variable; repeatable.",
+        ),
+    ] = None,
+    pace: Annotated[int, typer.Option(min=1, help="Steps between hills, rows of COLVAR and trajectory frames.")] = 50,
+    wall: Annotated[
+        float | None,
+        typer.Option(help="Driver value where a wall begins; 14 by default for a kernel density that is biased."),
+    ] = None,
+    cap: Annotated[
+        float | None,
+        typer.Option(
+            help="Driver value at which a walker is stopped and restarted; 2 above --wall, 16 for a kernel density."
+        ),
+    ] = None,
+    constraints: Annotated[str, typer.Option(help="none, hbonds, bonds or bonds_angles.")] = "none",
+    backend: Annotated[str, typer.Option(help="auto, pythonforce or torchforce.")] = "auto",
+    runner: Annotated[str, typer.Option(help="auto, aoti (compiled), torchscript or eager.")] = "auto",
+    platform: Annotated[str, typer.Option(help="OpenMM platform: auto, Reference, CPU or CUDA.")] = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="Of velocities, noise and restarts.")] = 0,
+    snapshot_every: Annotated[
+        int | None, typer.Option(min=0, help="Steps between snapshots; a tenth of --steps by default; 0: none.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in DIR: the same command; --steps may be more.")
+    ] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Molecular dynamics with a model, biased on its uncertainty or on collective variables.
+
+    Writes HILLS and COLVAR in PLUMED's format (ps, kJ/mol), walker_N.xtc with topology.pdb (read by mdtraj as they
+    are), observations.npz, bias.npz and run.json (for `uqbias fes`) and events.jsonl (walkers that were stopped, and
+    why). A walker whose geometry breaks is restarted from a start frame; the others run on. After a kill the same
+    command with --resume goes on from the last snapshot.
+
+    \b
+    Examples:
+      uqbias md model.uqb --start data.xyz --steps 20000 -o md/
+      uqbias md model.uqb --bias wtm_eabf,gamd --set wtm_eabf.mass=1 -o md/
+      uqbias md model.uqb --bias opes --variable phi=dihedral:4,6,8,14 --on u,phi -o md/
+      uqbias md model.uqb --bias none --temperature 500 -o md500/
+    """
+    from uqbias.campaign.progress import make_progress
+    from uqbias.campaign.samplers.md import Exploration, explore
+    from uqbias.cli.sampling_options import choose_kinds
+    from uqbias.model.model import UncertaintyModel
+
+    kinds = choose_kinds(bias)
+    if steps % pace:
+        raise UqbiasError(f"{steps} steps with pace {pace}", "give a number of steps that is a multiple of --pace")
+    if output.exists() and (not output.is_dir() or (any(output.iterdir()) and not resume)):
+        going_on = ", or give --resume to go on with the run there" if (output / "run.json").is_file() else ""
+        raise UqbiasError(
+            f"{output} is not an empty directory", f"choose another with -o{going_on}; nothing there was touched"
+        )
+    loaded = UncertaintyModel.load(model)
+    frames = _start_frames(loaded, model, start)
+    usual_wall = CAP if loaded.cv.kind == "kernel_density" else None
+    if cap is None and (begins := usual_wall if wall is None else wall) is not None:
+        cap = begins + 2.0
+    settings = _settings(
+        kinds,
+        None if on is None else [name.strip() for name in on.split(",")],
+        variable or (),
+        {"height": height, "sigma": sigma, "biasfactor": biasfactor},
+        (wall, usual_wall),
+        change or (),
+        {
+            "walkers": walkers,
+            "temperature": temperature,
+            "timestep_fs": timestep,
+            "friction_per_ps": friction,
+            "steps": steps,
+            "pace": pace,
+            "observe_every": pace,
+            "trajectory_every": pace,
+            "constraints": constraints,
+            "platform": platform,
+            "backend": backend,
+            "runner": runner,
+        },
+        {"cv_cap": cap},
+        loaded.topology,
+    )
+    if snapshot_every is None:
+        snapshot_every = min(10_000, max(pace, steps // 10))
+    for warning in (hints := _hints(settings)):
+        typer.echo(f"warning: {warning}", err=True)
+    job = Exploration(
+        model=model,
+        folder=output,
+        biases=tuple((section.kind, section.arguments()) for section in settings.bias),
+        md=settings.md.model_dump(),
+        guards=settings.guards.model_dump(),
+        safe_frames=frames,
+        safe_weights=_equal(len(frames)),
+        reference=_reference(loaded, frames),
+        seed=seed,
+        variables={name: {"kind": section.kind, **section.arguments()} for name, section in settings.variables.items()},
+        snapshot_every=snapshot_every or None,
+        resume=resume,
+    )
+    with make_progress(quiet) as progress:
+        begun = False
+        progress.phase("load or compile the model")
+
+        def tell(count: int, note: str) -> None:
+            nonlocal begun
+            if not begun:
+                progress.phase("MD", settings.md.steps)
+                begun = True
+            progress.advance(count, note)
+
+        facts = explore(job, tell)
+    time_ps = settings.md.steps * settings.md.timestep_fs * 1e-3
+    _tell(output, facts, time_ps, settings.md.walkers, hints, json=json)
+
+
+def _hints(settings: Any) -> list[str]:
+    """What the user may not expect of a run like this: that it gives no free energy."""
+    found = []
+    extended = [section for section in settings.bias if section.kind in ("eabf", "wtm_eabf")]
+    if len(extended) > 1:
+        found.append(f"a run with {len(extended)} extended variables explores; uqbias fes takes one with one")
+    for section in settings.bias:
+        if section.kind == "gamd":
+            before = section.conventional_steps + section.equilibration_steps
+            if settings.md.steps <= before:
+                found.append(
+                    f"gamd is in production after {before} steps; uqbias fes takes none of these {settings.md.steps}"
+                )
+    return found
+
+
+def _settings(
+    kinds: Sequence[str],
+    names: Sequence[str] | None,
+    variables: Sequence[str],
+    short: dict[str, float | None],
+    walls: tuple[float | None, float | None],
+    changes: Sequence[str],
+    md: dict[str, Any],
+    guards: dict[str, Any],
+    topology: Any,
+) -> Any:
+    """The options as a campaign, whose checks and defaults hold here too.
+
+    Parameters
+    ----------
+    walls : as asked for, and where a bias on the driver has one if none was asked for.
+
+    Raises
+    ------
+    UqbiasError
+        One line with the option or key that is wrong.
+    """
+    from uqbias.campaign.dry_run import check_exploration
+    from uqbias.cli.sampling_options import apply_changes, bias_sections, needs_width, parse_variables
+    from uqbias.settings.file import check_campaign
+
+    defined = parse_variables(variables)
+    biases = bias_sections(kinds, names, defined, md["pace"], short)
+    asked, usual = walls
+    if asked is not None and "upper_wall" in kinds:
+        raise UqbiasError(f"--wall {asked:g} with a bias upper_wall", "leave one out")
+    on_driver = any("u" in section["variables"] for section in biases)
+    at = usual if asked is None and on_driver and "upper_wall" not in kinds else asked
+    if at is not None:
+        biases.append({"kind": "upper_wall", "at": at})
+    apply_changes(changes, kinds, biases, {"md": md, "guards": guards}, defined)
+    for section in biases:
+        if (key := needs_width(section)) is not None:
+            raise UqbiasError(
+                f"no width is known for {section['kind']} on {', '.join(section['variables'])}",
+                f"give --set {section['kind']}.{key}=VALUE",
+            )
+    try:
+        settings = check_campaign(
+            {
+                "system": {"structure": "-", "start": "-"},
+                "variables": defined,
+                "bias": biases,
+                "md": md,
+                "guards": guards,
+            },
+            "options",
+        )
+        check_exploration(settings, topology)
+    except UqbiasError as error:
+        what, cure = error.what, error.cure
+        for index, section in enumerate(biases):
+            # A message of the bias itself begins with its kind.
+            what = what.replace(f"bias.{index}: {section['kind']}", section["kind"])
+            what = what.replace(f"bias.{index}", section["kind"])
+        raise UqbiasError(what, cure) from None
+    return settings
+
+
+def _start_frames(model: Any, path: Path, start: Path | None) -> Any:
+    """[n, N, 3] nm."""
+    import numpy as np
+
+    from uqbias.molecule.frames import read_frames
+
+    if start is None:
+        kept = model.provenance.get("reference_positions_nm")
+        if kept is None:
+            raise UqbiasError(f"{path} holds no geometry to begin with", "give --start FRAMES.xyz")
+        return np.array([kept], dtype=np.float64)
+    frames = read_frames(start, labelled=False)
+    if tuple(frames.numbers.tolist()) != tuple(model.numbers):
+        raise UqbiasError(
+            f"{start} has atoms {frames.numbers.tolist()}, the model {list(model.numbers)}",
+            "give frames of the model's molecule, in the same order of atoms",
+        )
+    return frames.positions
+
+
+def _reference(model: Any, frames: Any) -> Any:
+    """Geometry that gives bond lengths and chirality: the model's lowest in energy, [N, 3] nm."""
+    from uqbias.model.inference import evaluate_frames
+
+    return frames[int(evaluate_frames(model, frames).energy.argmin())]
+
+
+def _equal(count: int) -> Any:
+    import numpy as np
+
+    return np.full(count, 1.0 / count)
+
+
+def _tell(
+    folder: Path, facts: dict[str, Any], time_ps: float, walkers: int, hints: Sequence[str], *, json: bool
+) -> None:
+    """Print what was sampled."""
+    import numpy as np
+
+    with np.load(folder / "observations.npz") as seen:
+        # Where a walker was stopped, its values are those of a broken geometry.
+        stopped = seen["restarted"]
+        cv, uncertainty, bias = (seen[name][~stopped] for name in ("cv", "uncertainty", "bias"))
+        first = seen["cv"][0][~stopped[0]]
+    share = float(stopped.mean())
+    broken = [] if share < OFTEN else [f"walkers were stopped at {share:.0%} of the observations: see events.jsonl"]
+
+    def of(function: Any, values: Any) -> float:
+        return float(function(values)) if len(values) else float("nan")
+
+    summary = {
+        "directory": str(folder),
+        "walkers": walkers,
+        "time_ps": time_ps,
+        "runner": facts["runner"],
+        "evaluations": facts["evaluations"],
+        "stopped": facts["stopped"],
+        "was_finished": facts["was_finished"],
+        "cv": {"first": of(np.mean, first), "highest": of(np.max, cv)},
+        "uncertainty_kJ_per_mol_nm": {"median": of(np.median, uncertainty), "highest": of(np.max, uncertainty)},
+        "bias_kJ_per_mol": {"highest": of(np.max, bias)},
+        "warnings": [*hints, *broken],
+    }
+    if json:
+        print_json(summary)
+        return
+    typer.echo(
+        f"{walkers} walker(s), {time_ps:g} ps each, runner {facts['runner']}, {facts['stopped']} stopped by guards"
+    )
+    if facts["was_finished"]:
+        typer.echo(f"the run in {folder} was finished already; --resume with more --steps makes it longer")
+    typer.echo(f"driver: {summary['cv']['first']:.3g} at the start, up to {summary['cv']['highest']:.3g}")
+    typer.echo(
+        f"uncertainty: median {summary['uncertainty_kJ_per_mol_nm']['median']:.3g}, up to "
+        f"{summary['uncertainty_kJ_per_mol_nm']['highest']:.3g} kJ/mol/nm"
+    )
+    typer.echo(f"bias: up to {summary['bias_kJ_per_mol']['highest']:.3g} kJ/mol")
+    for warning in broken:
+        typer.echo(f"warning: {warning}")
+    typer.echo(f"files: {folder} (mdtraj.load('{folder}/walker_0.xtc', top='{folder}/topology.pdb'))")

@@ -1,0 +1,1 @@
+"""Free energies from runs: reweighting, the bias itself, CZAR, MBAR."""

@@ -1,0 +1,342 @@
+"""Free energies from run folders: which estimator fits the biases of a run, and its error bars."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uqbias.bias.linear import Linear
+from uqbias.bias.metad import MetaD
+from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.free_energy.estimators import (
+    AcrossRuns,
+    Cumulant,
+    Czar,
+    Estimator,
+    OverWindows,
+    Pool,
+    Weighted,
+    WeightedFrames,
+    biasfactor_text,
+    last_bias,
+    rest_bias,
+    tempered,
+    tiwary_parrinello_offset,
+)
+from uqbias.free_energy.from_bias import free_energy_from_bias
+from uqbias.free_energy.result import Axis, FreeEnergy
+from uqbias.free_energy.reweighting import anharmonicity, free_energy_of, jackknife_error, kish
+from uqbias.runs.reader import RunFolder, join
+
+Array = NDArray[np.float64]
+
+#: Name to equation and source.
+METHODS = {
+    "tiwary-parrinello": "w = exp((V(t) - c(t))/kT), Tiwary and Parrinello, J. Phys. Chem. B 119, 736 (2015)",
+    "quasi-static": "w = exp(V(t)/kT), V as it acted, Invernizzi and Parrinello, J. Phys. Chem. Lett. 11, 2731 (2020)",
+    "last-bias": "w = exp(V/kT), V as at the end, Branduardi, Bussi, Parrinello, J. Chem. Theory Comput. 8 (2012)",
+    "czar": "dF/dξ = -kT d ln ρ/dξ + k(<λ>-ξ), Lesage, Lelièvre, Stoltz and Hénin, J. Phys. Chem. B 121, 3676 (2017)",
+    "cumulant": "F - kT ln <exp(ΔV/kT)> by cumulants, Miao et al., J. Chem. Theory Comput. 10, 2677 (2014)",
+    "mbar": "w = 1/Σ N_k exp(f_k - V_k/kT), Shirts and Chodera, J. Chem. Phys. 129, 124105 (2008)",
+    "bias": "F = -γ/(γ-1) V - W (walls), at the end, Barducci, Bussi, Parrinello, Phys. Rev. Lett. 100, 020603 (2008)",
+}
+WINDOWS = (
+    "mbar over the windows of λ, w = 1/Σ N_k exp(f_k - k(ξ-λ_k)²/2kT), "
+    "Hulm, Dietschreit and Ochsenfeld, J. Chem. Phys. 157, 024110 (2022)"
+)
+#: Bins along one, and along each of two variables.
+BINS = (60, 36)
+#: Bins in all beyond which memory may not suffice.
+MOST = 250_000
+#: WeightedFrames a bin needs for its skewness to count, and a run, by their weights, for its free energy.
+ENOUGH = 50
+
+
+def free_energy(
+    paths: Sequence[str | Path],
+    variables: Sequence[str],
+    *,
+    method: str = "auto",
+    discard: float = 0.1,
+    blocks: int = 10,
+    bins: Sequence[int] = (),
+    ranges: Sequence[tuple[float, float] | None] = (),
+    temperature: float | None = None,
+    order: int = 2,
+) -> FreeEnergy:
+    """Free energy along one or two variables from one or more runs.
+
+    Walls and restraints belong to V: with their weight taken off, F is that of the molecule without them, as far as
+    they let it be sampled.
+
+    Parameters
+    ----------
+    paths : run folders of one molecule, model and temperature; walkers are pooled.
+    variables : one or two names, see `RunFolder.column`.
+    method : a key of `METHODS`, or ``auto``: by the biases in run.json. One run: ``cumulant`` with GaMD, on top of the
+        method for the other biases; ``czar`` with an extended variable that follows the one asked for, else ``mbar``
+        over its windows; ``tiwary-parrinello`` with one metadynamics; ``quasi-static`` with OPES or another bias that
+        changed; ``last-bias`` where none did, which is exact. Several runs: ``mbar``.
+    discard : fraction of each run's observations that is left out at the start.
+    blocks : of the jackknife that gives the error.
+    bins : of each variable; by default 60 for one and 36 for two.
+    ranges : [low, high] of each variable, or None: what was visited. Angles always have all bins, in degrees.
+    temperature : K; checked against that of the runs, to which F belongs.
+    order : 2 or 3, of the cumulant expansion.
+
+    Raises
+    ------
+    UqbiasError
+        If a folder, a variable or an option is bad, or the method does not fit the biases.
+    """
+    _check(paths, variables, method, discard, blocks, order)
+    runs = [RunFolder(path) for path in paths]
+    if temperature is not None and temperature != runs[0].temperature:
+        raise UqbiasError(
+            f"temperature {temperature:g} K, {runs[0].path} is of {runs[0].temperature:g} K",
+            "F is that of the run's temperature",
+        )
+    join(runs)
+    frames = [WeightedFrames(run, discard, blocks) for run in runs]
+    _refuse_extended(frames, variables)
+    axes, values = _axes(frames, variables, bins, ranges)
+    _refuse_adapted(frames)
+    pool = Pool(frames, axes, values)
+    chosen = _automatic(frames, variables) if method == "auto" else method
+    if chosen == "bias":
+        return free_energy_from_bias(pool, axes, f"bias: {METHODS['bias']}", _notes(frames, discard))
+    estimator, description = _estimator(pool, chosen, axes, order)
+    everything = np.ones(len(pool.bins), dtype=bool)
+    whole = estimator(everything)
+    F = free_energy_of(whole.log_density, pool.kt)
+    left_out = [estimator(pool.block != block).log_density for block in range(blocks)]
+    replicates = np.array([free_energy_of(density, pool.kt) for density in left_out])
+    notes = _notes(frames, discard)
+    notes["error"] = f"one standard error of -kT ln P, P normalised; jackknife over {blocks} blocks in time"
+    effective = kish(whole.log_weights)
+    if effective < ENOUGH:
+        notes["warning"] = (
+            f"by their weights {sum(map(len, frames))} frames are worth {effective:.0f}: do not trust F and its error"
+        )
+    if isinstance(estimator, AcrossRuns):
+        notes["overlap"] = f"{estimator.overlap:.3g}; 1: all runs sample one ensemble, 0: they have nothing in common"
+    if isinstance(estimator, Cumulant):
+        notes["anharmonicity"] = _anharmonicity(estimator, everything, pool, order)
+    shape = tuple(axis.bins for axis in axes)
+    return FreeEnergy(
+        axes,
+        (F - F.min()).reshape(shape),
+        jackknife_error(replicates).reshape(shape),
+        np.bincount(pool.bins[pool.bins >= 0], minlength=pool.n_bins).reshape(shape),
+        runs[0].temperature,
+        description,
+        effective,
+        notes,
+        replicates.reshape(blocks, *shape),
+    )
+
+
+def _check(
+    paths: Sequence[Any], variables: Sequence[str], method: str, discard: float, blocks: int, order: int
+) -> None:
+    if method not in ("auto", *METHODS):
+        raise UqbiasError(f"unknown method '{method}'", did_you_mean(method, ["auto", *METHODS]))
+    if not paths:
+        raise UqbiasError("no run folder", "give at least one")
+    if len({Path(path).resolve() for path in paths}) < len(paths):
+        raise UqbiasError(f"a run folder twice: {', '.join(map(str, paths))}", "its frames would count twice")
+    if not 1 <= len(variables) <= 2 or len(set(variables)) < len(variables):
+        raise UqbiasError(f"variables {list(variables)}", "name one or two different ones")
+    if not 0.0 <= discard < 1.0:
+        raise UqbiasError(f"discard {discard} of the frames", "give a fraction from 0 to below 1")
+    if blocks < 2:
+        raise UqbiasError(f"{blocks} block(s)", "an error bar takes 2 or more")
+    if order not in (2, 3):
+        raise UqbiasError(f"cumulant expansion of order {order}", "choose 2 or 3")
+
+
+def _refuse_adapted(frames: Sequence[WeightedFrames]) -> None:
+    """A slope that follows the forces has no equilibrium to be reweighted."""
+    for one in frames:
+        for index in one.changing:
+            if isinstance(part := one.run.parts[index], Linear):
+                raise UqbiasError(
+                    f"{one.run.path}: {part.kind} adapted its tau during the run",
+                    "run with a fixed tau, or another bias",
+                )
+
+
+def _refuse_extended(frames: Sequence[WeightedFrames], variables: Sequence[str]) -> None:
+    """No weight of a frame makes the distribution of an extended variable that of the molecule."""
+    for one in frames:
+        for name in variables:
+            if name in one.run.extended:
+                followed = next(x.of for part in one.run.parts for x in part.extended if x.name == name)
+                raise UqbiasError(
+                    f"a free energy along '{name}', an extended variable of {one.run.path}", f"ask for '{followed}'"
+                )
+
+
+def _axes(
+    frames: Sequence[WeightedFrames],
+    variables: Sequence[str],
+    bins: Sequence[int],
+    ranges: Sequence[tuple[float, float] | None],
+) -> tuple[tuple[Axis, ...], list[Array]]:
+    """Bins of each variable, and its values [n] in all runs; angles in degrees."""
+    count = len(variables)
+    numbers = list(bins) * (count if len(bins) == 1 else 1) or [BINS[count - 1]] * count
+    spans = list(ranges) or [None] * count
+    for name, given in (("bins", numbers), ("ranges", spans)):
+        if len(given) != count:
+            raise UqbiasError(f"{len(given)} {name} for {count} variable(s)", "give one each")
+    if math.prod(numbers) > MOST:
+        raise UqbiasError(f"{math.prod(numbers)} bins in all", f"give at most {MOST}")
+    axes, columns = [], []
+    for name, number, span in zip(variables, numbers, spans, strict=True):
+        if number < 2:
+            raise UqbiasError(f"{number} bin(s) of '{name}'", "give 2 or more")
+        whole = frames[0].run.column(name).in_degrees()
+        values = np.concatenate([one.column(name, degrees=True) for one in frames])
+        low, high = float(values.min()), float(values.max())
+        if whole.period is not None:
+            if span is not None:
+                raise UqbiasError(f"a range for '{name}', which is periodic", "leave it out: all of it is binned")
+            low, high = -whole.period / 2, whole.period / 2
+        elif span is not None:
+            low, high = map(float, span)
+        if not (low < high and np.isfinite(high - low)):
+            raise UqbiasError(f"'{name}' from {low:g} to {high:g}", "give a finite --range, its end above its start")
+        axes.append(Axis(name, whole.unit, low, high, int(number), whole.period))
+        columns.append(values)
+    return tuple(axes), columns
+
+
+def _automatic(frames: Sequence[WeightedFrames], variables: Sequence[str]) -> str:
+    """The method that fits the biases."""
+    first = frames[0]
+    if len(frames) > 1 and not first.extended:
+        return "mbar"
+    return "cumulant" if first.boosts else _for_the_rest(first, variables)
+
+
+def _for_the_rest(frames: WeightedFrames, variables: Sequence[str]) -> str:
+    """The method that fits the biases other than GaMD."""
+    if frames.extended:
+        return "czar" if tuple(variables) == frames.extended[0].variables[:1] else "mbar"
+    parts = [frames.run.parts[index] for index in frames.changing]
+    if not parts:
+        return "last-bias"
+    if len(parts) == 1 and isinstance(parts[0], MetaD):
+        return "tiwary-parrinello"
+    return "last-bias" if any(isinstance(part, MetaD) for part in parts) else "quasi-static"
+
+
+def _estimator(pool: Pool, method: str, axes: Sequence[Axis], order: int) -> tuple[Estimator, str]:
+    """The estimator of a method, and what the header says of it."""
+    if method == "cumulant":
+        if not all(one.boosts for one in pool.frames):
+            raise UqbiasError("cumulant takes runs with gamd", f"choose another method: {', '.join(METHODS)}")
+        if len(pool.frames) > 1:
+            raise UqbiasError(f"cumulant over {len(pool.frames)} runs, whose boosts differ", "one by one, or mbar")
+        rest, described = _weighted(pool, _for_the_rest(pool.frames[0], [axis.name for axis in axes]), axes, boost=True)
+        boost = pool.of(lambda one: last_bias(one, [i for i in one.on_molecule if i not in one.boosts]))
+        return Cumulant(pool, rest, boost, order), f"cumulant of order {order}: {METHODS['cumulant']}; {described}"
+    return _weighted(pool, method, axes, boost=False)
+
+
+def _weighted(pool: Pool, method: str, axes: Sequence[Axis], *, boost: bool) -> tuple[Estimator, str]:
+    """Estimator for all biases, or with ``boost`` for all but GaMD."""
+    extended = [one.extended for one in pool.frames]
+    described = f"{method}: {METHODS[method]}"
+
+    def without(one: WeightedFrames) -> list[int]:
+        return one.boosts if boost else []
+
+    if method in ("czar", "mbar") and (any(extended) or method == "czar"):
+        part = _one_extended(pool)
+        bias = pool.of(lambda one: rest_bias(one, without(one)))
+        if method == "mbar":
+            return OverWindows(pool, part, bias), WINDOWS
+        if tuple(axis.name for axis in axes) != part.variables[:1]:
+            raise UqbiasError(
+                f"czar gives F along '{part.variables[0]}' only", "use --method mbar, over the windows of λ"
+            )
+        return Czar(pool, part, bias, axes[0]), described
+    if any(extended):
+        raise UqbiasError(f"{method} for a run with an extended variable", "use --method czar or mbar")
+    if method == "mbar":
+        return AcrossRuns(pool), described
+    if method == "last-bias":
+        return Weighted(pool, pool.of(lambda one: last_bias(one, without(one)))), described
+    bias = pool.of(lambda one: rest_bias(one, without(one)))
+    if method == "tiwary-parrinello":
+        bias = bias - pool.of(tiwary_parrinello_offset)
+    return Weighted(pool, bias), described
+
+
+def _one_extended(pool: Pool) -> Any:
+    """The one extended variable, the same in all runs.
+
+    Raises
+    ------
+    UqbiasError
+        If there is none, or more than one, or runs whose other biases differ.
+    """
+    for one in pool.frames:
+        if len(one.extended) != 1:
+            raise UqbiasError(
+                f"{one.run.path} has {len(one.extended)} extended variables", "czar and its windows take exactly one"
+            )
+    first = pool.frames[0].extended[0]
+    for one in pool.frames[1:]:
+        other = one.extended[0]
+        if (other.variables, other.sigma, other.period) != (first.variables, first.sigma, first.period):
+            raise UqbiasError(f"{one.run.path} couples its extended variable in another way", "one run at a time")
+        beside = [[run.run.facts["biases"][index] for index in run.on_molecule] for run in (pool.frames[0], one)]
+        if one.changing or one.boosts or beside[0] != beside[1]:
+            raise UqbiasError(f"the biases beside eabf of {one.run.path} act on the molecule differently", "one by one")
+    return first
+
+
+def _anharmonicity(estimator: Cumulant, everything: Any, pool: Pool, order: int) -> str:
+    """What says whether the expansion may be trusted."""
+    rest = estimator.rest(everything)
+    skew = estimator.moments(everything, rest.log_weights)[1]
+    filled = np.bincount(pool.bins[pool.bins >= 0], minlength=pool.n_bins) >= ENOUGH
+    largest = f"{float(np.abs(skew[filled]).max()):.2f}" if filled.any() else "unknown"
+    spread = float(estimator.boost.std()) / pool.kt
+    return (
+        f"γ of ΔV = {anharmonicity(estimator.boost):.4f}, largest |skewness| in a bin of {ENOUGH} frames or more "
+        f"{largest}, standard deviation of ΔV {spread:.2f} kT; order {order} is exact for a Gaussian ΔV (both 0)"
+    )
+
+
+def _notes(frames: Sequence[WeightedFrames], discard: float) -> dict[str, str]:
+    """What the header says of the runs."""
+    total = sum(one.kept.size for one in frames)
+    restarts = sum(int(one.run.restarted.sum()) for one in frames)
+    walkers = "+".join(str(one.kept.shape[1]) for one in frames)
+    settling = ", the stages of gamd before production" if any(one.boosts for one in frames) else ""
+    notes = {
+        "runs": f"{len(frames)}, walkers {walkers}, frames {total}, of which {sum(map(len, frames))} are left"
+        f" (the first {100 * discard:g} %{settling} and frames at which a walker was stopped are not)",
+        "biases": "; ".join(sorted({", ".join(one.run.kinds) or "none" for one in frames})),
+    }
+    if restarts:
+        notes["restarts"] = f"{restarts}; the frames that follow one are not from equilibrium"
+    factors: dict[str, list[str]] = {}
+    for one in frames:
+        for part in tempered(one.run.parts):
+            where = f"{part.kind} on {', '.join(part.variables)} of {one.run.path}"
+            factors.setdefault(biasfactor_text(part, one.run.extended), []).append(where)
+    for text, owners in factors.items():
+        said = text if len(factors) == 1 and len(owners) >= len(frames) else f"{', '.join(owners)}: {text}"
+        notes["biasfactor"] = f"{notes['biasfactor']}; {said}" if "biasfactor" in notes else said
+    notes["read"] = ", ".join(file for one in frames for file in one.run.files)
+    return notes

@@ -1,0 +1,237 @@
+"""A free energy on a grid of one or two variables: values, error bars, where they come from, and the file of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+
+from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.files import write_text
+from uqbias.free_energy.multistate import minimum_image
+from uqbias.free_energy.reweighting import jackknife_error
+from uqbias.units import EV, KCAL, kt
+
+Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+UNITS = ("kJ/mol", "kcal/mol", "kT", "eV")
+_AXIS = ("name", "unit", "low", "high", "bins", "period")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Equal bins of one variable.
+
+    Attributes
+    ----------
+    name : of the variable.
+    unit : degrees for angles.
+    low, high : outer edges.
+    bins : number of bins.
+    period : high - low for a variable with a period, else None.
+    """
+
+    name: str
+    unit: str
+    low: float
+    high: float
+    bins: int
+    period: float | None = None
+
+    @property
+    def edges(self) -> Array:
+        """[bins + 1]."""
+        return np.linspace(self.low, self.high, self.bins + 1)
+
+    @property
+    def centres(self) -> Array:
+        """[bins]."""
+        edges = self.edges
+        return np.asarray(0.5 * (edges[1:] + edges[:-1]))
+
+    @property
+    def label(self) -> str:
+        """Name and unit."""
+        return f"{self.name} ({self.unit})" if self.unit else self.name
+
+    def indices(self, values: Array) -> NDArray[np.int64]:
+        """[n] bin of each value; -1 outside. The upper edge belongs to the last bin."""
+        if self.period is not None:
+            values = minimum_image(values, self.period)
+        index = np.floor((values - self.low) * (self.bins / (self.high - self.low)))
+        index = np.where(values == self.high, self.bins - 1, index)
+        return np.where((index >= 0) & (index < self.bins), index, -1).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class FreeEnergy:
+    """F(s) = -kT ln P(s) on bins of equal size.
+
+    Attributes
+    ----------
+    axes : one or two variables.
+    values : [bins, ...] kJ/mol above the lowest; inf in a bin without a frame.
+    error : [bins, ...] kJ/mol, one standard error of -kT ln P(s), P normalised; NaN where not known.
+    counts : [bins, ...] frames in the bin.
+    temperature : K.
+    method : how it was estimated.
+    effective : effective sample size; NaN for a method without weights.
+    notes : by name, what else the reader must know, as it stands in the header of the file.
+    replicates : [B, bins, ...] kJ/mol, -kT ln P without one block each; empty where there are none.
+    """
+
+    axes: tuple[Axis, ...]
+    values: Array
+    error: Array
+    counts: NDArray[np.int64]
+    temperature: float
+    method: str
+    effective: float
+    notes: Mapping[str, str] = field(default_factory=dict)
+    replicates: Array = field(default_factory=lambda: np.empty(0))
+
+    @property
+    def n_frames(self) -> int:
+        """Frames in the bins."""
+        return int(self.counts.sum())
+
+    def factor(self, unit: str) -> float:
+        """One kJ/mol in ``unit``: kJ/mol, kcal/mol, kT or eV.
+
+        Raises
+        ------
+        UqbiasError
+            For another unit.
+        """
+        factors = {"kJ/mol": 1.0, "kcal/mol": 1.0 / KCAL, "kT": 1.0 / kt(self.temperature), "eV": 1.0 / EV}
+        if unit not in factors:
+            raise UqbiasError(f"unknown unit '{unit}'", did_you_mean(unit, UNITS))
+        return factors[unit]
+
+    def region(self, low: Sequence[float], high: Sequence[float]) -> Mask:
+        """[bins, ...] bins whose centre lies in a box, ``low`` and ``high`` one each per variable.
+
+        For a variable with a period ``low`` > ``high`` goes through its bound.
+        """
+        masks = []
+        for axis, bottom, top in zip(self.axes, low, high, strict=True):
+            if axis.period is None:
+                masks.append((axis.centres >= bottom) & (axis.centres <= top))
+            else:
+                masks.append((axis.centres - bottom) % axis.period <= ((top - bottom) % axis.period or axis.period))
+        return np.asarray(masks[0] if len(masks) == 1 else masks[0][:, None] & masks[1])
+
+    def difference(self, first: Mask, second: Mask) -> tuple[float, float]:
+        """Free energy of the region ``second`` less that of ``first`` and its standard error, kJ/mol.
+
+        Parameters
+        ----------
+        first, second : [bins, ...], as of `region`.
+
+        Returns
+        -------
+        difference, error
+            inf where one region has no frame; the error is NaN without replicates.
+        """
+        thermal = kt(self.temperature)
+
+        def of(values: Array) -> float:
+            with np.errstate(invalid="ignore"):
+                return float(thermal * (logsumexp(-values[first] / thermal) - logsumexp(-values[second] / thermal)))
+
+        if not len(self.replicates):
+            return of(self.values), float("nan")
+        error = jackknife_error(np.array([[of(values)] for values in self.replicates]))
+        return of(self.values), float(error[0])
+
+    def table(self, unit: str = "kJ/mol") -> str:
+        """CSV with a header of comments: variables, F, error, frames, one line a bin, the last variable fastest."""
+        factor, thermal = self.factor(unit), kt(self.temperature)
+        lines = ["# free energy by uqbias"]
+        for axis in self.axes:
+            entries = zip(_AXIS, (getattr(axis, name) for name in _AXIS), strict=True)
+            lines.append("# axis: " + ", ".join(f"{name} {_text(value)}" for name, value in entries))
+        lines += [
+            f"# method: {self.method}",
+            f"# unit: {unit}",
+            f"# temperature: {self.temperature!r} K, kT = {thermal * factor:.6g} {unit}",
+            "# minimum: the lowest F is 0; inf: no frame in the bin",
+            f"# frames: {self.n_frames}, effective (Kish): {self.effective:.1f}",
+            *(f"# {name}: {' '.join(text.split())}" for name, text in self.notes.items()),
+            ",".join([*(axis.name for axis in self.axes), "F", "error", "frames"]),
+        ]
+        for place in np.ndindex(*self.values.shape):
+            at = [f"{axis.centres[i]:.10g}" for axis, i in zip(self.axes, place, strict=True)]
+            numbers = [f"{self.values[place] * factor:.8g}", f"{self.error[place] * factor:.6g}"]
+            lines.append(",".join([*at, *numbers, str(int(self.counts[place]))]))
+        return "\n".join(lines) + "\n"
+
+    def save(self, path: str | Path, unit: str = "kJ/mol") -> None:
+        """Write `table` atomically."""
+        write_text(path, self.table(unit))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote, back to kJ/mol; replicates are not kept in the file.
+
+        Raises
+        ------
+        UqbiasError
+            If the file is missing or not such a table.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise UqbiasError(f"no such file: {path}", "make it with 'uqbias fes'")
+        lines = path.read_text(encoding="utf-8").splitlines()
+        header: dict[str, str] = {}
+        axes = []
+        try:
+            for line in lines:
+                name, separator, text = line.removeprefix("# ").partition(": ")
+                if line.startswith("# ") and separator:
+                    header[name] = text
+                    if name == "axis":
+                        axes.append(_axis(text))
+            rows = [line.split(",") for line in lines if line and not line.startswith("#")][1:]
+            shape = tuple(axis.bins for axis in axes)
+            data = np.array([[float(word) for word in row] for row in rows])[:, len(axes) :].reshape(*shape, 3)
+            result = cls(
+                tuple(axes),
+                data[..., 0],
+                data[..., 1],
+                data[..., 2].astype(np.int64),
+                float(header.pop("temperature").split()[0]),
+                header.pop("method"),
+                float(header.pop("frames").split()[-1]),
+            )
+            factor = result.factor(header.pop("unit"))
+        except (ValueError, KeyError, IndexError) as error:
+            raise UqbiasError(f"{path} is not a table of 'uqbias fes' ({error!r})", "make it again") from error
+        notes = {name: text for name, text in header.items() if name not in ("axis", "minimum")}
+        values, errors = result.values / factor, result.error / factor
+        return cls(
+            result.axes, values, errors, result.counts, result.temperature, result.method, result.effective, notes
+        )
+
+
+def _text(value: Any) -> str:
+    return "-" if value in (None, "") else repr(value) if isinstance(value, float) else str(value)
+
+
+def _axis(text: str) -> Axis:
+    entries = dict(entry.split(" ", 1) for entry in text.split(", "))
+    period = entries["period"]
+    return Axis(
+        entries["name"],
+        "" if entries["unit"] == "-" else entries["unit"],
+        float(entries["low"]),
+        float(entries["high"]),
+        int(entries["bins"]),
+        None if period == "-" else float(period),
+    )

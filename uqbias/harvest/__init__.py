@@ -1,1 +1,0 @@
-"""From visited frames to frames worth a label."""

@@ -1,0 +1,1 @@
+"""The model file: potential, driver, judge and calibration; how they are fitted, evaluated, scored and exported."""

@@ -1,0 +1,301 @@
+"""A model from a data set: the potential, driver and judge, trained, fitted and calibrated on frames held out."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from uqbias.errors import UqbiasError
+from uqbias.model.inference import atoms_with_values, residuals
+from uqbias.model.model import UncertaintyModel
+from uqbias.model.score import score_model
+from uqbias.model.training import Progress, TrainingOptions, train
+from uqbias.molecule.frames import Frames
+from uqbias.molecule.seen import invariants, is_in
+from uqbias.molecule.topology import Topology
+from uqbias.potentials.base import Potential
+from uqbias.potentials.prediction import predict
+from uqbias.registry import POTENTIALS, UNCERTAINTIES
+from uqbias.uncertainty.base import Uncertainty, build_uncertainty
+from uqbias.uncertainty.calibration import Calibration, frames_needed
+
+if TYPE_CHECKING:
+    from uqbias.settings.schema import Campaign
+    from uqbias.settings.sections import KindSection
+
+#: Fewest frames left to train on.
+FEWEST = 10
+
+
+class Split(NamedTuple):
+    """Labelled frames by what they are used for."""
+
+    #: the potential and the judge are made from these.
+    training: Frames
+    #: decide when training stops.
+    validation: Frames
+    #: seen by nothing but the calibration.
+    calibration: Frames
+
+
+def fit_model(
+    frames: Frames,
+    topology: Topology | None = None,
+    settings: dict[str, Any] | Campaign | None = None,
+    *,
+    begin: Callable[[], object] | None = None,
+    progress: Progress | None = None,
+) -> tuple[UncertaintyModel, dict[str, Any]]:
+    """Train a potential, fit driver and judge, and calibrate the judge on frames held out.
+
+    Parameters
+    ----------
+    frames : labelled frames of one molecule; give some tens at least.
+    topology : bond graph; guessed from the distances in the first frame if None.
+    settings : sections ``potential``, ``training``, ``cv``, ``uncertainty``, ``calibration`` and ``seed`` as in a
+        campaign file; what is left out has its default.
+    begin : called once the input is found to be in order, before the training step is loaded or compiled.
+    progress : told ``(step, steps, last history entry)`` while the potential is trained.
+
+    Returns
+    -------
+    model : the model.
+    facts : JSON-able: frames used, training history, errors on the validation frames, seconds.
+
+    Raises
+    ------
+    UqbiasError
+        If the frames are not labelled, too few, or of another molecule than the topology.
+    """
+    campaign = _settings(settings)
+    frames.labels()
+    numbers = tuple(int(number) for number in frames.numbers)
+    topology = Topology.from_positions(numbers, frames.positions[0]) if topology is None else topology
+    if tuple(topology.numbers) != numbers:
+        raise UqbiasError(
+            f"the frames have atoms {list(numbers)}, the structure {list(topology.numbers)}",
+            "use the same molecule, in the same order of atoms, in both",
+        )
+    split = _deal(frames, campaign)
+    check_calibration_frames(split, campaign.calibration.alpha)
+    # Before the training: a wrong option is told at once.
+    potential = make_potential(campaign, numbers, campaign.seed)
+    judge, driver = make_uncertainties(campaign, topology, potential, frames, split.training)
+    given = campaign.training.model_dump()
+    if begin is not None:
+        begin()
+    result = train(
+        potential,
+        split.training,
+        split.validation if len(split.validation) else None,
+        TrainingOptions(**{field.name: given[field.name] for field in fields(TrainingOptions) if field.name in given}),
+        uncertainties=distinct(judge, driver),
+        seed=campaign.seed,
+        runner=campaign.training.runner,
+        progress=progress,
+    )
+    model, facts = complete_model(campaign, potential, judge, driver, topology, split, (campaign.seed, campaign.seed))
+    lowest = frames.positions[int(frames.labels()[0].argmin())]
+    model.provenance["reference_positions_nm"] = np.round(lowest, 6).tolist()
+    facts |= {
+        "steps": result.steps,
+        "best_step": result.best_step,
+        "wall_s": round(result.seconds, 3),
+        "history": result.history,
+    }
+    if len(split.validation):
+        facts["validation"] = score_model(model, split.validation) if len(split.validation) > 1 else {}
+    return model, facts
+
+
+def make_potential(campaign: Campaign, numbers: Iterable[int], seed: int) -> Potential:
+    """An untrained potential; its committee is as large as driver and judge need where the user gives no size."""
+    section = campaign.potential
+    options = section.arguments()
+    if section.kind in ("power_spectrum", "coordinates"):
+        options["seed"] = seed
+        if options["n_members"] is None:
+            kinds = [UNCERTAINTIES.get(part.kind) for part in (campaign.cv, campaign.uncertainty)]
+            options["n_members"] = max(kind.default_members for kind in kinds)
+    potential: Potential = POTENTIALS.get(section.kind)(numbers=tuple(numbers), **options)
+    return potential
+
+
+def make_uncertainties(
+    campaign: Campaign, topology: Topology, potential: Potential, start: Frames, training: Frames
+) -> tuple[Uncertainty, Uncertainty]:
+    """Unfitted judge and driver, one object where the campaign names the same twice.
+
+    Parameters
+    ----------
+    start : frames from which the driver's features learn what is stiff.
+    training : the same for the judge: none of the frames that it is to be calibrated on.
+    """
+
+    def make(section: KindSection, start: Frames) -> Uncertainty:
+        made = build_uncertainty(
+            section.kind, section.arguments(), topology, potential.n_latents, len(potential.numbers)
+        )
+        made.check_members(potential.n_members)
+        made.to(next(potential.parameters()).dtype)
+        made.prepare(torch.as_tensor(start.positions))
+        return made
+
+    judge = make(campaign.uncertainty, training)
+    return judge, judge if campaign.cv == campaign.uncertainty else make(campaign.cv, start)
+
+
+def distinct(judge: Uncertainty, driver: Uncertainty) -> tuple[Uncertainty, ...]:
+    """Judge and driver, once if they are one."""
+    return (judge,) if judge is driver else (judge, driver)
+
+
+def complete_model(
+    campaign: Campaign,
+    potential: Potential,
+    judge: Uncertainty,
+    driver: Uncertainty,
+    topology: Topology,
+    split: Split,
+    seeds: tuple[int, int],
+) -> tuple[UncertaintyModel, dict[str, Any]]:
+    """Put a trained potential, judge and driver together: fit both, calibrate, write down where it comes from.
+
+    Parameters
+    ----------
+    seeds : of the fit of the judge and of the driver.
+
+    Returns
+    -------
+    model : the model.
+    facts : JSON-able counts of frames and the force error on the calibration frames.
+    """
+    model = UncertaintyModel(potential, judge, topology, cv=None if judge is driver else driver).eval()
+    # The judge must not know the frames that it is calibrated on; the driver is to be pushed away from every frame.
+    fit_uncertainty(potential, judge, split.training, seeds[0])
+    if driver is not judge:
+        fit_uncertainty(potential, driver, Frames.concatenate(list(split)), seeds[1])
+    settings = campaign.calibration
+    calibrated = calibrate(model, split.calibration, alpha=settings.alpha, kind=settings.kind)
+    counts = {f"{name}_frames".removeprefix("training_"): len(part) for name, part in split._asdict().items()}
+    model.provenance.update(**counts, **calibrated, dataset_sha256=_digest(split.training))
+    return model, counts | calibrated
+
+
+def fit_uncertainty(potential: Potential, part: Uncertainty, frames: Frames, seed: int) -> None:
+    """Fit an uncertainty to frames, with what the potential says of them."""
+    part.record_seen(frames.positions)
+    found = predict(potential, frames.positions, forces="members" if part.requires_forces else "none")
+    positions = torch.as_tensor(frames.positions).to(found.energy)
+    part.fit(positions, found.energy, found.latents, found.member_forces, seed=seed)
+
+
+def calibrate(
+    model: UncertaintyModel, held_out: Frames, *, alpha: float = 0.1, kind: str = "conformal"
+) -> dict[str, float]:
+    """Calibrate a model's judge, per structure and per atom, in place.
+
+    The way to a calibrated model: it refuses frames that potential or judge were made from, however they were moved or
+    rounded since.
+
+    Parameters
+    ----------
+    held_out : labelled frames that neither trained the potential nor stopped its training; 1/α or more.
+    alpha, kind : see `uqbias.uncertainty.calibration.Calibration`.
+
+    Returns
+    -------
+    dict
+        ``calibration_force_rmse``, kJ/mol/nm.
+
+    Raises
+    ------
+    UqbiasError
+        If a frame was seen in training, it is not known what the model was made from, or the frames are too few.
+    """
+    if not len(model.seen):
+        raise UqbiasError(
+            "the model does not know which frames it was made from, so no frame can be shown to be held out",
+            "call model.potential.record_seen(positions) with its training frames",
+        )
+    known = is_in(model.seen, held_out.positions)
+    if known.any():
+        raise UqbiasError(
+            f"{int(known.sum())} of {len(held_out)} calibration frames, the first of them frame "
+            f"{int(known.argmax())}, were used to train the model",
+            "calibrate on frames that the model has not seen",
+        )
+    if not len(held_out):
+        raise UqbiasError("no frame is left for calibration", "give more frames")
+    calibration = Calibration(kind, alpha, model.uncertainty.statistic).to(next(model.parameters()))
+    found, errors = residuals(model, held_out)
+    raw_atoms = found.raw_atom_uncertainty
+    atoms: tuple[np.typing.NDArray[np.float64], ...] = ()
+    if raw_atoms is not None:
+        valued = atoms_with_values(raw_atoms)
+        atoms = (raw_atoms[:, valued], np.sqrt(np.square(errors[:, valued]).mean(axis=2)))
+    calibration._fit(found.raw_uncertainty, np.sqrt(np.square(errors).mean(axis=(1, 2))), *atoms)
+    model.calibration = calibration
+    model.calibrated_on = invariants(held_out.positions)
+    return {"calibration_force_rmse": float(np.sqrt(np.square(errors).mean()))}
+
+
+def _settings(settings: dict[str, Any] | Campaign | None) -> Campaign:
+    from uqbias.settings.file import check_campaign
+
+    if settings is None or isinstance(settings, dict):
+        return check_campaign({"system": {"structure": "-", "start": "-"}, **(settings or {})}, "settings")
+    return settings
+
+
+def _deal(frames: Frames, campaign: Campaign) -> Split:
+    """Training, validation and calibration frames at random."""
+    n, options = len(frames), campaign.calibration
+    # The conformal quantile of n frames exists for n of 1/α or more.
+    n_calibration = max(math.ceil(options.fraction * n), frames_needed(options.alpha))
+    n_validation = math.ceil(campaign.training.validation_fraction * n)
+    if n - n_calibration - n_validation < FEWEST:
+        raise UqbiasError(
+            f"{n} frames: {n_calibration} are kept for calibration and {n_validation} for validation, "
+            f"fewer than {FEWEST} are left to train on",
+            f"give {FEWEST + n_calibration + n_validation} frames or more, or raise calibration.alpha",
+        )
+    order = np.random.default_rng(campaign.seed).permutation(n)
+    role = np.zeros(n, dtype=np.int64)
+    role[order[:n_validation]] = 1
+    role[order[n_validation : n_validation + n_calibration]] = 2
+    return split_by_role(frames, role)
+
+
+def split_by_role(frames: Frames, role: np.typing.NDArray[np.int64]) -> Split:
+    """Split frames by role: 0 training, 1 validation, 2 calibration.
+
+    A copy of a frame that is trained on is not held out, whatever its role: it goes to training.
+    """
+    known = is_in(invariants(frames.positions[role != 2]), frames.positions)
+    role = np.where((role == 2) & known, 0, role)
+    return Split(*(frames[np.flatnonzero(role == part)] for part in range(3)))
+
+
+def check_calibration_frames(split: Split, alpha: float) -> None:
+    """Refuse, before anything is trained, a split that leaves too few frames for calibration."""
+    needed = frames_needed(alpha)
+    if len(split.calibration) < needed:
+        raise UqbiasError(
+            f"{len(split.calibration)} frames are left for calibration, {needed} are needed for alpha {alpha:g} "
+            "(a copy of a training frame does not count)",
+            "give more frames, or raise calibration.alpha",
+        )
+
+
+def _digest(frames: Frames) -> str:
+    content = hashlib.sha256()
+    for array in (frames.numbers, frames.positions, *frames.labels()):
+        content.update(np.ascontiguousarray(array).tobytes())
+    return content.hexdigest()

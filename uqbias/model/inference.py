@@ -1,0 +1,131 @@
+"""Evaluating a model on many frames, in blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from uqbias.model.model import UncertaintyModel
+from uqbias.molecule.frames import Frames
+from uqbias.potentials.prediction import predict
+
+Array = NDArray[np.float64]
+#: Frames evaluated together, to bound the memory.
+BLOCK = 128
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What a model says of n frames.
+
+    Attributes
+    ----------
+    energy : [n] kJ/mol.
+    cv : [n] driver.
+    uncertainty : [n] calibrated judge, kJ/mol/nm.
+    raw_uncertainty : [n] judge before calibration.
+    forces : [n, N, 3] kJ/mol/nm, or None where not asked for.
+    raw_atom_uncertainty : [n, N] judge of each atom before calibration, or None where not asked for or where the
+        judge has no values per atom.
+    """
+
+    energy: Array
+    cv: Array
+    uncertainty: Array
+    raw_uncertainty: Array
+    forces: Array | None = None
+    raw_atom_uncertainty: Array | None = None
+
+
+def evaluate_frames(
+    model: UncertaintyModel, positions: NDArray[Any], *, forces: bool = False, atoms: bool = False
+) -> Evaluated:
+    """Evaluate ``positions`` [n, N, 3] in nm, with forces and with per-atom uncertainties if asked for."""
+    wanted: Literal["none", "mean", "members"] = "mean" if forces else "none"
+    blocks: dict[str, list[Tensor]] = {
+        name: [] for name in ("energy", "cv", "uncertainty", "raw", "forces", "raw_atoms")
+    }
+    for block in _blocks(model, positions):
+        found = predict(model.potential, block, BLOCK, forces="members" if model.requires_forces else wanted)
+        terms = (found.energy, found.latents, found.member_forces)
+        with torch.no_grad():
+            raw, cv = model.judge_and_driver(block, *terms)
+            blocks["uncertainty"].append(model.calibration(raw))
+            each = model.uncertainty.per_atom(block, *terms) if atoms else None
+        energy = found.energy.mean(0).double() + model.potential.energy_shift
+        for name, values in (("energy", energy), ("cv", cv), ("raw", raw), ("raw_atoms", each)):
+            if values is not None:
+                blocks[name].append(values)
+        if forces and found.forces is not None:
+            blocks["forces"].append(found.forces)
+    return Evaluated(
+        _joined(blocks["energy"]),
+        _joined(blocks["cv"]),
+        _joined(blocks["uncertainty"]),
+        _joined(blocks["raw"]),
+        _joined(blocks["forces"]) if forces else None,
+        _joined(blocks["raw_atoms"]) if blocks["raw_atoms"] else None,
+    )
+
+
+def residuals(model: UncertaintyModel, frames: Frames) -> tuple[Evaluated, Array]:
+    """What the model says of labelled frames, forces and per-atom values included, and its force errors [n, N, 3]."""
+    found = evaluate_frames(model, frames.positions, forces=True, atoms=True)
+    assert found.forces is not None
+    return found, found.forces - frames.labels()[1]
+
+
+def atoms_with_values(raw_atoms: Array) -> NDArray[np.bool_]:
+    """Which atoms have an uncertainty of their own, [N]; the others are 0 in every frame of ``raw_atoms`` [n, N]."""
+    found: NDArray[np.bool_] = (raw_atoms != 0).any(axis=0)
+    return found
+
+
+def selection_features(model: UncertaintyModel, positions: NDArray[Any], space: str) -> Array:
+    """Features [n, D] in which diversity is measured.
+
+    Parameters
+    ----------
+    positions : [n, N, 3] nm.
+    space : ``cv_features``, the driver's feature space (mean over atoms where it is per atom), or ``latents``,
+        the latents of all members, mean over the atoms of each element.
+    """
+    features = getattr(model.cv, "features", None) if space == "cv_features" else None
+    rows = []
+    numbers = torch.tensor(model.numbers)
+    with torch.no_grad():
+        for block in _blocks(model, positions):
+            _, latents = model.potential(block)
+            if features is not None:
+                values = features(block, latents)
+                values = values.mean(dim=1) if features.per_atom else values
+            else:
+                means = [latents[:, :, numbers == element].mean(dim=2) for element in torch.unique(numbers)]
+                values = torch.cat([mean.permute(1, 0, 2).flatten(1) for mean in means], dim=-1)
+            rows.append(values)
+    return _joined(rows)
+
+
+def stiff_deviations(model: UncertaintyModel, positions: NDArray[Any]) -> Array:
+    """Largest turn of a stiff torsion of the driver's or the judge's features, [n] degrees (0 where there is none)."""
+    largest = np.zeros(len(positions))
+    for part in (model.cv, model.uncertainty):
+        measure = getattr(getattr(part, "features", None), "stiff_deviation", None)
+        if measure is not None:
+            values = [measure(block).detach() for block in _blocks(model, positions)]
+            largest = np.maximum(largest, _joined(values))
+    return largest
+
+
+def _blocks(model: UncertaintyModel, positions: NDArray[Any]) -> list[Tensor]:
+    x = torch.as_tensor(np.asarray(positions)).to(next(model.potential.parameters()))
+    return [block.clone() for block in torch.split(x, BLOCK)]
+
+
+def _joined(blocks: list[Tensor]) -> Array:
+    return torch.cat(blocks).double().cpu().numpy() if blocks else np.empty(0)

@@ -1,0 +1,275 @@
+"""UncertaintyModel: a potential, the driver CV, the judge and its calibration, in one file.
+
+The file is a safetensors file (no pickle): the tensors, and a JSON manifest in its metadata with everything that
+rebuilds the modules and says what the numbers mean.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import uqbias
+from uqbias.errors import UqbiasError
+from uqbias.files import atomic_path
+from uqbias.molecule.seen import NOTHING, Array, join
+from uqbias.molecule.topology import Topology
+from uqbias.potentials.base import Potential
+from uqbias.potentials.prediction import with_member_forces
+from uqbias.registry import POTENTIALS
+from uqbias.uncertainty.base import Uncertainty, rebuild_uncertainty
+from uqbias.uncertainty.calibration import Calibration
+
+FORMAT_VERSION = 2
+UNITS = {"length": "nm", "energy": "kJ/mol", "force": "kJ/mol/nm"}
+#: Tensors of the file that are not part of any module: invariants of the frames that the model was made from, and of
+#: those that calibrated it.
+SEEN, CALIBRATED = "record.seen", "record.calibrated"
+
+
+class Prediction(NamedTuple):
+    """What one evaluation gives for W walkers."""
+
+    #: [W] kJ/mol, mean over the members.
+    energy: Tensor
+    #: [W] the driver, dimension stated by its kind.
+    cv: Tensor
+    #: [W] the judge, kJ/mol/nm of expected force error.
+    uncertainty: Tensor
+
+
+class UncertaintyModel(nn.Module):
+    """Potential and uncertainties of one molecule.
+
+    Parameters
+    ----------
+    potential : the potential.
+    uncertainty : the judge, which decides what is harvested and when a campaign ends.
+    cv : the driver, which the bias acts on; the judge itself if None.
+    topology : bond graph of the molecule.
+    calibration : from the judge's raw value to an expected force error; identity if None.
+    provenance : JSON-able facts for the manifest (hash of the training set, number of frames, errors).
+    """
+
+    def __init__(
+        self,
+        potential: Potential,
+        uncertainty: Uncertainty,
+        topology: Topology,
+        cv: Uncertainty | None = None,
+        calibration: Calibration | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.potential = potential
+        self.uncertainty = uncertainty
+        self.cv = uncertainty if cv is None else cv
+        self.calibration = Calibration() if calibration is None else calibration
+        self.topology = topology
+        self.provenance = dict(provenance or {})
+        self.calibrated_on: Array = NOTHING
+        for part in (self.uncertainty, self.cv):
+            part.check_members(potential.n_members)
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Atomic numbers of the molecule."""
+        return self.potential.numbers
+
+    def forward(self, positions: Tensor, box: Tensor | None = None) -> Prediction:
+        """Evaluate W walkers at ``positions`` [W, N, 3] in nm."""
+        return self._prediction(positions, self._terms(positions, box))
+
+    def with_atoms(self, positions: Tensor, box: Tensor | None = None) -> tuple[Prediction, Tensor]:
+        """`forward` and the calibrated uncertainty of each atom [W, N], kJ/mol/nm, from one evaluation.
+
+        Raises
+        ------
+        UqbiasError
+            If the judge has no values per atom.
+        """
+        terms = self._terms(positions, box)
+        raw = self.uncertainty.per_atom(positions, *terms)
+        if raw is None:
+            raise UqbiasError(f"uncertainty '{self.uncertainty.kind}' has no values per atom", "choose another judge")
+        return self._prediction(positions, terms), self.calibration.per_atom(raw)
+
+    def atom_uncertainties(self, positions: Tensor, box: Tensor | None = None) -> Tensor:
+        """Second part of `with_atoms`."""
+        return self.with_atoms(positions, box)[1]
+
+    def _terms(self, positions: Tensor, box: Tensor | None) -> tuple[Tensor, ...]:
+        """Energy, latents and, where an uncertainty needs them, forces of the members."""
+        if self.requires_forces:
+            return with_member_forces(self.potential, positions, box)
+        terms: tuple[Tensor, ...] = self.potential(positions, box)
+        return terms
+
+    def _prediction(self, positions: Tensor, terms: tuple[Tensor, ...]) -> Prediction:
+        judged, driver = self.judge_and_driver(positions, *terms)
+        return Prediction(terms[0].mean(0) + self.potential.energy_shift, driver, self.calibration(judged))
+
+    @property
+    def requires_forces(self) -> bool:
+        """Whether an uncertainty needs the forces of every committee member."""
+        return self.uncertainty.requires_forces or self.cv.requires_forces
+
+    def judge_and_driver(
+        self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Uncalibrated judge and driver, [W] each; arguments as in `Uncertainty.forward`."""
+        judged = self.uncertainty(positions, energy, latents, forces)
+        return judged, judged if self.cv is self.uncertainty else self.cv(positions, energy, latents, forces)
+
+    @property
+    def seen(self) -> Array:
+        """Record of the frames that potential and judge were made from; see `uqbias.molecule.seen`."""
+        return join(self.potential.seen, self.uncertainty.seen)
+
+    def signature(self) -> str:
+        """What a compiled graph of this model depends on, beside shapes: two models with the same can share one."""
+        potential = {name: value for name, value in self.potential.options().items() if name != "seed"}
+        parts = [part.describe() for part in (self.uncertainty, self.cv)]
+        for part in parts:
+            part["options"].pop("capacity", None)
+        return json.dumps([self.potential.kind, potential, parts, self.calibration.kind], sort_keys=True)
+
+    def manifest(self) -> dict[str, Any]:
+        """The JSON manifest, without the hash of the tensors."""
+        calibrated = self.calibration.meaning if self.calibration.fitted else self.uncertainty.unit
+        return {
+            "format": "uqbias",
+            "format_version": FORMAT_VERSION,
+            "atomic_numbers": list(self.numbers),
+            "topology": self.topology.to_dict(),
+            "units": UNITS | {"cv": self.cv.unit, "uncertainty": calibrated},
+            "dtype": str(next(self.potential.parameters()).dtype).removeprefix("torch."),
+            "potential": {"kind": self.potential.kind, "options": self.potential.options()},
+            "uncertainty": self.uncertainty.describe(),
+            "cv": None if self.cv is self.uncertainty else self.cv.describe(),
+            "calibration": self.calibration.describe(),
+            "provenance": self.provenance,
+            "versions": {
+                "uqbias": uqbias.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write the model file atomically."""
+        from safetensors.torch import save_file
+
+        # The driver may be the judge; safetensors stores a tensor once, so its alias is left out.
+        tensors = {
+            name: tensor.detach().cpu().contiguous().clone()
+            for name, tensor in self.state_dict().items()
+            if not (self.cv is self.uncertainty and name.startswith("cv."))
+        }
+        tensors[SEEN] = torch.from_numpy(self.seen.copy())
+        tensors[CALIBRATED] = torch.from_numpy(self.calibrated_on.copy())
+        manifest = self.manifest()
+        manifest["sha256"] = _digest(manifest, tensors)
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata={"manifest": json.dumps(manifest)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> UncertaintyModel:
+        """Read a model file; nothing is unpickled.
+
+        Raises
+        ------
+        UqbiasError
+            If the file is missing, cut short, edited, or of a newer format.
+        """
+        manifest, tensors = _read(Path(path))
+        seen, calibrated_on = tensors.pop(SEEN).numpy(), tensors.pop(CALIBRATED).numpy()
+        kind = POTENTIALS.get(manifest["potential"]["kind"])
+        uncertainty = rebuild_uncertainty(manifest["uncertainty"])
+        model = cls(
+            potential=kind(**manifest["potential"]["options"]),
+            uncertainty=uncertainty,
+            topology=Topology.from_dict(manifest["topology"]),
+            cv=None if manifest["cv"] is None else rebuild_uncertainty(manifest["cv"]),
+            calibration=Calibration.from_description(manifest["calibration"]),
+            provenance=manifest["provenance"],
+        ).to(getattr(torch, manifest["dtype"]))
+        if model.cv is model.uncertainty:
+            names = [name for name in tensors if name.startswith("uncertainty.")]
+            tensors |= {"cv." + name.removeprefix("uncertainty."): tensors[name] for name in names}
+        if manifest["format_version"] < FORMAT_VERSION:
+            tensors = _from_version_1(tensors, model)
+        try:
+            model.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise UqbiasError(f"{path}: tensors do not match the manifest ({error})", "save the model again") from error
+        model.potential.seen, model.calibrated_on = seen, calibrated_on
+        return model.eval()
+
+
+def read_manifest(path: str | Path) -> dict[str, Any]:
+    """The manifest of a model file, after the same checks as :meth:`UncertaintyModel.load`."""
+    return _read(Path(path))[0]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise UqbiasError(f"no such model file: {path}", "make one with 'uqbias train' or 'uqbias run'")
+    try:
+        with safe_open(path, framework="pt") as stream:
+            metadata = stream.metadata() or {}
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+        manifest = json.loads(metadata.get("manifest", "null"))
+    except (SafetensorError, ValueError, OSError) as error:
+        raise UqbiasError(f"{path} is not a whole model file ({error})", "copy or train it again") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != "uqbias":
+        raise UqbiasError(f"{path} is a safetensors file without a uqbias manifest", "make one with 'uqbias train'")
+    if manifest["format_version"] > FORMAT_VERSION:
+        raise UqbiasError(
+            f"{path} has format version {manifest['format_version']}, this uqbias reads up to {FORMAT_VERSION}",
+            "upgrade uqbias",
+        )
+    found = manifest.pop("sha256", "")
+    expected = _digest(manifest, tensors)
+    if found != expected:
+        raise UqbiasError(
+            f"{path} was changed after it was written (SHA-256 {found[:12]}..., content {expected[:12]}...)",
+            "copy or train it again",
+        )
+    manifest["sha256"] = found
+    if manifest["format_version"] == 1:
+        frames = int(manifest["provenance"].get("calibration_frames", 0))
+        manifest["calibration"] = Calibration().describe() | {"frames": frames}
+        tensors |= {SEEN: torch.from_numpy(NOTHING.copy()), CALIBRATED: torch.from_numpy(NOTHING.copy())}
+    return manifest, tensors
+
+
+def _from_version_1(tensors: dict[str, Tensor], model: UncertaintyModel) -> dict[str, Tensor]:
+    """Version 1 had one mixture and a conformal calibration per structure; what is new keeps its first value."""
+    renamed = {name.replace("calibration.", "calibration.structure_bound."): value for name, value in tensors.items()}
+    new = ("calibration.structure_deviation", "calibration.atom_", "spread", "group_median")
+    found = {}
+    for name, value in model.state_dict().items():
+        old = renamed.get(name, renamed.get(name.replace("densities.0.", "")))
+        if old is not None or any(part in name for part in new):
+            found[name] = value if old is None else old
+    return found
+
+
+def _digest(manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    content = {name: value for name, value in manifest.items() if name != "sha256"}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()

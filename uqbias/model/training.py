@@ -1,0 +1,347 @@
+"""Training on energies and forces with one compiled step.
+
+Forward, force and loss gradient are flattened to one graph, so that no double backward is left at run time; the graph
+depends on the architecture and the batch size only and is compiled once for all rounds of a campaign.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from uqbias.compile.runners import compile_function
+from uqbias.errors import UqbiasError
+from uqbias.molecule.frames import Frames
+from uqbias.potentials.base import Potential
+from uqbias.potentials.prediction import predict
+from uqbias.uncertainty.base import Uncertainty, energy_unit
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How a potential is trained.
+
+    Attributes
+    ----------
+    steps : optimiser steps; the learning rate falls to zero over them (cosine).
+    batch_size : frames a step.
+    learning_rate : of Adam, at its maximum. With some hundred frames 0.02 generalises better, with a thousand 0.01.
+    force_weight : of the force error; 0 trains on energies alone, and the weights are then chosen by the energy error
+        of the validation frames.
+    energy_weight : of the energy error.
+    ema : decay of the averaged weights, which are the result.
+    evaluate_every : steps between two looks at the validation frames.
+    patience : looks without improvement after which training stops.
+    max_seconds : end the schedule after this time instead of after ``steps``; the result then depends on the machine.
+    """
+
+    steps: int = 4000
+    batch_size: int = 8
+    learning_rate: float = 0.02
+    force_weight: float = 1.0
+    energy_weight: float = 0.1
+    ema: float = 0.995
+    evaluate_every: int = 250
+    patience: int = 8
+    max_seconds: float | None = None
+
+
+@dataclass
+class TrainingResult:
+    """History and outcome of one training."""
+
+    #: step, seconds, training loss, validation force MAE (meV/Å) and energy MAE (meV/atom) at each look.
+    history: list[dict[str, float]] = field(default_factory=list)
+    steps: int = 0
+    seconds: float = 0.0
+    best_step: int = 0
+
+
+Progress = Callable[[int, int, dict[str, float]], None]
+
+# Keeps the gradient of a norm finite at zero; far below the errors that training reaches.
+NORM_FLOOR = 1e-4
+#: Gradients longer than this many times their recent length are shortened.
+CLIP = 2.0
+
+
+def force_and_energy_mae(potential: Potential, frames: Frames) -> tuple[float, float]:
+    """Force MAE per component in meV/Å and energy MAE in meV/atom of the mean over members."""
+    from uqbias.units import EV, EV_PER_ANGSTROM
+
+    energies, forces = frames.labels()
+    prediction = predict(potential, frames.positions)
+    assert prediction.forces is not None
+    force_error = np.abs(prediction.forces.double().cpu().numpy() - forces).mean() / EV_PER_ANGSTROM
+    energy = prediction.energy.mean(0).double().cpu().numpy() + float(potential.energy_shift)
+    energy_error = np.abs(energy - energies).mean() / EV
+    return float(force_error * 1e3), float(energy_error * 1e3 / len(frames.numbers))
+
+
+def train(
+    potential: Potential,
+    training: Frames,
+    validation: Frames | None = None,
+    options: TrainingOptions | None = None,
+    *,
+    uncertainties: Sequence[Uncertainty] = (),
+    seed: int = 0,
+    warm_start: bool = False,
+    runner: str = "auto",
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> TrainingResult:
+    """Train ``potential``, and the uncertainties that have weights of their own, in place.
+
+    The loss is ``force_weight`` times the mean norm of the force error per atom in units of the root mean square force,
+    plus ``energy_weight`` times the absolute energy error: norms, not squares, since they are what is judged, and since
+    the few distorted frames of a harvest would rule a sum of squares. Uncertainties add their own `Uncertainty.loss`.
+    With a force weight of 0 no force is computed, but the labelled forces still set the scale of the energies.
+
+    Each committee member sees the frames in an order of its own; where an uncertainty asks for ``bootstrap``, its own
+    resample of them with replacement (Breiman, Mach. Learn. 24, 123 (1996)).
+
+    Parameters
+    ----------
+    potential : its scales are set from the training frames unless ``warm_start``.
+    training, validation : labelled frames; with validation frames the best weights on them are kept.
+    uncertainties : those whose weights are to be trained along; others are left alone.
+    seed : of the order of the frames. The result is a function of the seed, the frames and the options.
+    warm_start : go on from the present weights and scales.
+    runner : see `uqbias.compile.runners.compile_function`.
+    progress : called as ``progress(step, steps, last history entry)``.
+
+    Raises
+    ------
+    UqbiasError
+        If frames carry no labels, are of another molecule, the weights leave nothing to learn from, or the loss becomes
+        NaN.
+    """
+    options = options or TrainingOptions()
+    _check_weights(options, uncertainties)
+    energies, forces = training.labels()
+    if tuple(training.numbers.tolist()) != potential.numbers:
+        raise UqbiasError(
+            f"training frames have atoms {training.numbers.tolist()}, the potential {list(potential.numbers)}",
+            "train a model of this molecule",
+        )
+    dtype = next(potential.parameters()).dtype
+    x, e, f = (
+        torch.as_tensor(array).to(dtype).contiguous()
+        for array in (training.positions, energies - energies.mean(), forces)
+    )
+    if not warm_start:
+        potential.standardise(x, torch.as_tensor(energies).to(dtype), f)
+    else:
+        e = e + (float(energies.mean()) - float(potential.energy_shift))
+    heads = [part for part in uncertainties if any(True for _ in part.parameters())]
+    for head in heads:
+        head.set_force_unit(float(f.square().mean().sqrt()))
+    objective = _Objective(potential, heads, options.force_weight, options.energy_weight)
+    bootstrap = any(part.bootstrap for part in uncertainties)
+    for frames in (training, validation):
+        if frames is not None and len(frames):
+            potential.record_seen(frames.positions)
+    loop = _Loop(objective, x, e, f, options, seed, bootstrap, runner, cache_dir)
+    return loop.run(validation, progress)
+
+
+def _check_weights(options: TrainingOptions, uncertainties: Sequence[Uncertainty]) -> None:
+    weights = {"force_weight": options.force_weight, "energy_weight": options.energy_weight}
+    for name, weight in weights.items():
+        if not (math.isfinite(weight) and weight >= 0):
+            raise UqbiasError(f"training.{name} {weight}", "give a number of 0 or more")
+    if not any(weights.values()):
+        raise UqbiasError("training.force_weight and training.energy_weight are 0", "raise one of them")
+    for part in uncertainties:
+        if (
+            not options.force_weight
+            and getattr(part, "quantity", None) == "forces"
+            and any(True for _ in part.parameters())
+        ):
+            raise UqbiasError(
+                f"uncertainty '{part.kind}' learns from forces, training.force_weight is 0",
+                "set quantity: energy of that uncertainty, or raise training.force_weight",
+            )
+
+
+class _Objective(nn.Module):
+    """The loss of a batch, as a module: its parameters are all that is trained."""
+
+    def __init__(
+        self, potential: Potential, heads: list[Uncertainty], force_weight: float, energy_weight: float
+    ) -> None:
+        super().__init__()
+        self.potential = potential
+        self.heads = nn.ModuleList(heads)
+        self.force_weight = force_weight
+        self.energy_weight = energy_weight
+
+    def forward(self, x: Tensor, e: Tensor, f: Tensor, scale: Tensor) -> Tensor:
+        """Loss [] of positions and forces [M, B, N, 3] and energies [M, B]; ``scale`` [1] is the typical force."""
+        if not self.force_weight and not self.heads:
+            return self.energy_weight * self._energy_loss(self.potential(x)[0], e, scale)[1].sum()
+        # Each member has its own copy of the positions: per-member forces from one backward.
+        copies = x.clone().requires_grad_()
+        energy, latents = self.potential(copies)
+        (gradient,) = torch.autograd.grad(energy.sum(), copies, create_graph=True)
+        force_error = (gradient + f) / -scale
+        force_loss = (force_error.square().sum(-1) + NORM_FLOOR**2).sqrt().mean((1, 2))
+        energy_error, energy_loss = self._energy_loss(energy, e, scale)
+        total = (self.force_weight * force_loss + self.energy_weight * energy_loss).sum()
+        for head in self.heads:
+            added = head.loss(energy_error, force_error, latents)  # type: ignore[operator]
+            total = total if added is None else total + added
+        loss: Tensor = total
+        return loss
+
+    def _energy_loss(self, energy: Tensor, label: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Energy errors [M, B] in the unit of the loss, and their mean sizes [M]."""
+        error = (energy - label) / (scale * energy_unit(len(self.potential.numbers)))
+        return error, (error.square() + NORM_FLOOR**2).sqrt().mean(1)
+
+
+class _Loop:
+    """State of one training: weights, their average, the optimiser, the order of the frames."""
+
+    def __init__(
+        self,
+        objective: _Objective,
+        x: Tensor,
+        e: Tensor,
+        f: Tensor,
+        options: TrainingOptions,
+        seed: int,
+        bootstrap: bool,
+        runner: str,
+        cache_dir: Path | None,
+    ) -> None:
+        self.objective = objective
+        self.potential = objective.potential
+        self.data = (x, e, f)
+        self.options = options
+        names = [name for name, _ in objective.named_parameters()]
+        self.weights = [weight.detach().clone() for weight in objective.parameters()]
+        self.average = [weight.clone() for weight in self.weights]
+        buffer_names = [name for name, _ in objective.named_buffers()]
+        self.buffers = [buffer.contiguous() for buffer in objective.buffers()]
+        self.scale = f.square().mean().sqrt().reshape(1)
+        self.optimiser = torch.optim.Adam(self.weights, lr=options.learning_rate, foreach=True)
+        self.orders = [_Order(len(x), seed + 1000 * member, bootstrap) for member in range(self.potential.n_members)]
+        self.typical_norm = math.inf
+        self.step_function = compile_function(
+            _step_function(objective, names, buffer_names),
+            [*self.weights, *self.buffers, self.scale, *self._batch()],
+            runner=runner,
+            name="training_step",
+            cache_dir=cache_dir,
+        )
+
+    def _batch(self) -> tuple[Tensor, Tensor, Tensor]:
+        index = torch.stack([order.next(self.options.batch_size) for order in self.orders])
+        x, e, f = self.data
+        return x[index], e[index], f[index]
+
+    def _advance(self, step: int, fraction: float) -> float:
+        loss, *strided = self.step_function([*self.weights, *self.buffers, self.scale, *self._batch()])
+        gradients = [gradient.contiguous() for gradient in strided]
+        # A rare frame with a large gradient must not throw the weights away: Adam's own scale adapts too slowly.
+        norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
+        if norm > CLIP * self.typical_norm:
+            torch._foreach_mul_(gradients, CLIP * self.typical_norm / norm)
+        for weight, gradient in zip(self.weights, gradients, strict=True):
+            weight.grad = gradient
+        limited = min(norm, CLIP * self.typical_norm)
+        self.typical_norm = limited if math.isinf(self.typical_norm) else 0.98 * self.typical_norm + 0.02 * limited
+        warm_up = min(1.0, (step + 1) / 100)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.options.learning_rate * warm_up * 0.5 * (1 + math.cos(math.pi * min(fraction, 1.0)))
+        self.optimiser.step()
+        decay = min(self.options.ema, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self.average, self.weights, 1 - decay)
+        return float(loss)
+
+    def _install(self, weights: list[Tensor]) -> None:
+        with torch.no_grad():
+            for parameter, weight in zip(self.objective.parameters(), weights, strict=True):
+                parameter.copy_(weight)
+
+    def run(self, validation: Frames | None, progress: Progress | None) -> TrainingResult:
+        options, result = self.options, TrainingResult()
+        best_weights, best_error, stale = self.average, math.inf, 0
+        start, step, loss_sum, loss_count = time.perf_counter(), 0, 0.0, 0
+        entry: dict[str, float] = {}
+        while True:
+            elapsed = time.perf_counter() - start
+            fraction = step / options.steps if options.max_seconds is None else elapsed / options.max_seconds
+            done = fraction >= 1.0
+            if step and (done or step % options.evaluate_every == 0):
+                entry = {"step": step, "seconds": elapsed, "train_loss": loss_sum / max(loss_count, 1)}
+                loss_sum, loss_count = 0.0, 0
+                if not math.isfinite(entry["train_loss"]):
+                    raise UqbiasError(
+                        f"training loss is {entry['train_loss']} at step {step}", "lower training.learning_rate"
+                    )
+                if validation is not None and len(validation):
+                    self._install(self.average)
+                    force_mae, energy_mae = force_and_energy_mae(self.potential, validation)
+                    entry |= {"validation_force_mae": force_mae, "validation_energy_mae": energy_mae}
+                    error = force_mae if options.force_weight else energy_mae
+                    if error < best_error:
+                        best_weights, best_error, stale = [weight.clone() for weight in self.average], error, 0
+                        result.best_step = step
+                    else:
+                        stale += 1
+                result.history.append(entry)
+            if progress is not None:
+                progress(step, options.steps, entry)
+            if done or stale > options.patience:
+                break
+            loss_sum, loss_count, step = loss_sum + self._advance(step, fraction), loss_count + 1, step + 1
+        self._install(best_weights)
+        result.steps, result.seconds = step, time.perf_counter() - start
+        return result
+
+
+class _Order:
+    """Endless order of the frames for one member, each epoch shuffled anew."""
+
+    def __init__(self, n_frames: int, seed: int, bootstrap: bool) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        self.pool = torch.arange(n_frames)
+        if bootstrap:
+            self.pool = torch.randint(n_frames, (n_frames,), generator=self.generator)
+        self.waiting = torch.empty(0, dtype=torch.long)
+
+    def next(self, size: int) -> Tensor:
+        """Indices of the next ``size`` frames, [size]."""
+        while len(self.waiting) < size:
+            shuffled = torch.randperm(len(self.pool), generator=self.generator)
+            self.waiting = torch.cat([self.waiting, self.pool[shuffled]])
+        index, self.waiting = self.waiting[:size], self.waiting[size:]
+        return index
+
+
+def _step_function(
+    objective: _Objective, names: list[str], buffer_names: list[str]
+) -> Callable[[list[Tensor]], tuple[Tensor, ...]]:
+    """(weights, buffers, force scale, positions, energies, forces) -> (loss, gradients of the weights)."""
+    n_weights, n_buffers = len(names), len(buffer_names)
+
+    def step(inputs: list[Tensor]) -> tuple[Tensor, ...]:
+        weights = [weight.detach().requires_grad_() for weight in inputs[:n_weights]]
+        state = dict(zip(names, weights, strict=True))
+        state |= dict(zip(buffer_names, inputs[n_weights : n_weights + n_buffers], strict=True))
+        scale, x, e, f = inputs[n_weights + n_buffers :]
+        loss = functional_call(objective, state, (x, e, f, scale))
+        return (loss, *torch.autograd.grad(loss, weights))
+
+    return step

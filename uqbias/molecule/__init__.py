@@ -1,0 +1,1 @@
+"""Molecules: topology, frames, record of the geometries seen, geometric tests."""

@@ -1,0 +1,120 @@
+"""Selections of atoms: from the words, indices and names of a campaign file to indices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.molecule.topology import Topology
+
+#: `all`, `heavy`, or indices and names of atoms.
+Atoms = str | Sequence[int | str]
+
+
+def ordered_atoms(topology: Topology, spec: Atoms, owner: str) -> tuple[int, ...]:
+    """Atom indices in the order given.
+
+    Parameters
+    ----------
+    spec : ``"all"``, ``"heavy"`` (no hydrogens), or a list of indices (from 0), names (``"CA"``), and names with their
+        residue (``"ALA2:CA"``). A name that several atoms have stands for all of them.
+    owner : for messages, such as ``"atoms of distance"``.
+
+    Raises
+    ------
+    UqbiasError
+        For a name or an index that the molecule does not have, an atom given twice, or an empty list.
+    """
+    n = len(topology)
+    if spec in ("all", "heavy"):
+        chosen = [i for i in range(n) if spec == "all" or topology.numbers[i] > 1]
+    elif isinstance(spec, str) or not isinstance(spec, Sequence):
+        raise UqbiasError(f"{owner}: {spec!r}", "give 'all', 'heavy', or a list of indices and atom names")
+    else:
+        chosen = [i for entry in spec for i in _matching(topology, entry, owner)]
+    twice = [i for i in chosen if chosen.count(i) > 1]
+    if twice:
+        raise UqbiasError(f"{owner}: atom {twice[0]} ({_label(topology, twice[0])}) twice", "give each atom once")
+    if not chosen:
+        raise UqbiasError(f"{owner}: {spec!r} chooses no atom of {n}", "choose at least one")
+    return tuple(chosen)
+
+
+def fixed_atoms(topology: Topology, spec: Atoms, count: int, owner: str) -> tuple[int, ...]:
+    """Exactly ``count`` atoms, each entry of ``spec`` naming one; otherwise as `ordered_atoms`.
+
+    Raises
+    ------
+    UqbiasError
+        For another number of entries, or a name that several atoms have.
+    """
+    if isinstance(spec, str) or not isinstance(spec, Sequence) or len(spec) != count:
+        raise UqbiasError(f"{owner}: {spec!r}", f"give a list of {count} indices or atom names")
+    for entry in spec:
+        found = _matching(topology, entry, owner)
+        if len(found) > 1:
+            labels = ", ".join(_label(topology, i) for i in found[:4])
+            raise UqbiasError(
+                f"{owner}: '{entry}' is the name of {len(found)} atoms", f"say which: {labels}, or an index"
+            )
+    return ordered_atoms(topology, spec, owner)
+
+
+def _matching(topology: Topology, entry: int | str, owner: str) -> list[int]:
+    n = len(topology)
+    if isinstance(entry, str):
+        full = [f"{residue}:{name}" for residue, name in zip(topology.residues, topology.names, strict=True)]
+        found = [i for i in range(n) if topology.names[i] and entry in (topology.names[i], full[i])]
+        if not found:
+            names = {name for i, name in enumerate(full if ":" in entry else topology.names) if topology.names[i]}
+            cure = did_you_mean(entry, names) if names else "this molecule has no atom names; give indices"
+            raise UqbiasError(f"{owner}: no atom is called '{entry}'", cure)
+        return found
+    if isinstance(entry, bool) or not isinstance(entry, int | np.integer) or not 0 <= entry < n:
+        raise UqbiasError(f"{owner}: {entry!r} in a molecule of {n} atoms", "atoms are numbered from 0")
+    return [int(entry)]
+
+
+def _label(topology: Topology, index: int) -> str:
+    residue, name = topology.residues[index], topology.names[index]
+    return f"{residue}:{name}" if residue and name else name or str(index)
+
+
+def select_atoms(topology: Topology, spec: str | Sequence[int | str] | None) -> tuple[int, ...]:
+    """Atom indices, ascending.
+
+    Parameters
+    ----------
+    spec : ``"all"`` or None, ``"heavy"`` (no hydrogens), or a list of indices (from 0) and atom names.
+
+    Raises
+    ------
+    UqbiasError
+        For a name or an index that the molecule does not have, or an empty choice.
+    """
+    n = len(topology.numbers)
+    if spec is None or spec == "all":
+        return tuple(range(n))
+    if spec == "heavy":
+        chosen = {i for i, number in enumerate(topology.numbers) if number > 1}
+    elif isinstance(spec, str):
+        raise UqbiasError(f"atoms: '{spec}'", "give 'all', 'heavy', or a list of indices and atom names")
+    else:
+        chosen = set()
+        for entry in spec:
+            if isinstance(entry, str):
+                found = {i for i, name in enumerate(topology.names) if name == entry}
+                if not found:
+                    names = {name for name in topology.names if name}
+                    cure = did_you_mean(entry, names) if names else "this molecule has no atom names; give indices"
+                    raise UqbiasError(f"atoms: no atom is called '{entry}'", cure)
+                chosen |= found
+            elif isinstance(entry, int) and 0 <= entry < n:
+                chosen.add(entry)
+            else:
+                raise UqbiasError(f"atoms: {entry!r} in a molecule of {n} atoms", "atoms are numbered from 0")
+    if not chosen:
+        raise UqbiasError(f"atoms: {spec!r} chooses no atom of {n}", "choose at least one")
+    return tuple(sorted(chosen))

@@ -1,0 +1,334 @@
+"""Bond graph of one molecule: what it is made of, and the internal coordinates that follow from its bonds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uqbias.errors import UqbiasError
+from uqbias.units import ANGSTROM
+
+#: Two atoms are bonded when closer than this multiple of the sum of their covalent radii.
+BOND_TOLERANCE = 1.25
+#: Elements whose four-coordinate atoms can be stereocentres: C, N, Si, P, S, Ge.
+TETRAHEDRAL = frozenset({6, 7, 14, 15, 16, 32})
+
+Pair = tuple[int, int]
+Triple = tuple[int, int, int]
+Quadruple = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Elements, bonds and names of one molecule. Atom indices count from 0.
+
+    Attributes
+    ----------
+    numbers : [N] atomic numbers.
+    bonds : pairs (i, j), i < j, sorted.
+    names : [N] atom names (``"CA"``), ``""`` where unknown.
+    residues : [N] residue name and number (``"ALA2"``), ``""`` where unknown.
+    """
+
+    numbers: tuple[int, ...]
+    bonds: tuple[Pair, ...]
+    names: tuple[str, ...] = ()
+    residues: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        n = len(self.numbers)
+        for label, values in (("names", self.names), ("residues", self.residues)):
+            if not values:
+                object.__setattr__(self, label, ("",) * n)
+            elif len(values) != n:
+                raise UqbiasError(f"{len(values)} {label} for {n} atoms", "give one per atom, or none")
+        bad = [bond for bond in self.bonds if bond[0] == bond[1] or not all(0 <= i < n for i in bond)]
+        if bad:
+            raise UqbiasError(f"bond {bad[0]} in a molecule of {n} atoms", "bonds join two atoms numbered from 0")
+        object.__setattr__(self, "bonds", tuple(sorted({(min(i, j), max(i, j)) for i, j in self.bonds})))
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @classmethod
+    def from_openmm(cls, topology: Any) -> Topology:
+        """Take atoms, bonds and residues from an ``openmm.app.Topology``.
+
+        Raises
+        ------
+        UqbiasError
+            If an atom has no element.
+        """
+        atoms = list(topology.atoms())
+        for atom in atoms:
+            if atom.element is None:
+                raise UqbiasError(f"atom {atom.index} ({atom.name}) has no element", "fill the PDB's element column")
+        return cls(
+            numbers=tuple(atom.element.atomic_number for atom in atoms),
+            bonds=tuple((bond[0].index, bond[1].index) for bond in topology.bonds()),
+            names=tuple(atom.name for atom in atoms),
+            residues=tuple(f"{atom.residue.name}{atom.residue.id}" for atom in atoms),
+        )
+
+    @classmethod
+    def from_pdb(cls, path: str | Path) -> Topology:
+        """Read a PDB file; bonds come from residue templates and CONECT records, else from the distances.
+
+        Raises
+        ------
+        UqbiasError
+            If the file is missing or not a PDB file.
+        """
+        topology, positions = read_pdb(path)
+        found = cls.from_openmm(topology)
+        bonded = {i for bond in found.bonds for i in bond}
+        if len(found) > 1 and len(bonded) < len(found):
+            # A residue that OpenMM does not know leaves atoms without bonds.
+            bonds = cls.from_positions(found.numbers, positions).bonds
+            return cls(found.numbers, bonds, found.names, found.residues)
+        return found
+
+    @classmethod
+    def from_positions(cls, numbers: Iterable[int], positions: NDArray[Any]) -> Topology:
+        """Guess the bonds: pairs closer than 1.25 times the sum of their covalent radii (Cordero et al. 2008).
+
+        Parameters
+        ----------
+        numbers : [N] atomic numbers.
+        positions : [N, 3] nm.
+        """
+        from ase.data import covalent_radii
+
+        elements = tuple(int(number) for number in numbers)
+        x = np.asarray(positions, dtype=float)
+        if x.shape != (len(elements), 3):
+            raise UqbiasError(f"positions of shape {x.shape} for {len(elements)} atoms", "give [N, 3] in nm")
+        radii = covalent_radii[list(elements)] * ANGSTROM
+        distance = np.linalg.norm(x[:, None] - x[None], axis=-1)
+        close = np.triu(distance < BOND_TOLERANCE * (radii[:, None] + radii[None]), k=1)
+        return cls(elements, tuple((int(i), int(j)) for i, j in np.argwhere(close)))
+
+    def to_dict(self) -> dict[str, list[Any]]:
+        """JSON-able form, as the model manifest holds it."""
+        return {
+            "numbers": list(self.numbers),
+            "bonds": [list(bond) for bond in self.bonds],
+            "names": list(self.names),
+            "residues": list(self.residues),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Topology:
+        """Inverse of `to_dict`."""
+        return cls(
+            numbers=tuple(int(number) for number in values["numbers"]),
+            bonds=tuple((int(i), int(j)) for i, j in values["bonds"]),
+            names=tuple(values.get("names", ())),
+            residues=tuple(values.get("residues", ())),
+        )
+
+    @cached_property
+    def neighbours(self) -> tuple[tuple[int, ...], ...]:
+        """[N] bonded atoms of each atom, ascending."""
+        found: list[list[int]] = [[] for _ in self.numbers]
+        for i, j in self.bonds:
+            found[i].append(j)
+            found[j].append(i)
+        return tuple(tuple(sorted(atoms)) for atoms in found)
+
+    def angles(self) -> list[Triple]:
+        """Bonded triples (i, j, k) with the vertex j in the middle and i < k."""
+        return [
+            (i, j, k)
+            for j, around in enumerate(self.neighbours)
+            for position, i in enumerate(around)
+            for k in around[position + 1 :]
+        ]
+
+    def proper_dihedrals(self, heavy_only: bool = True) -> list[Quadruple]:
+        """Bonded quadruples (i, j, k, l), each once, with j < k.
+
+        Parameters
+        ----------
+        heavy_only : leave out quadruples with a hydrogen.
+        """
+        found = [
+            (i, j, k, m)
+            for j, k in self.bonds
+            for i in self.neighbours[j]
+            for m in self.neighbours[k]
+            if i != k and m not in (j, i)
+        ]
+        return [four for four in found if not heavy_only or all(self.numbers[i] > 1 for i in four)]
+
+    def bond_separation(self) -> NDArray[np.int64]:
+        """[N, N] number of bonds on the shortest path; N (more than any path) where there is none."""
+        n = len(self)
+        separation = np.full((n, n), n, dtype=np.int64)
+        for start in range(n):
+            separation[start, start] = 0
+            front = [start]
+            while front:
+                reached = []
+                for i in front:
+                    for j in self.neighbours[i]:
+                        if separation[start, j] == n and j != start:
+                            separation[start, j] = separation[start, i] + 1
+                            reached.append(j)
+                front = reached
+        return separation
+
+    def chiral_centres(self) -> list[Quadruple]:
+        """Stereocentres as (centre, a, b, c).
+
+        A centre has four neighbours of which no two are equivalent in the bond graph; a, b and c are three of
+        them, the lightest left out, in order of index. The sign of (a - centre) · [(b - centre) × (c - centre)]
+        tells the two enantiomers apart; see `chirality`.
+        """
+        classes = self._equivalence_classes()
+        found = []
+        for centre, around in enumerate(self.neighbours):
+            if self.numbers[centre] not in TETRAHEDRAL or len(around) != 4:
+                continue
+            if len({classes[i] for i in around}) == 4:
+                lightest = min(around, key=lambda i: (self.numbers[i], i))
+                a, b, c = (i for i in around if i != lightest)
+                found.append((centre, a, b, c))
+        return found
+
+    def masses(self) -> NDArray[np.float64]:
+        """[N] standard atomic masses in dalton, as OpenMM uses them."""
+        from openmm.app import Element
+
+        return np.array([Element.getByAtomicNumber(number).mass._value for number in self.numbers])
+
+    def to_openmm(self) -> Any:
+        """Equivalent ``openmm.app.Topology`` of one chain."""
+        from openmm import app
+
+        topology = app.Topology()
+        chain = topology.addChain()
+        atoms: list[Any] = []
+        previous = None
+        residue = None
+        for index, (number, label) in enumerate(zip(self.numbers, self.residues, strict=True)):
+            if residue is None or label != previous:
+                name = label.rstrip("0123456789") or "MOL"
+                residue = topology.addResidue(name, chain, id=label[len(name) :] or "1")
+                previous = label
+            element = app.Element.getByAtomicNumber(number)
+            atoms.append(topology.addAtom(self.names[index] or f"{element.symbol}{index + 1}", element, residue))
+        for i, j in self.bonds:
+            topology.addBond(atoms[i], atoms[j])
+        return topology
+
+    def to_mdtraj(self) -> Any:
+        """Equivalent ``mdtraj.Topology``."""
+        import mdtraj
+
+        return mdtraj.Topology.from_openmm(self.to_openmm())
+
+    def _equivalence_classes(self) -> list[int]:
+        """Rank atoms by their surroundings in the bond graph, refined until no class splits (Morgan 1965)."""
+        classes = list(self.numbers)
+        while True:
+            keys = [(classes[i], tuple(sorted(classes[j] for j in self.neighbours[i]))) for i in range(len(self))]
+            order = {key: rank for rank, key in enumerate(sorted(set(keys)))}
+            refined = [order[key] for key in keys]
+            if len(set(refined)) == len(set(classes)):
+                return refined
+            classes = refined
+
+
+def read_pdb(path: str | Path) -> tuple[Any, NDArray[np.float64]]:
+    """Read a PDB file.
+
+    Returns
+    -------
+    topology : openmm.app.Topology
+    positions : [N, 3] nm
+
+    Raises
+    ------
+    UqbiasError
+        If the file is missing or cannot be read as PDB.
+    """
+    from openmm import app, unit
+
+    path = Path(path)
+    if not path.is_file():
+        raise UqbiasError(f"no such file: {path}", "give a PDB file of the molecule")
+    try:
+        pdb = app.PDBFile(str(path))
+        positions = np.array(pdb.getPositions(asNumpy=True).value_in_unit(unit.nanometer), dtype=float)
+    except Exception as error:
+        raise UqbiasError(f"{path} is not a PDB file OpenMM can read ({error})", "check its ATOM records") from error
+    if not len(positions):
+        raise UqbiasError(f"{path} holds no atom", "give a PDB file with ATOM or HETATM records")
+    return pdb.topology, positions
+
+
+def dihedral_angles(positions: NDArray[Any], quadruples: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+    """Dihedral angles in the IUPAC sign convention: 0 for cis, positive for a clockwise turn of the far bond.
+
+    Parameters
+    ----------
+    positions : [..., N, 3], any unit of length.
+    quadruples : [T, 4] atom indices.
+
+    Returns
+    -------
+    [..., T] rad in (-π, π].
+    """
+    x = np.asarray(positions, dtype=float)
+    index = np.asarray(quadruples, dtype=int).reshape(-1, 4)
+    a, b, c, d = (x[..., index[:, column], :] for column in range(4))
+    axis = c - b
+    first = np.cross(b - a, axis)
+    second = np.cross(axis, d - c)
+    sine = np.einsum("...x,...x->...", b - a, second) * np.linalg.norm(axis, axis=-1)
+    angles: NDArray[np.float64] = np.arctan2(sine, np.einsum("...x,...x->...", first, second))
+    return angles
+
+
+def chirality(positions: NDArray[Any], centres: Sequence[Quadruple]) -> NDArray[np.int64]:
+    """Handedness of each centre of `Topology.chiral_centres`.
+
+    Parameters
+    ----------
+    positions : [n, N, 3], any unit of length.
+
+    Returns
+    -------
+    [n, C] sign (+1, -1; 0 if flat) of (a - centre) · [(b - centre) × (c - centre)].
+    """
+    x = np.asarray(positions, dtype=float)
+    index = np.asarray(centres, dtype=int).reshape(-1, 4)
+    a, b, c = (x[:, index[:, column]] - x[:, index[:, 0]] for column in (1, 2, 3))
+    signs: NDArray[np.int64] = np.sign(np.einsum("ncx,ncx->nc", a, np.cross(b, c))).astype(np.int64)
+    return signs
+
+
+def backbone_dihedrals(topology: Topology) -> tuple[Quadruple, Quadruple]:
+    """Atoms of φ and ψ of the first residue that has both.
+
+    Raises
+    ------
+    UqbiasError
+        If no residue has neighbours on both sides, or the atoms carry no PDB names.
+    """
+    for nitrogen, alpha, carbon in topology.angles():
+        for n, c in ((nitrogen, carbon), (carbon, nitrogen)):
+            if [topology.names[i] for i in (n, alpha, c)] != ["N", "CA", "C"]:
+                continue
+            before = [i for i in topology.neighbours[n] if topology.names[i] == "C" and i != alpha]
+            after = [i for i in topology.neighbours[c] if topology.names[i] == "N" and i != alpha]
+            if before and after:
+                return (before[0], n, alpha, c), (n, alpha, c, after[0])
+    raise UqbiasError("no residue with φ and ψ in this molecule", "name the atoms as in PDB files (N, CA, C)")

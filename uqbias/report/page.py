@@ -1,0 +1,327 @@
+"""One self-contained HTML page about a run: figures inlined, no scripts, nothing loaded from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import io
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from uqbias.files import atomic_path, write_text
+from uqbias.report import maps, plots
+from uqbias.report.attack_plots import attacks_in_time
+from uqbias.report.bias_plots import final_bias
+from uqbias.report.maps import is_number
+from uqbias.report.run_data import RunData
+from uqbias.report.style import RC
+from uqbias.report.summary import campaign_story, duration, round_table, status
+
+PACKAGES = ("uqbias", "torch", "openmm", "openmmtorch", "numpy", "scikit-learn", "mdtraj", "matplotlib")
+
+
+@dataclass(frozen=True)
+class PageSection:
+    """One figure of the report.
+
+    Attributes
+    ----------
+    key : anchor, and file name in `write_figures`.
+    title : heading.
+    draw : figure of a run, or None while its data are not there.
+    caption : how to read it.
+    waiting : what is missing while there is no figure.
+    """
+
+    key: str
+    title: str
+    draw: Callable[[RunData], Figure | None]
+    caption: str
+    waiting: str
+
+
+SECTIONS = (
+    PageSection(
+        "maps",
+        "Where the molecule went",
+        maps.ramachandran,
+        "Each panel is one round, titled with the labels before it and those it added. "
+        "Blue shows where the walkers were (darker: more often), orange dots are the "
+        "frames bought from the oracle in that round, grey dots those bought before. A campaign that works spreads "
+        "over the contoured area; orange dots in a region without grey ones are new discoveries.",
+        "no frame is labelled yet",
+    ),
+    PageSection(
+        "learning",
+        "What was learned per label",
+        plots.learning_curve,
+        "Errors on a test set that the campaign never sees, against the number of labelled frames. "
+        "Both curves should fall; the gap between them is what the model does not know about the far side of the map. "
+        "Coverage counts the accessible bins of the reference surface that hold at least one labelled frame.",
+        "no round is scored yet, or no test set is configured",
+    ),
+    PageSection(
+        "error-maps",
+        "Where the model is unsure, and where it is wrong",
+        maps.error_maps,
+        "Test frames averaged in bins: the driver u that the bias acts on, the calibrated uncertainty of the judge, "
+        "and the true force error, each on one colour scale for all rounds. A good uncertainty is bright where the "
+        "error is red, and both fade as labels arrive. Light grey bins hold no test frame.",
+        "no round is scored on a test set, or no coordinates are known for it",
+    ),
+    PageSection(
+        "calibration",
+        "Uncertainty against true error",
+        plots.uncertainty_against_error,
+        "One dot a test frame, before and after the campaign. Spearman's ρ says how well the judge ranks frames by "
+        "their error (1: perfectly, 0: not at all). Dots below the dashed line have a smaller error than predicted; "
+        "dots far above it are overconfident predictions.",
+        "no round is scored on a test set yet",
+    ),
+    PageSection(
+        "walkers",
+        "The walkers in time",
+        plots.walkers_in_time,
+        "One colour a walker. The bias grows under the walkers and pushes u up; a walker that changes basin jumps in "
+        "the lowest row (shaded: 15° < φ < 135° where the coordinate is φ). Crosses mark walkers that a guard stopped "
+        "and restarted from a safe frame; the dotted line is the cap on u.",
+        "no exploration round has been observed yet",
+    ),
+    PageSection(
+        "bias",
+        "The bias",
+        final_bias,
+        "Left: the sum of hills on each variable at the end of each round; on two variables, of the last round. Right: "
+        "how often each value was visited under it. The bias is high where the walkers would stay by themselves; a "
+        "visited density that reaches to large u means that the walkers were driven to geometries unlike the labelled "
+        "ones.",
+        "no hills are written yet",
+    ),
+    PageSection(
+        "harvest",
+        "What was harvested, and why",
+        plots.harvest_reasons,
+        "Left: every frame that the walkers offered, by what became of it. Refusals for bonds, angles, clashes or "
+        "chirality are unphysical geometries caught before they cost a label. Right: the candidates of the last "
+        "harvest; a taken set that spans u at moderate energy is what a retraining needs.",
+        "nothing is harvested yet",
+    ),
+    PageSection(
+        "cost",
+        "What it cost",
+        plots.cost,
+        "Wall time of each phase. Labels by a force field are almost free; with an expensive oracle the label bar "
+        "is the one that matters, and the number of labels the price.",
+        "no phase is finished yet",
+    ),
+)
+
+#: In place of the walkers and their bias, where the sampler makes adversarial attacks.
+ATTACKS = PageSection(
+    "attacks",
+    "The attacks",
+    attacks_in_time,
+    "Each attack distorts a labelled frame uphill in ln L, the logarithm of uncertainty times Boltzmann factor. A way "
+    "that ends while the others still rise has converged. Uncertainty that rises at a moderate price in energy is what "
+    "an attack is for; energies of hundreds of kJ/mol mean that its temperature is too high for this molecule.",
+    "no attack was made yet",
+)
+#: Captions that speak of walkers, for samplers that have none.
+PROPOSED = {
+    "maps": "Each panel is one round, titled with the labels before it and those it added. Blue shows the geometries "
+    "that were proposed (darker: more of them), orange dots are the frames bought from the oracle in that round, "
+    "grey dots those bought before. A campaign that works spreads over the contoured area; orange dots in a region "
+    "without grey ones are new discoveries.",
+    "harvest": "Left: every geometry that the sampler proposed, by what became of it. Refusals for bonds, angles, "
+    "clashes or chirality are unphysical geometries caught before they cost a label. Right: the candidates of the last "
+    "harvest; a taken set that spans u at moderate energy is what a retraining needs.",
+    "error-maps": "Test frames averaged in bins: the driver u, the calibrated uncertainty of the judge, and the true "
+    "force error, each on one colour scale for all rounds. A good uncertainty is bright where the error is red, and "
+    "both fade as labels arrive. Light grey bins hold no test frame.",
+}
+
+
+def sections_of(run: RunData) -> tuple[PageSection, ...]:
+    """The sections that a run's sampler gives something to show in."""
+    if not run.proposing:
+        return SECTIONS
+    found = []
+    for part in SECTIONS:
+        if part.key == "walkers":
+            found += [ATTACKS] * (run.proposing == "attack")
+        elif part.key != "bias":
+            found.append(replace(part, caption=PROPOSED.get(part.key, part.caption)))
+    return tuple(found)
+
+
+def write_report(run: RunData | str | Path, path: str | Path | None = None) -> Path:
+    """Write the report of a run, finished or not.
+
+    Parameters
+    ----------
+    run : a loaded run or its directory.
+    path : the HTML file; default ``report.html`` in the run directory.
+
+    Returns
+    -------
+    Path
+        The file; it is replaced as a whole, so a reader never sees half of it.
+
+    Raises
+    ------
+    UqbiasError
+        If the directory is not a run directory.
+    """
+    data = run if isinstance(run, RunData) else RunData.load(run)
+    target = Path(path) if path is not None else data.directory / "report.html"
+    write_text(target, render(data))
+    return target
+
+
+def write_figures(run: RunData | str | Path, folder: str | Path, *, suffix: str = "png", dpi: int = 160) -> list[Path]:
+    """Write each figure that the data allow, and ``hero``, as a file of its own.
+
+    Parameters
+    ----------
+    suffix : ``png``, ``svg`` or ``pdf``.
+    """
+    data = run if isinstance(run, RunData) else RunData.load(run)
+    written = []
+    drawn = {part.key: part.draw(data) for part in sections_of(data)}
+    drawn["hero"] = maps.hero_figure(data) if data.label_points is not None and data.rounds else None
+    for key, figure in drawn.items():
+        if figure is not None:
+            target = Path(folder) / f"{key}.{suffix}"
+            with atomic_path(target) as temporary, mpl.rc_context(RC):
+                figure.savefig(temporary, dpi=dpi)
+            written.append(target)
+    return written
+
+
+def render(run: RunData) -> str:
+    """HTML of the report."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("uqbias.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    headings, rows = round_table(run)
+    parts = []
+    for part in sections_of(run):
+        figure = part.draw(run)
+        source = None if figure is None else inline_svg(figure)
+        width = 0 if figure is None else round(figure.get_figwidth() * 100)
+        parts.append({"part": part, "source": source, "width": width, "fact": _fact(part.key, run)})
+    return environment.get_template("report.html").render(
+        name=run.name,
+        status=status(run),
+        finished=run.finished,
+        story=campaign_story(run),
+        tiles=_tiles(run),
+        counted="geometries that the sampler proposed and that failed"
+        if run.proposing
+        else "MD steps (of all walkers)",
+        headings=headings,
+        rows=rows,
+        parts=parts,
+        notes=run.notes,
+        configuration=run.config_text,
+        versions=_versions(run),
+    )
+
+
+def inline_svg(figure: Figure) -> str:
+    """``data:`` address of the figure as SVG; dense layers inside it are bitmaps."""
+    buffer = io.BytesIO()
+    with mpl.rc_context(RC):
+        figure.savefig(buffer, format="svg", dpi=144, metadata={"Date": None, "Creator": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _tiles(run: RunData) -> list[tuple[str, str, str]]:
+    """(value, what it is, beside it) of the numbers at the top."""
+    if not run.rows:
+        return []
+    first, last = run.rows[0], run.rows[-1]
+    tiles = []
+    if is_number(last.get("labels")):
+        tiles.append((str(last["labels"]), "labels", f"{first.get('labels')} at the start"))
+    for key, what in (
+        ("force_mae_meV_per_A", "meV/Å force MAE"),
+        ("force_mae_phi_positive_meV_per_A", "meV/Å force MAE, 15° < φ < 135°"),
+    ):
+        if is_number(last.get(key)):
+            tiles.append((f"{last[key]:.1f}", what, f"{first[key]:.1f} after round 0" if first.get(key) else ""))
+    if is_number(last.get("coverage")):
+        before = f"{100 * first['coverage']:.0f} % at the start" if is_number(first.get("coverage")) else ""
+        tiles.append((f"{100 * last['coverage']:.0f} %", "of accessible bins", before))
+    if last.get("basins") is not None:
+        tiles.append((str(len(last["basins"])), "named basins", ", ".join(last["basins"])))
+    wall = sum(row["wall_s"] for row in run.rows if is_number(row.get("wall_s")))
+    if wall:
+        tiles.append((duration(wall), "wall time", f"{last.get('oracle_calls', '?')} oracle calls"))
+    return tiles
+
+
+def _fact(key: str, run: RunData) -> str:
+    """A sentence with this run's numbers to go with a figure."""
+    if key == "harvest":
+        return _taken(run)
+    if key == "walkers" and any(entry.observations is not None for entry in run.rounds):
+        stops = sum(len(entry.guard_events) for entry in run.rounds)
+        return f"Guards stopped {stops} walker{'' if stops == 1 else 's'} in all rounds together."
+    if key == "attacks":
+        return _failed(run)
+    if key == "maps" and run.surface is None and run.coordinates is not None and not run.coordinates.periodic:
+        return (
+            "Two coordinates are not configured: the axes are the first two principal components of the heavy-atom "
+            "pair distances of the labelled frames."
+        )
+    if key == "cost":
+        total: dict[str, float] = {}
+        for phases in plots.phase_times(run).values():
+            for phase, seconds in phases.items():
+                total[phase] = total.get(phase, 0.0) + seconds
+        if total and sum(total.values()) > 0:
+            phase = max(total, key=lambda name: total[name])
+            return f"Here {phase} took most: {100 * total[phase] / sum(total.values()):.0f} % of the time."
+    return ""
+
+
+def _taken(run: RunData) -> str:
+    taken = offered = 0
+    for entry in run.rounds:
+        candidates = (entry.harvest or {}).get("candidates") or []
+        offered += len(candidates)
+        taken += sum(bool(candidate.get("taken")) for candidate in candidates)
+    return f"Here {taken} of {offered} candidates were taken." if offered else ""
+
+
+def _failed(run: RunData) -> str:
+    made = sum(len(entry.attacks["status"]) for entry in run.rounds if entry.attacks is not None)
+    failed = sum(len(entry.guard_events) for entry in run.rounds)
+    return f"Here {failed} of {made} attacks failed; none of them is a candidate." if made else ""
+
+
+def _versions(run: RunData) -> dict[str, Any]:
+    """Versions noted when the campaign began, else those of this machine."""
+    for event in run.events:
+        if event.get("event") == "campaign" and isinstance(event.get("versions"), dict):
+            return dict(event["versions"])
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

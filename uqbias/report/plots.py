@@ -1,0 +1,349 @@
+"""Figures that are not maps: learning curve, calibration, walkers in time, harvest, cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from uqbias.report.map_axes import Array
+from uqbias.report.maps import is_number, plain_log_ticks
+from uqbias.report.run_data import Round, RunData, section
+from uqbias.report.style import (
+    BLACK,
+    BLUE,
+    CYCLE,
+    FAINT,
+    GREEN,
+    GREY,
+    ORANGE,
+    RED,
+    SKY,
+    WIDTH,
+    grid,
+    panels,
+    spread,
+    styled,
+)
+from uqbias.units import EV_PER_ANGSTROM
+
+#: meV/Å per kJ/mol/nm.
+MEV_PER_ANGSTROM = 1000.0 / EV_PER_ANGSTROM
+#: Most walkers drawn with a colour of their own.
+COLOURED_WALKERS = 8
+
+
+@styled
+def learning_curve(run: RunData) -> Figure | None:
+    """Force and energy error against the number of labels, and coverage; None before the first score."""
+    panels_of = (
+        ("force MAE (meV/Å)", "force_mae_meV_per_A", "force_mae_phi_positive_meV_per_A"),
+        ("energy MAE (meV/atom)", "energy_mae_meV_per_atom", "energy_mae_phi_positive_meV_per_atom"),
+        ("coverage (% of accessible bins)", "coverage", None),
+    )
+    drawn = [
+        (label, [key for key in (whole, positive) if key and points_of(run, key)[0].size])
+        for label, whole, positive in panels_of
+    ]
+    drawn = [(label, keys) for label, keys in drawn if keys]
+    if not drawn:
+        return None
+    figure, axes = panels(1, len(drawn), 3.3, width=min(WIDTH, 3.6 * len(drawn) + 0.4))
+    for ax, (label, keys) in zip(axes[0], drawn, strict=True):
+        for key in keys:
+            labels, values = points_of(run, key)
+            factor = 100.0 if key == "coverage" else 1.0
+            positive = "phi_positive" in key
+            colour = RED if positive else GREEN if key == "coverage" else BLUE
+            name = "15° < φ < 135°" if positive else "whole map"
+            ax.plot(labels, factor * values, "s-" if positive else "o-", color=colour, label=name)
+            ax.annotate(
+                f"{factor * values[-1]:.3g}",
+                (labels[-1], factor * values[-1]),
+                xytext=(0, 7 if positive or len(keys) == 1 else -16),
+                textcoords="offset points",
+                ha="center",
+                color=colour,
+                fontsize=9,
+            )
+        ax.set_xticks(spread(sorted(set(points_of(run, keys[0])[0].tolist())), 6))
+        ax.set_xlabel("labelled frames")
+        ax.set_ylabel(label)
+        ax.set_ylim(0.0, 100.0 if keys == ["coverage"] else 1.12 * ax.get_ylim()[1])
+        ax.margins(x=0.08)
+        grid(ax)
+        if len(keys) > 1:
+            ax.legend(loc="best")
+    return figure
+
+
+@styled
+def uncertainty_against_error(run: RunData) -> Figure | None:
+    """Calibrated uncertainty against true force error per test frame, first and last scored round, log axes."""
+    scored = [
+        entry
+        for entry, values in run.scored("force_mae_frame")
+        if entry.scores is not None and len(entry.scores.get("uncertainty", ())) == len(values)
+    ]
+    shown = scored[:1] + scored[1:][-1:]
+    if not shown:
+        return None
+    data = [_judged(entry) for entry in shown]
+    u_all, error_all = (np.concatenate(parts) for parts in zip(*data, strict=True))
+    floor = max(0.3 * _smallest(error_all), 1e-3 * float(u_all.max(initial=1.0)), 1e-6)
+    figure, axes = panels(1, len(shown), 4.5, width=4.6 * len(shown) + 0.4, sharex=True, sharey=True)
+    for ax, entry, (u, error) in zip(axes[0], shown, data, strict=True):
+        ax.set(xscale="log", yscale="log")
+        at_floor = np.maximum(u, floor)
+        ax.scatter(at_floor, error, s=9, color=BLUE, alpha=0.35, linewidths=0, rasterized=True, label="test frame")
+        _running_median(ax, at_floor, error)
+        ends = np.array([floor, max(float(u_all.max(initial=0.0)), float(error_all.max(initial=0.0)), 2 * floor)])
+        ax.plot(ends, ends, "--", color=GREY, linewidth=1.0, label="error = uncertainty")
+        rho, below = spearman(u, error), float((error <= u).mean())
+        ax.set_title(f"round {entry.index}: Spearman ρ = {rho:.2f}; {100 * below:.0f} % below the line", fontsize=10)
+        ax.set_xlabel("calibrated uncertainty (meV/Å)")
+        grid(ax)
+    axes[0, 0].set_xlim(0.7 * max(floor, _smallest(u_all)), 1.5 * max(float(u_all.max(initial=0.0)), 2 * floor))
+    axes[0, 0].set_ylim(0.5 * _smallest(error_all), 2.0 * float(error_all.max(initial=1.0)))
+    for ax in axes[0]:
+        plain_log_ticks(ax.xaxis, LogNorm(*ax.get_xlim()))
+        plain_log_ticks(ax.yaxis, LogNorm(*ax.get_ylim()))
+    axes[0, 0].set_ylabel("true force MAE of the frame (meV/Å)")
+    axes[0, 0].legend(loc="lower right")
+    return figure
+
+
+@styled
+def walkers_in_time(run: RunData) -> Figure | None:
+    """CV, bias and first coordinate of each walker against time, one column a round (four at most)."""
+    shown = spread([entry for entry in run.rounds if entry.observations is not None], 4)
+    if not shown:
+        return None
+    biased = any(entry.observations is not None and np.any(entry.observations.bias) for entry in shown)
+    labels = ["driver u"] + (["bias V (kJ/mol)"] if biased else [])
+    if run.coordinates is not None:
+        labels.append(run.coordinates.labels[0])
+    rows = len(labels)
+    figure, axes = panels(rows, len(shown), 0.7 + 1.95 * rows, width=WIDTH, sharex="col", sharey="row")
+    timestep = float(section(run.config, "md").get("timestep_fs", 0.5)) / 1000.0
+    cap = section(run.config, "guards").get("cv_cap")
+    for column, entry in enumerate(shown):
+        seen = entry.observations
+        assert seen is not None
+        time = seen.step * timestep
+        _per_walker(axes[0, column], time, seen.cv, line=True)
+        _guard_marks(axes[0, column], entry, seen.cv, seen.step, timestep)
+        if is_number(cap):
+            axes[0, column].axhline(cap, color=GREY, linestyle=":", linewidth=1.0)
+        if biased:
+            _per_walker(axes[1, column], time, seen.bias, line=True)
+        points = run.visited_points(entry)
+        if points is not None and run.coordinates is not None:
+            _per_walker(axes[-1, column], time, points[..., 0], line=False)
+            axes[-1, column].set_ylim(*run.coordinates.limits[0])
+            if run.coordinates.short[0] == "φ":
+                axes[-1, column].axhspan(15.0, 135.0, color="#F0F0F0", zorder=0)
+            if run.coordinates.periodic:
+                axes[-1, column].set_yticks([-180, -90, 0, 90, 180])
+        axes[0, column].set_title(f"round {entry.index}")
+        axes[-1, column].set_xlabel("time per walker (ps)")
+        axes[-1, column].margins(x=0.02)
+    for row, label in enumerate(labels):
+        axes[row, 0].set_ylabel(label)
+    for ax in axes.flat:
+        grid(ax, "y")
+    return figure
+
+
+@styled
+def harvest_reasons(run: RunData) -> Figure | None:
+    """Stacked bars, one a round: candidates taken, and refused by reason; and the taken ones in (u, energy)."""
+    harvested = [entry for entry in run.rounds if entry.harvest and entry.harvest.get("counts")]
+    if not harvested:
+        return None
+    counts = [_counts(entry) for entry in harvested]
+    totals: dict[str, int] = {}
+    for count in counts:
+        for reason, number in count.items():
+            totals[reason] = totals.get(reason, 0) + number
+    reasons = sorted(totals, key=lambda reason: (_fate(reason), -totals[reason]))
+    refused = [reason for reason in reasons if _fate(reason) == 2]
+    colours = {reason: BLUE if _fate(reason) == 0 else FAINT for reason in reasons}
+    colours |= dict(zip(refused, (ORANGE, SKY, "#CC79A7", GREEN, GREY, RED, "#8C6D31", BLACK), strict=False))
+    candidates = [c for c in (harvested[-1].harvest or {}).get("candidates", []) if _plottable(c)]
+    figure, axes = panels(1, 2 if candidates else 1, 3.6, width=WIDTH if candidates else 6.0)
+    rounds = [str(entry.index) for entry in harvested]
+    bottom = np.zeros(len(harvested))
+    for reason in reasons:
+        heights = np.array([float(count.get(reason, 0)) for count in counts])
+        label = f"{reason.replace('_', ' ')} ({totals[reason]})"
+        axes[0, 0].bar(rounds, heights, 0.62, bottom=bottom, color=colours.get(reason, FAINT), label=label)
+        bottom += heights
+    axes[0, 0].set(xlabel="round", ylabel="candidate frames", title="what became of each candidate")
+    axes[0, 0].set_ylim(0.0, 1.05 * float(bottom.max()))
+    axes[0, 0].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), title="all rounds")
+    grid(axes[0, 0], "y")
+    if candidates:
+        _candidates(axes[0, 1], candidates, harvested[-1].index)
+    return figure
+
+
+@styled
+def cost(run: RunData) -> Figure | None:
+    """Wall time by phase for each round as stacked horizontal bars."""
+    times = phase_times(run)
+    if not times:
+        return None
+    phases = list(dict.fromkeys(phase for entry in times.values() for phase in entry))
+    order = [phase for phase in PHASES if phase in phases] + [phase for phase in phases if phase not in PHASES]
+    figure, axes = panels(1, 1, 1.5 + 0.36 * len(times), width=8.0)
+    ax = axes[0, 0]
+    names = [f"round {index}" for index in times]
+    left = np.zeros(len(times))
+    for colour, phase in zip((BLUE, ORANGE, GREEN, "#CC79A7", SKY, RED, GREY, BLACK) * 3, order, strict=False):
+        seconds = np.array([entry.get(phase, 0.0) for entry in times.values()])
+        ax.barh(names, seconds, 0.62, left=left, color=colour, label=f"{phase} ({seconds.sum():.0f} s)")
+        left += seconds
+    for name, total in zip(names, left, strict=True):
+        ax.text(total, name, f" {total:.0f} s", va="center", fontsize=9)
+    ax.invert_yaxis()
+    ax.set_xlabel("wall time (s)")
+    ax.margins(x=0.08)
+    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    grid(ax, "x")
+    return figure
+
+
+#: Phases of a round in the order in which they happen; others follow.
+PHASES = ("md", "attack", "random", "pool", "harvest", "label", "train", "uncertainty", "calibrate", "score")
+
+
+def phase_times(run: RunData) -> dict[int, dict[str, float]]:
+    """Wall seconds of each phase of each round, from the ledger's phase events, else from training and summary."""
+    times: dict[int, dict[str, float]] = {}
+    for event in run.events:
+        seconds = event.get("wall_s", event.get("seconds"))
+        name = event.get("phase") or event.get("name")
+        if name == "md" and run.proposing:
+            name = run.proposing
+        if event.get("event") == "phase" and is_number(seconds) and isinstance(name, str):
+            phases = times.setdefault(int(event.get("round", 0)), {})
+            phases[name] = phases.get(name, 0.0) + float(seconds)  # type: ignore[arg-type]
+    if times:
+        return dict(sorted(times.items()))
+    for entry in run.rounds:
+        training = (entry.training or {}).get("wall_s")
+        total = entry.summary.get("wall_s")
+        phases = {"train": float(training)} if is_number(training) else {}  # type: ignore[arg-type]
+        if is_number(total):
+            phases["other"] = max(0.0, float(total) - sum(phases.values()))  # type: ignore[arg-type]
+        if phases:
+            times[entry.index] = phases
+    return times
+
+
+def points_of(run: RunData, key: str) -> tuple[Array, Array]:
+    """Number of labels and the value of ``key`` for each summary entry that has both."""
+    pairs = [(row["labels"], row[key]) for row in run.rows if is_number(row.get("labels")) and is_number(row.get(key))]
+    values = np.array(pairs, dtype=np.float64).reshape(-1, 2)
+    return values[:, 0], values[:, 1]
+
+
+def spearman(first: Array, second: Array) -> float:
+    """Spearman rank correlation, ties averaged; NaN when one side is constant."""
+    from scipy.stats import rankdata
+
+    a, b = rankdata(first), rankdata(second)
+    if len(a) < 2 or a.std() == 0 or b.std() == 0:
+        return float("nan")
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def _judged(entry: Round) -> tuple[Array, Array]:
+    """Uncertainty and error of the test frames, both in meV/Å, finite pairs only."""
+    assert entry.scores is not None
+    u, error = entry.scores["uncertainty"] * MEV_PER_ANGSTROM, entry.scores["force_mae_frame"]
+    keep = np.isfinite(u) & np.isfinite(error) & (error > 0)
+    return u[keep], error[keep]
+
+
+def _smallest(values: Array) -> float:
+    return float(values.min()) if values.size else 1.0
+
+
+def _running_median(ax: Axes, u: Array, error: Array) -> None:
+    """Median error in ten equal-count bins of u."""
+    if len(u) < 50:
+        return
+    parts = np.array_split(np.argsort(u), 10)
+    x, y = ([float(np.median(values[part])) for part in parts] for values in (u, error))
+    ax.plot(x, y, "o-", color=ORANGE, markersize=4.5, markeredgecolor="white", label="median of ten equal groups")
+
+
+def _per_walker(ax: Axes, time: Array, values: Array, *, line: bool) -> None:
+    """One line or cloud of dots a walker; beyond `COLOURED_WALKERS` all are grey-blue."""
+    many = values.shape[1] > COLOURED_WALKERS
+    for walker in range(values.shape[1]):
+        colour = BLUE if many else CYCLE[walker % len(CYCLE)]
+        style: dict[str, Any] = {"linewidth": 0.7} if line else {"linestyle": "", "marker": ".", "markersize": 1.6}
+        alpha = 0.25 if many else 0.85
+        ax.plot(time, values[:, walker], color=colour, alpha=alpha, rasterized=True, **style)
+
+
+def _guard_marks(ax: Axes, entry: Round, cv: Array, steps: Array, timestep: float) -> None:
+    """A cross where a guard stopped a walker."""
+    marks = [
+        (event["step"] * timestep, float(cv[min(int(np.searchsorted(steps, event["step"])), len(steps) - 1), walker]))
+        for event in entry.guard_events
+        if is_number(event.get("step")) and isinstance(walker := event.get("walker"), int) and walker < cv.shape[1]
+    ]
+    if marks and len(steps):
+        ax.plot(*np.array(marks).T, "x", color=BLACK, markersize=7, markeredgewidth=1.8, zorder=10)
+
+
+def _counts(entry: Round) -> dict[str, int]:
+    """Reason -> number of candidates; the frames taken come under ``taken`` whatever name they have."""
+    return {str(reason): int(number) for reason, number in ((entry.harvest or {}).get("counts") or {}).items()}
+
+
+def _fate(reason: str) -> int:
+    """0 for frames taken, 1 for fit frames beyond the budget, 2 for refused ones."""
+    words = reason.replace("_", " ")
+    return 0 if words.startswith("taken") else 1 if words.startswith(("not taken", "not selected")) else 2
+
+
+def _plottable(candidate: dict[str, Any]) -> bool:
+    return is_number(candidate.get("cv")) and is_number(candidate.get("energy"))
+
+
+def _candidates(ax: Axes, candidates: Sequence[dict[str, Any]], index: int) -> None:
+    values = np.array([(c["cv"], c["energy"]) for c in candidates], dtype=np.float64)
+    taken = np.array([bool(c.get("taken")) for c in candidates])
+    ax.scatter(
+        values[~taken, 0], values[~taken, 1], s=6, color="#BDBDBD", linewidths=0, rasterized=True, label="refused"
+    )
+    ax.scatter(
+        values[taken, 0],
+        values[taken, 1],
+        s=16,
+        color=BLUE,
+        edgecolors="white",
+        linewidths=0.4,
+        label="taken",
+        zorder=3,
+    )
+    # An exploded geometry may lie thousands of kJ/mol away: the axis is that of the frames that could be taken.
+    fit = np.array([_fate(str(c.get("reason", ""))) < 2 for c in candidates])
+    low, high = np.percentile(values[fit if fit.any() else slice(None), 1], [0.5, 99.5])
+    ax.set_ylim(low - 0.1 * (high - low) - 1.0, high + 0.25 * (high - low) + 1.0)
+    hidden = int(((values[:, 1] < ax.get_ylim()[0]) | (values[:, 1] > ax.get_ylim()[1])).sum())
+    title = f"round {index}" + (f" ({hidden} outside the axes)" if hidden else "")
+    ax.set(xlabel="driver u", ylabel="model energy (kJ/mol)", title=title)
+    ax.yaxis.set_major_locator(MaxNLocator(6))
+    ax.legend(loc="upper left")
+    grid(ax)

@@ -1,0 +1,238 @@
+"""What a campaign did, in numbers: sentences, a table of rounds, one terminal screen, JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from uqbias.report.maps import is_number
+from uqbias.report.run_data import RunData, section
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def duration(seconds: float) -> str:
+    """``75.0`` as ``1 min 15 s``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+#: Key in summary.json, heading, format of its value.
+COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("labels", "labels", lambda value: f"{value:d}"),
+    ("oracle_calls", "oracle calls", lambda value: f"{value:d}"),
+    ("rejected", "rejected", lambda value: f"{value:d}"),
+    ("md_steps", "MD steps", lambda value: f"{value:,}".replace(",", "\u202f")),
+    ("proposed", "proposed", lambda value: f"{value:d}"),
+    ("failed", "failed", lambda value: f"{value:d}"),
+    ("coverage", "coverage", lambda value: f"{100 * value:.0f} %"),
+    ("basins", "basins", lambda value: ", ".join(value) or "none"),
+    ("force_mae_meV_per_A", "force MAE\nmeV/Å", lambda value: f"{value:.1f}"),
+    ("force_mae_phi_positive_meV_per_A", "… φ > 0\nmeV/Å", lambda value: f"{value:.1f}"),
+    ("energy_mae_meV_per_atom", "energy MAE\nmeV/atom", lambda value: f"{value:.2f}"),
+    ("energy_mae_phi_positive_meV_per_atom", "… φ > 0\nmeV/atom", lambda value: f"{value:.2f}"),
+    ("wall_s", "wall time", duration),
+)
+
+
+#: The same for a terminal of 80 columns.
+NARROW = {
+    "labels": "labels",
+    "coverage": "cover",
+    "basins": "new basins",
+    "force_mae_meV_per_A": "F MAE",
+    "force_mae_phi_positive_meV_per_A": "φ > 0",
+    "energy_mae_meV_per_atom": "E MAE",
+    "energy_mae_phi_positive_meV_per_atom": "φ > 0",
+    "rejected": "reject",
+    "wall_s": "time",
+}
+
+
+def round_table(run: RunData) -> tuple[list[str], list[list[str]]]:
+    """Headings and one row of text per scored round; columns without any value are left out."""
+    used = [column for column in COLUMNS if any(row.get(column[0]) is not None for row in run.rows)]
+    if run.proposing:
+        used = [column for column in used if column[0] != "md_steps"]
+    rows = [
+        [str(row.get("round", index)), *(show(row[key]) if row.get(key) is not None else "-" for key, _, show in used)]
+        for index, row in enumerate(run.rows)
+    ]
+    return ["round", *(heading for _, heading, _ in used)], rows
+
+
+def campaign_story(run: RunData) -> list[str]:
+    """Five sentences or fewer that say what happened; nothing that the data do not hold.
+
+    They name a crossing only where labelled frames reached a basin that the start frames did not hold, and say so
+    plainly where none did, where an error rose, or where the campaign is not finished.
+    """
+    if not run.rows:
+        return ["No round is finished yet."]
+    lines = [_what(run), _crossing(run), _errors(run), _coverage(run), _price(run)]
+    return [line for line in lines if line]
+
+
+def status(run: RunData) -> str:
+    """``finished`` and why, or how far it is."""
+    if run.finished:
+        return f"finished: {run.summary['stopped']}"
+    planned = section(run.config, "stop").get("rounds")
+    of = f" of {planned}" if isinstance(planned, int) else ""
+    if not run.rows:
+        return "not finished: round 0 is under way"
+    return f"not finished: {len(run.rows) - 1}{of} rounds of exploration done"
+
+
+def summary_json(run: RunData) -> dict[str, Any]:
+    """Content of ``summary.json`` with the campaign's name, status and story beside it."""
+    return {
+        "name": run.name,
+        "directory": str(run.directory),
+        "status": status(run),
+        "story": campaign_story(run),
+        **run.summary,
+    }
+
+
+def print_summary(run: RunData, console: Console | None = None) -> None:
+    """Print one screen: a table of rounds (force MAE in meV/Å, energy MAE in meV/atom) and the story."""
+    from rich.console import Console as RichConsole
+    from rich.table import Table
+    from rich.text import Text
+
+    console = console or RichConsole()
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("round", justify="right")
+    used = [key for key in NARROW if any(row.get(key) is not None for row in run.rows)]
+    show = {key: text for key, _, text in COLUMNS}
+    for key in used:
+        table.add_column(NARROW[key], justify="left" if key == "basins" else "right", no_wrap=key != "basins")
+    known: set[str] = set()
+    for index, row in enumerate(run.rows):
+        fresh = [name for name in row.get("basins") or [] if name not in known]
+        known.update(fresh)
+        cells = {key: show[key](row[key]) if row.get(key) is not None else "-" for key in used} | {
+            "basins": ", ".join(fresh)
+        }
+        table.add_row(str(row.get("round", index)), *(cells[key] for key in used))
+    console.print(Text(f"{run.name} ({status(run)})", style="bold"))
+    if run.rows:
+        console.print(table)
+    for line in campaign_story(run):
+        console.print(Text(f"• {line}"))
+
+
+def _what(run: RunData) -> str:
+    first, last = run.rows[0], run.rows[-1]
+    n_start, n_end, n_rounds = first.get("labels"), last.get("labels"), len(run.rows) - 1
+    start = f"The campaign began with {n_start} labelled frames"
+    if first.get("basins"):
+        start += f" in {_join(first['basins'])}"
+    if n_rounds == 0:
+        return f"{start}; no exploration round is finished yet."
+    added = f" added {n_end - n_start} labels" if isinstance(n_start, int) and isinstance(n_end, int) else ""
+    return f"{start}; {n_rounds} round{'s' * (n_rounds > 1)} of {_method(run)}{added}."
+
+
+def _method(run: RunData) -> str:
+    """What a round of exploration was."""
+    sampler = run.config.get("sampler", "metadynamics")
+    options = section(run.config, str(sampler))
+    if sampler == "attack":
+        part = "cv" if options.get("of") == "cv" else "uncertainty"
+        kind = str(section(run.config, part).get("kind", "")).replace("_", " ")
+        where = _where(options)
+        return (
+            f"{options.get('count', 'some')} adversarial attacks on the model's uncertainty ({kind}){where} at "
+            f"{options.get('temperature', 0):g} K"
+        )
+    if sampler == "random":
+        return f"{options.get('count', 'some')} distortions at random{_where(options)}"
+    if sampler == "pool":
+        return f"choosing from the frames of {str(options.get('file', 'a pool')).rpartition('/')[2]}"
+    if sampler == "md":
+        method = f"unbiased MD at {section(run.config, 'md').get('temperature', 300)} K"
+    else:
+        driver = str(section(run.config, "cv").get("kind", "")).replace("_", " ")
+        method = f"{sampler} on the model's uncertainty" + (f" ({driver})" if driver else "")
+    walkers = section(run.config, "md").get("walkers")
+    return method + (f" with {walkers} walkers" if isinstance(walkers, int) else "")
+
+
+def _where(options: dict[str, Any]) -> str:
+    """The space of distortions in words."""
+    space = section(options, "space")
+    if space.get("kind") == "variables":
+        return f" in {_join([str(name) for name in space.get('names', [])])}"
+    return {"cartesian": " of Cartesian coordinates", "internal": " of internal coordinates"}.get(
+        str(space.get("kind")), ""
+    )
+
+
+def _crossing(run: RunData) -> str:
+    if len(run.rows) < 2 or not any("basins" in row and row["basins"] is not None for row in run.rows):
+        return ""
+    known, reached = set(run.rows[0].get("basins") or []), []
+    for index, row in enumerate(run.rows[1:], start=1):
+        new = [name for name in row.get("basins") or [] if name not in known]
+        known.update(new)
+        if new:
+            reached.append(f"{_join(new)} in round {index}")
+    if not reached:
+        return (
+            f"No barrier was crossed: every labelled frame that lies in a named basin lies in {_join(sorted(known))}."
+            if known
+            else "No barrier was crossed: no labelled frame lies in a named basin."
+        )
+    return f"Barriers were crossed: frames labelled by the oracle reached {'; '.join(reached)}."
+
+
+def _errors(run: RunData) -> str:
+    parts = []
+    for key, name, unit in (
+        ("force_mae_meV_per_A", "force MAE", "meV/Å"),
+        ("force_mae_phi_positive_meV_per_A", "force MAE at 15° < φ < 135°", "meV/Å"),
+        ("energy_mae_meV_per_atom", "energy MAE", "meV/atom"),
+    ):
+        values = [row[key] for row in run.rows if is_number(row.get(key))]
+        if not values:
+            continue
+        if len(values) == 1:
+            parts.append(f"{name} is {values[0]:.3g} {unit}")
+        else:
+            ratio = values[-1] / values[0] if values[0] else float("nan")
+            verb = "fell" if values[-1] < values[0] else "rose"
+            parts.append(f"{name} {verb} from {values[0]:.3g} to {values[-1]:.3g} {unit} ({ratio:.2f} ×)")
+    return f"On the test set, {'; '.join(parts)}." if parts else "No test set is configured: errors are unknown."
+
+
+def _coverage(run: RunData) -> str:
+    values = [row["coverage"] for row in run.rows if is_number(row.get("coverage"))]
+    if not values:
+        return ""
+    change = f"{100 * values[0]:.0f} % → {100 * values[-1]:.0f} %" if len(values) > 1 else f"{100 * values[0]:.0f} %"
+    return f"Labelled frames cover {change} of the accessible bins of the reference surface."
+
+
+def _price(run: RunData) -> str:
+    wall = sum(row["wall_s"] for row in run.rows if is_number(row.get("wall_s")))
+    last = run.rows[-1]
+    parts = [f"{last['oracle_calls']} oracle calls"] if is_number(last.get("oracle_calls")) else []
+    rejected = [row["rejected"] for row in run.rows if is_number(row.get("rejected"))]
+    if rejected:
+        parts.append(f"{sum(rejected)} labels rejected")
+    if is_number(last.get("failed")) and run.proposing in ("attack", "random"):
+        what = "attacks" if run.proposing == "attack" else "distortions"
+        parts.append(f"{last['failed']} of {last.get('proposed', '?')} {what} failed")
+    if wall:
+        parts.append(f"{duration(wall)} of wall time")
+    return f"It cost {_join(parts)}." if parts else ""
+
+
+def _join(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else "none"

@@ -1,0 +1,312 @@
+"""A run as it lies on disk: what the walkers did, and the biases that drove them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.files import read_arrays
+from uqbias.molecule.topology import Topology, backbone_dihedrals
+from uqbias.variables.base import build_variable, rebuild_variable
+
+if TYPE_CHECKING:
+    from uqbias.bias.base import Bias
+
+Array = NDArray[np.float64]
+
+#: Quantities of every run, with the array of observations.npz and the unit.
+OBSERVED = {"u": ("cv", ""), "energy": ("energy", "kJ/mol"), "uncertainty": ("uncertainty", "kJ/mol/nm")}
+#: Kinds of variable that can be given by their atoms, as d:2-5.
+BY_ATOMS = {"d": "distance", "a": "angle", "t": "dihedral"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One quantity of every frame.
+
+    Attributes
+    ----------
+    values : [T, W].
+    unit : of the values.
+    period : None for a quantity without one.
+    """
+
+    values: Array
+    unit: str = ""
+    period: float | None = None
+
+    def in_degrees(self) -> Column:
+        """Angles in degrees, everything else as it is."""
+        if self.unit != "rad":
+            return self
+        return Column(np.degrees(self.values), "°", None if self.period is None else float(np.degrees(self.period)))
+
+
+@contextmanager
+def _about(file: Path, fault: str = "does not describe a run", cure: str = "run the MD again") -> Iterator[None]:
+    """Name the file in what is wrong with its content."""
+    try:
+        yield
+    except UqbiasError as error:
+        raise UqbiasError(f"{file}: {error.what}", error.cure) from error
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UqbiasError(f"{file} {fault} ({error!r})", cure) from error
+
+
+class RunFolder:
+    """What ``uqbias md`` or a group of walkers of a campaign wrote: run.json, observations.npz, bias.npz.
+
+    Parameters
+    ----------
+    path : the folder.
+
+    Attributes
+    ----------
+    facts : run.json.
+    parts : the biases as they were at the end, in double precision.
+    temperature : K.
+    step : [T] MD step of each observation.
+    bias : [T, W] total bias in kJ/mol that acted, walls and restraints included, before the hills of that step.
+    restarted : [T, W] whether the guard stopped the walker at that frame.
+
+    Raises
+    ------
+    UqbiasError
+        If a file is missing or broken.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.facts = self._read_facts()
+        with _about(self.path / "run.json"):
+            self.temperature = float(self.facts["temperature"])
+            if not 0 < self.temperature < math.inf:
+                raise UqbiasError(f"temperature {self.temperature:g} K", "run the MD again")
+            self.topology = Topology.from_dict(self.facts["topology"])
+            self.variables: Mapping[str, Mapping[str, Any]] = {
+                name: dict(entry) for name, entry in (self.facts.get("variables") or {}).items()
+            }
+            self.model = dict(self.facts.get("model") or {}).get("sha256")
+        file = self.path / "observations.npz"
+        self._arrays = self._read_arrays(file)
+        self._check_shapes(file)
+        self.step = self._arrays["step"].astype(np.int64)
+        self.bias = self._arrays["bias"].astype(np.float64)
+        self.restarted = self._arrays["restarted"].astype(bool)
+        self.parts: list[Bias] = self._restored()
+
+    def _read_facts(self) -> dict[str, Any]:
+        file = self.path / "run.json"
+        if not file.is_file():
+            raise UqbiasError(
+                f"no run.json in {self.path}",
+                "give the folder of a finished run ('uqbias md -o', or a campaign's md/N)",
+            )
+        try:
+            facts = json.loads(file.read_text(encoding="utf-8"))
+            if facts["format"] == "uqbias-proposals":
+                raise UqbiasError(f"{self.path} holds proposed geometries and no MD", "give the folder of an MD run")
+            fitting = facts["format"] == "uqbias-run" and facts["version"] == 1
+            for key in ("temperature", "biases", "topology"):
+                facts[key]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UqbiasError(f"{file} does not describe a run ({error!r})", "run the MD again") from error
+        if not fitting:
+            raise UqbiasError(f"{file} is of format {facts['format']} {facts['version']}", "update uqbias")
+        return dict(facts)
+
+    def _read_arrays(self, file: Path) -> dict[str, NDArray[Any]]:
+        if not file.is_file():
+            raise UqbiasError(f"no {file.name} in {self.path}", "the run has not ended; let it")
+        return read_arrays(file, "file of a run", "it is cut short or of another program")
+
+    def _check_shapes(self, file: Path) -> None:
+        """The arrays must agree on the number of observations, walkers, variables and atoms."""
+        arrays = self._arrays
+        needed = {"step", "bias", "restarted", *(name for name, _ in OBSERVED.values())}
+        if "variable_names" in arrays:
+            needed.add("variables")
+        if missing := sorted(needed - set(arrays)):
+            raise UqbiasError(f"{file} has no {', '.join(missing)}", "run the MD again")
+        shape = (arrays["step"].size, arrays["bias"].shape[1] if arrays["bias"].ndim == 2 else 1)
+        fitting = dict.fromkeys(sorted(needed), shape) | {
+            "step": shape[:1],
+            "variables": (*shape, arrays.get("variable_names", np.empty(0)).size),
+            "positions": (*shape, len(self.topology), 3),
+        }
+        for name, wanted in fitting.items():
+            if name in arrays and (arrays[name].shape != wanted or arrays[name].dtype.kind not in "biuf"):
+                raise UqbiasError(
+                    f"{file}: '{name}' is of shape {arrays[name].shape} and type {arrays[name].dtype}, not {wanted} "
+                    "numbers",
+                    "run the MD again",
+                )
+
+    def _restored(self) -> list[Bias]:
+        import torch
+
+        from uqbias.bias.build import build_bias
+
+        if not self.facts["biases"]:
+            return []
+        with _about(self.path / "run.json"):
+            options = [dict(entry) for entry in self.facts["biases"]]
+            bias = build_bias(tuple((entry.pop("kind"), entry) for entry in options), self.temperature)
+        file = self.path / "bias.npz"
+        arrays = self._read_arrays(file)
+        with _about(file, "does not fit run.json", "is it of this run?"):
+            if beyond := [name for name in arrays if name.partition(".")[0] not in map(str, range(len(options)))]:
+                raise UqbiasError(f"'{beyond[0]}' for {len(options)} bias(es)", "is it of this run?")
+            bias.restore(arrays)
+        bias.to(torch.float64)
+        return list(bias.biases)
+
+    @property
+    def files(self) -> list[str]:
+        """Names of the files that are read."""
+        return [
+            str(self.path / name) for name in ("run.json", "observations.npz", *(["bias.npz"] if self.parts else []))
+        ]
+
+    @property
+    def extended(self) -> frozenset[str]:
+        """Names of the extended variables."""
+        return frozenset(one.name for part in self.parts for one in part.extended)
+
+    @property
+    def kinds(self) -> list[str]:
+        """Kinds of the biases."""
+        return [part.kind for part in self.parts]
+
+    @cached_property
+    def _stored(self) -> dict[str, int]:
+        """Variables in observations.npz, and their places."""
+        return {str(name): place for place, name in enumerate(self._arrays.get("variable_names", ()))}
+
+    def names(self) -> list[str]:
+        """What `column` knows by name."""
+        return sorted({*OBSERVED, *self._stored, *self.variables, *self._backbone})
+
+    @cached_property
+    def _backbone(self) -> dict[str, Sequence[int]]:
+        try:
+            return dict(zip(("phi", "psi"), backbone_dihedrals(self.topology), strict=True))
+        except UqbiasError:  # not every molecule has them
+            return {}
+
+    def column(self, name: str) -> Column:
+        """A quantity of every frame, in the units of the biases (rad for angles).
+
+        Parameters
+        ----------
+        name : ``u``, ``energy``, ``uncertainty``; a variable or extended variable of the run; ``phi`` or ``psi`` of the
+            first residue that has both; or atoms, by index from 0 or name: ``d:2-5`` a distance in nm, ``a:1-2-3`` an
+            angle, ``t:1-2-3-4`` a dihedral.
+
+        Raises
+        ------
+        UqbiasError
+            If there is none.
+        """
+        if name in OBSERVED:
+            key, unit = OBSERVED[name]
+            return Column(self._arrays[key].astype(np.float64), unit)
+        if name in self._stored:
+            unit, period = self._unit_and_period(name)
+            return Column(self._arrays["variables"][..., self._stored[name]].astype(np.float64), unit, period)
+        if name in self.variables:
+            return self._evaluated({"kind": None, "options": {}} | dict(self.variables[name]))
+        kind, separator, atoms = name.partition(":")
+        if separator and kind in BY_ATOMS:
+            words = [int(word) if word.isdecimal() else word for word in atoms.split("-")]
+            return self._evaluated(build_variable({"kind": BY_ATOMS[kind], "atoms": words}, self.topology).describe())
+        if name in self._backbone:
+            return self._evaluated({"kind": "dihedral", "options": {"atoms": self._backbone[name]}})
+        raise UqbiasError(
+            f"unknown variable '{name}'", f"{did_you_mean(name, self.names())}, or atoms as d:2-5, a:1-2-3, t:1-2-3-4"
+        )
+
+    def _unit_and_period(self, name: str) -> tuple[str, float | None]:
+        """Those of a stored variable; an extended variable has those of the one it follows."""
+        followed = {one.name: one.of for part in self.parts for one in part.extended}
+        name = followed.get(name, name)
+        if name in OBSERVED:
+            return OBSERVED[name][1], None
+        description = self.variables.get(name, {})
+        with _about(self.path / "run.json"):
+            period = description.get("period")
+            return str(description.get("unit") or ""), None if period is None else float(period)
+
+    def _evaluated(self, description: Mapping[str, Any]) -> Column:
+        """A variable that no bias acted on, from the positions."""
+        import torch
+
+        if "positions" not in self._arrays:
+            raise UqbiasError(f"{self.path / 'observations.npz'} has no positions", "choose among its variables")
+        x = self._arrays["positions"]
+        flat = torch.from_numpy(x.reshape(-1, *x.shape[2:]).astype(np.float64))
+        with _about(self.path / "run.json"), torch.no_grad():
+            variable = rebuild_variable(description).to(torch.float64)
+            values = torch.cat([variable(block) for block in torch.split(flat, 4096)]).numpy()
+        return Column(values.reshape(self.restarted.shape), variable.unit, variable.period)
+
+    def energy_of(self, index: int, columns: Callable[[str], Array]) -> Array:
+        """Bias ``index`` as it was at the end, in kJ/mol.
+
+        Parameters
+        ----------
+        columns : gives the values [n] of a variable.
+
+        Returns
+        -------
+        [n].
+        """
+        import torch
+
+        part = self.parts[index]
+        x = torch.from_numpy(np.stack([columns(name) for name in part.variables], axis=1))
+        with torch.no_grad():
+            values = [part.energy(block, part.state()) for block in torch.split(x, 65536)]
+        return np.asarray(torch.cat(values).numpy(), dtype=np.float64)
+
+
+def join(runs: Sequence[RunFolder]) -> None:
+    """Let each run know the variables of the others, so that its frames can be put under their biases.
+
+    Raises
+    ------
+    UqbiasError
+        Unless the runs are of one temperature, one molecule and one model, and mean the same by a variable's name.
+    """
+    first = runs[0]
+    variables: dict[str, Mapping[str, Any]] = {}
+    for run in runs:
+        if run.temperature != first.temperature:
+            raise UqbiasError(
+                f"{run.path} is of {run.temperature:g} K, {first.path} of {first.temperature:g} K",
+                "give runs of one temperature",
+            )
+        if (run.topology.numbers, run.topology.bonds) != (first.topology.numbers, first.topology.bonds):
+            raise UqbiasError(
+                f"{run.path} is of another molecule than {first.path}", "give runs of one molecule, in one atom order"
+            )
+        if run.model != first.model:
+            raise UqbiasError(
+                f"{run.path} was driven by another model than {first.path}",
+                "energies and u of two models are not comparable: analyse the runs one by one",
+            )
+        for name, description in run.variables.items():
+            if variables.setdefault(name, description) != description:
+                raise UqbiasError(f"'{name}' in {run.path} is another variable than before", "analyse it by itself")
+    for run in runs:
+        run.variables = variables

@@ -1,0 +1,208 @@
+"""Campaign files: reading, checking, comparing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from uqbias.errors import UqbiasError
+from uqbias.files import sha256, write_text
+from uqbias.settings.schema import Campaign
+from uqbias.settings.sections import ThirdParty
+
+#: Keys that name files, relative to the campaign file.
+FILE_KEYS = (
+    ("system", "structure"),
+    ("system", "start"),
+    ("md", "plumed"),
+    ("oracle", "file"),
+    ("pool", "file"),
+    ("score", "test_set"),
+    ("score", "surface"),
+)
+#: Keys that may change between two runs in one directory: they do not change what the finished part computed.
+FREE_KEYS = ("name", "stop", "executor", "score")
+
+
+class Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice and reads 1e-3 as a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                line = key_node.start_mark.line + 1
+                raise UqbiasError(f"key '{key}' is given twice (line {line})", "keep one of them")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+@dataclass(frozen=True)
+class CampaignFile:
+    """A checked campaign and the folder that its paths are relative to.
+
+    Attributes
+    ----------
+    campaign : the settings.
+    folder : folder of the campaign file.
+    """
+
+    campaign: Campaign
+    folder: Path
+
+    def path(self, *keys: str) -> Path:
+        """Absolute path of a file named in the campaign, e.g. ``path("system", "start")``.
+
+        Raises
+        ------
+        UqbiasError
+            If the file is not there.
+        """
+        value: Any = self.campaign
+        for key in keys:
+            value = getattr(value, key)
+        path = Path(os.path.abspath(self.folder / str(value)))  # noqa: PTH100 - resolve() would follow links
+        if not path.is_file():
+            raise UqbiasError(
+                f"{'.'.join(keys)} = {value}: no such file ({path})", "give a path relative to the campaign file"
+            )
+        return path
+
+    def files(self) -> dict[str, Path]:
+        """Absolute paths of all files named in the campaign, by key."""
+        found = {}
+        for keys in FILE_KEYS:
+            section = getattr(self.campaign, keys[0])
+            # What a third party's oracle calls a file is its own affair.
+            if isinstance(section, ThirdParty):
+                continue
+            if getattr(section, keys[1], None) is not None:
+                found[".".join(keys)] = self.path(*keys)
+        return found
+
+    def identity(self) -> dict[str, Any]:
+        """What makes this campaign this campaign: flat ``key: value``, files by their SHA-256, `FREE_KEYS` left out."""
+        flat = flatten(self.campaign.model_dump())
+        flat.update({key: sha256(path) for key, path in self.files().items()})
+        return {key: value for key, value in sorted(flat.items()) if key.split(".")[0] not in FREE_KEYS}
+
+    def write(self, path: str | Path) -> None:
+        """Write the settings, defaults filled in, with file paths relative to ``path``."""
+        path = Path(path)
+        settings = self.campaign.model_dump()
+        for key, target in self.files().items():
+            section, name = key.split(".")
+            settings[section][name] = os.path.relpath(target, path.parent.resolve())
+        write_text(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings and lists of mappings as one flat mapping with dotted keys."""
+    if isinstance(value, dict) and value:
+        items = [(str(key), entry) for key, entry in value.items()]
+    elif isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
+        items = [(str(index), entry) for index, entry in enumerate(value)]
+    else:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, entry in items:
+        flat.update(flatten(entry, f"{prefix}.{key}" if prefix else key))
+    return flat
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON-able value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def load_campaign(path: str | Path) -> CampaignFile:
+    """Read and check a campaign file.
+
+    Raises
+    ------
+    UqbiasError
+        One line with the key, the value and the cure, for anything wrong with the file or the files it names.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UqbiasError(f"no such campaign file: {path}", "write one with `uqbias template`")
+    try:
+        settings = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
+    except UqbiasError as error:
+        raise UqbiasError(f"{path}: {error.what}", error.cure) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UqbiasError(
+            f"{path} is not YAML: {' '.join(str(error).split())}", "compare with `uqbias template`"
+        ) from None
+    file = CampaignFile(check_campaign(settings, str(path)), Path(os.path.abspath(path.parent)))  # noqa: PTH100
+    file.files()
+    return file
+
+
+def check_campaign(settings: Any, source: str = "campaign") -> Campaign:
+    """Turn a mapping into checked settings.
+
+    Raises
+    ------
+    UqbiasError
+        One line for the first fault: key path, value, cure; and how many more there are.
+    """
+    if not isinstance(settings, dict):
+        raise UqbiasError(f"{source} holds no mapping but {settings!r}", "compare with `uqbias template`")
+    try:
+        return Campaign.model_validate(settings)
+    except ValidationError as error:
+        faults = error.errors()
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise UqbiasError(f"{source}: {_explain(faults[0], settings)}{more}") from None
+
+
+def _explain(fault: Any, settings: Any) -> str:
+    """One fault as ``key.path = value: message``."""
+    where: list[str] = []
+    value: Any = settings
+    for position, part in enumerate(fault["loc"]):
+        inside = value
+        last = position == len(fault["loc"]) - 1
+        if isinstance(part, str) and not _has(inside, part) and not (last and fault["type"] == "missing"):
+            continue  # the tag of a union of kinds, not a key
+        where.append(str(part))
+        value = inside[part] if _has(inside, part) else None
+    context = fault.get("ctx", {})
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    if fault["type"] == "unknown_key":
+        where.append(str(context["key"]))
+        value = value[context["key"]] if isinstance(value, dict) else value
+    if fault["type"] == "unknown_kind":
+        where.append("kind")
+        value = context["kind"]
+    name = ".".join(where)
+    if not name:
+        return message
+    if fault["type"] == "missing":
+        return f"'{name}' is missing; add it (see `uqbias template`)"
+    if isinstance(value, dict) and fault["type"] == "value_error":
+        return f"{name}: {message}"
+    shown = repr(value)
+    return f"{name} = {shown if len(shown) < 60 else shown[:57] + '...'}: {message}"
+
+
+def _has(container: Any, part: Any) -> bool:
+    if isinstance(container, dict):
+        return part in container
+    return isinstance(container, list) and isinstance(part, int) and part < len(container)

@@ -1,0 +1,89 @@
+"""The campaign file's section for the way from candidates to labels: windows, physical filters, selection."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from uqbias.settings.sections import Section
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Selection(Section):
+    """Which of the frames that passed the filters are labelled."""
+
+    kind: Literal["mixed", "farthest_point", "random", "highest_uncertainty", "cluster"] = Field(
+        default="farthest_point",
+        description="farthest_point, random, highest_uncertainty, mixed (farthest points and a random rest) or cluster "
+        "(of each of as many k-means clusters as labels the frame of highest uncertainty)",
+    )
+    space: Literal["cv_features", "latents"] = Field(
+        default="cv_features",
+        description="where distances are measured: cv_features (the driver's) or latents (mean over atoms)",
+    )
+    random_share: float = Field(default=0.5, ge=0, le=1, description="share of the budget that `mixed` fills at random")
+    energy_temperature: float | None = Field(
+        default=3000.0,
+        gt=0,
+        description="K; weigh frames by their model energy, Boltzmann-like at this temperature; null: no preference",
+    )
+    duplicates: Literal["features", "rmsd", "none"] = Field(
+        default="features",
+        description="how two frames are found to be the same, of which one is enough: features (their distance in "
+        "that space), rmsd (after superposition, all atoms) or none",
+    )
+    minimum_distance: float = Field(
+        default=1e-3, ge=0, description="two frames nearer than this in that space are the same frame"
+    )
+    minimum_rmsd: float = Field(
+        default=0.01, ge=0, description="nm; with duplicates: rmsd, two frames of a smaller RMSD are the same frame"
+    )
+
+
+class Harvest(Section):
+    """The way from visited frames to frames that are worth a label."""
+
+    labels_per_round: Count = Field(default=50, description="labels bought in a round, at most")
+    cv_window: list[float | None] = Field(
+        default=[None, 14.0],
+        min_length=2,
+        max_length=2,
+        description="[lowest, highest] value of the driver CV; null: open, as is the default of the samplers attack, "
+        "random and pool, whatever the driver",
+    )
+    uncertainty_window: list[float | None] = Field(
+        default=[None, None],
+        min_length=2,
+        max_length=2,
+        description="[lowest, highest] calibrated uncertainty, kJ/mol/nm; null: open",
+    )
+    energy_window: Positive = Field(
+        default=120.0,
+        description="model energy from the mean of the start frames, up or down, that is still physical, kJ/mol",
+    )
+    bond_low: float = Field(default=0.8, gt=0, lt=1, description="shortest bond, as a multiple of the reference length")
+    bond_high: float = Field(default=1.25, gt=1, description="longest bond, as a multiple of the reference length")
+    angle_tolerance: float = Field(
+        default=25.0, gt=0, le=180, description="degrees that an angle may differ from its reference"
+    )
+    clash: float = Field(
+        default=0.7,
+        gt=0,
+        lt=1,
+        description="closest approach of atoms three or more bonds apart, as a share of the sum of van der Waals radii",
+    )
+    hydrogen_bond: float = Field(
+        default=0.6, gt=0, lt=1, description="the same for hydrogen and N, O or F, which come closer"
+    )
+    stiff_torsion: float = Field(default=60.0, gt=0, le=180, description="degrees that a stiff torsion may turn")
+    label_energy_window: Positive = Field(
+        default=300.0,
+        description="oracle energy above the mean of the start frames beyond which a label is rejected, kJ/mol",
+    )
+    label_force_limit: Positive = Field(
+        default=15000.0, description="largest force component of an accepted label, kJ/mol/nm"
+    )
+    selection: Selection = Field(default=Selection(), description="which of the remaining candidates are taken")

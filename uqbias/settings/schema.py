@@ -1,0 +1,332 @@
+"""The campaign file's sections that belong to the campaign itself: system, training, MD, stop, score."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from uqbias.errors import did_you_mean
+from uqbias.settings.bias_kinds import BiasSection, GaMDSection, check_biases
+from uqbias.settings.bias_kinds import default_biases as biases
+from uqbias.settings.harvest_sections import Harvest
+from uqbias.settings.kinds import OpenMMSection, OracleSection, PotentialSection, PowerSpectrumSection
+from uqbias.settings.sampler_sections import DISTORTING, AttackSection, PoolSection, RandomSection, VariablesSpace
+from uqbias.settings.sections import Section
+from uqbias.settings.uncertainty_kinds import DriverSection, JudgeSection, driver, judge
+from uqbias.settings.variable_kinds import Variables
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Sampler = Annotated[str, Field(pattern=r"^(metadynamics|md|attack|random|pool|[\w.]+:\w+)$")]
+Dihedral = Annotated[list[int], Field(min_length=4, max_length=4)]
+
+
+class System(Section):
+    """What is simulated."""
+
+    structure: str = Field(description="PDB file with CONECT records: gives atom names and the bond graph")
+    start: str = Field(
+        description="extended-XYZ file of the frames to begin with (eV, Å); frames without energies and forces "
+        "are labelled by the oracle"
+    )
+
+
+class Training(Section):
+    """How the potential is trained; see `uqbias.model.training`."""
+
+    steps: Count = Field(
+        default=4000, description="optimiser steps of round 0; the learning rate falls to zero over them"
+    )
+    warm_start: bool = Field(default=True, description="begin each later round from the weights of the last one")
+    later_steps: Count | None = Field(
+        default=None, description="optimiser steps of each later round; null: as in round 0"
+    )
+    batch_size: Count = Field(default=8, description="frames a step")
+    learning_rate: Positive = Field(default=0.02, description="highest learning rate of Adam")
+    later_learning_rate: Positive | None = Field(
+        default=0.005,
+        description="highest learning rate of each later round; null: as in round 0",
+    )
+    force_weight: float = Field(
+        default=1.0, ge=0, description="weight of the force error; 0: learn from the energies alone"
+    )
+    energy_weight: float = Field(default=0.1, ge=0, description="weight of the energy error")
+    ema: float = Field(default=0.995, ge=0, lt=1, description="decay of the averaged weights, which are the result")
+    validation_fraction: float = Field(
+        default=0.1,
+        ge=0,
+        lt=0.5,
+        description="share of the labelled frames kept for early stopping; 0: no early stopping",
+    )
+    evaluate_every: Count = Field(default=250, description="steps between two looks at the validation frames")
+    patience: Count = Field(default=8, description="looks without improvement after which training stops")
+    max_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        description="end the schedule after this time instead; the result then depends on the machine's speed",
+    )
+    runner: Literal["auto", "aoti", "torchscript", "eager"] = Field(
+        default="auto",
+        description="how the training step is run: aoti (needs a C++ compiler), torchscript, eager, or auto",
+    )
+
+    @model_validator(mode="after")
+    def _weights(self) -> Training:
+        if not (self.force_weight or self.energy_weight):
+            raise ValueError(
+                "force_weight = 0 with energy_weight = 0: nothing is left to learn from; raise one of them"
+            )
+        return self
+
+
+class CalibrationSettings(Section):
+    """Held-out frames that turn the judge's u into an expected force error."""
+
+    kind: Literal["conformal", "variance_scaling"] = Field(
+        default="conformal",
+        description="conformal (a force error that is exceeded with probability alpha) or variance_scaling (the "
+        "expected root mean square force error)",
+    )
+    fraction: float = Field(
+        default=0.1, gt=0, lt=0.5, description="share of the labelled frames kept from training for calibration"
+    )
+    alpha: float = Field(
+        default=0.1,
+        gt=0,
+        lt=1,
+        description="tolerated share of frames whose force error is above the calibrated uncertainty",
+    )
+
+
+class MD(Section):
+    """The exploration by MD: walkers of the molecule in one Context, sharing one bias."""
+
+    walkers: Count = Field(default=8, description="copies of the molecule that move in one Context")
+    groups: Count = Field(
+        default=1, description="independent groups of walkers, each with a Context and a bias of its own"
+    )
+    temperature: Positive = Field(default=300.0, description="K")
+    timestep_fs: Positive = Field(default=0.5, description="fs; 0.5 with free hydrogens, 2 with constraints")
+    friction_per_ps: Positive = Field(default=1.0, description="friction of the Langevin thermostat, 1/ps")
+    steps: Count = Field(default=10000, description="steps of every walker in a round; a multiple of pace")
+    pace: Count = Field(default=50, description="steps between looks at the walkers: hills, guards")
+    observe_every: Count = Field(default=100, description="steps between frames kept as candidates; a multiple of pace")
+    trajectory_every: Count = Field(default=200, description="steps between trajectory frames; a multiple of pace")
+    start_from: Literal["start", "labelled", "sparse"] = Field(
+        default="sparse",
+        description="where walkers begin, and begin again, and what is distorted: start (the start frames), labelled "
+        "(any labelled frame) or sparse (labelled frames, those where the driver is high more often)",
+    )
+    constraints: Literal["none", "hbonds", "bonds", "bonds_angles"] = Field(
+        default="none", description="held rigid during exploration: none, hbonds, bonds, bonds_angles"
+    )
+    engine: Literal["openmm", "plumed"] = Field(
+        default="openmm",
+        description="openmm (the biases of `bias:`) or plumed (those of the PLUMED input below instead; needs a PLUMED "
+        "kernel)",
+    )
+    plumed: str | None = Field(
+        default=None,
+        description="PLUMED input for engine plumed: EXTRACV NAME=cv is the driver, NAME=uncertainty the judge; each "
+        "walker runs it in a folder of its own",
+    )
+    platform: str = Field(default="auto", description="OpenMM platform: auto, Reference, CPU, CUDA")
+    backend: Literal["auto", "torchforce", "pythonforce"] = Field(
+        default="auto", description="how the model enters OpenMM: torchforce, pythonforce, or auto"
+    )
+    runner: Literal["auto", "aoti", "torchscript", "eager"] = Field(
+        default="auto",
+        description="how the fused graph is run: aoti (needs a C++ compiler), torchscript, eager, or auto",
+    )
+
+    @model_validator(mode="after")
+    def _multiples(self) -> MD:
+        if (self.engine == "plumed") != (self.plumed is not None):
+            raise ValueError(f"engine = {self.engine} with plumed = {self.plumed}: give both engine: plumed and a file")
+        if self.engine == "plumed" and self.constraints != "none":
+            raise ValueError(f"engine = plumed with constraints = {self.constraints}: take constraints: none")
+        for name in ("steps", "observe_every", "trajectory_every"):
+            value = getattr(self, name)
+            if value % self.pace:
+                raise ValueError(f"{name} = {value} is not a multiple of pace = {self.pace}")
+        return self
+
+
+class Guards(Section):
+    """When a walker is stopped, recorded and restarted from a labelled frame."""
+
+    cv_cap: float | None = Field(default=14.0, description="value of the driver CV; null: no cap")
+    uncertainty_cap: float | None = Field(
+        default=None, gt=0, description="calibrated uncertainty, kJ/mol/nm; null: no cap"
+    )
+    bond_low: float = Field(default=0.7, gt=0, lt=1, description="shortest bond, as a multiple of the reference length")
+    bond_high: float = Field(default=1.4, gt=1, description="longest bond, as a multiple of the reference length")
+    stiff_torsion: float = Field(
+        default=60.0, gt=0, le=180, description="degrees that a torsion found stiff in the start frames may turn"
+    )
+    chirality: bool = Field(default=True, description="stop a walker whose stereocentre flips")
+
+
+class Stop(Section):
+    """When the campaign ends; may be raised later to continue a finished campaign."""
+
+    rounds: int = Field(default=4, ge=0, description="rounds of exploration after the first training")
+    labels: Count | None = Field(
+        default=None, description="labelled frames in all, the start frames included; null: no limit"
+    )
+    uncertainty_below: float | None = Field(
+        default=None,
+        gt=0,
+        description="stop when 95 % of newly visited physical frames have an uncertainty below this, kJ/mol/nm",
+    )
+
+
+class Executor(Section):
+    """Where labels are computed and walker groups run."""
+
+    kind: Literal["process", "thread", "serial", "dask"] = Field(
+        default="process", description="process, thread, serial (in this process) or dask (needs dask.distributed)"
+    )
+    workers: Count = Field(default=2, description="tasks at the same time")
+    address: str | None = Field(default=None, description="dask scheduler to connect to; null: a local cluster")
+
+
+Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
+
+
+class Score(Section):
+    """Files that the campaign sees only to be scored against."""
+
+    test_set: str | None = Field(default=None, description="labelled extended-XYZ file for the error columns")
+    surface: str | None = Field(default=None, description="reference free-energy surface for the coverage column")
+    coordinates: dict[str, Dihedral] = Field(
+        default_factory=dict, description="name of each surface coordinate: the four atom indices of its dihedral"
+    )
+    basins: dict[str, dict[str, Interval]] = Field(
+        default_factory=dict,
+        description="name of each basin: for each coordinate [from, to] in degrees, going up, through 180 if need be",
+    )
+
+    @model_validator(mode="after")
+    def _named(self) -> Score:
+        for basin, box in self.basins.items():
+            for name in box:
+                if name not in self.coordinates:
+                    raise ValueError(f"basin {basin} names '{name}', which is not among the coordinates")
+        return self
+
+
+class Campaign(Section):
+    """A whole campaign."""
+
+    name: str = Field(default="campaign", description="name of the campaign; the default directory is runs/NAME")
+    seed: int = Field(default=0, ge=0, description="all random numbers of the campaign derive from this")
+    system: System = Field(description="what is simulated")
+    oracle: OracleSection = Field(
+        default=OpenMMSection(), description="what labels cost: energies and forces taken as the truth"
+    )
+    potential: PotentialSection = Field(default=PowerSpectrumSection(), description="the machine-learned potential")
+    training: Training = Field(default=Training(), description="how it is trained")
+    cv: DriverSection = Field(
+        default=driver(), description="driver: the uncertainty that the bias acts on; it must move slow modes"
+    )
+    uncertainty: JudgeSection = Field(
+        default=judge(),
+        description="judge: decides what is harvested, when a walker is stopped, when the campaign ends",
+    )
+    calibration: CalibrationSettings = Field(default=CalibrationSettings(), description="how the judge is calibrated")
+    sampler: Sampler = Field(
+        default="metadynamics",
+        description="where candidates come from: metadynamics (MD with the biases below), md (no bias, at "
+        "md.temperature), attack (labelled frames distorted uphill in uncertainty), random (the same, at random), pool "
+        "(frames of a file), or module:function with the signature of uqbias.campaign.samplers.md.explore",
+    )
+    attack: AttackSection = Field(default=AttackSection(), description="sampler attack: adversarial attacks")
+    random: RandomSection = Field(default=RandomSection(), description="sampler random: distortions at random")
+    pool: PoolSection | None = Field(
+        default=None, description="sampler pool: {file: frames.xyz}, frames that are proposed as they are"
+    )
+    variables: Variables = Field(
+        default_factory=dict,
+        description="further collective variables for biases to act on, by name: {phi: {kind: dihedral, atoms: [4, 6, "
+        "8, 14]}}; kinds: distance, angle, dihedral, rmsd, coordination, position, or module:attribute of your own",
+    )
+    bias: list[BiasSection] = Field(
+        default_factory=biases,
+        description="the parts of the bias, which add up; kinds: metadynamics, opes, eabf, wtm_eabf, gamd, linear, "
+        "udd, upper_wall, lower_wall, restraint",
+    )
+    old_bias: Literal["fresh", "keep"] = Field(
+        default="fresh",
+        description="the bias after retraining: fresh (begin at zero) or keep (carry the hills of the last round on)",
+    )
+    md: MD = Field(default=MD(), description="exploration by MD: walkers in one Context sharing one bias")
+    guards: Guards = Field(default=Guards(), description="when a walker is stopped and restarted from a safe frame")
+    harvest: Harvest = Field(default=Harvest(), description="from visited frames to frames worth a label")
+    stop: Stop = Field(default=Stop(), description="when the campaign ends")
+    executor: Executor = Field(default=Executor(), description="where labels are computed and walker groups run")
+    score: Score | None = Field(
+        default=None, description="reference data that only score the campaign; null: no scores"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _open_window(cls, value: Any) -> Any:
+        """The highest value of the driver belongs to walkers that a bias heats; without them any driver will do."""
+        if not (isinstance(value, dict) and value.get("sampler") in DISTORTING):
+            return value
+        harvest = value.get("harvest", {})
+        if not isinstance(harvest, dict) or "cv_window" in harvest:
+            return value
+        return {**value, "harvest": {**harvest, "cv_window": [None, None]}}
+
+    @model_validator(mode="after")
+    def _sampling(self) -> Campaign:
+        check_sampler(self)
+        return self
+
+    @model_validator(mode="after")
+    def _biases(self) -> Campaign:
+        check_biases(self.bias, self.variables, self.md.pace)
+        for index, section in enumerate(self.bias):
+            if isinstance(section, GaMDSection) and section.conventional_steps >= self.md.steps:
+                raise ValueError(
+                    f"bias.{index}.conventional_steps = {section.conventional_steps} with md.steps = {self.md.steps}: "
+                    "the boost never begins; take fewer, or more md.steps"
+                )
+        return self
+
+
+def check_sampler(campaign: Campaign) -> None:
+    """See that the sampler has what it needs.
+
+    Raises
+    ------
+    ValueError
+        One line with the key, its value and the cure, for pydantic to report.
+    """
+    sampler = campaign.sampler
+    if sampler in DISTORTING and campaign.md.engine == "plumed":
+        raise ValueError(f"sampler = {sampler} with md.engine = plumed: take engine: openmm, or another sampler")
+    if sampler == "pool" and campaign.pool is None:
+        raise ValueError("sampler = pool without a pool: give the section `pool: {file: frames.xyz}`")
+    if campaign.oracle.kind == "pool" and sampler in ("metadynamics", "md", "attack", "random"):
+        raise ValueError(
+            f"oracle.kind = pool with sampler = {sampler}: the pool has labels for its own frames only; take "
+            "sampler: pool"
+        )
+    for name, section in (("attack", campaign.attack), ("random", campaign.random)):
+        if isinstance(section.space, VariablesSpace):
+            _check_names(name, section.space.names, campaign.variables)
+
+
+def _check_names(section: str, names: list[str], variables: dict[str, Any]) -> None:
+    for name in names:
+        if name not in variables:
+            cure = (
+                did_you_mean(name, variables)
+                if variables
+                else f"define it: variables: {{{name}: {{kind: dihedral, atoms: [4, 6, 8, 14]}}}}"
+            )
+            raise ValueError(f"{section}.space names the variable '{name}', which is not defined; {cure}")

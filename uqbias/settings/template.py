@@ -1,0 +1,122 @@
+"""A commented campaign file, written from the schema."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel
+
+from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.settings.bias_kinds import BiasSection
+from uqbias.settings.kinds import OracleSection, PotentialSection
+from uqbias.settings.schema import Campaign, Score, System
+from uqbias.settings.sections import KindSection, ThirdParty
+from uqbias.settings.uncertainty_kinds import DriverSection, FeatureKinds, JudgeSection
+from uqbias.settings.variable_kinds import VariableSection
+
+WIDTH = 110
+#: Sections whose ``kind`` decides which keys they have.
+OF_KINDS: dict[str, Any] = {
+    "bias": BiasSection,
+    "variables": VariableSection,
+    "cv": DriverSection,
+    "uncertainty": JudgeSection,
+    "features": FeatureKinds,
+    "potential": PotentialSection,
+    "oracle": OracleSection,
+}
+HEADER = """\
+# Campaign file of uqbias: an uncertainty-driven active-learning campaign.
+# Paths are relative to this file. Units: nm, ps, kJ/mol, K; extended-XYZ files are in eV and Å.
+# Every key but those of `system` may be left out; the values here are the defaults.
+"""
+
+
+def example_campaign() -> Campaign:
+    """All defaults, with names of files that a user has to supply."""
+    return Campaign(
+        system=System(structure="structure.pdb", start="start.xyz"),
+        score=Score(),
+    )
+
+
+def campaign_template(campaign: Campaign | None = None) -> str:
+    """YAML text of a campaign, a comment above or beside each key, that `load_campaign` reads."""
+    return HEADER + "\n" + "\n".join(_section(campaign or example_campaign(), 0)) + "\n"
+
+
+def kinds_template(section: str) -> str:
+    """YAML text: a list of all kinds of a section of the campaign file, with their keys as in `campaign_template`.
+
+    Raises
+    ------
+    UqbiasError
+        If the section is not one of `OF_KINDS`.
+    """
+    if section not in OF_KINDS:
+        raise UqbiasError(f"no section '{section}' with kinds", did_you_mean(section, OF_KINDS))
+    lines: list[str] = [f"# Kinds of `{section}`: their keys, defaults and units."]
+    for cls in _kinds(OF_KINDS[section]):
+        lines += ["", *_entry(cls.model_construct(), "")]
+    return "\n".join(lines) + "\n"
+
+
+def _kinds(union: Any) -> Iterator[type[KindSection]]:
+    """The section classes in an annotated union, in its order."""
+    for part in get_args(union):
+        if not isinstance(part, type):
+            yield from _kinds(part)
+        elif issubclass(part, KindSection) and part is not ThirdParty:
+            yield part
+
+
+def _entry(section: BaseModel, indent: str) -> list[str]:
+    """A section as an entry of a list."""
+    inner = _section(section, len(indent) // 2 + 1)
+    # The first key carries the dash; a comment of its own would come before it.
+    first = next(index for index, line in enumerate(inner) if not line.lstrip().startswith("#"))
+    inner[first] = f"{indent}- {inner[first].lstrip()}"
+    return inner
+
+
+def _section(section: BaseModel, depth: int) -> list[str]:
+    lines: list[str] = []
+    indent = "  " * depth
+    extra = section.model_extra or {}
+    for name in [*type(section).model_fields, *extra]:
+        field = type(section).model_fields.get(name)
+        description = (field.description if field is not None else None) or ""
+        if not hasattr(section, name):  # of a kind, without a default
+            lines.append(f"{indent}{name}:  # required: {description}")
+            continue
+        value = getattr(section, name)
+        if depth == 0 and lines:
+            lines.append("")
+        if isinstance(value, BaseModel):
+            lines += [*_comment(description, indent), f"{indent}{name}:", *_section(value, depth + 1)]
+        elif isinstance(value, list) and value and all(isinstance(entry, BaseModel) for entry in value):
+            lines += [*_comment(description, indent), f"{indent}{name}:"]
+            for entry in value:
+                lines += _entry(entry, indent + "  ")
+        elif isinstance(value, dict) and value and all(isinstance(entry, BaseModel) for entry in value.values()):
+            lines += [*_comment(description, indent), f"{indent}{name}:"]
+            for key, entry in value.items():
+                lines += [f"{indent}  {key}:", *_section(entry, depth + 2)]
+        else:
+            plain = f"{indent}{name}: {_plain(value)}"
+            beside = f"{plain}  # {description}"
+            lines += [beside] if description and len(beside) <= WIDTH else [*_comment(description, indent), plain]
+    return lines
+
+
+def _comment(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ") if text else []
+
+
+def _plain(value: Any) -> str:
+    """One value as YAML on one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, sort_keys=False, width=10**6)
+    return text.removesuffix("\n").removesuffix("\n...")

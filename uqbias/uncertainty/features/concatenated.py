@@ -1,0 +1,80 @@
+"""Several feature spaces side by side, each with a scale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from uqbias.errors import UqbiasError
+from uqbias.molecule.topology import Topology
+from uqbias.uncertainty.features.base import Features, build_features, describe_features, rebuild_features
+
+
+class Concatenated(Features):
+    """``[s_1 f_1, s_2 f_2, ...]``.
+
+    Parameters
+    ----------
+    parts : ``{"kind", "options"}`` of each part, all of one vector per walker.
+    scales : factor of each part.
+    """
+
+    kind = "concatenated"
+
+    def __init__(self, parts: Sequence[Mapping[str, Any]], scales: Sequence[float]) -> None:
+        super().__init__()
+        self._take([rebuild_features(part) for part in parts], scales)
+
+    @classmethod
+    def build(cls, topology: Topology, n_latents: int, *, parts: Sequence[str | Mapping[str, Any]]) -> Concatenated:
+        """Each part is a name or a mapping ``{kind, scale (default 1), options...}``."""
+        made, scales = [], []
+        for part in parts:
+            values = {"kind": part} if isinstance(part, str) else dict(part)
+            scales.append(float(values.pop("scale", 1.0)))
+            made.append(build_features(values, topology, n_latents))
+        self = cls.__new__(cls)
+        nn.Module.__init__(self)
+        self._take(made, scales)
+        return self
+
+    def _take(self, parts: Sequence[Features], scales: Sequence[float]) -> None:
+        if not parts:
+            raise UqbiasError("features 'concatenated' have no parts", "give parts: [torsions, pair_distances]")
+        for part in parts:
+            if part.per_atom:
+                raise UqbiasError(f"'{part.kind}' gives one vector per atom", "concatenate per-walker features only")
+        self.parts = nn.ModuleList(parts)
+        self.scales = tuple(float(scale) for scale in scales)
+        self.dim = sum(part.dim for part in parts)
+        self.requires_latents = any(part.requires_latents for part in parts)
+        self.labelled = any(part.labelled for part in parts)
+
+    def _features(self) -> list[Features]:
+        return [part for part in self.parts if isinstance(part, Features)]
+
+    def options(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {"parts": [describe_features(part) for part in self._features()], "scales": list(self.scales)}
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether every part is prepared."""
+        return all(part.is_prepared for part in self._features())
+
+    def prepare(self, positions: Tensor) -> None:
+        """Prepare every part."""
+        for part in self._features():
+            part.prepare(positions)
+
+    def stiff_deviation(self, positions: Tensor) -> Tensor:
+        """Largest of the parts', [n] degrees."""
+        return torch.stack([part.stiff_deviation(positions) for part in self._features()]).amax(0)
+
+    def forward(self, positions: Tensor, latents: Tensor) -> Tensor:
+        """Feature vectors [W, D]."""
+        parts = zip(self.parts, self.scales, strict=True)
+        return torch.cat([scale * part(positions, latents) for part, scale in parts], dim=-1)

@@ -1,0 +1,65 @@
+"""Latents of the potential, one vector per atom, as published."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from uqbias.errors import UqbiasError
+from uqbias.molecule.atoms import select_atoms
+from uqbias.molecule.topology import Topology
+from uqbias.uncertainty.features.base import Features
+
+
+class Latents(Features):
+    """Activations of the potential's last hidden layer.
+
+    Parameters
+    ----------
+    n_latents : latent features per atom, F.
+    atoms : indices of the atoms that count.
+    n_atoms : atoms of the molecule, N.
+    member : committee member whose latents are used (members have unrelated latent spaces).
+    """
+
+    kind = "latents"
+    per_atom: ClassVar[bool] = True
+    index: Tensor
+
+    def __init__(self, n_latents: int, atoms: Sequence[int], n_atoms: int, member: int = 0) -> None:
+        super().__init__()
+        if n_latents < 1:
+            raise UqbiasError(
+                f"the potential has {n_latents} latents", "choose the features torsions or pair_distances"
+            )
+        self.dim = n_latents
+        self.atoms = tuple(atoms)
+        self.n_atoms = n_atoms
+        self.member = member
+        self.requires_latents = True
+        self.labelled = False
+        self.register_buffer("index", torch.tensor(self.atoms, dtype=torch.int64), persistent=False)
+
+    @classmethod
+    def build(
+        cls,
+        topology: Topology,
+        n_latents: int,
+        *,
+        atoms: str | Sequence[int | str] | None = None,
+        member: int = 0,
+    ) -> Latents:
+        """Latents of ``atoms`` (``all``, ``heavy``, or a list of indices and names)."""
+        return cls(n_latents, select_atoms(topology, atoms), len(topology.numbers), member)
+
+    def options(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {"n_latents": self.dim, "atoms": list(self.atoms), "n_atoms": self.n_atoms, "member": self.member}
+
+    def forward(self, positions: Tensor, latents: Tensor) -> Tensor:
+        """Latents of one member, [W, A, F]."""
+        chosen = latents[self.member]
+        return chosen if len(self.atoms) == self.n_atoms else chosen.index_select(1, self.index)

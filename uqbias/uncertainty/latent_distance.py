@@ -1,0 +1,214 @@
+"""Distance to the training set in feature space: the simple yardstick."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.molecule.topology import Topology
+from uqbias.uncertainty.aggregation import Aggregation
+from uqbias.uncertainty.atomwise import AtomwiseUncertainty
+from uqbias.uncertainty.base import set_buffers
+from uqbias.uncertainty.elements import ElementGroups, elements_of
+from uqbias.uncertainty.features.base import Features, build_features
+from uqbias.uncertainty.whitening import bend, bend_tensor
+
+METRICS = ("mahalanobis", "knn")
+#: Weight of an empty place among the references, as a logarithm: never seen, yet finite in float32.
+PADDING = -1e9
+#: Rounding of a distance at zero, in standard deviations.
+ROUNDING = 0.1
+#: Training atoms that decide the width of the weights.
+PROBES = 500
+
+Array = NDArray[np.float64]
+
+
+class LatentDistance(AtomwiseUncertainty):
+    r"""Distance d of an atom's features, whitened, to those of the training set; dimensionless.
+
+    - ``mahalanobis``: to their mean, :math:`\sqrt{(x - \mu)^T (\Sigma + \epsilon)^{-1} (x - \mu)}`.
+    - ``knn``: to the k nearest of a fixed number of references, in the same metric. The mean over the k nearest has
+      kinks where neighbours change places; here it is :math:`\sum_j w_j d_j` with
+      :math:`w_j \propto \exp(-d_j / h)`, and h such that :math:`1/\sum_j w_j^2 = k` in the median over training atoms.
+
+    As a yardstick for machine-learned potentials: Janet, Duan, Yang, Nandy and Kulik, Chem. Sci. 10, 7913 (2019).
+
+    Parameters
+    ----------
+    features : per atom, or of whole geometries.
+    elements : atomic numbers of the A atoms for statistics of each element on its own; None: all together.
+    metric : ``mahalanobis`` or ``knn``.
+    k : neighbours.
+    capacity : references of each element, drawn at random from the training atoms.
+    regularisation : ε in units of the mean variance of a feature.
+    aggregation : arguments of `Aggregation`; None for features of whole geometries.
+    """
+
+    kind = "distance"
+    statistic: ClassVar[str] = "deviation"
+    unit = "dimensionless"
+    features: Features
+    mean: Tensor
+    matrix: Tensor
+    references: Tensor
+    squares: Tensor
+    offsets: Tensor
+    width: Tensor
+
+    def __init__(
+        self,
+        features: Features,
+        elements: Sequence[int] | None = None,
+        metric: str = "mahalanobis",
+        k: int = 10,
+        capacity: int = 256,
+        regularisation: float = 1e-5,
+        aggregation: Mapping[str, Any] | None = None,
+        n_atoms: int = 0,
+    ) -> None:
+        if metric not in METRICS:
+            raise UqbiasError(f"unknown metric '{metric}' of 'distance'", did_you_mean(metric, METRICS))
+        for name, value in (("k", k), ("capacity", capacity), ("regularisation", regularisation)):
+            if not value > 0:
+                raise UqbiasError(f"{name} of 'distance': {value}", "give a number above 0")
+        if metric == "knn" and not (isinstance(k, int) and k < capacity):
+            raise UqbiasError(f"k = {k} of 'distance' with capacity {capacity}", "give a whole number below it")
+        super().__init__(aggregation, features.atoms, n_atoms, features)
+        self.elements = None if elements is None else tuple(elements)
+        self.metric = metric
+        self.k = k
+        self.capacity = capacity
+        self.regularisation = regularisation
+        self.groups = ElementGroups(elements)
+        groups, dim = len(self.groups), features.dim
+        self.register_buffer("mean", torch.zeros(groups, dim))
+        self.register_buffer("matrix", torch.zeros(groups, dim, dim))
+        if metric == "knn":
+            self.register_buffer("references", torch.zeros(groups, capacity, dim))
+            self.register_buffer("squares", torch.zeros(groups, capacity))
+            self.register_buffer("offsets", torch.full((groups, capacity), PADDING))
+            self.register_buffer("width", torch.ones(groups))
+
+    @classmethod
+    def build(
+        cls,
+        topology: Topology,
+        n_latents: int,
+        *,
+        features: str | Mapping[str, Any] = "latents",
+        metric: str = "mahalanobis",
+        per_element: bool | None = None,
+        k: int = 10,
+        capacity: int = 256,
+        regularisation: float = 1e-5,
+        aggregation: str | Mapping[str, Any] | None = None,
+    ) -> LatentDistance:
+        """Options of a campaign file; ``per_element`` is true for features per atom if not given."""
+        made = build_features(features, topology, n_latents)
+        apart = made.per_atom if per_element is None else per_element
+        atoms = made.atoms if made.per_atom else None
+        over_atoms = Aggregation.choose(topology, atoms, aggregation, f"features '{made.kind}', which are")
+        return cls(
+            made,
+            elements_of(topology, made) if apart else None,
+            metric,
+            k,
+            capacity,
+            regularisation,
+            over_atoms,
+            len(topology.numbers),
+        )
+
+    def options(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return super().options() | {
+            "elements": None if self.elements is None else list(self.elements),
+            "metric": self.metric,
+            "k": self.k,
+            "capacity": self.capacity,
+            "regularisation": self.regularisation,
+        }
+
+    def fit(
+        self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None, *, seed: int
+    ) -> None:
+        """Set metric and references; see `Uncertainty.fit`."""
+        samples = self._training_features(positions, latents)
+        dim = self.features.dim
+        random = np.random.default_rng(seed)
+        buffers = {name: value.double().cpu().numpy().copy() for name, value in self.named_buffers(recurse=False)}
+        for group, label in enumerate(self.groups.labels):
+            chosen = samples if label is None else samples[:, np.array(self.elements) == label]
+            flat = chosen.reshape(-1, dim)
+            mean, matrix = self._metric_of(flat, group)
+            buffers["mean"][group], buffers["matrix"][group] = mean, matrix
+            if self.metric == "knn":
+                z = bend((flat - mean) @ matrix)
+                picked = random.permutation(len(z))[: self.capacity]
+                buffers["references"][group] = 0.0
+                buffers["references"][group, : len(picked)] = z[picked]
+                buffers["squares"][group] = (buffers["references"][group] ** 2).sum(axis=1)
+                buffers["offsets"][group] = np.where(np.arange(self.capacity) < len(picked), 0.0, PADDING)
+                buffers["width"][group] = self._width_of(z, picked, random, self.groups.name(group))
+        set_buffers(self, **{name: buffers[name] for name in buffers if name != "scatter"})
+        self.fit_aggregation(positions, energy, latents)
+
+    def _metric_of(self, flat: Array, group: int) -> tuple[Array, Array]:
+        mean = flat.mean(axis=0)
+        covariance = np.cov(flat.T, bias=True).reshape(flat.shape[1], -1)
+        variance = float(np.trace(covariance)) / len(covariance)
+        if len(flat) < 2 or not variance > 1e-12 * max(1e-12, float((flat**2).mean())):
+            raise UqbiasError(
+                f"the features of {self.groups.name(group)} have no variance over {len(flat)} samples",
+                "give frames that differ in these features",
+            )
+        values, vectors = np.linalg.eigh(covariance + self.regularisation * variance * np.eye(len(covariance)))
+        return mean, vectors / np.sqrt(values)
+
+    def _width_of(self, z: Array, picked: NDArray[np.int64], random: np.random.Generator, whose: str) -> float:
+        """Find h at which the effective number of neighbours is k, by bisection."""
+        if len(picked) <= self.k + 1:
+            raise UqbiasError(
+                f"{len(picked)} samples of {whose} for {self.k} nearest neighbours", "give more frames, or a smaller k"
+            )
+        probes = random.permutation(len(z))[:PROBES]
+        squares = (z[probes] ** 2).sum(axis=1)[:, None] + (z[picked] ** 2).sum(axis=1) - 2 * z[probes] @ z[picked].T
+        distance = np.sqrt(np.maximum(squares, 0.0) + ROUNDING**2)
+        distance[probes[:, None] == picked] = np.inf  # an atom is not its own neighbour
+        distance -= distance.min(axis=1, keepdims=True)
+
+        def neighbours(h: float) -> float:
+            weights = np.exp(-distance / h)
+            return float(np.median(weights.sum(axis=1) ** 2 / (weights**2).sum(axis=1)))
+
+        low, high = 1e-4, 1e4
+        for _ in range(60):
+            middle = np.sqrt(low * high)
+            low, high = (middle, high) if neighbours(middle) < self.k else (low, middle)
+        return float(np.sqrt(low * high))
+
+    def atom_values(self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None) -> Tensor:
+        """Distance of each atom [W, A], or of the geometry [W]."""
+        features = self.features(positions, latents)
+        whole = not self.features.per_atom
+        parts = self.groups.split(features.unsqueeze(-2) if whole else features)
+        found = []
+        for group, part in enumerate(parts):
+            z = bend_tensor((part - self.mean[group]) @ self.matrix[group])
+            own = z.square().sum(-1)
+            found.append((own + ROUNDING**2).sqrt() if self.metric == "mahalanobis" else self._nearest(z, own, group))
+        joined = self.groups.join(found)
+        return joined.squeeze(-1) if whole else joined
+
+    def _nearest(self, z: Tensor, own: Tensor, group: int) -> Tensor:
+        squares = own.unsqueeze(-1) + self.squares[group] - 2 * (z @ self.references[group].t())
+        distance = (squares.clamp(min=0.0) + ROUNDING**2).sqrt()
+        weights = torch.softmax(self.offsets[group] - distance / self.width[group], -1)
+        return (weights * distance).sum(-1)
