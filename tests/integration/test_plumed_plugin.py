@@ -16,7 +16,7 @@ import torch
 import uqbias
 from uqbias.errors import UqbiasError
 from uqbias.model.export import export_torchscript
-from uqbias.plumed import build
+from uqbias.plumed import compile_plugin as build
 from uqbias.plumed.kernel import environment, find_kernel, make_plumed
 
 pytestmark = pytest.mark.plumed
