@@ -2,7 +2,7 @@
 
     python examples/exported_cv_app_metadynamics.py --steps 20000
 
-uqbias writes the file (as `uqbias export model.uqb -o cv.pt` does); everything after that imports nothing of it.
+uqbias writes the file (as `uqbias export model.uqb -o driver.pt` does); everything after that imports nothing of it.
 OpenMM 8.5 is needed: 8.6 cannot copy the TorchForce of openmmtorch 1.5, and a CustomCVForce copies what is in it.
 """
 
@@ -22,7 +22,7 @@ if tuple(int(part) for part in version.version.split(".")[:2]) >= (8, 6):
 # --- with uqbias, once ------------------------------------------------------------------------------------------------
 import uqbias  # noqa: E402
 
-uqbias.export_torchscript(uqbias.UncertaintyModel.load(quick_model(arguments.model)), "cv.pt", "cv")
+uqbias.export_torchscript(uqbias.UncertaintyModel.load(quick_model(arguments.model)), "driver.pt", "driver")
 
 # --- without uqbias ---------------------------------------------------------------------------------------------------
 from openmmtorch import TorchForce  # noqa: E402
@@ -30,7 +30,7 @@ from openmmtorch import TorchForce  # noqa: E402
 torch.set_num_threads(1)
 pdb = app.PDBFile(str(SYSTEM / "structure.pdb"))
 system = app.ForceField("amber14/protein.ff14SB.xml").createSystem(pdb.topology, constraints=app.HBonds)
-u = app.BiasVariable(TorchForce("cv.pt"), minValue=-5.0, maxValue=20.0, biasWidth=1.0, periodic=False)
+u = app.BiasVariable(TorchForce("driver.pt"), minValue=-5.0, maxValue=20.0, biasWidth=1.0, periodic=False)
 metadynamics = app.Metadynamics(
     system, [u], temperature=300 * unit.kelvin, biasFactor=10, height=1.0 * unit.kilojoules_per_mole, frequency=50
 )

@@ -69,6 +69,6 @@ from uqbias.runs.series import read_colvar  # noqa: E402
 colvar = read_colvar("COLVAR")
 print(f"{system.getNumParticles()} particles, {arguments.steps} steps, {len(bias.metadynamics.hills)} hills")
 print(f"{1e3 * seconds / arguments.steps:.2f} ms a step")
-print(f"driver u: from {colvar['u'].min():.2f} to {colvar['u'].max():.2f}")
+print(f"driver u: from {colvar['driver'].min():.2f} to {colvar['driver'].max():.2f}")
 spread = colvar["energy"].std()
 print(f"model's energy of the solute: {colvar['energy'].mean():.1f} kJ/mol, standard deviation {spread:.1f}")

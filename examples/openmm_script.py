@@ -52,6 +52,7 @@ colvar = read_colvar("COLVAR")
 phi = np.degrees(mdtraj.compute_phi(mdtraj.load("trajectory.dcd", top=str(SYSTEM / "structure.pdb")))[1][:, 0])
 print(f"{arguments.steps} steps, {len(bias.metadynamics.hills)} hills, runner {bias.evaluator.runner}")
 print(
-    f"driver u: from {colvar['u'].min():.2f} to {colvar['u'].max():.2f}; bias up to {colvar['bias'].max():.1f} kJ/mol"
+    f"driver: from {colvar['driver'].min():.2f} to {colvar['driver'].max():.2f}; "
+    f"bias up to {colvar['bias'].max():.1f} kJ/mol"
 )
 print(f"frames beyond the barrier (15° < φ < 135°): {np.mean((phi > 15) & (phi < 135)):.1%}")

@@ -11,8 +11,8 @@ torch.set_num_threads(1)
 
 class Prediction(NamedTuple):
     energy: torch.Tensor
-    cv: torch.Tensor
-    uncertainty: torch.Tensor
+    driver: torch.Tensor
+    judge: torch.Tensor
 
 
 class TinyModel(torch.nn.Module):
@@ -33,8 +33,8 @@ class TinyModel(torch.nn.Module):
         latents = torch.tanh(torch.exp(-squared / 0.04) @ self.weight)
         # A harmonic cage of the pair distances keeps the molecule together in dynamics.
         energy = (latents @ self.readout).sum(-1) + 500.0 * (squared - 0.04).pow(2).sum((1, 2))
-        cv = (latents.mean(1) - self.centre).pow(2).sum(-1)
-        return Prediction(energy, cv, 2.0 * cv + 1.0)
+        driver = (latents.mean(1) - self.centre).pow(2).sum(-1)
+        return Prediction(energy, driver, 2.0 * driver + 1.0)
 
 
 @pytest.fixture

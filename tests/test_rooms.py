@@ -19,7 +19,7 @@ FLOORS = (
     ("files", "registry"),
     ("molecule",),
     ("potentials", "variables"),
-    ("uncertainty",),
+    ("judge",),
     ("bias",),
     ("compile",),
     ("settings",),

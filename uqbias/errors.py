@@ -21,9 +21,26 @@ class UqbiasError(Exception):
         super().__init__(f"{what}; {cure}" if cure else what)
 
 
+#: What was called otherwise before there were driver and judge, to what it is called now.
+RENAMED = {
+    "cv": "driver",
+    "u": "driver",
+    "uncertainty": "judge",
+    "cv_cap": "driver_cap",
+    "uncertainty_cap": "judge_cap",
+    "cv_window": "driver_window",
+    "uncertainty_window": "judge_window",
+    "cv_features": "driver_features",
+    "uncertainty_below": "judge_below",
+    "extended_u": "extended_driver",
+}
+
+
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """Return ``"did you mean 'x'? valid: a, b, x"`` for a name that is not in ``valid``."""
     choices = sorted(valid)
+    if RENAMED.get(name) in choices:
+        return f"write '{RENAMED[name]}'"
     near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'? " if near else ""
     return f"{hint}valid: {', '.join(choices)}"

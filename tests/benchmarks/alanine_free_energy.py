@@ -54,7 +54,7 @@ PHI_PSI = ((4, 6, 8, 14), (6, 8, 14, 16))
 TEMPERATURE, TIMESTEP_FS, PACE = 300.0, 2.0, 50
 #: Of each bias. In the time t that a walker needs to cross (1 ns on the uncertainty) a bias of W walkers, built for the
 #: time T of them all, grows by kT (γ - 1) W t / T: a wrong bias freezes if that is large. φ/ψ crosses in a hundredth.
-WALKERS = {"u": 4, "phi_psi": 8}
+WALKERS = {"driver": 4, "phi_psi": 8}
 KT = kt(TEMPERATURE)
 #: Frozen run of all walkers together. There are 0.5 to 0.8 arrivals a nanosecond on the force field, 1 to 2 on the
 #: potential, and it takes some thirty for 1 kJ/mol.
@@ -66,7 +66,7 @@ TRAINING_FRAMES, MAP_STEPS = {300.0: 1000, 600.0: 1500}, 40000
 #: Goals of the project.
 RMSE_GOAL, DELTA_GOAL, HIGHEST = 1.0, 1.0, 8.0
 BIASES = {
-    "u": {"variables": ["u"], "sigma": 0.5, "height": 1.0, "biasfactor": 6.0},
+    "driver": {"variables": ["driver"], "sigma": 0.5, "height": 1.0, "biasfactor": 6.0},
     "phi_psi": {
         "variables": ["phi", "psi"],
         "periods": [2 * np.pi] * 2,
@@ -125,7 +125,7 @@ def fitted(frames, topology, start, potential, steps):
     fit_uncertainty(model.potential, driver, start, 0)
     error = facts["validation"]["force_mae_meV_per_A"]
     print(f"{len(frames)} frames: force MAE {error:.1f} meV/Å on held-out frames", flush=True)
-    return UncertaintyModel(model.potential, model.uncertainty, topology, driver, model.calibration).eval()
+    return UncertaintyModel(model.potential, model.judge, topology, driver, model.calibration).eval()
 
 
 def frames_over_the_map(small, topology, start, temperature, count, steps):
@@ -187,7 +187,7 @@ def walkers_of(dynamics, on, model, topology, start, seed):
         temperature=TEMPERATURE,
         timestep_fs=TIMESTEP_FS,
         constraints="hbonds",
-        guard=Guard(topology, start.positions[0], bond_range=(0.7, 1.4), cv_cap=20.0),
+        guard=Guard(topology, start.positions[0], bond_range=(0.7, 1.4), driver_cap=20.0),
         safe_frames=start.positions,
         external=ForceFieldWalkers() if dynamics == "forcefield" else None,
         seed=seed,
@@ -206,7 +206,7 @@ def run(dynamics, on, model, topology, start, seed, build_ns, sample_ns, correct
     def keep(o):
         angles = np.degrees(dihedral_angles(o.positions, PHI_PSI))
         bias = o.bias if correct is None else o.bias - correct(o.positions)
-        kept.append((angles, np.where(o.restarted, np.nan, bias), o.cv))
+        kept.append((angles, np.where(o.restarted, np.nan, bias), o.driver))
 
     def steps(ns):
         return int(ns * 1e6 / TIMESTEP_FS / WALKERS[on]) // PACE * PACE
@@ -217,14 +217,14 @@ def run(dynamics, on, model, topology, start, seed, build_ns, sample_ns, correct
     walkers.run(steps(SETTLE * sample_ns), pace=PACE)
     walkers.run(steps((1 - SETTLE) * sample_ns), pace=PACE, observers=[keep])
     seconds = time.perf_counter() - begin
-    angles, bias, cv = (np.array(values) for values in zip(*kept, strict=True))
+    angles, bias, driver = (np.array(values) for values in zip(*kept, strict=True))
     facts = {
         "seconds": seconds,
         "arrivals": arrivals(angles),
         "stopped": len(walkers.events),
         "hills": len(metadynamics.hills),
     }
-    return angles, bias, cv, facts
+    return angles, bias, driver, facts
 
 
 def arrivals(angles):
@@ -348,7 +348,7 @@ def main():
             )
         surfaces[dynamics] = {"reference": reference.tolist()}
         for seed in options.seeds:
-            angles, bias, cv, facts = run(dynamics, "u", *arguments, seed, build, sample)
+            angles, bias, driver, facts = run(dynamics, "driver", *arguments, seed, build, sample)
             energy = surface(angles, bias, len(known))
             rmse, seen = compare(energy, reference)
             row = {
@@ -359,7 +359,7 @@ def main():
                 "delta": delta(angles, bias),
                 "delta_error": blocks(angles, bias),
                 "delta_reference": expected,
-                "highest_u": float(np.nanmax(cv)),
+                "highest_u": float(np.nanmax(driver)),
                 **facts,
             }
             results.append(row)

@@ -54,7 +54,7 @@ def measure(model, positions, options, cache):
     start = evaluate_frames(model, positions)
     return times | {
         "rate": float(found.iterations.sum() / times["ascent"]),
-        "u": float(np.median(found.uncertainty) / np.median(start.uncertainty)),
+        "driver": float(np.median(found.judge) / np.median(start.judge)),
         "E": float(np.median(found.energy - start.energy)),
         "failed": int(found.failed.sum()),
         "runner": found.runner,
@@ -86,15 +86,15 @@ def main():
     )
     rows = {}
     print(f"{given.attacks} attacks, {given.iterations} iterations, {given.space}, batch {given.batch}")
-    print(f"{'judge':<20}{'first':>8}{'load':>8}{'ascent':>8}{'rate':>8}{'u':>8}{'E':>8}{'failed':>8}")
+    print(f"{'judge':<20}{'first':>8}{'load':>8}{'ascent':>8}{'rate':>8}{'driver':>8}{'E':>8}{'failed':>8}")
     with tempfile.TemporaryDirectory() as cache:
         for name in given.judges:
-            settings = {"uncertainty": JUDGES[name], "training": {"steps": given.training}, "seed": 0}
+            settings = {"judge": JUDGES[name], "training": {"steps": given.training}, "seed": 0}
             model, _ = fit_model(start, topology, settings)
             rows[name] = row = measure(model, positions, options, Path(cache))
             print(
                 f"{name:<20}{row['first']:8.1f}{row['load']:8.1f}{row['ascent']:8.1f}{row['rate']:8.0f}"
-                f"{row['u']:8.2f}{row['E']:8.1f}{row['failed']:8d}",
+                f"{row['driver']:8.2f}{row['E']:8.1f}{row['failed']:8d}",
                 flush=True,
             )
     default = next(iter(rows.values()))

@@ -69,7 +69,7 @@ def biases():
         "metadynamics on φ ψ, no hills": MetaD(sigma=0.3, **shared, **angles),
         "metadynamics on φ ψ, 100,000 hills": MetaD(sigma=0.3, **shared, **angles),
         "metadynamics on u φ ψ": MetaD(
-            variables=["u", "phi", "psi"], periods=[None, 2 * np.pi, 2 * np.pi], sigma=[1.0, 0.4, 0.4], **shared
+            variables=["driver", "phi", "psi"], periods=[None, 2 * np.pi, 2 * np.pi], sigma=[1.0, 0.4, 0.4], **shared
         ),
         "opes on u": OPES(barrier=40.0, sigma=0.5, pace=PACE, temperature=TEMPERATURE),
         "eabf on u": ExtendedABF(pace=10, temperature=TEMPERATURE),

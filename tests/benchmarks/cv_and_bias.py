@@ -94,8 +94,8 @@ class Bench:
         self.filter = PhysicalFilter(self.topology, self.start.positions)
         self.turned = StiffTorsions(OMEGAS, self.start.positions[0])
 
-    def model(self, cv, seed):
-        settings = {"cv": CVS[cv], "seed": seed, "training": {"steps": self.options.training}}
+    def model(self, driver, seed):
+        settings = {"driver": CVS[driver], "seed": seed, "training": {"steps": self.options.training}}
         return fit_model(self.start, self.topology, settings)[0]
 
     def run(self, model, parts, seed, *, cap=None, frozen=False):
@@ -108,7 +108,7 @@ class Bench:
             self.start.positions[0],
             bond_range=(0.7, 1.4),
             turned=self.turned,
-            cv_cap=cap,
+            driver_cap=cap,
         )
         walkers = Walkers(
             self.topology,
@@ -120,12 +120,12 @@ class Bench:
             safe_frames=self.start.positions,
             seed=seed,
         )
-        frames, cv, temperatures, seconds = [], [], [], 0.0
+        frames, driver, temperatures, seconds = [], [], [], 0.0
 
         def look(o):
             if o.step % LOOK == 0 and o.step:
                 frames.append(np.where(o.restarted[:, None, None], np.nan, o.positions))
-                cv.append(np.where(o.restarted, np.nan, o.cv))
+                driver.append(np.where(o.restarted, np.nan, o.driver))
                 temperatures.append(walkers.kinetic_temperatures())
 
         for _ in range(self.options.steps // 1000):
@@ -138,8 +138,8 @@ class Bench:
             "temperature": float(np.median(temperatures[half:])),
             "stopped": len(walkers.events),
             # Half the range of the middle 68 %: a walker that breaks takes u to 1e4 before it is stopped.
-            "cv_spread": float(np.ptp(np.nanquantile(cv[len(cv) // 4 :], [0.16, 0.84])) / 2),
-            "cv_median": float(np.nanmedian(cv[len(cv) // 4 :])),
+            "cv_spread": float(np.ptp(np.nanquantile(driver[len(driver) // 4 :], [0.16, 0.84])) / 2),
+            "cv_median": float(np.nanmedian(driver[len(driver) // 4 :])),
             "seconds_per_walker_step": seconds / self.options.steps / WALKERS,
         }
 
@@ -183,15 +183,17 @@ def main():
         options.steps, options.seeds, options.training = 1000, options.seeds[:1], 100
     bench = Bench(options)
     rows = json.loads(options.json.read_text()) if options.json and options.json.is_file() else []
-    done = {(row["cv"], row["bias"], row["seed"]) for row in rows}
+    done = {(row["driver"], row["bias"], row["seed"]) for row in rows}
     for seed in options.seeds:
-        for cv in options.cvs:
-            if all((cv, bias, seed) in done for bias in biases(1.0)):
+        for driver in options.cvs:
+            if all((driver, bias, seed) in done for bias in biases(1.0)):
                 continue
-            model = bench.model(cv, seed)
-            control = next((row for row in rows if (row["cv"], row["bias"], row["seed"]) == (cv, "none", seed)), None)
+            model = bench.model(driver, seed)
+            control = next(
+                (row for row in rows if (row["driver"], row["bias"], row["seed"]) == (driver, "none", seed)), None
+            )
             for name in biases(1.0):
-                if (cv, name, seed) in done:
+                if (driver, name, seed) in done:
                     continue
                 if control is None:
                     row = bench.run(model, biases(1.0)["none"], seed, frozen=True)
@@ -199,7 +201,7 @@ def main():
                     unit = control["cv_spread"]
                     cap = control["cv_median"] + CAP * unit
                     row = bench.run(model, biases(unit)[name], seed, cap=cap)
-                row = {"cv": cv, "bias": name, "seed": seed, **row}
+                row = {"driver": driver, "bias": name, "seed": seed, **row}
                 control = control or row
                 rows.append(row)
                 print(json.dumps(row), flush=True)
@@ -212,16 +214,16 @@ def main():
 
 def summary(rows):
     """(cv, bias) to the means over seeds, energies against the unbiased run of the same seed."""
-    control = {(row["cv"], row["seed"]): row for row in rows if row["bias"] == "none"}
-    cost = np.median([row["seconds_per_walker_step"] for row in control.values() if "committee" not in row["cv"]])
+    control = {(row["driver"], row["seed"]): row for row in rows if row["bias"] == "none"}
+    cost = np.median([row["seconds_per_walker_step"] for row in control.values() if "committee" not in row["driver"]])
     found = {}
-    for cv, bias in dict.fromkeys((row["cv"], row["bias"]) for row in rows):
-        mine = [row for row in rows if (row["cv"], row["bias"]) == (cv, bias)]
-        found[cv, bias] = {
+    for driver, bias in dict.fromkeys((row["driver"], row["bias"]) for row in rows):
+        mine = [row for row in rows if (row["driver"], row["bias"]) == (driver, bias)]
+        found[driver, bias] = {
             "crossings": [row["crossings"] for row in mine],
             "garbage": float(np.mean([row["garbage"] for row in mine])),
             "temperature": float(np.mean([row["temperature"] for row in mine])),
-            "heat": float(np.mean([row["energy"] - control[cv, row["seed"]]["energy"] for row in mine])),
+            "heat": float(np.mean([row["energy"] - control[driver, row["seed"]]["energy"] for row in mine])),
             "cost": float(np.median([row["seconds_per_walker_step"] for row in mine]) / cost),
         }
     return found
@@ -229,11 +231,11 @@ def summary(rows):
 
 def report(rows):
     print("\nCV                         bias              crossings (seeds)   garbage      T/K  heat/(kJ/mol)   cost")
-    for (cv, bias), one in summary(rows).items():
+    for (driver, bias), one in summary(rows).items():
         crossings = " ".join(f"{value:3d}" for value in one["crossings"])
         print(
-            f"{cv:26} {bias:16} {crossings:>18}  {one['garbage']:8.1%}  {one['temperature']:7.0f}  {one['heat']:13.1f}"
-            f"  {one['cost']:5.1f}"
+            f"{driver:26} {bias:16} {crossings:>18}  {one['garbage']:8.1%}  {one['temperature']:7.0f}"
+            f"  {one['heat']:13.1f}  {one['cost']:5.1f}"
         )
 
 
@@ -256,7 +258,9 @@ def draw(rows, path):
     )
     figure, axes = plt.subplots(2, 2, figsize=(12, 7.6), layout="constrained")
     for panel, (_, title, colours, value, text) in zip(axes.ravel(), panels, strict=True):
-        table = np.array([[value(found[cv, name]) if (cv, name) in found else np.nan for name in names] for cv in cvs])
+        table = np.array(
+            [[value(found[driver, name]) if (driver, name) in found else np.nan for name in names] for driver in cvs]
+        )
         panel.imshow(table, cmap=colours, aspect="auto")
         panel.set_xticks(range(len(names)), names, rotation=20, ha="right")
         panel.set_yticks(range(len(cvs)), cvs)

@@ -71,7 +71,7 @@ def main() -> None:
             f"force MAE {errors['force_mae_meV_per_A']:.1f} meV/Å, "
             f"energy MAE {errors['energy_mae_meV_per_atom']:.2f} meV/atom"
         )
-        options = DirectionOptions(ascents=("uncertainty", "cv"))
+        options = DirectionOptions(ascents=("judge", "driver"))
         results[name] = directions(model, test.positions, oracle, options, seed=arguments.seed)
         numbers[name] = found = summary(results[name])
         tell(found)
@@ -92,7 +92,7 @@ def tell(found):
         f"cos θ {cos['mean']:+.3f} ± {cos['std']:.3f} (chance 0 ± {cos['std_of_chance']:.3f}), above 0 in "
         f"{100 * cos['positive']:.0f} % of {found['frames_used']} frames; {found['failed']} geometries failed"
     )
-    for part in ("uncertainty", "cv"):
+    for part in ("judge", "driver"):
         sizes = found[f"cos_{part}"]
         print(
             f"|cos| with the gradient of '{part}' {sizes['mean_size']:.3f} (chance {sizes['mean_size_of_chance']:.3f})"

@@ -91,7 +91,7 @@ def microseconds(call, calls):
 def bridge_sides(model, x, runner, folder):
     """Name to a function that does one step's work."""
     options = {"timestep": TIMESTEP, "temperature": 300, "runner": runner}
-    lines = ["c: EXTRACV NAME=cv", METAD.format("c")]
+    lines = ["c: EXTRACV NAME=driver", METAD.format("c")]
     bridge = PlumedBridge(sprung_system(model, x), lines, model, output_dir=folder / "a", **options)
     biased = sprung_system(model, x)
     in_md = PlumedBridge(biased, lines, model, output_dir=folder / "b", **options)
@@ -137,7 +137,7 @@ def plugin_sides(model, x, folder):
     sides = {}
     for form in ("flat", "autograd"):
         path = folder / f"{form}.pt"
-        export_torchscript(model, path, "cv", with_forces=form == "flat")
+        export_torchscript(model, path, "driver", with_forces=form == "flat")
         action = f"u: UNCERTAINTY ATOMS=1-{len(x)} MODEL={path} NOPBC"
         sessions[f"plugin_{form}"] = session(form, load, action)
         sides[f"exported_{form}"] = by_torch(torch.jit.load(str(path)), x, form)

@@ -162,7 +162,7 @@ def double_well(dimensions: int) -> System:
         for side, sign in (("upper", 1), ("lower", -1))
     ] + [{"kind": "restraint", "variables": [axis], "at": 0.0, "kappa": 1000.0} for axis in "xyz"[dimensions:]]
     dynamics = {
-        "cv": SPREAD,
+        "driver": SPREAD,
         "variables": {axis: {"kind": "position", "axis": axis} for axis in "xyz"},
         # A hundredth of the particle's period in the wells.
         "md.timestep_fs": 5.0,
@@ -177,7 +177,7 @@ def double_well(dimensions: int) -> System:
             "MD 300 K": dynamics,
             "MD 1000 K": {**dynamics, "md.temperature": 1000.0},
             "attack": {"sampler": "attack"},
-            "uncertainty metadynamics": {**dynamics, "bias": [*on("u", 0.3), *walls]},
+            "uncertainty metadynamics": {**dynamics, "bias": [*on("driver", 0.3), *walls]},
             "x metadynamics": {**dynamics, "bias": [*on("x", 0.1), *walls]},
         },
         columns={
@@ -208,13 +208,13 @@ AMMONIA = System(
     file="ammonia/campaign.yaml",
     arms={
         "random": {"sampler": "random", "random": {"amplitude": 0.01}},
-        "MD 300 K": {"sampler": "md", "cv": SPREAD},
-        "MD 1500 K": {"sampler": "md", "md.temperature": 1500.0, "cv": SPREAD},
+        "MD 300 K": {"sampler": "md", "driver": SPREAD},
+        "MD 1500 K": {"sampler": "md", "md.temperature": 1500.0, "driver": SPREAD},
         "attack": {},
-        "uncertainty metadynamics": {"sampler": "metadynamics", "cv": SPREAD},
+        "uncertainty metadynamics": {"sampler": "metadynamics", "driver": SPREAD},
         "umbrella metadynamics": {
             "sampler": "metadynamics",
-            "cv": SPREAD,
+            "driver": SPREAD,
             "variables": {"umbrella": {"kind": "dihedral", "atoms": [1, 2, 3, 0]}},
             "bias": on("umbrella", 0.1),
         },

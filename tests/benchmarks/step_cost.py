@@ -136,7 +136,7 @@ def ordinary_side(name, model, positions, folder, chunk, *, held=True):
     from openmmtorch import TorchForce
 
     export_torchscript(model, folder / "energy.pt", "energy")
-    export_torchscript(model, folder / "cv.pt", "cv")
+    export_torchscript(model, folder / "driver.pt", "driver")
     system = openmm.System()
     for mass in model.topology.masses():
         system.addParticle(float(mass))
@@ -145,11 +145,11 @@ def ordinary_side(name, model, positions, folder, chunk, *, held=True):
     system.addForce(TorchForce(str(folder / "energy.pt")))
     try:
         check_torchforce_as_variable()
-        variable_force, way = TorchForce(str(folder / "cv.pt")), "TorchForce"
+        variable_force, way = TorchForce(str(folder / "driver.pt")), "TorchForce"
     except UqbiasError:
-        variable_force, way = openmm.PythonForce(AutogradVariable(str(folder / "cv.pt"))), "PythonForce"
+        variable_force, way = openmm.PythonForce(AutogradVariable(str(folder / "driver.pt"))), "PythonForce"
     with torch.no_grad():
-        start = float(model(torch.tensor(positions[None], dtype=torch.float32)).cv)
+        start = float(model(torch.tensor(positions[None], dtype=torch.float32)).driver)
     variable = openmm.app.BiasVariable(variable_force, start - 20 * SIGMA, start + 20 * SIGMA, SIGMA)
     metadynamics = openmm.app.Metadynamics(
         system, [variable], TEMPERATURE * unit.kelvin, BIASFACTOR, HEIGHT * unit.kilojoules_per_mole, PACE

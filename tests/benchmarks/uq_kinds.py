@@ -129,8 +129,8 @@ def campaign_of(kind, options, potential, seed):
             "system": {"structure": "-", "start": "-"},
             "seed": seed,
             "potential": potential,
-            "cv": section,
-            "uncertainty": section,
+            "driver": section,
+            "judge": section,
         },
         "benchmark",
     )
@@ -193,8 +193,8 @@ def judged(model, test):
 
     result = {
         "errors": errors,
-        "u": of(calibration.structure_bound, found.raw_uncertainty),
-        "sigma": of(calibration.structure_deviation, found.raw_uncertainty),
+        "driver": of(calibration.structure_bound, found.raw_judge),
+        "sigma": of(calibration.structure_deviation, found.raw_judge),
     }
     return result if raw_atoms is None else result | {"atom_u": of(calibration.atom_bound, raw_atoms)}
 
@@ -207,8 +207,8 @@ def scores_of(parts):
     sigma = np.broadcast_to(joined["sigma"][:, None, None], errors.shape)
     scores = {
         "force_mae": float(np.abs(errors).mean()),
-        "auroc": metrics.auroc(joined["u"], frame),
-        "spearman": metrics.spearman(joined["u"], frame),
+        "auroc": metrics.auroc(joined["driver"], frame),
+        "spearman": metrics.spearman(joined["driver"], frame),
     }
     if "atom_u" in joined:
         atom = np.sqrt(np.square(errors).mean(axis=2))
@@ -221,13 +221,13 @@ def scores_of(parts):
         "nll": metrics.gaussian_nll(errors, sigma),
         "crps": metrics.gaussian_crps(errors, sigma),
     }
-    return scores, frame, joined["u"]
+    return scores, frame, joined["driver"]
 
 
 def split_coverage(model, held_out, alphas=(0.05, 0.32)):
     """Share of frames under their conformal bound: calibrated on half of the held-out frames, tried on the others."""
     found, errors = residuals(model, held_out)
-    u, frame = found.raw_uncertainty, np.sqrt(np.square(errors).mean(axis=(1, 2)))
+    u, frame = found.raw_judge, np.sqrt(np.square(errors).mean(axis=(1, 2)))
     covered = {alpha: [] for alpha in alphas}
     for split in range(SPLITS):
         order = np.random.default_rng(split).permutation(len(u))
@@ -235,7 +235,7 @@ def split_coverage(model, held_out, alphas=(0.05, 0.32)):
         for alpha in alphas:
             if len(half) * alpha < 1:
                 continue
-            bound = Conformal(model.uncertainty.statistic).double()
+            bound = Conformal(model.judge.statistic).double()
             bound.fit(u[half], frame[half], alpha)
             covered[alpha].append(metrics.coverage(bound(torch.tensor(u[rest])).numpy(), frame[rest]))
     return {f"coverage_{alpha}": float(np.mean(values)) for alpha, values in covered.items() if values}

@@ -39,7 +39,7 @@ def walkers_of(frames, count):
 
 def driver(model, positions):
     with torch.no_grad():
-        return model(positions).cv.numpy()
+        return model(positions).driver.numpy()
 
 
 def single(model):
@@ -86,8 +86,8 @@ def test_energy_bias_and_forces_are_those_of_the_cpu(
     assert not evaluator.broken.any()
     # Single precision: rounding of energies of a few hundred kJ/mol, of u of a few tens.
     np.testing.assert_allclose(last.energy.cpu(), reference.energy, rtol=1e-5, atol=0.03)
-    np.testing.assert_allclose(last.cv.cpu(), reference.cv, rtol=1e-5, atol=1e-4)
-    np.testing.assert_allclose(last.uncertainty.cpu(), reference.uncertainty, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(last.driver.cpu(), reference.driver, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(last.judge.cpu(), reference.judge, rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(last.bias.cpu(), reference.bias, rtol=1e-5, atol=0.01)
     assert energy == pytest.approx(float((reference.energy + reference.bias).double().sum()), abs=0.03 * n_walkers)
 
@@ -106,7 +106,7 @@ def test_central_differences(alanine_model, alanine_frames, make_context, device
     def energy(place):
         with torch.no_grad():
             prediction = alanine_model(place)
-            return prediction.energy + exact.energy(prediction.cv[:, None], exact.state())
+            return prediction.energy + exact.energy(prediction.driver[:, None], exact.state())
 
     expected = torch.stack([-(energy(x + shifts) - energy(x - shifts)) / 2e-5 for x in positions])
     assert relative(forces, expected.view_as(positions)) < DIFFERENCES
@@ -155,8 +155,8 @@ def test_walkers_deposit_the_hills_that_the_cpu_would(
     assert evaluator.n_evaluations == 31
     for observation in seen:
         # float32 on the GPU against float64 on the CPU, with the hills deposited before this step.
-        np.testing.assert_allclose(observation.bias, twin.value(observation.cv), rtol=1e-5, atol=1e-4)
-        twin.update(observation.step, observation.cv, observation.energy)
+        np.testing.assert_allclose(observation.bias, twin.value(observation.driver), rtol=1e-5, atol=1e-4)
+        twin.update(observation.step, observation.driver, observation.energy)
     assert len(bias.hills) == 6 * n_walkers
     np.testing.assert_array_equal(bias.hills, twin.hills)
     np.testing.assert_array_equal(bias.grid.table, twin.grid.table)
@@ -191,7 +191,7 @@ def test_a_broken_walker_disturbs_no_other(alanine_model, alanine_frames, device
     assert torch.isfinite(evaluator.total_energy)
 
 
-@pytest.mark.parametrize("output", ["uncertainty", "cv", "energy", "biased"])
+@pytest.mark.parametrize("output", ["judge", "driver", "energy", "biased"])
 @pytest.mark.parametrize("with_forces", [False, True], ids=["scalar", "forces"])
 def test_exported_module_on_the_device(alanine_model, alanine_frames, device, tmp_path, output, with_forces):
     """No tensor in the file is tied to the CPU it was traced on."""

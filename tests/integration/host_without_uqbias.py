@@ -41,7 +41,7 @@ def reference_context(system):
 
 
 result = {}
-for name in ("cv", "cv_forces", "energy", "energy_forces"):
+for name in ("driver", "cv_forces", "energy", "energy_forces"):
     context = reference_context(system_with(torch_force(name)))
     forces = context.getState(forces=True).getForces(asNumpy=True).value_in_unit(FORCE)
     result[name] = forces.tolist()
@@ -58,7 +58,7 @@ def compute(state):
 
 
 torchforce_copies = tuple(int(part) for part in openmm.version.version.split(".")[:2]) < (8, 6)
-variable_force = torch_force("cv") if torchforce_copies else openmm.PythonForce(compute)
+variable_force = torch_force("driver") if torchforce_copies else openmm.PythonForce(compute)
 system = system_with()
 cage = openmm.CustomExternalForce("1000*((x-x0)^2+(y-y0)^2+(z-z0)^2)")
 for parameter in ("x0", "y0", "z0"):
@@ -66,7 +66,7 @@ for parameter in ("x0", "y0", "z0"):
 for index, place in enumerate(positions):
     cage.addParticle(index, place)
 system.addForce(cage)
-value = float(torch.jit.load(str(folder / "cv.pt"))(torch.tensor(positions)))
+value = float(torch.jit.load(str(folder / "driver.pt"))(torch.tensor(positions)))
 variable = openmm.app.BiasVariable(variable_force, value - 20, value + 20, 0.5, False)
 metadynamics = openmm.app.Metadynamics(system, [variable], 300 * unit.kelvin, 10.0, 2.0, 5)
 topology = openmm.app.Topology()

@@ -59,11 +59,11 @@ def test_attacks_are_written_and_summed_up(folder):
     again = evaluate_frames(UncertaintyModel.load(folder / "model.uqb"), found.positions)
     for index, entry in enumerate(found.info):
         assert entry["model_energy"] == pytest.approx(again.energy[index] / EV, abs=1e-4)
-        assert entry["uncertainty"] == pytest.approx(again.uncertainty[index], rel=1e-3)
+        assert entry["judge"] == pytest.approx(again.judge[index], rel=1e-3)
         assert entry["status"] == "iterations"
         assert entry["norm"] > 0
-    median = np.median([entry["uncertainty"] for entry in found.info])
-    assert facts["uncertainty"]["reached"]["median"] == pytest.approx(median)
+    median = np.median([entry["judge"] for entry in found.info])
+    assert facts["judge"]["reached"]["median"] == pytest.approx(median)
     assert np.ptp(found.positions[[0, 4]], axis=0).max() > 1e-4, "two attacks on a frame begin differently"
     with np.load(folder / "ways.npz") as ways:
         assert ways["positions"].shape == (7, 6, len(NUMBERS), 3)
@@ -84,7 +84,7 @@ def test_what_is_printed(folder):
 
 
 def test_variables_choose_the_space(folder):
-    facts = facts_of(run(folder, "--variable", "phi=dihedral:2,0,1,3", "--of", "cv", "--json")[0])
+    facts = facts_of(run(folder, "--variable", "phi=dihedral:2,0,1,3", "--of", "driver", "--json")[0])
     assert facts["space"] == {"kind": "variables"}
 
 

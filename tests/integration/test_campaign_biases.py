@@ -20,7 +20,7 @@ GAMD = {"kind": "gamd", "pace": 10, "preparation_steps": 0, "conventional_steps"
 WTM = {"kind": "wtm_eabf", "pace": 10, "hill_pace": 10}
 LINEAR = {"kind": "linear", "pace": 10, "averaging": 2}
 CASES = {
-    "opes on two": [{**OPES, "variables": ["u", "phi"], "sigma": [0.3, 0.4]}],
+    "opes on two": [{**OPES, "variables": ["driver", "phi"], "sigma": [0.3, 0.4]}],
     "published": [WTM, GAMD, {"kind": "upper_wall", "at": 8.0}],
     "eabf between walls": [
         {"kind": "eabf", "variables": ["phi"], "sigma": 0.2, "pace": 10},
@@ -64,7 +64,7 @@ def test_campaign(case, tmp_path):
         np.testing.assert_allclose(values, seen["bias"][-1], rtol=0.5, atol=5.0)
     if case == "published":
         assert bias.biases[1].stage == "production"
-        hills = read_hills(md / "HILLS", 0.5, ["extended_u"])
+        hills = read_hills(md / "HILLS", 0.5, ["extended_driver"])
         np.testing.assert_array_equal(hills["centre"], bias.biases[0].metadynamics.hills["centre"])
     else:
         assert not (md / "HILLS").exists()

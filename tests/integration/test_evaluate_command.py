@@ -44,8 +44,8 @@ def labelled(model, count, seed):
     """Frames whose labels are the model's values, off by samples of N(0, σ²) with σ a function of the judge's u."""
     x = peroxide_geometries(count, seed)
     found = evaluate_frames(model, x, forces=True)
-    lowest = evaluate_frames(model, peroxide_geometries(60)).raw_uncertainty.min()
-    sigma = noise_of(found.raw_uncertainty, lowest)
+    lowest = evaluate_frames(model, peroxide_geometries(60)).raw_judge.min()
+    sigma = noise_of(found.raw_judge, lowest)
     rng = np.random.default_rng(seed)
     error = sigma[:, None, None] * rng.normal(size=x.shape)
     return Frames(NUMBERS, x, found.energy + rng.normal(size=count), found.forces - error), sigma, error
@@ -115,12 +115,12 @@ def test_scores_are_those_of_the_calibrated_uncertainty(model, held_out):
     found = evaluate_frames(model, frames.positions, atoms=True)
     frame_error, atom_error = (np.sqrt((error**2).mean(axis=axes)) for axes in ((1, 2), 2))
     of_atoms = model.calibration.per_atom(torch.tensor(found.raw_atom_uncertainty)).numpy().ravel()
-    for prefix, u, size in (("", found.uncertainty, frame_error), ("atom_", of_atoms, atom_error.ravel())):
+    for prefix, u, size in (("", found.judge, frame_error), ("atom_", of_atoms, atom_error.ravel())):
         assert scores[f"{prefix}spearman"] == pytest.approx(spearmanr(u, size).statistic, abs=1e-6)
         large = size > np.quantile(size, 0.6)
         assert scores[f"{prefix}auroc"] == pytest.approx(roc_auc_score(large, u), abs=1e-6)
         assert scores[f"{prefix}coverage"] == pytest.approx((size <= u).mean(), abs=1e-12)
-    assert scores["cv_spearman"] == pytest.approx(spearmanr(found.cv, frame_error).statistic, abs=1e-6)
+    assert scores["driver_spearman"] == pytest.approx(spearmanr(found.driver, frame_error).statistic, abs=1e-6)
 
 
 def test_command(folder):
@@ -193,13 +193,13 @@ def test_too_few_calibration_frames_for_a_bound(held_out, tmp_path):
 
 def test_a_kind_without_values_per_atom(held_out, tmp_path):
     twin = peroxide_model()
-    model = UncertaintyModel(twin.potential, twin.cv, twin.topology)
+    model = UncertaintyModel(twin.potential, twin.driver, twin.topology)
     model.potential.record_seen(peroxide_geometries(60))
     calibrate(model, labelled(model, 40, seed=5)[0])
     model = model.eval()
     scores = score_model(model, held_out[0][:50])
     assert not any(name.startswith("atom") for name in scores)
-    assert scores["uncertainty"] == "kernel_density"
+    assert scores["judge"] == "kernel_density"
     model.save(tmp_path / "m.uqb")
     write_frames(tmp_path / "t.xyz", held_out[0][:20])
     text = call(tmp_path / "m.uqb", tmp_path / "t.xyz").stdout
@@ -215,7 +215,7 @@ def test_atoms_that_are_left_out(held_out):
     with torch.no_grad():
         x = torch.tensor(peroxide_geometries(60))
         judge.fit(x, *twin.potential(x), seed=0)
-    model = UncertaintyModel(twin.potential, judge, twin.topology, twin.cv).double().eval()
+    model = UncertaintyModel(twin.potential, judge, twin.topology, twin.driver).double().eval()
     frames, _, error = held_out
     scores = score_model(model, frames)
     assert scores["atoms"] == 2

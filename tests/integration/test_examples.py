@@ -61,7 +61,7 @@ def test_solvated_peptide(own, tmp_path):
     text = launch(tmp_path, *command)
     assert re.search(r"^\d{3,4} particles, 200 steps, 2 hills$", text, re.MULTILINE), text
     header = (tmp_path / "HILLS").read_text()
-    assert "FIELDS time u phi sigma_u sigma_phi height biasf" in header
+    assert "FIELDS time driver phi sigma_driver sigma_phi height biasf" in header
     assert f"SET max_phi {math.pi:.17g}" in header
 
 

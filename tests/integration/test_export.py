@@ -27,7 +27,7 @@ def differences(model, output, positions, step=1e-5):
     return ((plus - minus) / (2 * step)).view_as(positions)
 
 
-@pytest.mark.parametrize("output", ["uncertainty", "cv", "energy", "biased"])
+@pytest.mark.parametrize("output", ["judge", "driver", "energy", "biased"])
 def test_both_forms_against_the_model(alanine_model, alanine_frames, tmp_path, output):
     positions = torch.tensor(alanine_frames.positions[10])
     bias = UpperWall(at=-3.0, kappa=2.0) if output == "biased" else None
@@ -37,7 +37,7 @@ def test_both_forms_against_the_model(alanine_model, alanine_frames, tmp_path, o
     points = positions.clone().requires_grad_()
     prediction = alanine_model(points.unsqueeze(0))
     if bias is not None:
-        expected = (prediction.energy + bias.to(torch.float64).energy(prediction.cv[:, None], bias.state()))[0]
+        expected = (prediction.energy + bias.to(torch.float64).energy(prediction.driver[:, None], bias.state()))[0]
     else:
         expected = getattr(prediction, output)[0]
     (gradient,) = torch.autograd.grad(expected, points)
@@ -62,7 +62,7 @@ def test_file_needs_no_python_operator(alanine_model, tmp_path):
     extra = {"manifest.json": ""}
     for with_forces in (False, True):
         path = tmp_path / "module.pt"
-        export_torchscript(alanine_model, path, "cv", with_forces=with_forces)
+        export_torchscript(alanine_model, path, "driver", with_forces=with_forces)
         module = torch.jit.load(str(path), _extra_files=extra)
         kinds = {node.kind() for node in module.inlined_graph.nodes()}
         assert not [kind for kind in kinds if kind.startswith("uqbias") or "Python" in kind]
@@ -102,7 +102,7 @@ def test_bad_arguments(tiny_model, tmp_path):
 def test_a_host_without_uqbias(alanine_model, alanine_frames, tmp_path):
     pytest.importorskip("openmmtorch")
     positions = torch.tensor(alanine_frames.positions[10])
-    for output in ("cv", "energy"):
+    for output in ("driver", "energy"):
         export_torchscript(alanine_model, tmp_path / f"{output}.pt", output)
         export_torchscript(alanine_model, tmp_path / f"{output}_forces.pt", output, with_forces=True)
     np.save(tmp_path / "positions.npy", positions.numpy())
@@ -111,7 +111,7 @@ def test_a_host_without_uqbias(alanine_model, alanine_frames, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
-    for output in ("cv", "energy"):
+    for output in ("driver", "energy"):
         expected = -differences(alanine_model, output, positions).numpy()
         size = np.abs(expected).max()
         for form in (output, f"{output}_forces"):
@@ -122,32 +122,34 @@ def test_a_host_without_uqbias(alanine_model, alanine_frames, tmp_path):
 
 def test_components(alanine_model, alanine_frames, tmp_path):
     """Several values in one file, each with its gradient, named and with its unit in the manifest."""
-    parts = (copy.deepcopy(part) for part in (alanine_model.potential, alanine_model.uncertainty))
-    model = UncertaintyModel(*parts, alanine_model.topology, copy.deepcopy(alanine_model.cv))
+    parts = (copy.deepcopy(part) for part in (alanine_model.potential, alanine_model.judge))
+    model = UncertaintyModel(*parts, alanine_model.topology, copy.deepcopy(alanine_model.driver))
     model.potential.record_seen(alanine_frames.positions[:60])
     with pytest.raises(UqbiasError, match="component 'max' of a judge without a calibrated value for every atom"):
-        export_torchscript(model, tmp_path / "cv.pt", "cv", components=["max"])
+        export_torchscript(model, tmp_path / "driver.pt", "driver", components=["max"])
     calibrate(model, alanine_frames[60:])
-    export_torchscript(model, tmp_path / "cv.pt", "cv", components=["energy", "max"])
+    export_torchscript(model, tmp_path / "driver.pt", "driver", components=["energy", "max"])
     extra = {"manifest.json": ""}
-    loaded = torch.jit.load(str(tmp_path / "cv.pt"), _extra_files=extra)
+    loaded = torch.jit.load(str(tmp_path / "driver.pt"), _extra_files=extra)
     manifest = json.loads(extra["manifest.json"])
-    assert manifest["components"] == ["cv", "energy", "max"]
+    assert manifest["components"] == ["driver", "energy", "max"]
     assert manifest["units"][:2] == ["nats", "kJ/mol"]
     assert manifest["units"][2].startswith("kJ/mol/nm of force error")
     x = torch.tensor(alanine_frames.positions[70]).requires_grad_()
     values = loaded(x)
     expected = model(x.unsqueeze(0))
     largest = model.atom_uncertainties(x.unsqueeze(0)).max()
-    torch.testing.assert_close(values, torch.stack([expected.cv[0], expected.energy[0], largest]), rtol=1e-4, atol=1e-3)
-    for value, reference in zip(values, (expected.cv, expected.energy, largest), strict=True):
+    torch.testing.assert_close(
+        values, torch.stack([expected.driver[0], expected.energy[0], largest]), rtol=1e-4, atol=1e-3
+    )
+    for value, reference in zip(values, (expected.driver, expected.energy, largest), strict=True):
         found, wanted = (torch.autograd.grad(y.sum(), x, retain_graph=True)[0] for y in (value, reference))
         assert (found - wanted).abs().max() < 1e-3 * wanted.abs().max()
 
 
 def test_bad_components(alanine_model, tmp_path):
     with pytest.raises(UqbiasError, match="did you mean 'energy'"):
-        export_torchscript(alanine_model, tmp_path / "cv.pt", "cv", components=["enrgy"])
+        export_torchscript(alanine_model, tmp_path / "driver.pt", "driver", components=["enrgy"])
     with pytest.raises(UqbiasError, match="components with forces"):
-        export_torchscript(alanine_model, tmp_path / "cv.pt", "cv", components=["energy"], with_forces=True)
-    assert not (tmp_path / "cv.pt").exists()
+        export_torchscript(alanine_model, tmp_path / "driver.pt", "driver", components=["energy"], with_forces=True)
+    assert not (tmp_path / "driver.pt").exists()

@@ -85,7 +85,7 @@ def test_uncertainty_and_forces_together(tiny_model, tiny_positions, box):
         system.setDefaultPeriodicBoxVectors([box, 0, 0], [0, box, 0], [0, 0, box])
         system.addForce(charges(7, box))
         x[0] += [box, 0, 0]  # an image
-    hills = MetaD(variables=["u", "q"], sigma=[1.0, 20.0], pace=1, height=30.0)
+    hills = MetaD(variables=["driver", "q"], sigma=[1.0, 20.0], pace=1, height=30.0)
     wall = UpperWall(at=0.1, kappa=300.0, variables=["d"])
     sampling = uqbias.Sampling(
         system, tiny_model, [hills, wall], variables={"q": charges(7, box), "d": bond}, atoms=range(2, 7),
@@ -100,7 +100,7 @@ def test_uncertainty_and_forces_together(tiny_model, tiny_positions, box):
     alone.setDefaultPeriodicBoxVectors(*system.getDefaultPeriodicBoxVectors())
     alone.addForce(charges(7, box))
     expected = context_of(alone, x).getState(energy=True).getPotentialEnergy()._value
-    assert sampling.names == ("u", "q", "d")
+    assert sampling.names == ("driver", "q", "d")
     assert found[0, 1:] == pytest.approx([expected, np.linalg.norm(x[4] - x[1])], rel=1e-12)
     for shift in ([0.3, 5.0], [-0.5, -9.0]):
         hills.update(1, found[:, :2] + shift)
@@ -127,7 +127,7 @@ def test_only_the_force_that_is_asked_for_is_evaluated(tiny_model, tiny_position
     _counted.make = Counted
     system, topology = particles(tiny_model.numbers)
     system.addForce(openmm.PythonForce(Counted("own")))
-    hills = MetaD(variables=["u", "r2"], sigma=[0.5, 0.1], pace=5)
+    hills = MetaD(variables=["driver", "r2"], sigma=[0.5, 0.1], pace=5)
     variables = {"r2": openmm.PythonForce(Counted("variable"))}
     sampling = uqbias.Sampling(system, tiny_model, [hills], variables=variables, **QUIET)
     simulation = app.Simulation(topology, system, openmm.VerletIntegrator(0.0005), REFERENCE)
@@ -316,9 +316,9 @@ def test_a_molecule_split_by_the_box(alanine_model, alanine_frames, triclinic):
         field.addException(*pair, 0.0, 0.1, 0.0)
     system.addForce(field)
     options = {"runner": "eager", "dtype": torch.float64}
-    cv = uqbias.uncertainty_cv_force(alanine_model, range(1, 23), periodic=True, **options)
-    cv.setForceGroup(7)
-    system.addForce(cv)
+    driver = uqbias.uncertainty_cv_force(alanine_model, range(1, 23), periodic=True, **options)
+    driver.setForceGroup(7)
+    system.addForce(driver)
     hills = MetaD(sigma=0.5, pace=1, height=10.0)
     sampling = uqbias.Sampling(system, alanine_model, [hills], atoms=range(1, 23), drive="model", **QUIET)
     x = np.concatenate([[[0.1, 0.2, 0.3]], alanine_frames.positions[2]])

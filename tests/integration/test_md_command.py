@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
     write_structure(folder / "structure.pdb")
     changes = [
         "potential.n_channels=3", "potential.n_radial=5", "potential.l_max=2", "potential.hidden=[8, 4]",
-        "cv.features={kind: torsions, heavy_only: false}", "cv.capacity=64", "uncertainty.n_components=1",
+        "driver.features={kind: torsions, heavy_only: false}", "driver.capacity=64", "judge.n_components=1",
     ]  # fmt: skip
     done = call(
         "train", folder / "data.xyz", "--structure", folder / "structure.pdb", "-o", folder / "m.uqb", "--steps", 300,
@@ -94,11 +94,11 @@ def test_files_of_a_run(folder, tmp_path):
         plain = UncertaintyModel.load(folder / "m.uqb")(x[None].float())
         added = float(torch.jit.load(str(exported))(x)) - float(plain.energy)
     hills = read_hills(target / "HILLS", 0.5)
-    apart = (float(plain.cv) - hills["centre"][:, 0]) / hills["sigma"][:, 0]
+    apart = (float(plain.driver) - hills["centre"][:, 0]) / hills["sigma"][:, 0]
     assert added == pytest.approx((hills["height"] * np.exp(-0.5 * apart**2)).sum(), abs=1e-3)
     other = tmp_path / "HILLS"
     export = ("export", folder / "m.uqb", "-o", exported, "--hills", other, "--output")
-    other.write_text((target / "HILLS").read_text().replace("time u sigma_u", "time phi sigma_phi"))
+    other.write_text((target / "HILLS").read_text().replace("time driver sigma_driver", "time phi sigma_phi"))
     assert f"{other} holds hills on phi, not on u" in refused(*export, "biased")
     other.write_text((target / "HILLS").read_text().replace("kerneltype gaussian", "kerneltype triangle"))
     assert "unknown kernel 'triangle'" in refused(*export, "biased")
@@ -112,18 +112,18 @@ def test_run_folder_says_what_the_bias_was(folder, tmp_path):
     assert done.exit_code == 0, done.output
     facts = described(target)
     assert [(part["kind"], part["variables"]) for part in facts["biases"]] == [
-        ("metadynamics", ["u", "phi"]),
-        ("wtm_eabf", ["u"]),
+        ("metadynamics", ["driver", "phi"]),
+        ("wtm_eabf", ["driver"]),
         ("wtm_eabf", ["phi"]),
-        ("upper_wall", ["u"]),
+        ("upper_wall", ["driver"]),
     ]
     with np.load(target / "observations.npz") as arrays:
         seen = dict(arrays)
-    assert seen["variable_names"].tolist() == ["u", "phi", "extended_u", "extended_phi"]
+    assert seen["variable_names"].tolist() == ["driver", "phi", "extended_driver", "extended_phi"]
     x = torch.tensor(seen["positions"], dtype=torch.float64)
     phi = rebuild_variable(facts["variables"]["phi"])(x.reshape(-1, 4, 3)).reshape(5, 2)
     np.testing.assert_allclose(seen["variables"][:, :, 1], phi, atol=1e-4)
-    np.testing.assert_array_equal(seen["variables"][:, :, 0], seen["cv"])
+    np.testing.assert_array_equal(seen["variables"][:, :, 0], seen["driver"])
     colvar = read_colvar(target / "COLVAR.1")
     np.testing.assert_allclose(colvar["extended_phi"], seen["variables"][:, 1, 3], rtol=1e-6)
 
@@ -131,8 +131,8 @@ def test_run_folder_says_what_the_bias_was(folder, tmp_path):
     fresh, bias = (build_bias(described_parts, facts["temperature"]) for _ in range(2))
     with np.load(target / "bias.npz") as arrays:
         bias.restore(dict(arrays))
-    assert len(bias.biases[0].hills) == len(read_hills(target / "HILLS.u-phi", 0.5, ["u", "phi"])) > 0
-    for name in ("u", "phi"):
+    assert len(bias.biases[0].hills) == len(read_hills(target / "HILLS.u-phi", 0.5, ["driver", "phi"])) > 0
+    for name in ("driver", "phi"):
         assert len(read_hills(target / f"HILLS.extended_{name}", 0.5, [f"extended_{name}"])) > 0
     # At the start there are no hills, and after those of the last step none acted.
     for one, row in ((fresh, 0), (bias, -1)):
@@ -145,17 +145,20 @@ def test_run_folder_says_what_the_bias_was(folder, tmp_path):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--bias", "opes"], [("opes", ["u"], {"sigma": 1.0, "pace": 10}), ("upper_wall", ["u"], {"at": 14.0})]),
+        (
+            ["--bias", "opes"],
+            [("opes", ["driver"], {"sigma": 1.0, "pace": 10}), ("upper_wall", ["driver"], {"at": 14.0})],
+        ),
         (["--bias", "gamd", "--set", "bias.conventional_steps=20", "--set", "gamd.preparation_steps=0"],
          [("gamd", ["energy"], {"conventional_steps": 20, "pace": 10})]),
         (["--bias", "eabf", *PHI, "--on", "phi"], [("eabf", ["phi"], {"sigma": 0.175, "periods": [2 * np.pi]})]),
-        (["--bias", "linear,udd", "--wall", 6, "--set", "udd.A=20", "--set", "guards.cv_cap=7.5"],
-         [("linear", ["u"], {}), ("udd", ["u"], {"A": 20.0}), ("upper_wall", ["u"], {"at": 6.0})]),
+        (["--bias", "linear,udd", "--wall", 6, "--set", "udd.A=20", "--set", "guards.driver_cap=7.5"],
+         [("linear", ["driver"], {}), ("udd", ["driver"], {"A": 20.0}), ("upper_wall", ["driver"], {"at": 6.0})]),
         (["--sigma", 0.7, "--biasfactor", 5, "--set", "upper_wall.kappa=3"],
-         [("metadynamics", ["u"], {"sigma": 0.7, "biasfactor": 5.0}), ("upper_wall", ["u"], {"kappa": 3.0})]),
+         [("metadynamics", ["driver"], {"sigma": 0.7, "biasfactor": 5.0}), ("upper_wall", ["driver"], {"kappa": 3.0})]),
         ([*PHI, "--on", "phi", "--wall", 9],
-         [("metadynamics", ["phi"], {}), ("upper_wall", ["u"], {"at": 9.0})]),
-        (["--bias", "none", "--wall", 9], [("upper_wall", ["u"], {"at": 9.0})]),
+         [("metadynamics", ["phi"], {}), ("upper_wall", ["driver"], {"at": 9.0})]),
+        (["--bias", "none", "--wall", 9], [("upper_wall", ["driver"], {"at": 9.0})]),
         (["--variable", "r=distance", "--set", "r.groups=[[0, 1], [O2, H2]]", "--on", "r"],
          [("metadynamics", ["r"], {"sigma": 0.02, "reflect_at": None})]),
     ],
@@ -194,17 +197,17 @@ def test_kinds_and_overrides(folder, tmp_path, options, expected):
         ([*PHI, *PHI], "'phi' is defined twice"),
         (["--variable", "u=distance:0,1"], "'u' is taken"),
         (
-            ["--bias", "eabf", "--on", "uncertainty"],
+            ["--bias", "eabf", "--on", "judge"],
             "no width is known for eabf on uncertainty; give --set eabf.sigma=",
         ),
         (["--bias", "eabf", "--height", 2], "--height 2.0 for --bias eabf; leave it out"),
         (["--bias", "linear", *PHI, "--on", "phi"], "linear on 'phi', which is periodic"),
         (["--bias", "gamd"], "options: gamd.conventional_steps = 2000 with md.steps = 40: the boost never begins"),
         (["--platform", "Cuda"], "no OpenMM platform 'Cuda'"),
-        (["--bias", "gamd", "--on", "u"], "--on u for --bias gamd; it boosts the energy; leave --on out"),
+        (["--bias", "gamd", "--on", "driver"], "--on u for --bias gamd; it boosts the energy; leave --on out"),
         (["--wall", 3, "--bias", "metadynamics,upper_wall"], "--wall 3 with a bias upper_wall; leave one out"),
         (["--bias", "metadynamics,none"], "--bias metadynamics,none; give none by itself"),
-        (["--bias", "none", "--on", "u"], "--on u for --bias none; leave it out"),
+        (["--bias", "none", "--on", "driver"], "--on u for --bias none; leave it out"),
     ],
 )
 def test_refused(folder, tmp_path, options, expected):
@@ -260,7 +263,7 @@ def test_steps_and_pace(folder, tmp_path):
 def test_the_extended_variable_moves_alike_whatever_is_followed():
     """In units of the width, coupling and mass are the same: sqrt(m σ²/kT) is its period over 2π."""
     variables = {"phi": {"kind": "dihedral"}, "r": {"kind": "distance"}}
-    sections = bias_sections(["eabf"], ["u", "phi", "r"], variables, 10, {})
+    sections = bias_sections(["eabf"], ["driver", "phi", "r"], variables, 10, {})
     periods = [section["mass"] * section["sigma"] ** 2 for section in sections]
     np.testing.assert_allclose(periods, periods[0])
     assert sections[0]["sigma"] == 0.5

@@ -58,7 +58,7 @@ def sampled(system, model, biases, folder=None, **options):
 def two_dimensional(model, positions, folder, **options):
     """A run on (u, a distance to an argon atom), with a wall; float32, as users run it."""
     system, topology, x = caged_molecule(model, positions)
-    hills = MetaD(variables=["u", "d"], sigma=[0.3, 0.05], pace=10, height=2.0)
+    hills = MetaD(variables=["driver", "d"], sigma=[0.3, 0.05], pace=10, height=2.0)
     biases = [hills, UpperWall(at=1.0, variables=["d"], kappa=100.0)]
     sampling = sampled(system, model, biases, folder, variables={"d": bond()}, **options)
     return sampling, simulate(system, topology, x)
@@ -110,7 +110,7 @@ def test_snapshots_that_do_not_fit(tmp_path, tiny_model, tiny_positions):
     kept = (tmp_path / "HILLS").read_text()
 
     system, topology, x = caged_molecule(tiny_model, tiny_positions, extra=3)
-    hills = MetaD(variables=["u", "d"], sigma=[0.3, 0.05], pace=20, height=2.0)
+    hills = MetaD(variables=["driver", "d"], sigma=[0.3, 0.05], pace=20, height=2.0)
     other = sampled(system, tiny_model, [hills], tmp_path, variables={"d": bond()}, atoms=[3, 4, 5, 6, 7])
     with pytest.raises(UqbiasError, match="another system: 7 atoms"):
         other.load(simulate(system, topology, x), path)
@@ -289,7 +289,7 @@ def test_linear_bias_weighs_against_the_force_field(tiny_model, tiny_positions):
     sampling.step(simulation, 40)
     assert linear.tau > 0
     positions = torch.tensor(state_of(simulation)[2:7])[None].requires_grad_()
-    (slope,) = torch.autograd.grad(tiny_model(positions).cv.sum(), positions)
+    (slope,) = torch.autograd.grad(tiny_model(positions).driver.sum(), positions)
     drive = np.linalg.norm(-400 * state_of(simulation)[2:7], axis=1).mean()
     bias = linear.tau * np.linalg.norm(slope[0].numpy(), axis=1).mean()
     assert bias / drive == pytest.approx(0.2, rel=0.2)
@@ -300,7 +300,7 @@ def test_linear_bias_weighs_against_the_force_field(tiny_model, tiny_positions):
 
 def extended(model, positions, folder=None, **options):
     system, topology, x = caged_molecule(model, positions)
-    bias = ExtendedABF(variables=["u"], sigma=0.1, mass=20.0, bin_width=0.05, full_samples=20, pace=2)
+    bias = ExtendedABF(variables=["driver"], sigma=0.1, mass=20.0, bin_width=0.05, full_samples=20, pace=2)
     sampling = sampled(system, model, [bias], folder, drive="model", dtype=torch.float64, **options)
     topology, x = sampling.extend(topology, x * unit.nanometer)
     return sampling, bias, system, topology, x.value_in_unit(unit.nanometer)
@@ -310,8 +310,8 @@ def test_eabf_in_a_users_system(tmp_path, tiny_model, tiny_positions):
     sampling, bias, system, topology, x = extended(tiny_model, tiny_positions, tmp_path, stride=10)
     assert system.getNumParticles() == topology.getNumAtoms() == len(x) == 8
     simulation = simulate(system, topology, x)
-    u, extended_u = sampling.getCollectiveVariables(simulation)
-    assert extended_u == pytest.approx(u)
+    u, extended_driver = sampling.getCollectiveVariables(simulation)
+    assert extended_driver == pytest.approx(u)
     x[7, 0] += 0.05
     simulation.context.setPositions(x)
     forces = simulation.context.getState(forces=True).getForces(asNumpy=True)._value
@@ -322,11 +322,11 @@ def test_eabf_in_a_users_system(tmp_path, tiny_model, tiny_positions):
     _, free_energy = sampling.free_energy()
     assert np.isfinite(free_energy).any()
     colvar = read_colvar(tmp_path / "COLVAR")
-    assert len(colvar["extended_u"]) == 20
-    assert np.ptp(colvar["extended_u"]) > 0.01
+    assert len(colvar["extended_driver"]) == 20
+    assert np.ptp(colvar["extended_driver"]) > 0.01
     # The coupling holds u and λ together: u goes up and down around a λ that is slow.
-    assert np.abs(colvar["extended_u"] - colvar["u"]).max() < 1.0
-    assert np.abs((colvar["extended_u"] - colvar["u"]).mean()) < 0.3
+    assert np.abs(colvar["extended_driver"] - colvar["driver"]).max() < 1.0
+    assert np.abs((colvar["extended_driver"] - colvar["driver"]).mean()) < 0.3
 
 
 def test_an_extended_variable_has_no_interactions(tiny_model, tiny_positions, tmp_path):
@@ -351,7 +351,9 @@ def test_an_extended_variable_has_no_interactions(tiny_model, tiny_positions, tm
         system.addForce(custom)
         system.setDefaultPeriodicBoxVectors([3, 0, 0], [0.5, 3, 0], [0, 0, 3])
         if biased:
-            bias = WellTemperedExtendedABF(variables=["u"], sigma=0.1, mass=20.0, bin_width=0.05, pace=2, hill_pace=10)
+            bias = WellTemperedExtendedABF(
+                variables=["driver"], sigma=0.1, mass=20.0, bin_width=0.05, pace=2, hill_pace=10
+            )
             sampling = sampled(system, tiny_model, [bias], tmp_path, drive="model", dtype=torch.float64)
             topology, x = sampling.extend(topology, x)
             x = x.value_in_unit(unit.nanometer)
@@ -363,10 +365,10 @@ def test_an_extended_variable_has_no_interactions(tiny_model, tiny_positions, tm
     assert energies[0][0] == pytest.approx(energies[1][0], rel=1e-12)
     np.testing.assert_allclose(energies[0][1], energies[1][1], atol=1e-9)
     sampling.step(simulation, 40)
-    hills = read_hills(tmp_path / "HILLS", 0.5, ["extended_u"])
+    hills = read_hills(tmp_path / "HILLS", 0.5, ["extended_driver"])
     assert hills["step"].tolist() == [10, 20, 30, 40]
     colvar = read_colvar(tmp_path / "COLVAR")
-    np.testing.assert_allclose(hills["centre"][:, 0], colvar["extended_u"][4::5], rtol=1e-8)
+    np.testing.assert_allclose(hills["centre"][:, 0], colvar["extended_driver"][4::5], rtol=1e-8)
 
 
 def test_extended_variables_in_a_snapshot(tmp_path, tiny_model, tiny_positions):
@@ -396,7 +398,7 @@ def test_extended_variables_refuse_bad_company(force, message, tiny_model, tiny_
     system, _, _ = caged_molecule(tiny_model, tiny_positions)
     system.addForce(force())
     with pytest.raises(UqbiasError, match=message):
-        sampled(system, tiny_model, [ExtendedABF(variables=["u"])])
+        sampled(system, tiny_model, [ExtendedABF(variables=["driver"])])
     assert (system.getNumParticles(), system.getNumForces()) == (7, 2)
 
 
@@ -438,7 +440,7 @@ def test_a_variable_that_becomes_nan(tmp_path, tiny_model, tiny_positions):
     switch = openmm.CustomExternalForce("0*limit*x")
     switch.addGlobalParameter("limit", 5.0)
     system.addForce(switch)
-    hills = MetaD(variables=["u", "d"], sigma=[0.3, 0.05], pace=10)
+    hills = MetaD(variables=["driver", "d"], sigma=[0.3, 0.05], pace=10)
     sampling = sampled(system, tiny_model, [hills], tmp_path, variables={"d": fragile})
     simulation = simulate(system, topology, x)
     simulation.reporters.append(sampling)
@@ -472,14 +474,14 @@ def test_bad_input(tmp_path, tiny_model, tiny_positions):
     fails("'phi', a variable that nobody defines", [MetaD(variables=["phi"])])
     fails("did you mean 'energy'", [MetaD(variables=["enrgy"])])
     fails("there is no model", [MetaD()], model=None)
-    fails("a variable called 'u'", [MetaD()], variables={"u": bond()})
+    fails("a variable called 'u'", [MetaD()], variables={"driver": bond()})
     fails("variable 'd' is a int", [MetaD(variables=["d"])], variables={"d": 3})
     fails("metadynamics for 310 K in a run at 300 K", [MetaD(temperature=310.0)])
     fails("no such file", [MetaD()], restart=True)
     fails("misses updates", [MetaD(pace=50)], pace=20)
     (tmp_path / "HILLS").write_text("#! FIELDS time phi sigma_phi height biasf\n 0.1 1.0 0.1 1.0 10\n")
     fails("holds hills on phi, not on u", [MetaD()], restart=True)
-    (tmp_path / "HILLS").write_text("#! FIELDS time u sigma_u height biasf\n 0.1 1.0 0.1 x 10\n")
+    (tmp_path / "HILLS").write_text("#! FIELDS time driver sigma_driver height biasf\n 0.1 1.0 0.1 x 10\n")
     fails("line 2", [MetaD()], restart=True)
     fails("load a snapshot", [Linear(tau=1.0)], restart=True)
     assert "x 10" in (tmp_path / "HILLS").read_text()

@@ -54,12 +54,12 @@ def test_three_lines_in_a_script(tmp_path, tiny_model, tiny_positions, drive):
     assert len(bias.metadynamics.hills) == 10
     hills, colvar = read_hills(tmp_path / "HILLS", 0.5), read_colvar(tmp_path / "COLVAR")
     np.testing.assert_array_equal(hills["step"], np.arange(20, 201, 20))
-    np.testing.assert_allclose(colvar["u"], hills["centre"][:, 0], rtol=1e-8)
+    np.testing.assert_allclose(colvar["driver"], hills["centre"][:, 0], rtol=1e-8)
     np.testing.assert_allclose(colvar["time"], np.arange(1, 11) * 0.01)
 
     x = simulation_positions(simulation)[extra:]
     model = predict(tiny_model, x)
-    assert colvar["u"][-1] == pytest.approx(float(model.cv), rel=1e-4)
+    assert colvar["driver"][-1] == pytest.approx(float(model.driver), rel=1e-4)
     assert colvar["energy"][-1] == pytest.approx(float(model.energy), rel=1e-4)
 
     # The force is the derivative of the energy that OpenMM sees: E + V, or V alone.
@@ -70,7 +70,7 @@ def test_three_lines_in_a_script(tmp_path, tiny_model, tiny_positions, drive):
         energy = simulation.context.getState(energy=True).getPotentialEnergy()._value
         assert energy == pytest.approx(field_energy + colvar["bias"][-1], rel=1e-4)
     simulation.context.setPositions(simulation_positions(simulation) + 1e-9)
-    v = bias.metadynamics.value(model.cv.numpy())[0] + 20.0 * max(0.0, float(model.cv) - 3.0) ** 2
+    v = bias.metadynamics.value(model.driver.numpy())[0] + 20.0 * max(0.0, float(model.driver) - 3.0) ** 2
     later = simulation.context.getState(energy=True).getPotentialEnergy()._value
     assert later == pytest.approx(field_energy + v, rel=1e-4)
     assert later - energy == pytest.approx(hills["height"][-1], rel=1e-2)
@@ -99,7 +99,7 @@ def test_bias_only_forces_are_derivatives(tiny_model, tiny_positions):
     bias = biased(system, tiny_model, frequency=1, dtype=torch.float64, hills=None, colvar=None)
     simulation = simulate(topology, system, positions)
     model = predict(tiny_model, positions[2:])
-    bias.metadynamics.update(1, model.cv.numpy()[:, None] - 0.5)
+    bias.metadynamics.update(1, model.driver.numpy()[:, None] - 0.5)
     check_forces(simulation.context, positions)
     forces = simulation.context.getState(forces=True).getForces(asNumpy=True)._value
     assert np.abs(forces[:2]).max() == 0
@@ -125,26 +125,28 @@ def check_forces(context, positions, step=1e-5, tolerance=1e-6):
 def test_cv_force_in_openmms_own_metadynamics(tiny_model, tiny_positions):
     system, topology, positions = caged_molecule(tiny_model, tiny_positions)
     force = uqbias.uncertainty_cv_force(tiny_model, ATOMS, backend="pythonforce", runner="eager", dtype=torch.float64)
-    start = float(predict(tiny_model, positions[2:]).cv)
+    start = float(predict(tiny_model, positions[2:]).driver)
     variable = app.BiasVariable(force, start - 2, start + 2, 0.2)
     metadynamics = app.Metadynamics(system, [variable], 300 * unit.kelvin, 10.0, 1.0, 10)
     simulation = simulate(topology, system, positions)
     assert metadynamics.getCollectiveVariables(simulation)[0] == pytest.approx(start, rel=1e-9)
     metadynamics.step(simulation, 50)
     x = simulation_positions(simulation)
-    expected = float(predict(tiny_model, x[2:]).cv)
+    expected = float(predict(tiny_model, x[2:]).driver)
     assert metadynamics.getCollectiveVariables(simulation)[0] == pytest.approx(expected, rel=1e-9)
     assert np.ptp(metadynamics.getFreeEnergy()._value) > 1.0
 
 
 def test_cv_force_is_u_and_its_derivative(tiny_model, tiny_positions):
     system, topology, positions = caged_molecule(tiny_model, tiny_positions, field=False)
-    cv = openmm.CustomCVForce("3*u^2")
-    cv.addCollectiveVariable("u", uqbias.uncertainty_cv_force(tiny_model, ATOMS, runner="eager", dtype=torch.float64))
-    system.addForce(cv)
+    driver = openmm.CustomCVForce("3*u^2")
+    driver.addCollectiveVariable(
+        "driver", uqbias.uncertainty_cv_force(tiny_model, ATOMS, runner="eager", dtype=torch.float64)
+    )
+    system.addForce(driver)
     simulation = simulate(topology, system, positions)
     check_forces(simulation.context, positions)
-    u = float(predict(tiny_model, positions[2:]).cv)
+    u = float(predict(tiny_model, positions[2:]).driver)
     assert simulation.context.getState(energy=True).getPotentialEnergy()._value == pytest.approx(3 * u**2)
 
 
@@ -188,10 +190,10 @@ def test_cv_force_in_xml(tmp_path, alanine_model, alanine_frames):
     system = openmm.System()
     for _ in range(23):
         system.addParticle(12.0)
-    cv = openmm.CustomCVForce("u^2")
+    driver = openmm.CustomCVForce("u^2")
     force = uqbias.uncertainty_cv_force(path, list(range(1, 23)), runner="eager", dtype=torch.float64)
-    cv.addCollectiveVariable("u", force)
-    system.addForce(cv)
+    driver.addCollectiveVariable("driver", force)
+    system.addForce(driver)
     x = np.concatenate([np.zeros((1, 3)), alanine_frames.positions[3]])
     energy, forces = here(system, x)
     assert energy > 1e-3

@@ -35,7 +35,7 @@ TIMESTEP = 0.0005
 HEIGHT, SIGMA, PACE = 1.0, 0.4, 10
 
 METAD = (
-    "c: EXTRACV NAME=cv",
+    "c: EXTRACV NAME=driver",
     f"m: METAD ARG=c SIGMA={SIGMA} HEIGHT={HEIGHT} PACE={PACE} BIASFACTOR=10 FILE=HILLS",
     "PRINT ARG=c,m.bias FILE=COLVAR STRIDE=1 FMT=%.15g",
 )
@@ -105,18 +105,18 @@ def start(alanine_frames):
 def test_a_wall_gives_the_forces_of_the_fused_evaluation(tmp_path, alanine_model, start):
     with torch.no_grad():
         # The wall keeps its place in float32 until it is moved to another dtype.
-        at = float(np.float32(float(alanine_model(torch.tensor(start)[None]).cv) - 0.7))
+        at = float(np.float32(float(alanine_model(torch.tensor(start)[None]).driver) - 0.7))
     evaluator = FusedEvaluator(
         alanine_model, BiasSum([UpperWall(at=at, kappa=30.0)]), 1, runner="eager", dtype=torch.float64
     )
     ours = evaluator.evaluate(torch.tensor(start)[None])
     system = bare_system(alanine_model)
-    lines = ["c: EXTRACV NAME=cv", f"UPPER_WALLS ARG=c AT={at!r} KAPPA=30.0"]
+    lines = ["c: EXTRACV NAME=driver", f"UPPER_WALLS ARG=c AT={at!r} KAPPA=30.0"]
     bridge = bridged(system, lines, alanine_model, tmp_path)
     energy, forces = energy_and_forces(simulation_of(system, start).context)
     assert bridge.last.bias == pytest.approx(float(ours.bias), rel=1e-10)
-    assert bridge.last.cv == pytest.approx(float(ours.cv), rel=1e-10)
-    assert bridge.last.uncertainty == pytest.approx(float(ours.uncertainty), rel=1e-10)
+    assert bridge.last.driver == pytest.approx(float(ours.driver), rel=1e-10)
+    assert bridge.last.judge == pytest.approx(float(ours.judge), rel=1e-10)
     assert energy == pytest.approx(float(evaluator.total_energy), rel=1e-12)
     assert float(ours.bias) > 1.0
     scale = np.abs(forces).max()
@@ -135,9 +135,9 @@ def test_values_and_atoms_in_one_input(tmp_path, alanine_model, start, include_e
         system.addParticle(bare_system(alanine_model).getParticleMass(particle))
     lines = """
         UNITS LENGTH=A   # on a line of its own
-        u: EXTRACV NAME=uncertainty
+        u: EXTRACV NAME=judge
         EXTRACV ...
-            NAME=cv
+            NAME=driver
             LABEL=c
         ... EXTRACV
         e: EXTRACV NAME=energy
@@ -147,7 +147,7 @@ def test_values_and_atoms_in_one_input(tmp_path, alanine_model, start, include_e
     """.splitlines()
     model_atoms = list(range(2, 24))
     bridge = bridged(system, lines, alanine_model, tmp_path, particles=model_atoms, include_energy=include_energy)
-    assert bridge.names == ("uncertainty", "cv", "energy")
+    assert bridge.names == ("judge", "driver", "energy")
     x = np.concatenate([[[0.5, 0.6, 0.7], [1.0, 1.1, 0.9]], start])
     context = openmm.Context(system, openmm.VerletIntegrator(TIMESTEP), openmm.Platform.getPlatformByName("Reference"))
     context.setPositions(x)
@@ -252,8 +252,8 @@ def test_500_steps_through_the_plugin(tmp_path, alanine_model, start):
         library = build_plugin(tmp_path / "plugin", find_kernel())
     except UqbiasError as error:
         pytest.skip(f"the plugin cannot be built here: {error}")
-    export_torchscript(alanine_model, tmp_path / "cv.pt", "cv", with_forces=True)
-    action = f"c: UNCERTAINTY ATOMS=1-22 MODEL={tmp_path / 'cv.pt'} FLOAT64 NOPBC"
+    export_torchscript(alanine_model, tmp_path / "driver.pt", "driver", with_forces=True)
+    action = f"c: UNCERTAINTY ATOMS=1-22 MODEL={tmp_path / 'driver.pt'} FLOAT64 NOPBC"
     final = []
     for name, lines in (("bridge", METAD), ("plugin", [f"LOAD FILE={library}", action, *METAD[1:]])):
         system = force_field_system()
@@ -366,7 +366,7 @@ def test_a_barostat_neither_adds_nor_loses_nor_moves_a_hill(tmp_path, alanine_mo
     assert len(rejected) > 5
     for k in rejected:
         with torch.no_grad():
-            u = float(alanine_model(torch.tensor(trail[k - 1][0])[None]).cv)
+            u = float(alanine_model(torch.tensor(trail[k - 1][0])[None]).driver)
         assert colvar["c"][k] == pytest.approx(u, rel=1e-9)
 
 
@@ -438,7 +438,11 @@ def test_sum_hills_of_our_file_gives_our_free_energy(tmp_path, kernel):
 @needs_kernel
 def test_opes_runs(tmp_path, alanine_model, start):
     system = bare_system(alanine_model)
-    lines = ["c: EXTRACV NAME=cv", "o: OPES_METAD ARG=c PACE=10 BARRIER=20", "PRINT ARG=c,o.bias FILE=COLVAR STRIDE=5"]
+    lines = [
+        "c: EXTRACV NAME=driver",
+        "o: OPES_METAD ARG=c PACE=10 BARRIER=20",
+        "PRINT ARG=c,o.bias FILE=COLVAR STRIDE=5",
+    ]
     if "opes" not in find_kernel().modules and find_kernel().modules:
         pytest.skip("this PLUMED has no module opes")
     bridge = bridged(system, lines, alanine_model, tmp_path)
@@ -489,7 +493,7 @@ def test_the_end(tmp_path, alanine_model, start):
 @pytest.mark.parametrize(
     ("lines", "fault"),
     [
-        (["PRINT ARG=x"], "no line that uses the uncertainty; add one such as 'u: EXTRACV NAME=uncertainty'"),
+        (["PRINT ARG=x"], "no line that uses the uncertainty; add one such as 'u: EXTRACV NAME=judge'"),
         (["u: EXTRACV NAME=uncertanty"], "line 1: EXTRACV NAME=uncertanty; did you mean 'uncertainty'"),
         (["UNITS ENERGY=kcal/mol", METAD[0]], "line 1: UNITS ENERGY=kcal/mol makes the bias force wrong"),
         (["UNITS NATURAL", METAD[0]], "makes the bias force wrong"),

@@ -13,7 +13,7 @@ from uqbias.plumed.kernel import find_kernel
 from uqbias.settings.file import load_campaign
 
 INPUT = """\
-u: EXTRACV NAME=cv
+u: EXTRACV NAME=driver
 t: TORSION ATOMS=1,2,3,4
 METAD ARG=u SIGMA=0.5 HEIGHT=2.0 PACE=10 BIASFACTOR=10 TEMP=300 FILE=HILLS LABEL=bias
 UPPER_WALLS ARG=u AT=8 KAPPA=10
@@ -53,7 +53,7 @@ def test_campaign_with_plumed(campaign, tmp_path):
             # PLUMED prints the driver at the steps that were observed, unless the walker was put elsewhere there.
             stayed = ~seen["restarted"][: len(colvar), walker]
             assert stayed.sum() >= 5
-            assert colvar[stayed, 1] == pytest.approx(seen["cv"][: len(colvar), walker][stayed], abs=2e-4)
+            assert colvar[stayed, 1] == pytest.approx(seen["driver"][: len(colvar), walker][stayed], abs=2e-4)
     assert (folder / "walker_1.xtc").stat().st_size > 0
 
 

@@ -46,7 +46,7 @@ def plugin(kernel, tmp_path_factory):
 def files(alanine_model, tmp_path_factory):
     """Folder with ``<output>.pt`` and ``<output>_forces.pt`` of alanine dipeptide."""
     directory = tmp_path_factory.mktemp("exported")
-    for output in ("uncertainty", "cv", "energy"):
+    for output in ("judge", "driver", "energy"):
         export_torchscript(alanine_model, directory / f"{output}.pt", output)
         export_torchscript(alanine_model, directory / f"{output}_forces.pt", output, with_forces=True)
     return directory
@@ -128,7 +128,7 @@ def host(kernel, plugin, tmp_path):
     return make
 
 
-@pytest.mark.parametrize("output", ["uncertainty", "cv", "energy"])
+@pytest.mark.parametrize("output", ["judge", "driver", "energy"])
 @pytest.mark.parametrize("form", ["", "_forces"])
 def test_single_precision_as_the_file_in_python(host, files, positions, output, form):
     points = torch.tensor(positions, dtype=torch.float32, requires_grad=True)
@@ -145,7 +145,7 @@ def test_single_precision_as_the_file_in_python(host, files, positions, output, 
     assert np.abs(forces + gradient.numpy()).max() <= 1e-5 * gradient.abs().max()
 
 
-@pytest.mark.parametrize("output", ["uncertainty", "cv", "energy"])
+@pytest.mark.parametrize("output", ["judge", "driver", "energy"])
 @pytest.mark.parametrize("form", ["", "_forces"])
 def test_double_precision_is_double_throughout(host, files, alanine_model, positions, output, form):
     import copy
@@ -176,7 +176,7 @@ def differences(md, positions, box, step=1e-6):
     return atoms, strain
 
 
-@pytest.mark.parametrize("name", ["uncertainty.pt", "cv_forces.pt"])
+@pytest.mark.parametrize("name", ["judge.pt", "cv_forces.pt"])
 def test_derivatives_of_atoms_and_box(host, files, positions, name):
     with host(files / name, "FLOAT64") as md:
         _, forces, virial = md(positions)
@@ -199,7 +199,7 @@ def test_derivatives_of_a_model_that_takes_the_box(host, small_files, cluster):
 def test_broken_molecule_is_made_whole(host, files, positions):
     rng = np.random.default_rng(0)
     broken = positions + rng.integers(-2, 3, size=(22, 3)) @ TRICLINIC
-    with host(files / "uncertainty.pt", "FLOAT64") as md:
+    with host(files / "judge.pt", "FLOAT64") as md:
         whole, broken = md(positions), md(broken)
     for expected, found in zip(whole, broken, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-7 * np.abs(expected).max())
@@ -208,11 +208,11 @@ def test_broken_molecule_is_made_whole(host, files, positions):
 def test_nopbc_takes_positions_as_they_are(host, files, positions):
     broken = positions.copy()
     broken[0] += TRICLINIC[0]
-    with host(files / "uncertainty.pt", "FLOAT64 NOPBC") as md:
+    with host(files / "judge.pt", "FLOAT64 NOPBC") as md:
         assert abs(md(positions)[0] - md(broken)[0]) > 1e-3
 
 
-@pytest.mark.parametrize(("output", "factor"), [("uncertainty", 1.0), ("energy", 4.184)])
+@pytest.mark.parametrize(("output", "factor"), [("judge", 1.0), ("energy", 4.184)])
 def test_units(host, files, positions, output, factor):
     """BIASVALUE is in PLUMED's energy unit and reaches the engine in kJ/mol; only an energy means the same there."""
     with host(files / f"{output}.pt", "FLOAT64") as md:
@@ -237,16 +237,16 @@ def test_components(host, small_files, cluster, tmp_path):
     assert energy == pytest.approx(expected[0], rel=1e-9)
     np.testing.assert_allclose(forces, expected[1], atol=1e-9 * np.abs(forces).max())
     np.testing.assert_allclose(virial, expected[2], atol=1e-9 * np.abs(virial).max())
-    with host(small_files / "cv.pt", "FLOAT64", 5) as md:
-        cv = md(cluster)[0]
+    with host(small_files / "driver.pt", "FLOAT64", 5) as md:
+        driver = md(cluster)[0]
     printed = np.loadtxt(tmp_path / "COLVAR")[-3:]
-    np.testing.assert_allclose(printed, [2 * cv + 1, expected[0], cv], rtol=1e-7)
+    np.testing.assert_allclose(printed, [2 * driver + 1, expected[0], driver], rtol=1e-7)
 
 
 def test_components_of_an_exported_model(host, alanine_model, positions, tmp_path):
     """A file of `export_torchscript` with components: each is a value that can be biased, in its own unit."""
     path = tmp_path / "components.pt"
-    export_torchscript(alanine_model, path, "cv", components=["energy"])
+    export_torchscript(alanine_model, path, "driver", components=["energy"])
     with torch.no_grad():
         expected = alanine_model(torch.tensor(positions)[None])
     biases = {}
@@ -254,13 +254,13 @@ def test_components_of_an_exported_model(host, alanine_model, positions, tmp_pat
         with host(path, "COMPONENTS", after=(f"BIASVALUE ARG=u.{name}",)) as md:
             biases[name], forces, _ = md(positions)
             assert np.abs(forces).max() > 1e-3
-    assert biases["value"] == pytest.approx(float(expected.cv), rel=1e-4)
+    assert biases["value"] == pytest.approx(float(expected.driver), rel=1e-4)
     assert biases["energy"] == pytest.approx(float(expected.energy), rel=1e-5)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_inside_a_mode_without_gradients(host, files, positions, mode):
-    with host(files / "cv.pt") as md:
+    with host(files / "driver.pt") as md:
         expected = md(positions)
         with mode():
             found = md(positions)
@@ -272,7 +272,7 @@ def test_threads_of_the_host_stay(host, files, positions):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        with host(files / "cv.pt") as md:
+        with host(files / "driver.pt") as md:
             md(positions)
         assert torch.get_num_threads() == 2
     finally:
@@ -280,7 +280,7 @@ def test_threads_of_the_host_stay(host, files, positions):
 
 
 def test_two_plumed_objects_at_once(host, files, positions):
-    with host(files / "cv.pt") as first, host(files / "energy.pt") as second:
+    with host(files / "driver.pt") as first, host(files / "energy.pt") as second:
         values = first(positions)[0], second(positions)[0], first(positions)[0]
     assert values[0] == values[2] != values[1]
 
@@ -291,7 +291,7 @@ def test_masses_of_the_engine(host, files, alanine_frames, positions):
     masses = atomic_masses[alanine_frames.numbers]
     swapped = masses[::-1].copy()
     for given, warns in ((masses, False), (np.ones(22), False), (swapped, True)):
-        with host(files / "cv.pt") as md:
+        with host(files / "driver.pt") as md:
             md(positions, masses=given)
             md(positions, masses=given)
         assert md.log.read_text().count("check the order of ATOMS") == warns
@@ -308,7 +308,7 @@ def rewrite(source, target, **changes):
 
 
 def test_model_of_another_torch_is_logged(host, files, positions, tmp_path):
-    model = rewrite(files / "cv.pt", tmp_path / "old.pt", versions={"torch": "2.1.0"})
+    model = rewrite(files / "driver.pt", tmp_path / "old.pt", versions={"torch": "2.1.0"})
     with host(model) as md:
         md(positions)
     assert "WARNING: " in md.log.read_text()
@@ -321,19 +321,19 @@ def test_model_of_another_torch_is_logged(host, files, positions, tmp_path):
         ("missing.pt", "", 22, r"no such file: MODEL=.*missing\.pt; write one with uqbias\.export"),
         ("text.pt", "", 22, "is not a TorchScript file"),
         ("bare.pt", "", 22, r"has no manifest\.json"),
-        ("cv.pt", "", 21, "ATOMS has 21 atoms and MODEL=.* was made for 22"),
-        ("cv.pt", "COMPONENTS", 22, "gives one value only; leave COMPONENTS out"),
-        ("cv.pt", "THREADS=0", 22, "THREADS=0, it must be at least 1"),
-        ("cv.pt", "DEVICE=gpu", 22, "DEVICE=gpu is not a device; give cpu, cuda"),
-        ("cv.pt", "DEVICE=mps", 22, "DEVICE=mps is not supported; give cpu, cuda"),
-        ("cv.pt", "FLOAT32", 22, "FLOAT32"),
+        ("driver.pt", "", 21, "ATOMS has 21 atoms and MODEL=.* was made for 22"),
+        ("driver.pt", "COMPONENTS", 22, "gives one value only; leave COMPONENTS out"),
+        ("driver.pt", "THREADS=0", 22, "THREADS=0, it must be at least 1"),
+        ("driver.pt", "DEVICE=gpu", 22, "DEVICE=gpu is not a device; give cpu, cuda"),
+        ("driver.pt", "DEVICE=mps", 22, "DEVICE=mps is not supported; give cpu, cuda"),
+        ("driver.pt", "FLOAT32", 22, "FLOAT32"),
         ("periodic.pt", "NOPBC", 5, "is periodic; leave NOPBC out"),
         ("periodic_forces.pt", "", 5, "without the derivative in the box; export it with with_forces=False"),
     ],
 )
 def test_bad_input(host, files, small_files, tmp_path, name, options, n_atoms, message):
     (tmp_path / "text.pt").write_text("not a model")
-    rewrite(files / "cv.pt", tmp_path / "bare.pt", format=None)
+    rewrite(files / "driver.pt", tmp_path / "bare.pt", format=None)
     rewrite(small_files / "periodic.pt", tmp_path / "periodic_forces.pt", with_forces=True)
     places = [folder / name for folder in (files, small_files, tmp_path) if (folder / name).exists()]
     with pytest.raises(Exception, match=message):
@@ -343,15 +343,15 @@ def test_bad_input(host, files, small_files, tmp_path, name, options, n_atoms, m
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_cuda_where_there_is_none(host, files):
     with pytest.raises(Exception, match="DEVICE=cuda and torch sees no CUDA device; use DEVICE=cpu"):
-        host(files / "cv.pt", "DEVICE=cuda")
+        host(files / "driver.pt", "DEVICE=cuda")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA on this machine")
 @pytest.mark.parametrize("form", ["", "_forces"])
 def test_cuda_as_cpu(host, files, positions, form):
-    with host(files / f"cv{form}.pt", "FLOAT64") as md:
+    with host(files / f"driver{form}.pt", "FLOAT64") as md:
         expected = md(positions)
-    with host(files / f"cv{form}.pt", "FLOAT64 DEVICE=cuda") as md:
+    with host(files / f"driver{form}.pt", "FLOAT64 DEVICE=cuda") as md:
         for _ in range(4):
             found = md(positions)
     for a, b in zip(expected, found, strict=True):
@@ -381,11 +381,11 @@ def test_regtests_in_the_stand_alone_driver(kernel, plugin):
 def test_regtest_runner_sees_a_difference(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(REGTEST))
     run = load(REGTEST / "run.py")
-    (tmp_path / "COLVAR.reference").write_text("#! FIELDS time u\n 0.0 1.2097\n")
-    (tmp_path / "COLVAR").write_text("#! FIELDS time u\n 0.0 1.2098\n")
+    (tmp_path / "COLVAR.reference").write_text("#! FIELDS time driver\n 0.0 1.2097\n")
+    (tmp_path / "COLVAR").write_text("#! FIELDS time driver\n 0.0 1.2098\n")
     assert run.compare(tmp_path / "COLVAR.reference", tmp_path / "COLVAR") == []
     for wrong in ("1.2107", "nan", "inf"):
-        (tmp_path / "COLVAR").write_text(f"#! FIELDS time u\n 0.0 {wrong}\n")
+        (tmp_path / "COLVAR").write_text(f"#! FIELDS time driver\n 0.0 {wrong}\n")
         assert len(run.compare(tmp_path / "COLVAR.reference", tmp_path / "COLVAR")) == 1
     assert run.compare(tmp_path / "COLVAR.reference", tmp_path / "HILLS") == ["HILLS was not written"]
 
@@ -408,7 +408,7 @@ def test_plugin_of_another_torch(host, plugin, kernel, files, tmp_path):
     assert status["fault"] == f"compiled against torch 1.7{torch.__version__[3:]}, this is torch {torch.__version__}"
     assert status["matches"] is False
     with pytest.raises(Exception, match=r"compiled against torch 1\.7.* and the process has loaded torch .*--build"):
-        Host(kernel, other, tmp_path, 22, f"u: UNCERTAINTY ATOMS=1-22 MODEL={files / 'cv.pt'}")
+        Host(kernel, other, tmp_path, 22, f"u: UNCERTAINTY ATOMS=1-22 MODEL={files / 'driver.pt'}")
 
 
 def test_status_without_a_plugin(monkeypatch, tmp_path):
@@ -468,6 +468,6 @@ def test_driver_example(kernel, plugin, alanine_model, tmp_path):
     assert len(colvar) == len(frames.positions) == 1344
     with torch.no_grad():
         prediction = alanine_model(torch.tensor(frames.positions[::100]))
-    np.testing.assert_allclose(colvar[::100, 3], prediction.cv, atol=1e-3)
-    np.testing.assert_allclose(colvar[::100, 4], prediction.uncertainty, rtol=1e-3)
+    np.testing.assert_allclose(colvar[::100, 3], prediction.driver, atol=1e-3)
+    np.testing.assert_allclose(colvar[::100, 4], prediction.judge, rtol=1e-3)
     assert (tmp_path / "figure.png").stat().st_size > 10000

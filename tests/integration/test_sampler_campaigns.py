@@ -47,7 +47,7 @@ CASES = {
     "attack, variables": {
         "sampler": "attack",
         "variables": VARIABLES,
-        "attack": ATTACK | {"space": {"kind": "variables", "names": ["torsion"]}, "of": "cv", "bound": 1.0},
+        "attack": ATTACK | {"space": {"kind": "variables", "names": ["torsion"]}, "of": "driver", "bound": 1.0},
     },
     "random": {"sampler": "random", "random": {"count": 12, "amplitude": 0.005}},
 }
@@ -246,7 +246,7 @@ def test_pool_is_labelled_from_its_file_until_it_is_used_up(tmp_path, monkeypatc
             "frame 0 has no energy",
         ),
         ({"sampler": "pool", "pool": {"file": "water.xyz"}}, r"has atoms \[8, 1, 1\]"),
-        ({"cv": {"kind": "kernel_density", "features": {"kind": "torsions"}}}, "heavy_only: false"),
+        ({"driver": {"kind": "kernel_density", "features": {"kind": "torsions"}}}, "heavy_only: false"),
     ],
 )
 def test_a_fault_is_told_before_anything_is_paid(changes, message, tmp_path):
@@ -265,11 +265,11 @@ def test_start_frames_of_any_driver_all_get_a_chance():
 
     from uqbias.campaign.phases import _sparseness
 
-    cv = np.array([3.0, 900.0, 40.0, 41.0])
-    weights = _sparseness(SimpleNamespace(cv=SimpleNamespace(unit="kJ/mol/nm")), cv)
+    driver = np.array([3.0, 900.0, 40.0, 41.0])
+    weights = _sparseness(SimpleNamespace(driver=SimpleNamespace(unit="kJ/mol/nm")), driver)
     np.testing.assert_allclose(weights, [0.25, 1.0, 0.5, 0.75])
-    weights = _sparseness(SimpleNamespace(cv=SimpleNamespace(unit="nats")), cv / 100)
-    np.testing.assert_allclose(weights, np.exp(cv / 100 - 9.0))
+    weights = _sparseness(SimpleNamespace(driver=SimpleNamespace(unit="nats")), driver / 100)
+    np.testing.assert_allclose(weights, np.exp(driver / 100 - 9.0))
 
 
 def test_files_of_attacks_are_no_md_run(tmp_path):

@@ -114,7 +114,7 @@ def test_one_call_finds_its_fault(installed):
 
 
 def test_the_class_itself_is_known_by_its_name(installed):
-    part = build_case(importlib.import_module("latent_spread").LatentSpread).uncertainty
+    part = build_case(importlib.import_module("latent_spread").LatentSpread).judge
     assert part.kind == "latent_spread:LatentSpread"
 
 

@@ -53,7 +53,7 @@ def test_a_turned_gradient_in_cartesian_space(alanine_model, frames):
     turn = rotations(1)[0]
     step = {"iterations": 1, "noise": 0.0, "learning_rate": 1e-4}
     here, there = run(alanine_model, frames, **step), run(alanine_model, frames @ turn, **step)
-    for name in ("energy", "uncertainty", "log_likelihood"):
+    for name in ("energy", "judge", "log_likelihood"):
         np.testing.assert_allclose(there.trajectory[name][0], here.trajectory[name][0], rtol=1e-6)
     moved = here.trajectory["positions"][1] - frames
     assert np.abs(np.abs(moved) - 1e-4).max() < 1e-6, "the first step of Adam is the learning rate, along each axis"
@@ -86,10 +86,10 @@ def test_attacks_are_more_likely_than_random_distortions_of_the_same_length(alan
         ways = np.random.default_rng(0).normal(size=(20, *frames.shape))
         ways *= found.norm[:, None, None] / np.linalg.norm(ways, axis=(2, 3), keepdims=True)
         others = evaluate_frames(alanine_model, (frames + ways).reshape(-1, *frames.shape[1:]))
-        uncertainty, energy = (values.reshape(20, -1) for values in (others.uncertainty, others.energy))
-        gain = np.log(found.uncertainty / uncertainty) - (found.energy - energy) / kt(temperature)
+        judge, energy = (values.reshape(20, -1) for values in (others.judge, others.energy))
+        gain = np.log(found.judge / judge) - (found.energy - energy) / kt(temperature)
         assert (gain > 0.5).all()
-        assert (found.uncertainty > uncertainty.max(axis=0)).all() == (temperature == hot)
+        assert (found.judge > judge.max(axis=0)).all() == (temperature == hot)
         assert (found.energy < energy.min(axis=0)).all() == (temperature == cold)
 
 

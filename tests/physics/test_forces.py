@@ -41,7 +41,7 @@ def positions(alanine_frames):
 def driver(alanine_model, positions):
     """[W] values of the CV."""
     with torch.no_grad():
-        return alanine_model(positions).cv.numpy()
+        return alanine_model(positions).driver.numpy()
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def references(alanine_model, positions, driver):
     def energies(walker, sign):
         with torch.no_grad():
             prediction = alanine_model(positions[walker] + sign * shifts)
-            return prediction.energy, prediction.energy + bias.energy(prediction.cv[:, None], bias.state())
+            return prediction.energy, prediction.energy + bias.energy(prediction.driver[:, None], bias.state())
 
     forces = []
     for walker in range(W):
@@ -151,5 +151,5 @@ def test_values_are_those_of_the_model(alanine_model, evaluators, positions):
     evaluation = evaluators("eager", torch.float64).evaluate(positions)
     with torch.no_grad():
         prediction = alanine_model(positions)
-    for name in ("energy", "cv", "uncertainty"):
+    for name in ("energy", "driver", "judge"):
         torch.testing.assert_close(getattr(evaluation, name), getattr(prediction, name), rtol=1e-9, atol=1e-9)

@@ -74,28 +74,28 @@ def fitted(molecule):
     made = {}
     x = walkers(molecule, 200, seed=0)
     for name, (kind, options) in OPTIONS.items():
-        uncertainty = build_uncertainty(kind, options, molecule[0], 4, N).double()
-        uncertainty.prepare(x)
-        uncertainty.fit(x, torch.zeros(1, len(x)), latents_of(x), seed=0)
-        made[name] = uncertainty
+        judge = build_uncertainty(kind, options, molecule[0], 4, N).double()
+        judge.prepare(x)
+        judge.fit(x, torch.zeros(1, len(x)), latents_of(x), seed=0)
+        made[name] = judge
     return made
 
 
-def evaluate(uncertainty, x):
+def evaluate(judge, x):
     """u [W] and −∂u/∂x [W, N, 3]."""
     x = x.detach().requires_grad_(True)
-    u = uncertainty(x, x.new_zeros(1, len(x)), latents_of(x))
+    u = judge(x, x.new_zeros(1, len(x)), latents_of(x))
     (gradient,) = torch.autograd.grad(u.sum(), x)
     return u.detach(), -gradient
 
 
-def central_differences(uncertainty, x, h=2e-6):
+def central_differences(judge, x, h=2e-6):
     energy = torch.zeros(1, 6 * N, dtype=x.dtype)
     steps = h * torch.eye(3 * N, dtype=x.dtype).reshape(-1, N, 3)
     found = []
     for frame in x:
         both = torch.cat([frame + steps, frame - steps])
-        u = uncertainty(both, energy, latents_of(both))
+        u = judge(both, energy, latents_of(both))
         found.append(((u[: 3 * N] - u[3 * N :]) / (2 * h)).reshape(N, 3))
     return torch.stack(found)
 

@@ -32,8 +32,8 @@ class Spring(Bias):
     kind = "spring"
 
     def __init__(self, mass=50.0):
-        super().__init__(("u", "extended_u"))
-        self.extended = (Extended("extended_u", "u", mass),)
+        super().__init__(("driver", "extended_driver"))
+        self.extended = (Extended("extended_driver", "driver", mass),)
         self._state = {"k": torch.tensor([K])}
 
     def energy(self, x, state):
@@ -41,7 +41,7 @@ class Spring(Bias):
 
 
 def biased(**options):
-    hills = MetaD(variables=["extended_u"], pace=10, sigma=0.3)
+    hills = MetaD(variables=["extended_driver"], pace=10, sigma=0.3)
     return make(bias=BiasSum([Spring(), hills, UpperWall(at=5.5)]), **options)
 
 
@@ -60,7 +60,7 @@ def test_interrupted_run_is_the_uninterrupted_run(tmp_path, backend):
     again.run(300, pace=10, observers=[rest.append])
     assert [o.step for o in rest] == list(range(210, 501, 10))
     for one, other in zip(seen[21:], rest, strict=True):
-        for name in ("positions", "variables", "energy", "cv", "uncertainty", "bias"):
+        for name in ("positions", "variables", "energy", "driver", "judge", "bias"):
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
     np.testing.assert_array_equal(hills, again.bias.biases[1].hills)
 
@@ -69,7 +69,7 @@ def test_restarts_of_walkers_go_on_too(tmp_path):
     """A guard that stops walkers draws from generators of their own: these are in the snapshot."""
 
     def run():
-        guard = Guard(make().topology, peroxide(), cv_cap=4.0)
+        guard = Guard(make().topology, peroxide(), driver_cap=4.0)
         low = peroxide(np.pi / 2 * 3)[None]
         return make(guard=guard, start=low, safe_frames=low, temperature=900.0)
 
@@ -224,7 +224,7 @@ def test_extended_variable_has_its_distribution():
     gap = x[..., 0] - x[..., 1]
     assert np.var(gap) == pytest.approx(kt(300.0) / K, rel=0.08)
     assert abs(gap.mean()) < 0.3 * np.std(gap)
-    assert seen[0].names == ("u", "extended_u")
+    assert seen[0].names == ("driver", "extended_driver")
     np.testing.assert_allclose(seen[0].variables[:, 0], seen[0].variables[:, 1], rtol=1e-12)
 
 

@@ -83,17 +83,17 @@ def test_observations_are_of_the_current_positions():
     walkers.run(100, pace=10, observers=[seen.append])
     model = Peroxide()
     for o in seen:
-        energy, cv, uncertainty = model(torch.tensor(o.positions))
+        energy, driver, judge = model(torch.tensor(o.positions))
         np.testing.assert_allclose(o.energy, energy.detach(), rtol=1e-12)
-        np.testing.assert_allclose(o.cv, cv.detach(), rtol=1e-12)
-        np.testing.assert_allclose(o.uncertainty, uncertainty.detach(), rtol=1e-9)
+        np.testing.assert_allclose(o.driver, driver.detach(), rtol=1e-12)
+        np.testing.assert_allclose(o.judge, judge.detach(), rtol=1e-9)
     # Hills of step k act from step k+1 on: the bias seen at a deposition is that of the earlier hills.
     last = seen[-1]
     earlier = bias.hills[bias.hills["step"] < last.step]
-    scaled = (last.cv[:, None] - earlier["centre"][:, 0]) / earlier["sigma"][:, 0]
+    scaled = (last.driver[:, None] - earlier["centre"][:, 0]) / earlier["sigma"][:, 0]
     gauss = earlier["height"] * np.exp(-0.5 * scaled**2)
     np.testing.assert_allclose(last.bias, gauss.sum(1), atol=1e-4)
-    np.testing.assert_allclose(bias.hills["centre"][-4:, 0], last.cv)
+    np.testing.assert_allclose(bias.hills["centre"][-4:, 0], last.driver)
 
 
 def test_same_seed_same_run():
@@ -164,18 +164,18 @@ def test_not_finite_walker_is_restarted(platform, constraints):
 
 def test_stopped_walkers_deposit_no_hill():
     bias = MetaD(pace=10, sigma=0.3)
-    guard = Guard(PEROXIDE, peroxide(), cv_cap=5.0)
+    guard = Guard(PEROXIDE, peroxide(), driver_cap=5.0)
     safe = np.stack([peroxide(-0.5 * np.pi), peroxide(-0.4 * np.pi)])
     walkers = make(bias=bias, guard=guard, safe_frames=safe, choose_restart=lambda walker, frames, rng: 1)
     walkers.run(10, pace=10)
     assert len(bias.hills) == 0 or (bias.hills["centre"] <= 5.0).all()
     first = [e for e in walkers.events if e.step == 0]
-    assert [(e.walker, e.reason, e.restart_frame) for e in first] == [(w, "cv", 1) for w in range(4)]
-    assert first[0].values["cv"] == pytest.approx(6.0)
+    assert [(e.walker, e.reason, e.restart_frame) for e in first] == [(w, "driver", 1) for w in range(4)]
+    assert first[0].values["driver"] == pytest.approx(6.0)
 
 
 def test_walker_without_a_safe_place_is_an_error():
-    walkers = make(n_walkers=1, guard=Guard(PEROXIDE, peroxide(), cv_cap=-1.0))
+    walkers = make(n_walkers=1, guard=Guard(PEROXIDE, peroxide(), driver_cap=-1.0))
     with pytest.raises(UqbiasError, match="20 observations in a row"):
         walkers.run(1000, pace=10)
 
@@ -196,13 +196,13 @@ def test_reasons_of_the_guard():
     x = np.stack([peroxide(), peroxide(-np.pi / 2), peroxide(), peroxide(), peroxide()])
     x[2, 0] = x[2, 3] + [0.0, 0.03, 0.0]
     stiff = StiffTorsions([(0, 1, 2, 3)], peroxide())
-    guard = Guard(PEROXIDE, peroxide(), bond_range=(0.1, 9.0), turned=stiff, cv_cap=1.0, uncertainty_cap=5.0)
+    guard = Guard(PEROXIDE, peroxide(), bond_range=(0.1, 9.0), turned=stiff, driver_cap=1.0, judge_cap=5.0)
     found = guard.check(x, np.array([0, 0, 0, 2.0, 0]), np.array([0, 0, 0, 0, 6.0]))
     assert [(v.walker, v.reason) for v in found] == [
         (1, "torsion"),
         (2, "clash"),
-        (3, "cv"),
-        (4, "uncertainty"),
+        (3, "driver"),
+        (4, "judge"),
     ]
     assert found[0].values["degrees"] == pytest.approx(180.0)
     broken = guard.check(x[:1], broken=np.array([True]))

@@ -66,12 +66,12 @@ def test_likelihood_is_the_published_one_where_u_is_positive():
     random = np.random.default_rng(1)
     energies, u = random.normal(0.0, 10.0, 40), random.uniform(20.0, 30.0, 40)
     objective = Objective.from_frames(energies, u, 500.0)
-    E, uncertainty = 12.0, 90.0
-    likelihood = uncertainty * math.exp(-E / kt(500.0)) / np.exp(-energies / kt(500.0)).sum()
-    assert float(objective(np.array(uncertainty), np.array(E))) == pytest.approx(math.log(likelihood), rel=1e-6)
+    E, judge = 12.0, 90.0
+    likelihood = judge * math.exp(-E / kt(500.0)) / np.exp(-energies / kt(500.0)).sum()
+    assert float(objective(np.array(judge), np.array(E))) == pytest.approx(math.log(likelihood), rel=1e-6)
     # The zero of the energies does not matter, to rounding of a number of 1e9.
     moved = Objective.from_frames(energies - 1e9, u, 500.0)
-    assert float(moved(np.array(uncertainty), np.array(E - 1e9))) == pytest.approx(math.log(likelihood), abs=1e-6)
+    assert float(moved(np.array(judge), np.array(E - 1e9))) == pytest.approx(math.log(likelihood), abs=1e-6)
 
 
 def test_positive_form_of_u():
@@ -101,7 +101,7 @@ def test_objective_leaves_out_what_is_not_finite():
 
 def graph_of(model, space, **options):
     sound = evaluate_frames(model, FRAMES)
-    objective = Objective.from_frames(sound.energy, sound.uncertainty, 800.0, **options)
+    objective = Objective.from_frames(sound.energy, sound.judge, 800.0, **options)
     return AttackGraph(model, space, 2, FRAMES, objective, runner="eager", dtype=torch.float64), objective
 
 
@@ -110,7 +110,7 @@ def check_gradient(model, space, **options):
     random = np.random.default_rng(3)
     # 0.005 nm, 0.05 rad: away from the frames, not into broken molecules.
     delta = 5.0 * space.default_noise * random.standard_normal((2, space.n_coordinates)) / math.sqrt(5.0)
-    of = options.get("of", "uncertainty")
+    of = options.get("of", "judge")
 
     def climbed(at):
         point = graph(FRAMES[:2], at)
@@ -126,8 +126,8 @@ def check_gradient(model, space, **options):
     point = graph(FRAMES[:2], delta)
     found = evaluate_frames(model, distort(space, FRAMES[:2], delta))
     np.testing.assert_allclose(point.energy + float(model.potential.energy_shift), found.energy, rtol=1e-9)
-    np.testing.assert_allclose(point.uncertainty, found.uncertainty, rtol=1e-7)
-    np.testing.assert_allclose(point.cv, found.cv, rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(point.judge, found.judge, rtol=1e-7)
+    np.testing.assert_allclose(point.driver, found.driver, rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -145,7 +145,7 @@ def test_gradient_of_every_kind(name):
     ],
 )
 def test_gradient_in_every_space(model, spec):
-    check_gradient(model, build_space(spec, molecule.topology(), FRAMES[0], TURN), of="cv")
+    check_gradient(model, build_space(spec, molecule.topology(), FRAMES[0], TURN), of="driver")
 
 
 @pytest.mark.parametrize("space", ["cartesian", "internal", "variables"])
@@ -158,8 +158,8 @@ def test_likelihood_rises(model, space):
     np.testing.assert_allclose(found.log_likelihood, found.trajectory["log_likelihood"].max(axis=0))
     again = evaluate_frames(model, found.positions)
     np.testing.assert_allclose(found.energy, again.energy)
-    np.testing.assert_allclose(found.uncertainty, again.uncertainty)
-    np.testing.assert_allclose(found.cv, again.cv)
+    np.testing.assert_allclose(found.judge, again.judge)
+    np.testing.assert_allclose(found.driver, again.driver)
 
 
 def test_bound_is_kept(model):
@@ -304,7 +304,7 @@ def test_trajectory(model, plain):
     third, none = run(model, keep_every=3), run(model, keep_every=0)
     assert plain.trajectory["iteration"].tolist() == list(range(9))
     assert third.trajectory["iteration"].tolist() == [0, 3, 6]
-    for name in ("positions", "energy", "uncertainty", "log_likelihood"):
+    for name in ("positions", "energy", "judge", "log_likelihood"):
         np.testing.assert_array_equal(third.trajectory[name], plain.trajectory[name][::3])
         assert len(plain.trajectory[name]) == 9
     assert none.trajectory == {}
@@ -353,7 +353,7 @@ def test_random_distortions(model):
         np.testing.assert_allclose(found.norm, np.linalg.norm(apart, axis=(1, 2)))
         assert set(found.status) == {"random"}
         again = evaluate_frames(model, found.positions[:5])
-        np.testing.assert_allclose(found.uncertainty[:5], again.uncertainty)
+        np.testing.assert_allclose(found.judge[:5], again.judge)
     internal = {"kind": "internal", "torsions": True}
     amplitudes = [0.5, 0.0, 0.1]
     found = distort_at_random(model, many[:50], RandomOptions(space=internal, amplitude=amplitudes), seed=4)

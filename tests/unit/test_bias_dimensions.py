@@ -155,7 +155,7 @@ class FirstCoordinate(torch.nn.Module):
 
 def test_variables_of_a_sum_in_the_fused_graph(tiny_model, tiny_positions):
     """Bias on (u, x) together, walls on x and on the energy: forces are minus the gradient of E + V."""
-    metadynamics = MetaD(variables=["u", "x"], sigma=[0.5, 0.1], pace=1, height=30.0, biasfactor=None)
+    metadynamics = MetaD(variables=["driver", "x"], sigma=[0.5, 0.1], pace=1, height=30.0, biasfactor=None)
     bias = BiasSum(
         [
             metadynamics,
@@ -163,12 +163,12 @@ def test_variables_of_a_sum_in_the_fused_graph(tiny_model, tiny_positions):
             LowerWall(at=1e3, kappa=1e-4, variables=["energy"]),
         ]
     )
-    assert bias.variables == ("u", "x", "energy")
+    assert bias.variables == ("driver", "x", "energy")
     evaluator = FusedEvaluator(
         tiny_model, bias, 3, variables={"x": FirstCoordinate()}, runner="eager", dtype=torch.float64
     )
     first = evaluator.evaluate(tiny_positions)
-    expected = [first.cv, FirstCoordinate()(tiny_positions), first.energy]
+    expected = [first.driver, FirstCoordinate()(tiny_positions), first.energy]
     torch.testing.assert_close(first.variables, torch.stack(expected, dim=1))
     bias.update(1, first.variables.numpy() + np.array([0.3, 0.05, 0.0]))
     found = evaluator.evaluate(tiny_positions)
@@ -191,7 +191,7 @@ class Spring(Bias):
     kind = "spring"
 
     def __init__(self):
-        super().__init__(("u", "y"))
+        super().__init__(("driver", "y"))
         self._state = {"k": torch.tensor([40.0])}
 
     def energy(self, x, state):
@@ -204,8 +204,8 @@ def test_a_variable_from_outside_gets_its_force(tiny_model, tiny_positions, runn
     assert evaluator.input_names == ("y",)
     y = torch.tensor([[0.3], [1.0], [2.0]], dtype=torch.float64)
     found = evaluator.evaluate(tiny_positions, y)
-    torch.testing.assert_close(found.bias, 20.0 * (found.cv - y[:, 0]) ** 2)
-    torch.testing.assert_close(found.input_forces[:, 0], 40.0 * (found.cv - y[:, 0]))
+    torch.testing.assert_close(found.bias, 20.0 * (found.driver - y[:, 0]) ** 2)
+    torch.testing.assert_close(found.input_forces[:, 0], 40.0 * (found.driver - y[:, 0]))
     particles = torch.zeros(3 * 5 + 3, 3, dtype=torch.float64)
     particles[:15] = tiny_positions.reshape(-1, 3)
     particles[15:, 0] = y[:, 0]

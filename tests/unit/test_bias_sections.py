@@ -75,9 +75,12 @@ def test_all_kinds_are_there():
         ([{"sigma": [0.1, 0.2]}], "bias.0: sigma = [0.1, 0.2] for 1 variable(s): give one each"),
         ([{"variables": ["phi"]}], "bias.0.variables = ['phi']: no variable 'phi' is defined; valid: energy, u, unc"),
         ([{"variables": []}], "bias.0.variables = []: list should have at least 1"),
-        ([{"variables": ["u", "u"]}], "bias.0.variables = ['u', 'u']: name each variable once"),
-        ([{"kind": "upper_wall", "variables": ["extended_u"]}], "no variable 'extended_u' is defined"),
-        ([{"kind": "eabf", "variables": ["u", "energy"]}], "bias.0.variables = ['u', 'energy']: list should have at m"),
+        ([{"variables": ["driver", "driver"]}], "bias.0.variables = ['u', 'u']: name each variable once"),
+        ([{"kind": "upper_wall", "variables": ["extended_driver"]}], "no variable 'extended_driver' is defined"),
+        (
+            [{"kind": "eabf", "variables": ["driver", "energy"]}],
+            "bias.0.variables = ['u', 'energy']: list should have at m",
+        ),
         ([{"kind": "eabf"}, {"kind": "wtm_eabf"}], "bias.1.variables = ['u']: 'u' has an eabf already"),
         ([{"kind": "eabf", "pace": 10}], "bias.0.pace = 10 is not a multiple of md.pace = 50"),
         ([{"kind": "wtm_eabf", "hill_pace": 70}], "bias.0.hill_pace = 70 is not a multiple of md.pace = 50"),
@@ -87,8 +90,8 @@ def test_all_kinds_are_there():
         ([{"kind": "udd", "n_members": 4}], "n_members = 4 and n_atoms = None: give both"),
         ([{"kind": "opes", "biasfactor": float("nan")}], "bias.0.biasfactor = nan"),
         (
-            [{"kind": "eabf"}, {"kind": "linear", "variables": ["extended_u"]}],
-            "bias.1.variables = ['extended_u']: τ is adapted to forces on atoms, and an extended variable has none; g",
+            [{"kind": "eabf"}, {"kind": "linear", "variables": ["extended_driver"]}],
+            "bias.1.variables = ['extended_driver']: τ is adapted to forces on atoms, and an extended variable has",
         ),
     ],
 )
@@ -107,7 +110,7 @@ def test_bad_biases(biases, expected):
         ({"phi": {"kind": "dihedral", "atom": [0]}}, "variables.phi.atom = [0]: unknown key 'atom'; did you mean 'ato"),
         ({"r": {"kind": "distance"}}, "variables.r: give either atoms: [i, j] or groups"),
         ({"c": {"kind": "coordination", "group_a": [0, 1]}}, "'variables.c.r0' is missing"),
-        ({"u": PHI["phi"]}, "'u' is taken; choose another name"),
+        ({"driver": PHI["phi"]}, "'u' is taken; choose another name"),
         *(({name: PHI["phi"]}, f"'{name}' is taken") for name in ("extended_phi", "sigma_phi", *COLUMNS)),
         ({"a.b": PHI["phi"]}, "'a.b' is not a name"),
     ],
@@ -144,7 +147,7 @@ def test_what_only_the_molecule_or_the_class_can_tell(settings, expected):
 
 def test_periods_and_temperature_are_filled_in():
     settings = campaign(
-        {"variables": ["u", "phi"], "sigma": [0.3, 0.4]},
+        {"variables": ["driver", "phi"], "sigma": [0.3, 0.4]},
         {"kind": "eabf", "variables": ["phi"]},
         {"kind": "upper_wall", "variables": ["extended_phi"], "at": 3.0},
         {"kind": "gamd"},
@@ -156,7 +159,7 @@ def test_periods_and_temperature_are_filled_in():
     assert eabf["periods"] == wall["periods"] == [2 * math.pi]
     assert "periods" not in gamd
     bias = build_bias(parts_of(settings), 300.0)
-    assert bias.variables == ("u", "phi", "extended_phi", "energy")
+    assert bias.variables == ("driver", "phi", "extended_phi", "energy")
     # What was filled in is enough to build the same again, after a way through JSON.
     again = build_bias([(kind, options) for kind, options in json.loads(json.dumps(parts_of(settings)))], 300.0)
     hill = np.array([[0.5, 3.1, 3.0, -10.0]])
@@ -175,9 +178,9 @@ def test_periods_and_temperature_are_filled_in():
         ({"reflect_at": 0.25}, 0.25),
         ({"reflect_at": None}, None),
         ({"variables": ["phi"]}, None),
-        ({"variables": ["phi", "u"]}, [None, -1.5]),
-        ({"variables": ["phi", "u"], "reflect_at": [None, 0.5]}, [None, 0.5]),
-        ({"variables": ["u", "phi"], "reflect_at": ["lowest", None]}, [-1.5, None]),
+        ({"variables": ["phi", "driver"]}, [None, -1.5]),
+        ({"variables": ["phi", "driver"], "reflect_at": [None, 0.5]}, [None, 0.5]),
+        ({"variables": ["driver", "phi"], "reflect_at": ["lowest", None]}, [-1.5, None]),
     ],
 )
 @pytest.mark.parametrize("kind", ["metadynamics", "opes"])
@@ -200,7 +203,7 @@ class Slope(Bias):
 
     kind = "slope"
 
-    def __init__(self, *, steepness=1.0, variables=("u",)):
+    def __init__(self, *, steepness=1.0, variables=("driver",)):
         super().__init__(variables)
         self.steepness = steepness
 

@@ -18,9 +18,9 @@ from uqbias.uncertainty.calibration import Calibration, VarianceScaling
 
 @pytest.fixture
 def model(alanine_model, alanine_frames):
-    parts = (copy.deepcopy(part) for part in (alanine_model.potential, alanine_model.uncertainty))
+    parts = (copy.deepcopy(part) for part in (alanine_model.potential, alanine_model.judge))
     fresh = UncertaintyModel(*parts, alanine_model.topology)
-    fresh.uncertainty.record_seen(alanine_frames.positions[:60])
+    fresh.judge.record_seen(alanine_frames.positions[:60])
     return fresh
 
 
@@ -53,10 +53,10 @@ def test_either_map_can_be_the_models_uncertainty(model, alanine_frames, kind, t
     part = model.calibration.structure_bound if kind == "conformal" else model.calibration.structure_deviation
     x = torch.tensor(alanine_frames.positions[:5])
     raw, _ = model.judge_and_driver(x, *model.potential(x))
-    assert torch.equal(model(x).uncertainty, part(raw))
+    assert torch.equal(model(x).judge, part(raw))
     model.save(tmp_path / "model.uqb")
     loaded = UncertaintyModel.load(tmp_path / "model.uqb")
-    assert torch.equal(loaded(x).uncertainty, model(x).uncertainty)
+    assert torch.equal(loaded(x).judge, model(x).judge)
     assert loaded.calibration.describe() == model.calibration.describe()
     assert loaded.calibration.has_atoms
     assert np.array_equal(loaded.seen, model.seen)
@@ -101,7 +101,7 @@ def test_training_frames_in_disguise_are_recognised(model, alanine_frames, how, 
 
 def test_the_memory_goes_with_the_parts(model, alanine_frames):
     """A new model of trained parts knows what they were trained on."""
-    again = UncertaintyModel(model.potential, model.uncertainty, model.topology)
+    again = UncertaintyModel(model.potential, model.judge, model.topology)
     with pytest.raises(UqbiasError, match="were used to train"):
         calibrate(again, alanine_frames[50:])
 

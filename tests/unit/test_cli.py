@@ -20,7 +20,7 @@ from uqbias.testing.peroxide import peroxide_geometries
 
 COMMANDS = ("template", "validate", "run", "report", "train", "evaluate", "md", "fes", "info", "export", "doctor")
 NUMBERS = np.array([8, 8, 1, 1])
-TRAIN = ["--cv", "gmm", "--features", "latents", "--steps", "5", "--runner", "eager", "-q"]
+TRAIN = ["--driver", "gmm", "--features", "latents", "--steps", "5", "--runner", "eager", "-q"]
 
 
 @pytest.fixture(autouse=True)
@@ -61,8 +61,8 @@ SETTINGS = """\
 system: {structure: structure.pdb, start: data.xyz}
 potential: {n_channels: 2, n_radial: 4, l_max: 1, hidden: [8, 4]}
 training: {steps: 5, runner: eager}
-cv: {kind: kernel_density, features: {kind: torsions, heavy_only: false}, capacity: 64}
-uncertainty: {kind: gmm, n_components: 1}
+driver: {kind: kernel_density, features: {kind: torsions, heavy_only: false}, capacity: 64}
+judge: {kind: gmm, n_components: 1}
 """
 
 
@@ -140,7 +140,7 @@ def test_ctrl_c_says_how_to_go_on(folder, monkeypatch, tmp_path):
 def test_train_and_info(folder):
     model = UncertaintyModel.load(folder / "m.uqb")
     assert model.potential.options()["n_channels"] == 2
-    assert model.cv.kind == "kernel_density"
+    assert model.driver.kind == "kernel_density"
     assert model.calibration.fitted
     text = call("info", folder / "m.uqb").stdout
     for part in ("H2O2, 4 atoms", "3 bonds", "kernel_density on torsions", "gmm on latents", "torch"):
@@ -158,8 +158,8 @@ def test_training_repeats_and_options_reach_the_model(folder, tmp_path):
     call("train", folder / "data.xyz", "-o", tmp_path / "b.uqb", "--members", 2, *TRAIN)
     first, second = (UncertaintyModel.load(tmp_path / f"{name}.uqb") for name in "ab")
     assert first.potential.n_members == 2
-    assert first.cv is first.uncertainty
-    assert first.cv.features.kind == "latents"
+    assert first.driver is first.judge
+    assert first.driver.features.kind == "latents"
     assert first.topology.bonds == Topology.from_pdb(folder / "structure.pdb").bonds
     for name, tensor in first.state_dict().items():
         assert torch.equal(tensor, second.state_dict()[name]), name
@@ -178,7 +178,7 @@ def test_train_refuses_bad_data(folder, tmp_path):
     found = refused("train", folder / "data.xyz", "--structure", tmp_path / "other.pdb", "-o", target, *TRAIN)
     assert "[8, 8, 1, 1]" in found
     assert "[8, 8, 9, 9]" in found
-    found = refused("train", folder / "data.xyz", "--cv", "kernel_densty", "-o", target)
+    found = refused("train", folder / "data.xyz", "--driver", "kernel_densty", "-o", target)
     assert "did you mean 'kernel_density'" in found
     assert not target.exists()
 
@@ -214,7 +214,7 @@ def test_damaged_model_files(folder, tmp_path):
     [
         (("--platform", "foo"), "no OpenMM platform 'foo' on this machine"),
         (("--platform", "foo", "--resume"), "no OpenMM platform 'foo' on this machine"),
-        (("--wall", -1e6), "guards.cv_cap = -999998 is below the driver in all start frames, "),
+        (("--wall", -1e6), "guards.driver_cap = -999998 is below the driver in all start frames, "),
     ],
 )
 def test_md_that_cannot_begin_leaves_nothing_behind(folder, tmp_path, options, message):
@@ -244,12 +244,12 @@ def test_biased_energy_is_refused_without_a_bias(folder, tmp_path):
 
 
 def test_export_with_forces(folder, tmp_path):
-    done = call("export", folder / "m.uqb", "-o", tmp_path / "cv.pt", "--with-forces", "--json")
+    done = call("export", folder / "m.uqb", "-o", tmp_path / "driver.pt", "--with-forces", "--json")
     assert json.loads(done.stdout)["with_forces"] is True
     x = torch.tensor(read_frames(folder / "data.xyz").positions[0])
     with torch.no_grad():
-        value, forces = torch.jit.load(str(tmp_path / "cv.pt"))(x)
-        expected = UncertaintyModel.load(folder / "m.uqb")(x[None].float()).cv
+        value, forces = torch.jit.load(str(tmp_path / "driver.pt"))(x)
+        expected = UncertaintyModel.load(folder / "m.uqb")(x[None].float()).driver
     assert float(value) == pytest.approx(float(expected), abs=1e-4)
     assert forces.shape == (4, 3)
 
@@ -276,7 +276,7 @@ def test_doctor_exit_codes(monkeypatch):
     [
         (("train", "no.xyz"), "", "cannot write to {}: it is a directory; give the name of a file"),
         (("train", "no.xyz"), "text/model.uqb", "text is not a directory; give another file name"),
-        (("fes", "no", "--cv", "u"), "text", "text is not a directory; give another directory"),
+        (("fes", "no", "--cv", "driver"), "text", "text is not a directory; give another directory"),
     ],
 )
 def test_outputs_are_tried_before_anything_is_read(tmp_path, command, output, message):

@@ -14,9 +14,9 @@ def well_with_grid(tensors):
     points, stiffness, grid, spacing = tensors
     points = points.detach().requires_grad_()
     energy = (stiffness * points.pow(2)).sum(-1)
-    cv = points.pow(2).sum(-1).sqrt()
-    cell = (cv / spacing).detach().floor().long()
-    bias = grid.index_select(0, cell) * cv
+    driver = points.pow(2).sum(-1).sqrt()
+    cell = (driver / spacing).detach().floor().long()
+    bias = grid.index_select(0, cell) * driver
     (gradient,) = torch.autograd.grad(energy.sum() + bias.sum(), points)
     return energy, bias, -gradient
 

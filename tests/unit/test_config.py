@@ -12,7 +12,7 @@ from uqbias.settings.file import check_campaign, flatten, load_campaign
 from uqbias.settings.template import OF_KINDS, campaign_template, example_campaign, kinds_template
 
 SYSTEMS = sorted((Path(__file__).parents[2] / "systems").glob("*/*.yaml"))
-REGISTRIES = {"bias": BIASES, "variables": VARIABLES, "cv": UNCERTAINTIES, "features": FEATURES}
+REGISTRIES = {"bias": BIASES, "variables": VARIABLES, "driver": UNCERTAINTIES, "features": FEATURES}
 MINIMAL = {"system": {"structure": "molecule.pdb", "start": "start.xyz"}}
 
 
@@ -31,9 +31,12 @@ def write(folder, text):
         ({"md": {"walkers": "8"}}, "md.walkers = '8': input should be a valid integer"),
         ({"md": {"walkers": 0}}, "md.walkers = 0: input should be greater than"),
         ({"md": {"observe_every": 30}}, "md: observe_every = 30 is not a multiple of pace = 50"),
-        ({"cv": {"kind": "gm"}}, "cv.kind = 'gm': unknown kind 'gm'; did you mean 'gmm'?"),
-        ({"cv": {"kind": "gmm", "features": {"kind": "latnts"}}}, "cv.features.kind = 'latnts'"),
-        ({"cv": {"kind": "gmm", "features": {"kind": "torsions", "heavy": 1}}}, "cv.features.heavy = 1: unknown key"),
+        ({"driver": {"kind": "gm"}}, "driver.kind = 'gm': unknown kind 'gm'; did you mean 'gmm'?"),
+        ({"driver": {"kind": "gmm", "features": {"kind": "latnts"}}}, "driver.features.kind = 'latnts'"),
+        (
+            {"driver": {"kind": "gmm", "features": {"kind": "torsions", "heavy": 1}}},
+            "driver.features.heavy = 1: unknown key",
+        ),
         ({"bias": [{"kind": "metadynamics", "height": -1}]}, "bias.0.height = -1: input should be greater"),
         ({"bias": [{"kind": "metadynamics", "pace": 70}]}, "bias.0.pace = 70 is not a multiple of md.pace"),
         ({"oracle": {"kind": "ase"}}, "'oracle.calculator' is missing"),
@@ -136,9 +139,9 @@ def test_third_party_kinds_keep_their_options(monkeypatch):
     from uqbias.registry import UNCERTAINTIES
 
     monkeypatch.setitem(UNCERTAINTIES.builtin, "theirs", "somewhere:Theirs")
-    campaign = check_campaign({**MINIMAL, "cv": {"kind": "theirs", "anything": 3}})
-    assert campaign.cv.arguments() == {"anything": 3}
-    assert flatten(campaign.model_dump())["cv.anything"] == 3
+    campaign = check_campaign({**MINIMAL, "driver": {"kind": "theirs", "anything": 3}})
+    assert campaign.driver.arguments() == {"anything": 3}
+    assert flatten(campaign.model_dump())["driver.anything"] == 3
 
 
 @pytest.mark.parametrize("path", SYSTEMS, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -154,8 +157,8 @@ def test_campaigns_of_the_package_are_in_order(path):
 def test_the_published_method_is_as_published():
     (path,) = (path for path in SYSTEMS if path.stem == "published")
     campaign = load_campaign(path).campaign
-    assert campaign.cv == campaign.uncertainty
-    assert (campaign.cv.kind, campaign.cv.features.kind, campaign.cv.n_components) == ("gmm", "latents", 15)
+    assert campaign.driver == campaign.judge
+    assert (campaign.driver.kind, campaign.driver.features.kind, campaign.driver.n_components) == ("gmm", "latents", 15)
     eabf, gamd = campaign.bias[:2]
     assert (eabf.kind, eabf.sigma, eabf.mass, eabf.bin_width, eabf.full_samples) == ("wtm_eabf", 0.5, 0.5, 0.1, 100)
     assert (gamd.kind, gamd.threshold) == ("gamd", "upper")

@@ -182,16 +182,16 @@ def test_a_whole_model_knows_where_it_knows_nothing(tmp_path):
             "length": 0.5,
         },
         "training": {"steps": 400, "batch_size": 16, "learning_rate": 0.01, "runner": "eager"},
-        "cv": committee,
-        "uncertainty": committee,
+        "driver": committee,
+        "judge": committee,
     }
     model, facts = fit_model(left, Topology((1,), ()), settings)
     assert facts["calibration_frames"] >= 10
     known, unknown = np.zeros((2, 7, 1, 3))
     known[:, 0, 0], unknown[:, 0, 0] = np.linspace(-1.1, -0.4, 7), np.linspace(0.4, 1.1, 7)
-    u = [evaluate_frames(model, x).uncertainty for x in (known, unknown)]
+    u = [evaluate_frames(model, x).judge for x in (known, unknown)]
     assert u[1].min() > 3 * u[0].max()
     model.save(tmp_path / "model.uqb")
     loaded = UncertaintyModel.load(tmp_path / "model.uqb")
     x = torch.tensor(unknown, dtype=torch.float32)
-    assert torch.equal(loaded(x).uncertainty, model(x).uncertainty)
+    assert torch.equal(loaded(x).judge, model(x).judge)

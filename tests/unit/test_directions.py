@@ -67,7 +67,7 @@ def frames():
     return peroxide_geometries(12, 4)
 
 
-QUICK = DirectionOptions(epsilons=(1e-6, 0.01, 0.1), n_random=5, ascents=("uncertainty", "cv"), relax_steps=12)
+QUICK = DirectionOptions(epsilons=(1e-6, 0.01, 0.1), n_random=5, ascents=("judge", "driver"), relax_steps=12)
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +101,11 @@ def test_gradient_against_central_differences(model, frames):
 def test_cosines_do_not_turn_with_the_molecule(model, frames, result):
     turn = Rotation.random(len(frames), random_state=3).as_matrix()
     turned = np.einsum("nij,nkj->nki", turn, frames) + np.array([0.3, -1.0, 2.0])
-    other = directions(model, turned, Springs(), DirectionOptions(ascents=("uncertainty", "cv"), relax_steps=0))
+    other = directions(model, turned, Springs(), DirectionOptions(ascents=("judge", "driver"), relax_steps=0))
     assert np.all(np.abs(result.cos_theta) <= 1)
     assert result.cos_theta.min() < 0 < result.cos_theta.max()
     assert other.cos_theta == pytest.approx(result.cos_theta, abs=1e-8)
-    for name in ("uncertainty", "cv"):
+    for name in ("judge", "driver"):
         assert other.cos_ascent[name] == pytest.approx(result.cos_ascent[name], abs=1e-7)
     assert other.norm == pytest.approx(result.norm, rel=1e-8)
 
@@ -132,7 +132,7 @@ def test_rigid_modes_of_lines_and_atoms():
 
 def test_uncertainty_gradient_against_differences(model, frames):
     h = 1e-6
-    for name, of in (("uncertainty", "raw_uncertainty"), ("cv", "cv")):
+    for name, of in (("judge", "raw_judge"), ("driver", "driver")):
         gradient = uncertainty_gradient(model, frames[:1], name)[0]
         step = np.zeros_like(frames[0])
         step[2, 1] = h
@@ -141,7 +141,7 @@ def test_uncertainty_gradient_against_differences(model, frames):
 
 
 def test_errors_at_displaced_geometries(model, frames, result):
-    assert result.names == ("adversarial", *["random"] * 5, "uncertainty", "cv")
+    assert result.names == ("adversarial", *["random"] * 5, "judge", "driver")
     assert result.displaced_energy_error.shape == (12, 8, 3)
     expected = [error(model, Springs(), x) for x in frames]
     assert result.zero == pytest.approx(np.mean(np.sort(expected)[3:9]))

@@ -72,7 +72,7 @@ def folder(model, frames, tmp_path_factory):
 
 def test_command(folder):
     options = ["--oracle", "ase", "--oracle-option", "calculator=ase.calculators.emt.EMT", "--every", "3", "-q"]
-    options += ["--epsilon", "0.01,0.1", "--random", "3", "--ascent", "cv", "--relax-steps", "4"]
+    options += ["--epsilon", "0.01,0.1", "--random", "3", "--ascent", "driver", "--relax-steps", "4"]
     done = call("directions", folder / "model.uqb", folder / "frames.xyz", *options, "-o", folder / "out")
     assert done.exit_code == 0, done.output
     assert "4 of 4 frames, 0 geometries failed" in done.stdout
@@ -87,8 +87,8 @@ def test_command(folder):
     facts = json.loads(plain.stdout)
     assert facts["epsilon_A2"] == [0.0, 0.01, 0.1]
     assert facts["frames_used"] == 4
-    error = np.mean([abs(float(row["energy_error_eV"])) for row in rows if row["direction"] == "cv"][1::2])
-    assert facts["energy_error_meV"]["cv"]["mean"][2] == pytest.approx(1e3 * error, rel=1e-5)
+    error = np.mean([abs(float(row["energy_error_eV"])) for row in rows if row["direction"] == "driver"][1::2])
+    assert facts["energy_error_meV"]["driver"]["mean"][2] == pytest.approx(1e3 * error, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_frames_that_cannot_be_used_are_skipped(model, frames, folder, tmp_path)
             rows = list(csv.DictReader(stream))
         assert list(dict.fromkeys(row["frame"] for row in rows)) == ["0", "4", "7", "9", "11"]
         if name == "frames.csv":
-            expected = evaluate_frames(model, frames[[0, 4, 7, 9, 11]]).uncertainty / EV_PER_ANGSTROM
+            expected = evaluate_frames(model, frames[[0, 4, 7, 9, 11]]).judge / EV_PER_ANGSTROM
             assert [float(row["uncertainty_eV_per_A"]) for row in rows] == pytest.approx(expected, rel=1e-3)
     facts = json.loads(call(*command, "-o", tmp_path / "out", "--json").stdout)
     assert facts["frames"] == facts["frames_used"] == 5

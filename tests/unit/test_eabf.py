@@ -230,14 +230,14 @@ def test_forces_on_atoms_and_on_the_extended_variable(tiny_model, tiny_positions
         ]
     )
     evaluator = FusedEvaluator(tiny_model, bias, 3, runner="torchscript", dtype=torch.float64)
-    assert evaluator.input_names == ("extended_u",)
+    assert evaluator.input_names == ("extended_driver",)
     prediction = tiny_model(tiny_positions)
-    cv, energy = prediction.cv.detach().numpy(), prediction.energy.detach().numpy()
+    driver, energy = prediction.driver.detach().numpy(), prediction.energy.detach().numpy()
     rng = np.random.default_rng(0)
     for step in range(1, 41):
-        extended = cv + rng.normal(0, 0.3, 3) + (30 if step > 35 else 0)
-        bias.update(step, np.stack([cv + rng.normal(0, 0.1, 3), extended, energy + rng.normal(0, 10, 3)], axis=1))
-    inputs = torch.tensor(cv)[:, None] + 0.1
+        extended = driver + rng.normal(0, 0.3, 3) + (30 if step > 35 else 0)
+        bias.update(step, np.stack([driver + rng.normal(0, 0.1, 3), extended, energy + rng.normal(0, 10, 3)], axis=1))
+    inputs = torch.tensor(driver)[:, None] + 0.1
     evaluation = evaluator.evaluate(tiny_positions, inputs)
     forces, input_forces = evaluation.forces.clone(), evaluation.input_forces.clone()
     assert input_forces.abs().min() > 1.0

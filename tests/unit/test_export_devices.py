@@ -23,7 +23,7 @@ def moved(module):
 
 @pytest.mark.parametrize("periodic", [False, True], ids=["vacuum", "periodic"])
 @pytest.mark.parametrize("with_forces", [False, True], ids=["scalar", "forces"])
-@pytest.mark.parametrize("output", ["uncertainty", "cv", "energy", "biased"])
+@pytest.mark.parametrize("output", ["judge", "driver", "energy", "biased"])
 def test_every_tensor_is_made_where_the_positions_are(
     alanine_model, alanine_frames, tmp_path, output, with_forces, periodic
 ):
@@ -44,8 +44,8 @@ def test_every_tensor_is_made_where_the_positions_are(
 
 
 def test_gradient_on_another_device(alanine_model, alanine_frames, tmp_path):
-    export_torchscript(alanine_model, tmp_path / "cv.pt", "cv")
-    module = moved(torch.jit.load(str(tmp_path / "cv.pt")))
+    export_torchscript(alanine_model, tmp_path / "driver.pt", "driver")
+    module = moved(torch.jit.load(str(tmp_path / "driver.pt")))
     positions = torch.tensor(alanine_frames.positions[0]).to(META).requires_grad_()
     module(positions).backward()
     assert positions.grad.device == META

@@ -44,11 +44,11 @@ def alanine(tmp_path_factory, alanine_frames):
     x = alanine_frames.positions
     x = np.stack([x, x[::-1]], axis=1)
     angles = dihedral_angles(x, [PHI, PSI])
-    cv = np.random.default_rng(0).normal(size=x.shape[:2])
+    driver = np.random.default_rng(0).normal(size=x.shape[:2])
     hill, entry = make("metadynamics", variables=["phi"], periods=[2 * np.pi], sigma=0.5, height=4.0, pace=100)
     hill.update(100, np.array([[-1.5]]))
     wall = make("upper_wall", at=1.0, kappa=2.0)
-    bias = values_of(hill, {"phi": angles[..., 0]}) + values_of(wall[0], {"u": cv})
+    bias = values_of(hill, {"phi": angles[..., 0]}) + values_of(wall[0], {"driver": driver})
     folder = write_run(
         tmp_path_factory.mktemp("runs") / "alanine",
         {"phi": angles[..., 0]},
@@ -59,10 +59,10 @@ def alanine(tmp_path_factory, alanine_frames):
         topology=topology.to_dict(),
     )
     arrays = dict(np.load(folder / "observations.npz"))
-    arrays["cv"] = cv
-    arrays["energy"] = -np.arange(cv.size, dtype=float).reshape(cv.shape)
+    arrays["driver"] = driver
+    arrays["energy"] = -np.arange(driver.size, dtype=float).reshape(driver.shape)
     arrays["restarted"][[3, 50], [0, 1]] = True
-    arrays["cv"][50, 1] = arrays["bias"][50, 1] = np.nan
+    arrays["driver"][50, 1] = arrays["bias"][50, 1] = np.nan
     np.savez(folder / "observations.npz", **arrays)
     return folder
 
@@ -125,7 +125,7 @@ def test_units(simple, tmp_path, unit):
 
 
 def test_file_of_two_variables_round_trip(alanine, tmp_path):
-    found = free_energy([alanine], ["phi", "u"], bins=[6, 5])
+    found = free_energy([alanine], ["phi", "driver"], bins=[6, 5])
     found.save(tmp_path / "fes.csv", "kcal/mol")
     again = FreeEnergy.load(tmp_path / "fes.csv")
     assert again.axes == found.axes
@@ -491,7 +491,7 @@ def test_options_that_do_not_fit(simple, alanine):
     assert "5001 blocks for 4500 observations" in refused(simple, "--cv", "x", "--blocks", 5001)
     assert "1 block(s)" in refused(simple, "--cv", "x", "--blocks", 1)
     assert "variables ['x', 'u', 'energy']" in refused(simple, "--cv", "x,u,energy")
-    assert "'u' from 0 to 0" in refused(simple, "--cv", "u")
+    assert "'u' from 0 to 0" in refused(simple, "--cv", "driver")
     assert "--bins many" in refused(simple, "--cv", "x", "--bins", "many")
     assert "2 bins for 1 variable(s)" in refused(simple, "--cv", "x", "--bins", "4,4")
     assert "--range 5" in refused(simple, "--cv", "x", "--range", "5")

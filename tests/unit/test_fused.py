@@ -46,7 +46,7 @@ def test_without_bias(tiny_model, tiny_positions):
     prediction = tiny_model(positions)
     (gradient,) = torch.autograd.grad(prediction.energy.sum(), positions)
     torch.testing.assert_close(evaluation.forces, -gradient)
-    torch.testing.assert_close(evaluation.uncertainty, prediction.uncertainty.detach())
+    torch.testing.assert_close(evaluation.judge, prediction.judge.detach())
     assert not evaluation.bias.any()
     assert float(evaluator.total_energy) == pytest.approx(float(prediction.energy.detach().sum()))
     assert (evaluator.n_walkers, evaluator.n_atoms, evaluator.numbers) == (W, N, tiny_model.numbers)
@@ -55,7 +55,7 @@ def test_without_bias(tiny_model, tiny_positions):
 def test_energy_only(tiny_model, tiny_positions):
     bare, full = make(tiny_model, energy_only=True), make(tiny_model)
     torch.testing.assert_close(bare.evaluate(tiny_positions).forces, full.evaluate(tiny_positions).forces)
-    assert not bare.last.cv.any()
+    assert not bare.last.driver.any()
 
 
 def test_hills_act_from_the_next_evaluation_and_the_grid_grows(tiny_model, tiny_positions):
@@ -63,13 +63,13 @@ def test_hills_act_from_the_next_evaluation_and_the_grid_grows(tiny_model, tiny_
     evaluator = make(tiny_model, bias, runner="torchscript")
     first = evaluator.evaluate(tiny_positions)
     assert not first.bias.any()
-    bias.update(1, first.cv.numpy()[:, None])
+    bias.update(1, first.driver.numpy()[:, None])
     length = len(bias.state()["0.table"])
     second = evaluator.evaluate(tiny_positions)
-    np.testing.assert_allclose(second.bias.numpy(), bias.biases[0].value(first.cv.numpy()), rtol=1e-6)
+    np.testing.assert_allclose(second.bias.numpy(), bias.biases[0].value(first.driver.numpy()), rtol=1e-6)
     assert (second.bias > 2.9).all()
     assert (second.forces - first.forces).abs().max() > 0
-    bias.update(2, first.cv.numpy()[:, None] + 40.0)
+    bias.update(2, first.driver.numpy()[:, None] + 40.0)
     assert len(bias.state()["0.table"]) > length
     torch.testing.assert_close(evaluator.evaluate(tiny_positions).bias, second.bias)
 
@@ -146,9 +146,9 @@ def test_a_running_context_sees_new_hills(tiny_model, tiny_positions, backend):
     evaluator = make(tiny_model, bias)
     context = context_of(evaluator, tiny_positions.numpy(), backend)
     before = context.getState(energy=True).getPotentialEnergy()._value
-    bias.update(1, evaluator.last.cv.numpy()[:, None])
+    bias.update(1, evaluator.last.driver.numpy()[:, None])
     after = context.getState(energy=True).getPotentialEnergy()._value
-    expected = bias.biases[0].value(evaluator.last.cv.numpy()).sum()
+    expected = bias.biases[0].value(evaluator.last.driver.numpy()).sum()
     assert after - before == pytest.approx(expected, rel=1e-6)
     assert expected > 8
 

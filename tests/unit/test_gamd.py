@@ -223,7 +223,7 @@ def test_of_another_model_in_a_campaign(alanine_model, alanine_frames, tmp_path)
         folder=tmp_path / "md",
         biases=tuple((section.kind, section.arguments()) for section in settings.bias),
         md=settings.md.model_dump() | {"steps": 20},
-        guards=settings.guards.model_dump() | {"cv_cap": None},
+        guards=settings.guards.model_dump() | {"driver_cap": None},
         safe_frames=frames,
         safe_weights=np.full(4, 0.25),
         reference=frames[0],
@@ -240,7 +240,7 @@ def test_of_another_model_in_a_campaign(alanine_model, alanine_frames, tmp_path)
 def test_in_a_sum_and_moved():
     options = json.loads(json.dumps({"variables": ["solute_energy"], "threshold": "upper", "sigma0": 10.0, **STAGES}))
     bias = BiasSum([UpperWall(at=1.0), GaMD(**options)])
-    assert bias.variables == ("u", "solute_energy")
+    assert bias.variables == ("driver", "solute_energy")
     for step in range(1, 91):
         bias.update(step, np.concatenate([np.zeros((6, 1)), energies(step)], axis=1))
     x = torch.tensor([[2.0, -990.0], [0.0, -980.0]])
@@ -264,7 +264,7 @@ def test_in_a_sum_and_moved():
         {"preparation_steps": -1},
         {"equilibration_steps": -1},
         {"conventional_steps": 100, "preparation_steps": 100},
-        {"variables": ["energy", "u"]},
+        {"variables": ["energy", "driver"]},
     ],
 )
 def test_bad_options(wrong):

@@ -73,27 +73,27 @@ def test_start_frames_of_alanine_dipeptide_are_physical():
 
 def candidates(features, **columns):
     n = len(features)
-    base = {"cv": np.ones(n), "uncertainty": np.ones(n), "energy": np.zeros(n), "verdicts": [""] * n}
+    base = {"driver": np.ones(n), "judge": np.ones(n), "energy": np.zeros(n), "verdicts": [""] * n}
     return Candidates(features=np.asarray(features, dtype=float), **{**base, **columns})
 
 
 def test_windows_duplicates_and_budget_give_reasons():
     given = candidates(
         [[0.0], [1.0], [2.0], [3.0], [4.0], [4.0], [9.0]],
-        cv=np.array([1.0, 0.4, 20.0, 1.0, 1.0, 1.0, np.nan]),
+        driver=np.array([1.0, 0.4, 20.0, 1.0, 1.0, 1.0, np.nan]),
         verdicts=["bond 3-5 is 1.4 x reference", "", "", "", "", "", ""],
     )
-    options = SelectionOptions(kind="farthest_point", cv_window=(0.8, 14.0))
+    options = SelectionOptions(kind="farthest_point", driver_window=(0.8, 14.0))
     picks, reasons = select(given, np.array([[3.0]]), 5, options, seed=0)
     assert picks.tolist() == [4]
     assert reasons == [
         "refused: bond 3-5 is 1.4 x reference",
-        "refused: cv 0.4 below window",
-        "refused: cv 20 above window",
+        "refused: driver 0.4 below window",
+        "refused: driver 20 above window",
         "refused: same as a labelled frame",
         "taken: farthest point",
         "not taken: same as a taken frame",
-        "refused: cv is not finite",
+        "refused: driver is not finite",
     ]
     _, reasons = select(given, np.array([[3.0]]), 0, options, seed=0)
     assert reasons[4] == "not taken: budget of 0"
@@ -108,7 +108,7 @@ def test_farthest_points_start_from_the_labelled_set_and_spread():
 @pytest.mark.parametrize("kind", list(STRATEGIES))
 def test_strategies_keep_the_budget_and_the_seed(kind):
     random = np.random.default_rng(0)
-    given = candidates(random.normal(size=(60, 3)), uncertainty=random.random(60), energy=random.normal(size=60))
+    given = candidates(random.normal(size=(60, 3)), judge=random.random(60), energy=random.normal(size=60))
     options = SelectionOptions(kind=kind, energy_temperature=500.0)
     first, reasons = select(given, np.zeros((1, 3)), 20, options, seed=4)
     again, _ = select(given, np.zeros((1, 3)), 20, options, seed=4)

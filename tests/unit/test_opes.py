@@ -15,7 +15,7 @@ torch.set_num_threads(1)
 KT = kt(300.0)
 TURN = 2 * math.pi
 PLAIN = {"barrier": 30.0, "sigma": 0.4, "pace": 10}
-TWO = {"barrier": 25.0, "sigma": [0.4, 0.3], "pace": 10, "variables": ["u", "phi"], "periods": [None, TURN]}
+TWO = {"barrier": 25.0, "sigma": [0.4, 0.3], "pace": 10, "variables": ["driver", "phi"], "periods": [None, TURN]}
 CASES = {
     "plain": PLAIN,
     "exploratory": {**PLAIN, "exploratory": True},

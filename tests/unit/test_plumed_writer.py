@@ -19,16 +19,16 @@ def lines(path):
 
 def test_metadynamics(alanine_model, alanine_frames, tmp_path):
     files = write_plumed_input(alanine_model, tmp_path / "new" / "folder")
-    assert [path.name for path in files] == ["cv.pt", "plumed.dat", "plumed_openmm.dat", "README.md"]
+    assert [path.name for path in files] == ["driver.pt", "plumed.dat", "plumed_openmm.dat", "README.md"]
     plugin, bridge = (lines(files[index]) for index in (1, 2))
-    assert plugin[:2] == ["LOAD FILE=./libuqbias.so", "u: UNCERTAINTY ATOMS=1-22 MODEL=cv.pt"]
-    assert bridge[0] == "u: EXTRACV NAME=cv"
+    assert plugin[:2] == ["LOAD FILE=./libuqbias.so", "u: UNCERTAINTY ATOMS=1-22 MODEL=driver.pt"]
+    assert bridge[0] == "u: EXTRACV NAME=driver"
     assert plugin[2:] == bridge[1:]
     assert plugin[2].startswith("METAD ARG=u SIGMA=0.3 HEIGHT=1 PACE=500 BIASFACTOR=10 TEMP=300 FILE=HILLS")
     assert plugin[3] == "UPPER_WALLS ARG=u AT=14 KAPPA=20 LABEL=wall"
     positions = torch.tensor(alanine_frames.positions[0])
     value, forces = torch.jit.load(str(files[0]))(positions)
-    assert float(value) == pytest.approx(float(alanine_model(positions[None]).cv), rel=1e-4)
+    assert float(value) == pytest.approx(float(alanine_model(positions[None]).driver), rel=1e-4)
     assert forces.shape == positions.shape
     assert "ATOMS=1-22" in files[3].read_text()
 
@@ -43,20 +43,20 @@ def no_export(monkeypatch):
 
 @pytest.mark.usefixtures("no_export")
 def test_opes_on_the_judge_of_a_solute(alanine_model, tmp_path):
-    options = PlumedOptions(bias="opes", output="uncertainty", atoms="3-24", float64=True, barrier=30.0)
+    options = PlumedOptions(bias="opes", output="judge", atoms="3-24", float64=True, barrier=30.0)
     _, plumed, bridged, _ = write_plumed_input(alanine_model, tmp_path, options)
     text = lines(plumed)
-    assert text[1] == "u: UNCERTAINTY ATOMS=3-24 MODEL=cv.pt FLOAT64"
+    assert text[1] == "u: UNCERTAINTY ATOMS=3-24 MODEL=driver.pt FLOAT64"
     assert text[2].startswith("OPES_METAD ARG=u PACE=500 BARRIER=30 TEMP=300 FILE=KERNELS")
     assert not any("UPPER_WALLS" in line for line in text)
-    assert lines(bridged)[0] == "u: EXTRACV NAME=uncertainty"
+    assert lines(bridged)[0] == "u: EXTRACV NAME=judge"
 
 
 @pytest.mark.usefixtures("no_export")
 def test_every_argument_that_is_printed_exists(alanine_model, tmp_path):
     for bias in ("metad", "opes"):
         _, plumed, *_ = write_plumed_input(alanine_model, tmp_path / bias, PlumedOptions(bias=bias))
-        labels = set(re.findall(r"LABEL=(\w+)", plumed.read_text())) | {"u"}
+        labels = set(re.findall(r"LABEL=(\w+)", plumed.read_text())) | {"driver"}
         printed = re.search(r"PRINT ARG=(\S+)", plumed.read_text()).group(1).split(",")
         assert {name.split(".")[0] for name in printed} == labels
 
@@ -66,7 +66,7 @@ def test_every_argument_that_is_printed_exists(alanine_model, tmp_path):
     [
         ({"bias": "meta"}, "did you mean 'metad'"),
         ({"output": "energy"}, "unknown output 'energy'"),
-        ({"output": "uncertainty"}, "no width for hills on a CV in kJ/mol/nm; give --sigma"),
+        ({"output": "judge"}, "no width for hills on a CV in kJ/mol/nm; give --sigma"),
         ({"biasfactor": 1.0}, "biasfactor = 1.0; give a number above 1"),
         ({"sigma": -1.0}, "sigma = -1.0"),
         ({"temperature": 0.0}, "temperature = 0.0"),
@@ -80,7 +80,7 @@ def test_bad_options(alanine_model, tmp_path, options, message):
 
 @pytest.mark.usefixtures("no_export")
 def test_command(alanine_model, tmp_path):
-    model = UncertaintyModel(alanine_model.potential, alanine_model.uncertainty, alanine_model.topology)
+    model = UncertaintyModel(alanine_model.potential, alanine_model.judge, alanine_model.topology)
     model.save(tmp_path / "model.uqb")
     arguments = ["plumed", str(tmp_path / "model.uqb"), "--sigma", "0.7", "-o", str(tmp_path / "out")]
     result = CliRunner().invoke(app, arguments)

@@ -77,11 +77,11 @@ def make_run(path, n_rounds=4, *, crossing=True, reference=True, seed=0):
     config = {
         "name": "made_up",
         "seed": seed,
-        "cv": {"kind": "kernel_density", "features": {"kind": "torsions"}},
-        "uncertainty": {"kind": "gmm"},
+        "driver": {"kind": "kernel_density", "features": {"kind": "torsions"}},
+        "judge": {"kind": "gmm"},
         "sampler": "metadynamics",
         "md": {"walkers": N_WALKERS, "temperature": 300.0, "timestep_fs": 0.5, "steps": 12000},
-        "guards": {"cv_cap": 14.0},
+        "guards": {"driver_cap": 14.0},
         "score": None,
     }
     if reference:
@@ -130,14 +130,14 @@ def make_run(path, n_rounds=4, *, crossing=True, reference=True, seed=0):
         separation = (test_angles[:, None] - labelled[None] + 180) % 360 - 180
         distance = np.sqrt(((separation / 30.0) ** 2).sum(-1)).min(axis=1)
         error = (18.0 + 25.0 * distance**1.2) * rng.lognormal(0, 0.25, len(distance))
-        cv = -np.log(np.exp(-0.5 * (separation / 30) ** 2).prod(-1).mean(-1) + 1e-6) - 1.5
+        driver = -np.log(np.exp(-0.5 * (separation / 30) ** 2).prod(-1).mean(-1) + 1e-6) - 1.5
         judge = (error / 1.0364) * rng.lognormal(0.3, 0.5, len(error))
         np.savez(
             folder / "scores.npz",
             force_mae_frame=error,
             energy_error_frame=error / 20,
-            cv=cv,
-            uncertainty=np.where(judge < 1.5, 0.0, judge),
+            driver=driver,
+            judge=np.where(judge < 1.5, 0.0, judge),
         )
         right = (test_angles[:, 0] > 15) & (test_angles[:, 0] < 135)
         row = {
@@ -181,44 +181,44 @@ def make_exploration(folder, rng, index, crossing):
         angles[60:, : 2 * index] = np.array([67, -37]) + rng.normal(0, 18, (60, 2 * index, 2))
     angles = (angles + 180) % 360 - 180
     ramp = np.linspace(0, 5 + index, N_OBSERVED)[:, None]
-    cv = np.abs(ramp + rng.normal(0, 1.2, (N_OBSERVED, N_WALKERS)))
-    bias = 3 * ramp + rng.normal(0, 0.7, cv.shape) ** 2
-    uncertainty = 4 * cv + rng.normal(0, 1, cv.shape) ** 2
+    driver = np.abs(ramp + rng.normal(0, 1.2, (N_OBSERVED, N_WALKERS)))
+    bias = 3 * ramp + rng.normal(0, 0.7, driver.shape) ** 2
+    judge = 4 * driver + rng.normal(0, 1, driver.shape) ** 2
     np.savez(
         folder / "md" / "observations.npz",
         step=step,
         positions=chain(angles[..., 0], angles[..., 1]).astype(np.float32),
-        energy=rng.normal(0, 15, cv.shape) + 4 * cv,
-        cv=cv,
-        uncertainty=uncertainty,
+        energy=rng.normal(0, 15, driver.shape) + 4 * driver,
+        driver=driver,
+        judge=judge,
         bias=bias,
     )
-    event = {"step": 4000, "walker": 3, "reason": "cv cap"}
+    event = {"step": 4000, "walker": 3, "reason": "driver cap"}
     (folder / "md" / "events.jsonl").write_text(json.dumps(event) + "\n" + '{"step": 50')
-    hills = "#! FIELDS time cv sigma_cv height biasf\n#! SET multivariate false\n"
+    hills = "#! FIELDS time driver sigma_driver height biasf\n#! SET multivariate false\n"
     for i in range(300):
         hills += f"{0.025 * i} {abs(rng.normal(i / 60, 1.0)):.4f} 1.0 {np.exp(-i / 200) * 10 / 9:.5f} 10\n"
     (folder / "md" / "HILLS").write_text(hills)
-    n = cv.size
+    n = driver.size
     fate = rng.choice(
         [
             "taken",
             "refused: angle",
             "refused: clash",
             "refused: chirality",
-            "refused: cv below window",
+            "refused: driver below window",
             "not taken: budget spent",
         ],
         n,
         p=[0.05, 0.1, 0.04, 0.02, 0.3, 0.49],
     )
-    energy = rng.normal(0, 15, n) + 4 * cv.ravel()
+    energy = rng.normal(0, 15, n) + 4 * driver.ravel()
     candidates = [
         {
             "walker": int(i % N_WALKERS),
             "step": int(step[i // N_WALKERS]),
-            "cv": float(cv.ravel()[i]),
-            "uncertainty": float(uncertainty.ravel()[i]),
+            "driver": float(driver.ravel()[i]),
+            "judge": float(judge.ravel()[i]),
             "energy": float(energy[i]),
             "taken": bool(fate[i] == "taken"),
             "reason": str(fate[i]),
@@ -285,7 +285,7 @@ def test_bias_on_several_variables(complete, tmp_path):
     phi = rng.uniform(-np.pi, np.pi, (N_OBSERVED, N_WALKERS))
     with np.load(md / "observations.npz") as seen:
         arrays = dict(seen)
-    names = {"u": arrays["cv"], "phi": phi}
+    names = {"driver": arrays["driver"], "phi": phi}
     np.savez(
         md / "observations.npz",
         **arrays,
@@ -296,7 +296,8 @@ def test_bias_on_several_variables(complete, tmp_path):
         "#! FIELDS time phi sigma_phi height biasf\n#! SET min_phi -pi\n#! SET max_phi pi\n 0.1 3.0 0.3 10 10\n"
     )
     (md / "HILLS.u-phi").write_text(
-        "#! FIELDS time u phi sigma_u sigma_phi height biasf\n#! SET min_phi -3.14159265\n#! SET max_phi 3.14159265\n"
+        "#! FIELDS time driver phi sigma_driver sigma_phi height biasf\n"
+        "#! SET min_phi -3.14159265\n#! SET max_phi 3.14159265\n"
         " 0.1 1.0 0.5 0.3 0.4 1.0 -1\n 0.2 4.0 -2.5 0.3 0.4 1.0 -1\n"
     )
     (md / "HILLS.a-b-c").write_text("#! FIELDS time a b c sigma_a sigma_b sigma_c height biasf\n 1 1 1 1 1 1 1 1 -1\n")
@@ -304,16 +305,16 @@ def test_bias_on_several_variables(complete, tmp_path):
     run = RunData.load(path)
     assert [note for note in run.notes if "HILLS.cut" in note]
     found = {hills.variables: hills for hills in run.rounds[2].hills}
-    assert [*found] == [("cv",), ("a", "b", "c"), ("phi",), ("u", "phi")]
+    assert [*found] == [("driver",), ("a", "b", "c"), ("phi",), ("driver", "phi")]
     # Over the edge: 3.0 and -3.0 are 0.283 apart; the file holds h·γ/(γ-1).
     expected = 9.0 * np.exp(-0.5 * ((2 * np.pi - 6.0) / 0.3) ** 2)
     assert found["phi",].potential(np.array([[-3.0]])) == pytest.approx([expected])
-    assert found["u", "phi"].potential(np.array([[1.3, 0.5]])) == pytest.approx([np.exp(-0.5)])
+    assert found["driver", "phi"].potential(np.array([[1.3, 0.5]])) == pytest.approx([np.exp(-0.5)])
     figure = final_bias(run)
     drawn = [ax for ax in figure.axes if ax.get_title(loc="left")]
-    assert [ax.get_xlabel() for ax in drawn] == ["driver cv"] * 2 + ["phi (rad)"] * 2 + ["driver u"] * 2
+    assert [ax.get_xlabel() for ax in drawn] == ["driver driver"] * 2 + ["phi (rad)"] * 2 + ["driver u"] * 2
     assert [ax.get_ylabel() for ax in drawn[4:]] == ["phi (rad)"] * 2
-    assert np.nansum(drawn[5].collections[0].get_array()) == ((arrays["cv"] > 0.1) & (arrays["cv"] < 4.9)).sum()
+    assert np.nansum(drawn[5].collections[0].get_array()) == ((arrays["driver"] > 0.1) & (arrays["driver"] < 4.9)).sum()
     figure.savefig(tmp_path / "bias.png")
 
 
@@ -388,15 +389,16 @@ def test_map_of_several_groups_is_their_mean(complete, tmp_path):
         shutil.copy(md / "observations.npz", md / f"group_{group}")
         with np.load(md / "observations.npz") as seen:
             arrays = dict(seen)
-        variables = np.stack([arrays["cv"], arrays["cv"] + group], axis=-1)
+        variables = np.stack([arrays["driver"], arrays["driver"] + group], axis=-1)
         np.savez(
             md / f"group_{group}" / "observations.npz",
             **arrays,
             variables=variables,
-            variable_names=np.array(["u", "x"]),
+            variable_names=np.array(["driver", "x"]),
         )
         (md / f"group_{group}" / "HILLS").write_text(
-            f"#! FIELDS time u x sigma_u sigma_x height biasf\n 0.1 2.0 {2.0 + 3 * group} 1.0 1.0 {height} -1\n"
+            f"#! FIELDS time driver x sigma_driver sigma_x height biasf\n"
+            f" 0.1 2.0 {2.0 + 3 * group} 1.0 1.0 {height} -1\n"
         )
     figure = final_bias(RunData.load(path))
     bias, frames = [ax for ax in figure.axes if "round 2" in ax.get_title(loc="left")]
@@ -408,8 +410,8 @@ def test_map_of_several_groups_is_their_mean(complete, tmp_path):
     hills = [np.exp(-0.5 * ((x - 2) ** 2 + (y[:, None] - at) ** 2)) for at in (2.0, 5.0)]
     assert np.asarray(drawn.get_array()) == pytest.approx(0.5 * (1.0 * hills[0] + 3.0 * hills[1]))
     inside = sum(
-        ((cv > -1) & (cv < 5) & (cv + group > -1) & (cv + group < 8)).sum()
-        for group, cv in enumerate([arrays["cv"]] * 2)
+        ((driver > -1) & (driver < 5) & (driver + group > -1) & (driver + group < 8)).sum()
+        for group, driver in enumerate([arrays["driver"]] * 2)
     )
     assert np.nansum(frames.collections[0].get_array()) == inside
 
@@ -513,7 +515,7 @@ def test_groups_of_walkers_are_joined(complete, tmp_path):
         for name in ("observations.npz", "events.jsonl", "HILLS"):
             shutil.copy(md / name, md / group)
     entry = RunData.load(path).rounds[1]
-    assert entry.observations.cv.shape == (N_OBSERVED, 2 * N_WALKERS)
+    assert entry.observations.driver.shape == (N_OBSERVED, 2 * N_WALKERS)
     assert [event["walker"] for event in entry.guard_events] == [3, 3 + N_WALKERS]
     assert len(entry.hills) == 2
 
@@ -566,7 +568,7 @@ def test_learning_curve_shows_the_summary(run):
 def test_calibration_figure_has_a_dot_per_test_frame(run):
     axes = plots.uncertainty_against_error(run).axes
     assert [offsets(ax) for ax in axes] == [[1200], [1200]]
-    u = run.rounds[0].scores["uncertainty"] * 1.03643
+    u = run.rounds[0].scores["judge"] * 1.03643
     below = 100 * (run.rounds[0].scores["force_mae_frame"] <= u).mean()
     assert f"{below:.0f} % below" in axes[0].get_title(loc="left")
 

@@ -45,7 +45,7 @@ def test_hills_as_plumed_writes_them(tmp_path, gamma):
     file.close()
     lines = (tmp_path / "HILLS").read_text().splitlines()
     assert lines[:3] == [
-        "#! FIELDS time u sigma_u height biasf",
+        "#! FIELDS time driver sigma_driver height biasf",
         "#! SET multivariate false",
         "#! SET kerneltype gaussian",
     ]
@@ -92,16 +92,22 @@ def test_a_line_cut_short_is_left_out_and_repaired(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("#! FIELDS time u sigma_u height biasf\n1 2 3 4 5\n1 2 x 4 5\n", "HILLS, line 3"),
-        ("#! FIELDS time u sigma_u height biasf\n1 2 3 4\n1 2 3 4 5\n", "HILLS, line 2: 4 numbers for 5 fields"),
+        ("#! FIELDS time driver sigma_driver height biasf\n1 2 3 4 5\n1 2 x 4 5\n", "HILLS, line 3"),
+        (
+            "#! FIELDS time driver sigma_driver height biasf\n1 2 3 4\n1 2 3 4 5\n",
+            "HILLS, line 2: 4 numbers for 5 fields",
+        ),
         ("#! FIELDS time phi psi sigma_phi height biasf\n", "sigma_ of each"),
         ("1 2 3 4 5\n", "HILLS, line 1"),
-        ("#! FIELDS time u sigma_u height biasf\n1 2 3 4 5\n# nan\n1 2 3 nan 5\n", "HILLS, line 4: .* not finite"),
-        ("#! FIELDS time u sigma_u height biasf\nnan 2 3 4 5\n", "HILLS, line 2"),
-        ("#! FIELDS time u sigma_u height biasf\n1e300 2 3 4 5\n", "HILLS, line 2"),
-        ("#! FIELDS time u sigma_u height biasf\n1 inf 3 4 5\n", "HILLS, line 2"),
-        ("#! FIELDS time u sigma_u height biasf\n1 2 3 4 5\n1 2 0 4 5\n", "HILLS, line 3: .* sigma"),
-        ("#! FIELDS time u sigma_u height biasf\n1 2 -3 4 5\n", "HILLS, line 2"),
+        (
+            "#! FIELDS time driver sigma_driver height biasf\n1 2 3 4 5\n# nan\n1 2 3 nan 5\n",
+            "HILLS, line 4: .* not finite",
+        ),
+        ("#! FIELDS time driver sigma_driver height biasf\nnan 2 3 4 5\n", "HILLS, line 2"),
+        ("#! FIELDS time driver sigma_driver height biasf\n1e300 2 3 4 5\n", "HILLS, line 2"),
+        ("#! FIELDS time driver sigma_driver height biasf\n1 inf 3 4 5\n", "HILLS, line 2"),
+        ("#! FIELDS time driver sigma_driver height biasf\n1 2 3 4 5\n1 2 0 4 5\n", "HILLS, line 3: .* sigma"),
+        ("#! FIELDS time driver sigma_driver height biasf\n1 2 -3 4 5\n", "HILLS, line 2"),
         (b"\xff\xfe\x00abc\n", "HILLS is not a text file"),
         ("", "FIELDS"),
         (None, "no such file"),
@@ -123,19 +129,19 @@ def test_names_of_several_files(tmp_path):
     for biases, expected in (
         ([], []),
         ([wall, on("phi", "psi"), None], ["HILLS"]),
-        ([on("u"), on("phi", "psi"), bound], ["HILLS.u", "HILLS.phi-psi", "HILLS.extended_u"]),
-        ([on("u"), on("u"), on("u")], ["HILLS.u", "HILLS.u.1", "HILLS.u.2"]),
+        ([on("driver"), on("phi", "psi"), bound], ["HILLS.u", "HILLS.phi-psi", "HILLS.extended_driver"]),
+        ([on("driver"), on("driver"), on("driver")], ["HILLS.u", "HILLS.u.1", "HILLS.u.2"]),
     ):
         assert [path for path, _ in hill_files(tmp_path / "HILLS", biases)] == [tmp_path / name for name in expected]
-    names = [path.name for path, _ in hill_files("hills.dat", [on("u"), on("energy"), on("u")])]
+    names = [path.name for path, _ in hill_files("hills.dat", [on("driver"), on("energy"), on("driver")])]
     assert names == ["hills.u.dat", "hills.energy.dat", "hills.u.2.dat"]
-    assert hill_files(None, [on("u")]) == []
+    assert hill_files(None, [on("driver")]) == []
 
 
 def test_plumeds_own_hills_are_read(tmp_path):
     path = tmp_path / "HILLS"
     path.write_text(
-        "#! FIELDS time cv sigma_cv height biasf clock\n#! SET multivariate false\n"
+        "#! FIELDS time driver sigma_driver height biasf clock\n#! SET multivariate false\n"
         "#! SET kerneltype stretched-gaussian\n"
         "     1     0.5     0.2     1.3333333     4   1700000000\n"
     )
@@ -201,13 +207,13 @@ def test_files_with_other_columns_are_not_continued(tmp_path):
     bias, path = MetaD(), tmp_path / "FILE"
     files = {
         "hills": lambda: HillsFile(path, bias, 0.5, append=True),
-        "colvar": lambda: ColvarFiles(path, 1, names=["u", "phi"], append=True),
+        "colvar": lambda: ColvarFiles(path, 1, names=["driver", "phi"], append=True),
     }
     for name, content in (
         ("hills", "#! FIELDS time phi sigma_phi height biasf\n"),
-        ("hills", "#! FIELDS time u sigma_u height biasf clock\n"),
-        ("colvar", "#! FIELDS time u energy uncertainty bias restarted\n 1 2 3 4 5 0\n"),
-        ("colvar", "#! FIELDS time u energy uncertainty bias restarted psi\n 1 2 3 4 5 0 6\n"),
+        ("hills", "#! FIELDS time driver sigma_driver height biasf clock\n"),
+        ("colvar", "#! FIELDS time driver energy judge bias restarted\n 1 2 3 4 5 0\n"),
+        ("colvar", "#! FIELDS time driver energy judge bias restarted psi\n 1 2 3 4 5 0 6\n"),
         ("colvar", "my notes"),
     ):
         path.write_text(content)
@@ -215,7 +221,10 @@ def test_files_with_other_columns_are_not_continued(tmp_path):
             files[name]()
         assert path.read_text() == content
     # A kill while the header was written.
-    for name, header in (("hills", "#! FIELDS time u sigma_u height biasf"), ("colvar", "#! FIELDS time u energy")):
+    for name, header in (
+        ("hills", "#! FIELDS time driver sigma_driver height biasf"),
+        ("colvar", "#! FIELDS time driver energy"),
+    ):
         path.write_text(header)
         files[name]().close()
         assert path.read_text().startswith(header)
@@ -232,9 +241,9 @@ def test_colvar(tmp_path):
     assert colvar_paths("COLVAR", 1)[0].name == "COLVAR"
     # Read before closing: rows are flushed as they come.
     table = read_colvar(tmp_path / "COLVAR.1")
-    assert list(table) == ["time", "u", "energy", "uncertainty", "bias", "restarted"]
+    assert list(table) == ["time", "driver", "energy", "judge", "bias", "restarted"]
     np.testing.assert_allclose(table["time"], [o.time_ps for o in seen])
-    np.testing.assert_allclose(table["u"], [o.cv[1] for o in seen], rtol=1e-8)
+    np.testing.assert_allclose(table["driver"], [o.driver[1] for o in seen], rtol=1e-8)
     np.testing.assert_allclose(table["bias"], [o.bias[1] for o in seen], rtol=1e-8)
     files.close()
 
@@ -267,7 +276,7 @@ def test_recorder(tmp_path):
         assert file["positions"].shape == (3, 2, 3, 3)
         assert file["positions"].dtype == np.float32
         np.testing.assert_array_equal(file["step"], [0, 20, 40])
-        for name in ("energy", "cv", "uncertainty", "bias", "restarted"):
+        for name in ("energy", "driver", "judge", "bias", "restarted"):
             np.testing.assert_array_equal(file[name], [getattr(o, name) for o in seen[::2]])
     recorder.close()
     memory = ObservationRecorder()

@@ -46,11 +46,11 @@ def test_every_arm_is_in_order_at_equal_labels(samplers, name):
         check_parts(file, topology, read_start(file, topology))
         assert campaign.seed == 7
         budgets.add((campaign.harvest.labels_per_round, campaign.stop.rounds, campaign.stop.labels))
-        same = {"potential": campaign.potential, "training": campaign.training, "uncertainty": campaign.uncertainty}
+        same = {"potential": campaign.potential, "training": campaign.training, "judge": campaign.judge}
         first = check_campaign(samplers.settings(system, next(iter(system.arms)), 7, {}))
         assert same == {key: getattr(first, key) for key in same}
         # Distortions have no window on the driver by default.
-        filters = [found.harvest.model_dump(exclude={"cv_window"}) for found in (campaign, first)]
+        filters = [found.harvest.model_dump(exclude={"driver_window"}) for found in (campaign, first)]
         assert filters[0] == filters[1]
     assert len(budgets) == 1
     assert len({samplers.folder(arm) for arm in system.arms}) == len(system.arms) >= 6

@@ -73,12 +73,12 @@ def test_coordinates_and_double_well_sections_are_what_their_classes_take():
 
 def test_the_window_of_the_driver_is_open_without_md():
     def window(**settings):
-        return check_campaign({**FILES, **settings}).harvest.cv_window
+        return check_campaign({**FILES, **settings}).harvest.driver_window
 
     assert window() == window(sampler="md") == [None, 14.0]
     assert window(sampler="attack") == [None, None]
     assert window(sampler="random", harvest={"labels_per_round": 3}) == [None, None]
-    assert window(sampler="attack", harvest={"cv_window": [0.5, 14.0]}) == [0.5, 14.0]
+    assert window(sampler="attack", harvest={"driver_window": [0.5, 14.0]}) == [0.5, 14.0]
 
 
 def parts(folder, settings, topology, positions):
@@ -97,13 +97,15 @@ def test_molecules_without_torsions_get_a_cure_that_works(tmp_path):
     numbers = (7, 1, 1, 1)
     topology = Topology.from_positions(numbers, AMMONIA)
     positions = AMMONIA + np.random.default_rng(0).normal(0, 0.005, (20, 4, 3))
-    with pytest.raises(UqbiasError, match=r"cv: the molecule has no such dihedral, of 4 atoms; give `cv` the content"):
+    with pytest.raises(
+        UqbiasError, match=r"driver: the molecule has no such dihedral, of 4 atoms; give `driver` the content"
+    ):
         parts(tmp_path, {"sampler": "attack"}, topology, positions)
     judge = {"kind": "committee", "quantity": "forces"}
-    parts(tmp_path, {"sampler": "attack", "cv": judge, "uncertainty": judge}, topology, positions)
+    parts(tmp_path, {"sampler": "attack", "driver": judge, "judge": judge}, topology, positions)
     distances = {"kind": "pair_distances", "min_separation": 1, "heavy_only": False}
     density = {"kind": "kernel_density", "kernel": "gaussian", "features": distances}
-    parts(tmp_path, {"sampler": "attack", "cv": density}, topology, positions)
+    parts(tmp_path, {"sampler": "attack", "driver": density}, topology, positions)
 
 
 def test_one_particle_in_a_double_well_is_a_campaign(tmp_path):
@@ -113,12 +115,12 @@ def test_one_particle_in_a_double_well_is_a_campaign(tmp_path):
     settings = {
         "oracle": {"kind": "double_well", "dimensions": 2},
         "potential": {"kind": "coordinates", "axes": "xy"},
-        "uncertainty": judge,
+        "judge": judge,
         "sampler": "attack",
     }
-    with pytest.raises(UqbiasError, match=r"of 1 atoms; give `cv` the content of `uncertainty`$"):
+    with pytest.raises(UqbiasError, match=r"of 1 atoms; give `driver` the content of `judge`$"):
         parts(tmp_path, settings, topology, positions)
-    parts(tmp_path, settings | {"cv": judge}, topology, positions)
+    parts(tmp_path, settings | {"driver": judge}, topology, positions)
 
 
 def test_pool_oracle_finds_labels_by_geometry(tmp_path):

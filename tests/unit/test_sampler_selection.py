@@ -21,7 +21,7 @@ def moved(positions, seed=0):
 def candidates(positions, **columns):
     n = len(positions)
     features = np.arange(n, dtype=float)[:, None]
-    base = {"cv": np.ones(n), "uncertainty": np.ones(n), "energy": np.zeros(n), "verdicts": [""] * n}
+    base = {"driver": np.ones(n), "judge": np.ones(n), "energy": np.zeros(n), "verdicts": [""] * n}
     return Candidates(**{"features": features, "positions": positions, **base, **columns})
 
 
@@ -86,20 +86,20 @@ def test_clusters_give_their_most_uncertain_frame():
         [centre + random.normal(0, 0.3, (size, 2)) for centre, size in zip(centres, sizes, strict=True)]
     )
     group = np.repeat(np.arange(4), sizes)
-    uncertainty = random.random(len(group)) + 10 * (group == 0)
-    given = candidates(np.zeros((len(group), 1, 3)), features=features, uncertainty=uncertainty)
+    judge = random.random(len(group)) + 10 * (group == 0)
+    given = candidates(np.zeros((len(group), 1, 3)), features=features, judge=judge)
     options = SelectionOptions(kind="cluster")
     picks, reasons = select(given, np.full((1, 2), 99.0), 4, options, seed=1)
     assert sorted(group[picks]) == [0, 1, 2, 3]
     for pick in picks:
-        assert uncertainty[pick] == uncertainty[group == group[pick]].max()
+        assert judge[pick] == judge[group == group[pick]].max()
     assert reasons[picks[0]] == "taken: best of its cluster"
     greedy, _ = select(given, np.full((1, 2), 99.0), 4, SelectionOptions(kind="highest_uncertainty"), seed=1)
     assert set(group[greedy]) == {0}
     # Energies weigh: the cold half of each cluster wins.
     energy = np.where(np.arange(len(group)) % 2, 0.0, 200.0)
     cold = SelectionOptions(kind="cluster", energy_temperature=300.0)
-    given = candidates(np.zeros((len(group), 1, 3)), features=features, uncertainty=uncertainty, energy=energy)
+    given = candidates(np.zeros((len(group), 1, 3)), features=features, judge=judge, energy=energy)
     picks, _ = select(given, np.full((1, 2), 99.0), 3, cold, seed=1)
     assert (energy[picks] == 0).all()
 

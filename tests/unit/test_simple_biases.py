@@ -232,9 +232,9 @@ def test_linear_in_a_compiled_graph(tiny_model, tiny_positions):
         bias.update(step, found.variables.numpy().astype(float), evaluator.probe)
     x = tiny_positions.clone().requires_grad_()
     prediction = tiny_model(x)
-    rest = prediction.energy + 2.0 * torch.relu(prediction.cv) ** 2
+    rest = prediction.energy + 2.0 * torch.relu(prediction.driver) ** 2
     (without,) = torch.autograd.grad(rest.sum(), x, retain_graph=True)
-    (gradient,) = torch.autograd.grad(prediction.cv.sum(), x)
+    (gradient,) = torch.autograd.grad(prediction.driver.sum(), x)
     assert linear.tau == pytest.approx(0.3 * (without.norm(dim=-1).mean() / gradient.norm(dim=-1).mean()).item())
     forces = evaluator.evaluate(tiny_positions).forces
     torch.testing.assert_close(forces, linear.tau * gradient - without, rtol=1e-9, atol=1e-7)

@@ -34,7 +34,7 @@ def committee(alanine_frames):
 
 def quick_model(frames, topology, kind, **options):
     section = {"kind": kind, **options}
-    settings = {"potential": SMALL, "training": QUICK, "uncertainty": section, "cv": section}
+    settings = {"potential": SMALL, "training": QUICK, "judge": section, "driver": section}
     return fit_model(frames, topology, settings)[0]
 
 
@@ -73,8 +73,8 @@ def test_energies_inside_are_small_whatever_the_total(alanine_frames, topology):
         model = quick_model(frames, topology, "committee")
         x = torch.tensor(frames.positions[:4], dtype=torch.float32)
         assert model.potential(x)[0].abs().max() < 1e4
-        double = model.cv.double()(x.double(), *model.potential.double()(x.double()))
-        single = model.cv.float()(x, *model.potential.float()(x))
+        double = model.driver.double()(x.double(), *model.potential.double()(x.double()))
+        single = model.driver.float()(x, *model.potential.float()(x))
         assert single.detach().numpy() == pytest.approx(double.detach().numpy(), rel=1e-3)
 
 
@@ -180,13 +180,13 @@ def test_weights_of_heads_are_trained(alanine_frames, topology):
 
 
 def test_committee_of_one(alanine_frames, topology):
-    settings = {"potential": SMALL | {"n_members": 1}, "training": QUICK, "uncertainty": {"kind": "committee"}}
+    settings = {"potential": SMALL | {"n_members": 1}, "training": QUICK, "judge": {"kind": "committee"}}
     with pytest.raises(UqbiasError, match=r"'committee' with a potential of 1 member\(s\); set potential.n_members"):
         fit_model(alanine_frames, topology, settings)
 
 
 def test_head_on_a_committee(alanine_frames, topology):
-    settings = {"potential": SMALL | {"n_members": 3}, "training": QUICK, "uncertainty": {"kind": "mve"}}
+    settings = {"potential": SMALL | {"n_members": 3}, "training": QUICK, "judge": {"kind": "mve"}}
     with pytest.raises(UqbiasError, match="'mve' with a committee of 3"):
         fit_model(alanine_frames, topology, settings)
 
@@ -220,5 +220,5 @@ def test_committee_size_follows_the_kinds():
         return make_potential(campaign, (1, 8, 1), 0).n_members
 
     assert members() == 1
-    assert members(cv={"kind": "committee"}) == 4
-    assert members(uncertainty={"kind": "committee"}, potential={"n_members": 2}) == 2
+    assert members(driver={"kind": "committee"}) == 4
+    assert members(judge={"kind": "committee"}, potential={"n_members": 2}) == 2

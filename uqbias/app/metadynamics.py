@@ -39,7 +39,7 @@ class BiasVariable:
     periodic : whether minValue and maxValue are the same place.
     gridWidth : number of points of `Metadynamics.getFreeEnergy`; None for five per width of a hill.
     name : in HILLS and COLVAR, not that of another column there; ``cv0``, ``cv1``, ... by place if None. Of a model it
-        chooses the output: ``u``, ``uncertainty`` or ``energy``.
+        chooses the output: ``driver``, ``judge`` or ``energy``.
 
     Raises
     ------
@@ -286,7 +286,7 @@ def _named(variables: Sequence[BiasVariable], model: Any) -> tuple[list[str], di
             if model is not None and model is not one.force:
                 raise UqbiasError("metadynamics with two models", "make each a run of its own")
             model = one.force
-            names.append(one.name or "u")
+            names.append(one.name or "driver")
             if names[-1] not in OF_MODEL:
                 raise UqbiasError(f"a model's variable called '{names[-1]}'", f"choose among {', '.join(OF_MODEL)}")
         else:

@@ -49,7 +49,7 @@ class Sampling:
     system : openmm.System, with its forces.
     model : the model, or the path of its file; None for biases that need none.
     biases : of any kinds, each on named variables.
-    variables : variables beside the model's ``u``, ``uncertainty`` and ``energy``, by name: a `CollectiveVariable` of
+    variables : variables beside the model's ``driver``, ``judge`` and ``energy``, by name: a `CollectiveVariable` of
         the model's atoms, or what `ForceVariables` takes (an openmm.Force, several, a System) on any particles.
     atoms : indices of the model's atoms in the System, in the model's order; all particles if None. A molecule that
         periodic boundaries have split is made whole along its bonds.
@@ -202,7 +202,7 @@ class Sampling:
         variables, last = self._observe(simulation.context), self.evaluator.last
         if self._output is None or last is None:
             raise UqbiasError("a report before describeNextReport", "append this object to simulation.reporters")
-        row = [float(values[0]) for values in (last.cv, last.energy, last.uncertainty, last.bias)]
+        row = [float(values[0]) for values in (last.driver, last.energy, last.judge, last.bias)]
         self._refuse_broken(step)
         probe = host.probe_of_all_forces(simulation.context, self.force, self.evaluator, self._atoms)
         self.bias.update(step, variables[None], probe)

@@ -45,7 +45,7 @@ class AttackOptions:
     noise : standard deviation of δ at the start, in the unit of δ. None: 0.001 nm as published, 0.05 rad.
     bound : largest ‖δ‖, in the unit of δ; None for no bound.
     tolerance, patience : an attack stops when ln L has not risen by ``tolerance`` within ``patience`` iterations.
-    of : what is raised: ``uncertainty`` (the judge) or ``cv`` (the driver).
+    of : what is raised: ``judge`` (the judge) or ``driver`` (the driver).
     scale : width of the rounding of u⁺ at zero, in the unit of u, see `uqbias.attacks.objective.Objective`; None takes
         it from the frames.
     keep_every : iterations between two kept geometries of the trajectory; 0 keeps none.
@@ -66,7 +66,7 @@ class AttackOptions:
     bound: float | None = None
     tolerance: float = 0.01
     patience: int = 20
-    of: str = "uncertainty"
+    of: str = "judge"
     scale: float | None = None
     keep_every: int = 1
     batch: int = 32
@@ -98,13 +98,13 @@ class AttackResult:
     positions : [n, N, 3] nm; of an attack the geometry of the highest ln L that it reached. Finite, unless the start
         frame itself was not.
     energy : [n] kJ/mol.
-    cv, uncertainty : [n] driver and judge.
+    driver, judge : [n] driver and judge.
     log_likelihood : [n] ln L; NaN for random distortions.
     norm : [n] ‖δ‖ in the unit of the space.
     iterations : [n] steps made.
     status : of each: ``converged``, ``iterations`` (all of them made), ``bound`` (the geometry kept lies on it),
         ``random``, or ``failed: reason``, where the last good geometry is kept, the start frame if there is none.
-    trajectory : of attacks ``iteration`` [K], ``positions`` [K, n, N, 3], ``energy``, ``uncertainty``,
+    trajectory : of attacks ``iteration`` [K], ``positions`` [K, n, N, 3], ``energy``, ``judge``,
         ``log_likelihood`` [K, n]; where an attack has stopped, its last good values. Empty if not kept.
     delta : [n, D] distortion of the geometry kept.
     runner : what evaluated the graph.
@@ -113,8 +113,8 @@ class AttackResult:
     source: NDArray[np.int64]
     positions: Array
     energy: Array
-    cv: Array
-    uncertainty: Array
+    driver: Array
+    judge: Array
     log_likelihood: Array
     norm: Array
     iterations: NDArray[np.int64]
@@ -171,12 +171,12 @@ def attack(
         raise UqbiasError(f"none of the {len(x)} frames is finite", "give frames with positions")
     start = evaluate_frames(model, np.where(finite[:, None, None], x, x[finite.argmax()]))
     whole = radius(x) <= farthest(x)  # false for NaN
-    sound = np.asarray(whole & np.isfinite([start.energy, start.cv, start.uncertainty]).all(axis=0))
+    sound = np.asarray(whole & np.isfinite([start.energy, start.driver, start.judge]).all(axis=0))
     # One energy of -1e30 would leave no digits to ln L, and no limit to what counts as an energy.
     energies = inliers(
         start.energy[sound] if training_energies is None else np.asarray(training_energies), ENERGY_LIMIT
     )
-    watched = start.uncertainty if options.of == "uncertainty" else start.cv
+    watched = start.judge if options.of == "judge" else start.driver
     objective = Objective.from_frames(energies, watched[sound], options.temperature, options.of, options.scale)
     reference = x[sound][reference_frames(model.topology, x[sound]).argmax()]
     space = build_space(options.space, model.topology, reference, variables)
@@ -232,9 +232,9 @@ class _Ascent:
         self.done = np.zeros(n, dtype=np.int64)
         # The best geometry reached, at first the start frame, which holds until an attack has a good one.
         self.positions, self.kept = x.copy(), np.zeros((n, D))
-        self.energy, self.cv, self.uncertainty = start.energy.copy(), start.cv.copy(), start.uncertainty.copy()
+        self.energy, self.driver, self.judge = start.energy.copy(), start.driver.copy(), start.judge.copy()
         with np.errstate(invalid="ignore"):
-            self.start_likelihood = self.likelihood(start.energy, start.cv, start.uncertainty)
+            self.start_likelihood = self.likelihood(start.energy, start.driver, start.judge)
         self.log_likelihood = np.full(n, -np.inf)
         self.mark, self.marked = np.full(n, -np.inf), np.zeros(n, dtype=np.int64)
         self.lowest, self.highest = energies.min() - ENERGY_LIMIT, energies.max() + ENERGY_LIMIT
@@ -245,7 +245,7 @@ class _Ascent:
         broken = ~np.isfinite(x).all(axis=(1, 2))
         for i in np.flatnonzero(broken):
             self.status[i] = "failed: the start frame is not finite"
-        for name in ("energy", "cv", "uncertainty"):
+        for name in ("energy", "driver", "judge"):
             getattr(self, name)[broken] = np.nan
         every = options.keep_every
         self.iteration = np.arange(0, options.iterations + 1, every) if every else np.empty(0, dtype=np.int64)
@@ -256,14 +256,14 @@ class _Ascent:
                 name: np.broadcast_to(value, (kept, n)).copy()
                 for name, value in (
                     ("energy", self.energy),
-                    ("uncertainty", self.uncertainty),
+                    ("judge", self.judge),
                     ("log_likelihood", self.start_likelihood),
                 )
             },
         }
 
-    def likelihood(self, energy: Array, cv: Array, uncertainty: Array) -> Array:
-        return self.objective(uncertainty if self.options.of == "uncertainty" else cv, energy)
+    def likelihood(self, energy: Array, driver: Array, judge: Array) -> Array:
+        return self.objective(judge if self.options.of == "judge" else driver, energy)
 
     def run(self, advance: Callable[[int, str], None] | None) -> None:
         """Make all attacks."""
@@ -300,10 +300,10 @@ class _Ascent:
     def _take(self, rows: NDArray[np.int64], point: Point) -> None:
         """Judge the points just evaluated: keep the best, stop what has failed or converged."""
         energy = point.energy + self.graph.energy_shift
-        found = {"energy": energy, "cv": point.cv, "uncertainty": point.uncertainty, "positions": point.positions}
+        found = {"energy": energy, "driver": point.driver, "judge": point.judge, "positions": point.positions}
         found = {name: values[: len(rows)] for name, values in found.items()}
         with np.errstate(invalid="ignore", over="ignore"):
-            found["log_likelihood"] = self.likelihood(found["energy"], found["cv"], found["uncertainty"])
+            found["log_likelihood"] = self.likelihood(found["energy"], found["driver"], found["judge"])
         for place, i in enumerate(rows):
             reason = self._fault(i, {name: values[place] for name, values in found.items()}, point.gradient[place])
             if reason:
@@ -329,7 +329,7 @@ class _Ascent:
             "the molecule flew apart": radius(found["positions"][None])[0] <= self.reach[i],
             "the energy is not finite": np.isfinite(found["energy"]),
             f"an energy out of range: {found['energy']:.3g} kJ/mol": self.lowest <= found["energy"] <= self.highest,
-            "the uncertainty is not finite": np.isfinite([found["uncertainty"], found["cv"]]).all(),
+            "the uncertainty is not finite": np.isfinite([found["judge"], found["driver"]]).all(),
             "the gradient is not finite": np.isfinite(gradient).all() and np.isfinite(found["log_likelihood"]),
         }
         return next((reason for reason, passed in tests.items() if not passed), "")
@@ -377,8 +377,8 @@ class _Ascent:
             source=np.arange(len(self.base)),
             positions=self.positions,
             energy=self.energy,
-            cv=self.cv,
-            uncertainty=self.uncertainty,
+            driver=self.driver,
+            judge=self.judge,
             log_likelihood=self.log_likelihood,
             norm=self._norms(self.kept),
             iterations=self.done,

@@ -114,7 +114,7 @@ def write_tables(result: DirectionResult, folder: Path) -> list[Path]:
     columns = ["frame", "energy_error_eV", "force_rmse_eV_per_A", "gradient_norm_eV2_per_A", "cos_theta"]
     columns += [f"cos_{name}" for name in ascents] + ["uncertainty_eV_per_A"]
     values = [result.energy_error / EV, result.force_error / EV_PER_ANGSTROM, result.norm / (EV * EV_PER_ANGSTROM)]
-    values += [result.cos_theta, *(result.cos_ascent[name] for name in ascents), result.uncertainty / EV_PER_ANGSTROM]
+    values += [result.cos_theta, *(result.cos_ascent[name] for name in ascents), result.judge / EV_PER_ANGSTROM]
     rows = ([int(frame), *line] for frame, line in zip(result.source, np.stack(values, axis=1).tolist(), strict=True))
     files = [_write(folder / "frames.csv", columns, rows)]
     columns = ["frame", "direction", "number", "epsilon_A2", "displacement_A"]

@@ -54,7 +54,7 @@ class DirectionOptions:
     ----------
     epsilons : squared lengths of the displacements, Å².
     n_random : random directions for each frame.
-    ascents : uncertainties along whose gradient the frames are displaced too: ``uncertainty`` (the judge), ``cv`` (the
+    ascents : uncertainties along whose gradient the frames are displaced too: ``judge`` (the judge), ``driver`` (the
         driver). It is the way that an attack without labels can go.
     zero : what counts as no energy error. A potential's energy has an arbitrary constant: ``frames`` takes it from the
         frames themselves, as the mean of E_app − E_acc over the middle half of them, which a few bad frames do not
@@ -66,7 +66,7 @@ class DirectionOptions:
 
     epsilons: Sequence[float] = (0.01, 0.03, 0.1, 0.3, 0.5)
     n_random: int = 8
-    ascents: Sequence[str] = ("uncertainty",)
+    ascents: Sequence[str] = ("judge",)
     zero: str | float = "frames"
     relax_steps: int = 100
     relax_every: int = 10
@@ -115,7 +115,7 @@ class DirectionResult:
     norm : [n] |A|, (kJ/mol)²/nm.
     cos_theta : [n] between A and the model's force; NaN where one of them is zero.
     cos_ascent : [n] between A and the gradient of each uncertainty, by name.
-    uncertainty : [n] calibrated judge, kJ/mol/nm.
+    judge : [n] calibrated judge, kJ/mol/nm.
     names : the D directions: adversarial, random (several times), then the ascents.
     epsilons : [L] Å².
     displaced_energy_error, displaced_force_error, displaced_uncertainty : [n, D, L] as above, at displaced geometries;
@@ -133,7 +133,7 @@ class DirectionResult:
     norm: Array
     cos_theta: Array
     cos_ascent: dict[str, Array]
-    uncertainty: Array
+    judge: Array
     names: tuple[str, ...]
     epsilons: Array
     displaced_energy_error: Array
@@ -232,7 +232,7 @@ def directions(
         norm=np.linalg.norm(gradient, axis=(1, 2)),
         cos_theta=cosine(gradient, found.forces[good]),
         cos_ascent={name: cosine(gradient, ascent) for name, ascent in ascents.items()},
-        uncertainty=found.uncertainty[good],
+        judge=found.judge[good],
         names=names,
         epsilons=np.asarray(options.epsilons, dtype=np.float64),
         displaced_energy_error=displaced[0] - zero,
@@ -267,14 +267,14 @@ class _Labeller:
             else:
                 self.failures.append(Failure(frame, place, "the model's prediction is not finite"))
             self.advance(1, f"{len(self.failures)} failed" if self.failures else "")
-        return energy, forces, _Found(found.forces, found.uncertainty)
+        return energy, forces, _Found(found.forces, found.judge)
 
 
 class _Found(NamedTuple):
     """What the model says: forces [m, N, 3] kJ/mol/nm and calibrated uncertainty [m] kJ/mol/nm."""
 
     forces: Array
-    uncertainty: Array
+    judge: Array
 
 
 def _displaced(
@@ -301,7 +301,7 @@ def _displaced(
         if not places:
             continue
         energy, forces, found = labeller.errors(geometries.reshape(-1, *x.shape[1:]), places)
-        known = np.where(np.isfinite(energy), found.uncertainty, np.nan)
+        known = np.where(np.isfinite(energy), found.judge, np.nan)
         for result, values in zip(results, (energy, rms(forces), known), strict=True):
             result[n, at] = values.reshape(len(at), len(epsilons))
     return results

@@ -24,7 +24,7 @@ from uqbias.units import kt
 
 Array = NDArray[np.float64]
 #: What is climbed: the judge or the driver.
-OF = ("uncertainty", "cv")
+OF = ("judge", "driver")
 #: Width of the rounding of u⁺ at zero, as a share of the spread of u: u⁺ is within 0.5 % of u from one spread on.
 ROUNDING = 0.25
 #: Name of the zero of the energies among the weights of the graph.
@@ -51,18 +51,18 @@ class Objective:
     reference : E₀, kJ/mol.
     log_partition : ln Q.
     scale : s, in the unit of u.
-    of : ``uncertainty`` (the calibrated judge) or ``cv`` (the driver).
+    of : ``judge`` (the calibrated judge) or ``driver`` (the driver).
     """
 
     temperature: float
     reference: float
     log_partition: float
     scale: float
-    of: str = "uncertainty"
+    of: str = "judge"
 
     @classmethod
     def from_frames(
-        cls, energy: Array, u: Array, temperature: float, of: str = "uncertainty", scale: float | None = None
+        cls, energy: Array, u: Array, temperature: float, of: str = "judge", scale: float | None = None
     ) -> Objective:
         """Take Q from energies [n] and s from uncertainties [m]; values that are not finite are left out.
 
@@ -131,9 +131,9 @@ class Point(NamedTuple):
     #: [W] kJ/mol, from the ``energy_shift`` of the graph.
     energy: Array
     #: [W] driver.
-    cv: Array
+    driver: Array
     #: [W] judge.
-    uncertainty: Array
+    judge: Array
     #: [W, D] of ln L with respect to δ.
     gradient: Array
 
@@ -195,13 +195,13 @@ class AttackGraph:
     def _function(self, inputs: list[Tensor]) -> tuple[Tensor, ...]:
         base, *weights, delta, numbers = inputs
         delta = delta.detach().requires_grad_()
-        positions, energy, cv, uncertainty = functional_call(
+        positions, energy, driver, judge = functional_call(
             self._whole, dict(zip(self._names, weights, strict=True)), (base, delta)
         )
-        u = uncertainty if self._of == "uncertainty" else cv
+        u = judge if self._of == "judge" else driver
         climbed = log_softplus(u / numbers[1]) - energy * numbers[0]
         (gradient,) = torch.autograd.grad(climbed.sum(), delta, materialize_grads=True)
-        return positions.clone(), energy.clone(), cv.clone(), uncertainty.clone(), gradient
+        return positions.clone(), energy.clone(), driver.clone(), judge.clone(), gradient
 
     def __call__(self, bases: Array, delta: Array) -> Point:
         """Evaluate W attacks at ``bases`` [W, N, 3] nm and ``delta`` [W, D]."""
@@ -220,5 +220,5 @@ class _ModelInSpace(torch.nn.Module):
 
     def forward(self, base: Tensor, delta: Tensor) -> tuple[Tensor, ...]:
         positions = self.space(base, delta)
-        energy, cv, uncertainty = self.model(positions)
-        return positions, energy, cv, uncertainty
+        energy, driver, judge = self.model(positions)
+        return positions, energy, driver, judge

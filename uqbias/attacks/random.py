@@ -91,12 +91,12 @@ def distort_at_random(
     whole = radius(distorted) <= farthest(x)  # false for NaN
     distorted[~whole] = x[~whole]
     found = evaluate_frames(model, distorted)
-    finite = np.isfinite([found.energy, found.cv, found.uncertainty]).all(axis=0)
+    finite = np.isfinite([found.energy, found.driver, found.judge]).all(axis=0)
     good = np.asarray(whole & finite)
     if not good.all():
         start = evaluate_frames(model, x[~good])
         distorted[~good], delta[~good] = x[~good], 0.0
-        for name in ("energy", "cv", "uncertainty"):
+        for name in ("energy", "driver", "judge"):
             getattr(found, name)[~good] = getattr(start, name)
     with torch.no_grad():
         norm: Array = space.norm(torch.from_numpy(delta)).numpy()
@@ -104,8 +104,8 @@ def distort_at_random(
         source=np.arange(len(x)),
         positions=distorted,
         energy=found.energy,
-        cv=found.cv,
-        uncertainty=found.uncertainty,
+        driver=found.driver,
+        judge=found.judge,
         log_likelihood=np.full(len(x), np.nan),
         norm=norm,
         iterations=np.zeros(len(x), dtype=np.int64),

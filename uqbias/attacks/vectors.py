@@ -13,7 +13,7 @@ from uqbias.potentials.prediction import with_member_forces
 
 Array = NDArray[np.float64]
 #: Uncertainties with a gradient to follow: the judge and the driver.
-ASCENTS = ("uncertainty", "cv")
+ASCENTS = ("judge", "driver")
 #: Frames whose uncertainty is differentiated together.
 BLOCK = 64
 
@@ -30,8 +30,8 @@ def adversarial_gradient(energy_error: Array, force_error: Array) -> Array:
     return gradient
 
 
-def uncertainty_gradient(model: UncertaintyModel, positions: NDArray[Any], of: str = "uncertainty") -> Array:
-    """Gradient [n, N, 3] of the raw judge (``uncertainty``) or driver (``cv``); calibration does not turn it."""
+def uncertainty_gradient(model: UncertaintyModel, positions: NDArray[Any], of: str = "judge") -> Array:
+    """Gradient [n, N, 3] of the raw judge (``judge``) or driver (``driver``); calibration does not turn it."""
     parts = []
     weights = next(model.potential.parameters())
     for block in torch.split(torch.as_tensor(positions).to(weights), BLOCK):

@@ -45,7 +45,7 @@ class Bias(ABC):
     Attributes
     ----------
     kind : name in the registry.
-    variables : names of the D variables: ``u`` (the driver), ``uncertainty`` (the judge), ``energy`` (of the model),
+    variables : names of the D variables: ``driver`` (the driver), ``judge`` (the judge), ``energy`` (of the model),
         a collective variable, or an extended variable.
     extended : extended variables that the bias brings along.
     frozen : if True, ``update`` does nothing: the bias is a fixed potential and the energy is conserved.
@@ -63,7 +63,7 @@ class Bias(ABC):
         bias._given = arguments, options
         return bias
 
-    def __init__(self, variables: Sequence[str] = ("u",)) -> None:
+    def __init__(self, variables: Sequence[str] = ("driver",)) -> None:
         names = (variables,) if isinstance(variables, str) else tuple(str(name) for name in variables)
         if not names or len(set(names)) < len(names):
             raise UqbiasError(f"{self.kind} on the variables {list(names)}", "name at least one, and each once")
@@ -155,7 +155,7 @@ class BiasSum(Bias):
     def __init__(self, biases: Sequence[Bias] = ()) -> None:
         self.biases = list(biases)
         names = tuple(dict.fromkeys(name for bias in self.biases for name in bias.variables))
-        super().__init__(names or ("u",))
+        super().__init__(names or ("driver",))
         self.extended = tuple(dict.fromkeys(one for bias in self.biases for one in bias.extended))
         self._names: list[list[str]] = [list(bias.state()) for bias in self.biases]
         self._columns = [[self.variables.index(name) for name in bias.variables] for bias in self.biases]

@@ -67,7 +67,7 @@ def completed(
     for kind, options in parts:
         taken = inspect.signature(BIASES.get(kind)).parameters
         full = dict(options)
-        names = full.get("variables", ("u",))
+        names = full.get("variables", ("driver",))
         names = (names,) if isinstance(names, str) else names
         own = [known.get(name) for name in names]
         if "temperature" in taken:
@@ -88,7 +88,7 @@ def _reflected(bound: Any, names: Sequence[str], lowest: float) -> Any:
     def one(value: Any, name: str) -> Any:
         if value != "lowest":
             return value
-        return lowest if name == "u" else None
+        return lowest if name == "driver" else None
 
     if isinstance(bound, list | tuple):
         return [one(value, name) for value, name in zip(bound, names, strict=True)]

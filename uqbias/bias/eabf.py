@@ -63,7 +63,7 @@ class ExtendedABF(Bias):
     def __init__(
         self,
         *,
-        variables: Sequence[str] = ("u",),
+        variables: Sequence[str] = ("driver",),
         periods: float | Sequence[float | None] | None = None,
         sigma: float = 0.5,
         mass: float = 0.5,
@@ -256,7 +256,7 @@ class WellTemperedExtendedABF(ExtendedABF):
     def __init__(
         self,
         *,
-        variables: Sequence[str] = ("u",),
+        variables: Sequence[str] = ("driver",),
         periods: float | Sequence[float | None] | None = None,
         sigma: float = 0.5,
         mass: float = 0.5,

@@ -86,7 +86,7 @@ class Wall(FixedBias):
         *,
         at: float,
         kappa: float = 20.0,
-        variables: Sequence[str] = ("u",),
+        variables: Sequence[str] = ("driver",),
         periods: Sequence[float | None] | None = None,
     ) -> None:
         if kappa < 0:
@@ -143,7 +143,7 @@ class Restraint(FixedBias):
         *,
         at: float,
         kappa: float,
-        variables: Sequence[str] = ("u",),
+        variables: Sequence[str] = ("driver",),
         periods: Sequence[float | None] | None = None,
     ) -> None:
         if kappa < 0:
@@ -197,7 +197,7 @@ class UDD(FixedBias):
         B: float = 0.50,
         n_members: int | None = None,
         n_atoms: int | None = None,
-        variables: Sequence[str] = ("u",),
+        variables: Sequence[str] = ("driver",),
     ) -> None:
         for name, value in (("A", A), ("B", B)):
             positive(self.kind, name, value)

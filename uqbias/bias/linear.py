@@ -61,7 +61,7 @@ class Linear(Bias):
         pace: int = 10,
         averaging: int = 100,
         tau: float | None = None,
-        variables: Sequence[str] = ("u",),
+        variables: Sequence[str] = ("driver",),
     ) -> None:
         super().__init__(variables)
         if len(self.variables) != 1:

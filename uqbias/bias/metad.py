@@ -78,7 +78,7 @@ class MetaD(Bias):
     def __init__(
         self,
         *,
-        variables: Sequence[str] = ("u",),
+        variables: Sequence[str] = ("driver",),
         periods: Sequence[float | None] | None = None,
         height: float = 1.0,
         sigma: float | Sequence[float] = 1.0,

@@ -95,7 +95,7 @@ class OPES(Bias):
         *,
         barrier: float,
         sigma: float | Sequence[float],
-        variables: Sequence[str] = ("u",),
+        variables: Sequence[str] = ("driver",),
         periods: Sequence[float | None] | None = None,
         pace: int = 500,
         biasfactor: float | None = None,

@@ -78,12 +78,12 @@ def _check_uncertainties(campaign: Campaign, topology: Topology, start: Frames) 
         if topology.proper_dihedrals(heavy_only=False) or "no such dihedral" not in error.what:
             raise
         cure = (
-            "give `cv` the content of `uncertainty`, or cv: {kind: kernel_density, kernel: gaussian, features: {kind: "
-            "pair_distances, min_separation: 1, heavy_only: false}}"
+            "give `driver` the content of `judge`, or driver: {kind: kernel_density, kernel: gaussian, features: "
+            "{kind: pair_distances, min_separation: 1, heavy_only: false}}"
             if len(topology) > 1
-            else "give `cv` the content of `uncertainty`"
+            else "give `driver` the content of `judge`"
         )
-        raise UqbiasError(f"cv: {error.what}, of {len(topology)} atoms", cure) from None
+        raise UqbiasError(f"driver: {error.what}, of {len(topology)} atoms", cure) from None
 
 
 def check_exploration(campaign: Campaign, topology: Topology) -> None:

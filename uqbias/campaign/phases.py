@@ -31,7 +31,7 @@ Array = NDArray[np.float64]
 #: What the progress display calls an exploration without MD.
 TITLES = {"attack": "attacks", "random": "distortions", "pool": "pool"}
 #: What observations hold of every frame.
-OBSERVED = ("positions", "energy", "cv", "uncertainty")
+OBSERVED = ("positions", "energy", "driver", "judge")
 #: And where a proposed geometry comes from; see `uqbias.campaign.samplers.distorting`.
 PROPOSED = ("attack", "source", "status", "log_likelihood", "norm", "iterations")
 #: For a file of the campaign's own that somebody damaged.
@@ -107,7 +107,7 @@ def _exploration(work: Work, round_index: int, group: int, groups: int) -> Explo
         frames = frames[np.array([entry["round"] == 0 for entry in frames.info], dtype=bool)]
     weights = np.ones(len(frames))
     if campaign.md.start_from == "sparse":
-        weights = _sparseness(model, evaluate_frames(model, frames.positions).cv)
+        weights = _sparseness(model, evaluate_frames(model, frames.positions).driver)
     earlier = None
     if campaign.old_bias == "keep" and round_index > 1 and campaign.sampler == "metadynamics":
         earlier = work.folder(round_index - 1) / "md" / (f"group_{group}" if several else "") / "bias.npz"
@@ -133,13 +133,13 @@ def _exploration(work: Work, round_index: int, group: int, groups: int) -> Explo
     )
 
 
-def _sparseness(model: UncertaintyModel, cv: Array) -> Array:
+def _sparseness(model: UncertaintyModel, driver: Array) -> Array:
     """Weights [n] of frames by their driver: one over the density where it is the logarithm of one."""
-    if model.cv.unit == "nats":
-        return np.asarray(np.exp(np.minimum(cv - cv.max(), 0.0)))
+    if model.driver.unit == "nats":
+        return np.asarray(np.exp(np.minimum(driver - driver.max(), 0.0)))
     # Of another driver only the order is known to mean something: twice as often at the top as in the middle.
-    ranks = np.argsort(np.argsort(cv, kind="stable"), kind="stable")
-    return np.asarray((1.0 + ranks) / len(cv))
+    ranks = np.argsort(np.argsort(driver, kind="stable"), kind="stable")
+    return np.asarray((1.0 + ranks) / len(driver))
 
 
 def _asked(work: Work, round_index: int) -> Array:
@@ -171,7 +171,7 @@ def harvest_phase(work: Work, round_index: int) -> dict[str, Any]:
     """Choose the frames to label; writes ``harvest.json`` (every candidate) and ``harvest.npz`` (the taken ones)."""
     folder = work.folder(round_index)
     seen = _observed(work, round_index)
-    work.progress.phase(f"round {round_index}: harvest", len(seen["cv"]))
+    work.progress.phase(f"round {round_index}: harvest", len(seen["driver"]))
     verdicts, picks, reasons = _chosen(work, round_index, seen)
     work.progress.advance(len(reasons), f"{len(picks)} taken")
     physical = np.array([verdict == PHYSICAL for verdict in verdicts], dtype=bool)
@@ -179,7 +179,7 @@ def harvest_phase(work: Work, round_index: int) -> dict[str, Any]:
         "candidates": len(reasons),
         "physical": int(physical.sum()),
         "taken": len(picks),
-        "visited_uncertainty": float(np.quantile(seen["uncertainty"][physical], 0.95)) if physical.any() else None,
+        "visited_judge": float(np.quantile(seen["judge"][physical], 0.95)) if physical.any() else None,
     }
     taken = set(picks.tolist())
     candidates = [
@@ -212,8 +212,8 @@ def _chosen(
         budget = max(0, min(budget, labels - len(known)))
     picks, reasons = select(
         Candidates(
-            seen["cv"],
-            seen["uncertainty"],
+            seen["driver"],
+            seen["judge"],
             seen["energy"],
             selection_features(model, positions, space),
             verdicts,
@@ -229,8 +229,8 @@ def _chosen(
             minimum_distance=options.selection.minimum_distance,
             minimum_rmsd=options.selection.minimum_rmsd,
             superpose=model.potential.invariant,
-            cv_window=(options.cv_window[0], options.cv_window[1]),
-            uncertainty_window=(options.uncertainty_window[0], options.uncertainty_window[1]),
+            driver_window=(options.driver_window[0], options.driver_window[1]),
+            judge_window=(options.judge_window[0], options.judge_window[1]),
         ),
         work.seed(round_index, "harvest"),
         known_positions=known.positions,
@@ -247,7 +247,7 @@ def _plain(value: Any) -> Any:
 def _observed(work: Work, round_index: int) -> dict[str, NDArray[Any]]:
     """Recorded frames of all groups as flat columns, without the frames that the walkers began from.
 
-    Beside positions, energy, cv and uncertainty they hold where each comes from: ``group``, ``walker`` and ``step`` of
+    Beside positions, energy, driver and judge they hold where each comes from: ``group``, ``walker`` and ``step`` of
     MD, or the columns of a sampler that proposes geometries, such as ``source``.
     """
     folder = work.folder(round_index) / "md"
@@ -259,7 +259,7 @@ def _observed(work: Work, round_index: int) -> dict[str, NDArray[Any]]:
         step = arrays["step"][later]
         proposed = [name for name in PROPOSED if name in arrays]
         data = {name: arrays[name][later] for name in (*OBSERVED, *proposed)}
-        walkers = data["cv"].shape[1]
+        walkers = data["driver"].shape[1]
         if not proposed:
             data["step"] = np.repeat(step[:, None], walkers, axis=1)
             data["walker"] = np.tile(np.arange(walkers), (len(step), 1))
@@ -270,13 +270,13 @@ def _observed(work: Work, round_index: int) -> dict[str, NDArray[Any]]:
 
 
 def category(reason: str) -> str:
-    """Short name of a harvest reason, for counting: ``taken``, ``bond``, ``cv window``, ``budget``, ..."""
+    """Short name of a harvest reason, for counting: ``taken``, ``bond``, ``driver window``, ``budget``, ..."""
     verdict, _, detail = reason.partition(": ")
     if verdict == "taken":
         return "taken"
     if verdict == "not taken":
         return "not selected"
-    for name in ("cv", "uncertainty"):
+    for name in ("driver", "judge"):
         if detail.startswith(name):
             return f"{name} window"
     for name in ("bond", "angle", "clash", "chirality", "stiff torsion", "energy", "same"):

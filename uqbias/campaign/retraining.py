@@ -31,7 +31,7 @@ def train_phase(work: Work, round_index: int) -> dict[str, Any]:
     judge, driver = make_uncertainties(campaign, work.topology, potential, work.ledger.labels(0), known)
     if last is not None:
         # Their trained weights go on from where they were; all else is fitted anew.
-        for part, before in ((judge, last.uncertainty), (driver, last.cv)):
+        for part, before in ((judge, last.judge), (driver, last.driver)):
             for (name, weight), (old_name, old) in zip(part.named_parameters(), before.named_parameters(), strict=True):
                 assert name == old_name
                 weight.data.copy_(old.data)

@@ -118,11 +118,11 @@ def _enough(work: Work, round_index: int) -> str | None:
     harvest = next(
         event for event in work.ledger.events("phase") if event["round"] == round_index and event["phase"] == "harvest"
     )
-    threshold, visited = work.campaign.stop.uncertainty_below, harvest["visited_uncertainty"]
+    threshold, visited = work.campaign.stop.judge_below, harvest["visited_judge"]
     if threshold is not None and visited is not None and visited < threshold:
         return (
             f"95 % of the frames visited in round {round_index} have an uncertainty below {visited:.3g} kJ/mol/nm, "
-            f"under stop.uncertainty_below = {threshold:g}"
+            f"under stop.judge_below = {threshold:g}"
         )
     if harvest["candidates"] == 0 and (reason := _nothing_proposed(work, round_index)) is not None:
         return reason

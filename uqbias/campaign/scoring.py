@@ -48,7 +48,7 @@ def force_errors(test: Frames, model: UncertaintyModel) -> dict[str, Array]:
     -------
     dict
         ``force_mae_frame`` [n] meV/Å (mean over components), ``energy_error_frame`` [n] meV/atom (absolute),
-        ``cv`` [n], ``uncertainty`` [n] kJ/mol/nm.
+        ``driver`` [n], ``judge`` [n] kJ/mol/nm.
     """
     energies, forces = test.labels()
     found = evaluate_frames(model, test.positions, forces=True)
@@ -56,8 +56,8 @@ def force_errors(test: Frames, model: UncertaintyModel) -> dict[str, Array]:
     return {
         "force_mae_frame": np.abs(found.forces - forces).mean(axis=(1, 2)) / EV_PER_ANGSTROM * 1000.0,
         "energy_error_frame": np.abs(found.energy - energies) / len(test.numbers) / EV * 1000.0,
-        "cv": found.cv,
-        "uncertainty": found.uncertainty,
+        "driver": found.driver,
+        "judge": found.judge,
     }
 
 

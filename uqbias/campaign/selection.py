@@ -25,23 +25,23 @@ class Candidates:
 
     Attributes
     ----------
-    cv : [n] driver.
-    uncertainty : [n] calibrated judge, kJ/mol/nm.
+    driver : [n] driver.
+    judge : [n] calibrated judge, kJ/mol/nm.
     energy : [n] model energy, kJ/mol.
     features : [n, D] space in which diversity is measured.
     verdicts : n verdicts of the physical filter, empty where physical.
     positions : [n, N, 3] nm; needed only where duplicates are told by their RMSD.
     """
 
-    cv: Array
-    uncertainty: Array
+    driver: Array
+    judge: Array
     energy: Array
     features: Array
     verdicts: Sequence[str]
     positions: Array | None = None
 
     def __len__(self) -> int:
-        return len(self.cv)
+        return len(self.driver)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class SelectionOptions:
     minimum_distance : frames nearer than this in feature space are the same.
     minimum_rmsd : frames with a smaller RMSD are the same, nm.
     superpose : the RMSD is taken after superposition; False for particles in a field that is fixed in space.
-    cv_window, uncertainty_window : lowest and highest value, None for open.
+    driver_window, judge_window : lowest and highest value, None for open.
     """
 
     kind: str = "farthest_point"
@@ -68,8 +68,8 @@ class SelectionOptions:
     minimum_distance: float = 1e-3
     minimum_rmsd: float = 0.01
     superpose: bool = True
-    cv_window: Window = (None, None)
-    uncertainty_window: Window = (None, None)
+    driver_window: Window = (None, None)
+    judge_window: Window = (None, None)
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class CandidatePool:
     features : [n, D].
     known : [m, D] features of the labelled frames.
     weight : [n] preference for low energies, in (0, 1].
-    uncertainty : [n] kJ/mol/nm.
+    judge : [n] kJ/mol/nm.
     same : tells which frames are the same.
     options : as given.
     random : for the choices at random.
@@ -90,7 +90,7 @@ class CandidatePool:
     features: Array
     known: Array
     weight: Array
-    uncertainty: Array
+    judge: Array
     same: Sameness
     options: SelectionOptions
     random: np.random.Generator
@@ -135,7 +135,7 @@ def random_choice(picks: Picks) -> None:
 def highest_uncertainty(picks: Picks) -> None:
     """Take the frames of the highest weighted uncertainty."""
     pool = picks.pool
-    _take_in_order(picks, np.argsort(-pool.uncertainty * pool.weight, kind="stable"), "highest uncertainty")
+    _take_in_order(picks, np.argsort(-pool.judge * pool.weight, kind="stable"), "highest uncertainty")
 
 
 def mixed(picks: Picks) -> None:
@@ -152,7 +152,7 @@ def cluster(picks: Picks) -> None:
     from sklearn.cluster import KMeans
 
     pool = picks.pool
-    preference = pool.uncertainty * pool.weight
+    preference = pool.judge * pool.weight
     # A second pass fills what clusters without a frame of their own have left.
     while picks.left:
         rows = np.flatnonzero(picks.open)
@@ -207,8 +207,8 @@ def select(
     reasons = [f"refused: {verdict}" if verdict != PHYSICAL else "" for verdict in candidates.verdicts]
     features = np.asarray(candidates.features, dtype=np.float64)
     known = np.asarray(known, dtype=np.float64).reshape(-1, features.shape[1])
-    _refuse_outside(reasons, candidates.cv, options.cv_window, "cv", "")
-    _refuse_outside(reasons, candidates.uncertainty, options.uncertainty_window, "uncertainty", " kJ/mol/nm")
+    _refuse_outside(reasons, candidates.driver, options.driver_window, "driver", "")
+    _refuse_outside(reasons, candidates.judge, options.judge_window, "judge", " kJ/mol/nm")
     left = _open(reasons)
     same = _sameness(candidates, known, known_positions, options, left)
     for index in left[same.as_known()]:
@@ -220,7 +220,7 @@ def select(
             features[left],
             known,
             _weights(candidates.energy[left], options.energy_temperature),
-            candidates.uncertainty[left],
+            candidates.judge[left],
             _sameness(candidates, known, known_positions, options, left),
             options,
             np.random.default_rng(seed),

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 COMMON_ENERGY = 10.0
 #: Quantity, unit of the summary table.
 ROWS = (
-    ("uncertainty", "kJ/mol/nm, the judge"),
-    ("cv", "the driver"),
+    ("judge", "kJ/mol/nm, the judge"),
+    ("driver", "the driver"),
     ("energy", "kJ/mol above the lowest start frame"),
 )
 
@@ -59,9 +59,7 @@ def attack(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="An option of the space, as bonds=true; repeatable."),
     ] = None,
-    of: Annotated[str, typer.Option(help="What is raised: uncertainty (the judge) or cv (the driver).")] = (
-        "uncertainty"
-    ),
+    of: Annotated[str, typer.Option(help="What is raised: judge or driver.")] = ("judge"),
     temperature: Annotated[float, typer.Option(help="K, of the Boltzmann factor; higher: bolder attacks.")] = 1500.0,
     iterations: Annotated[int, typer.Option(help="Steps of an attack at most.")] = 60,
     learning_rate: Annotated[
@@ -96,7 +94,7 @@ def attack(
     graph, and keeps the geometry of the highest L. Spaces: cartesian moves every atom, internal turns bonds (with --set
     bonds=true, angles=true also stretches and bends), variables changes collective variables.
 
-    The output has the model's energy (model_energy, eV), uncertainty, cv, ln L, norm, the frame that each came from
+    The output has the model's energy (model_energy, eV), judge, driver, ln L, norm, the frame that each came from
     (source) and how it ended (status). These are not labels: an oracle has to give those. Attacks that fail (energy
     not finite, molecule flown apart) and frames of another molecule are counted, named and left out; the others go on.
     Where every attack fails, no output is written, and the exit code is 2.
@@ -220,8 +218,8 @@ def _write(
                 "source": int(source[i]),
                 "status": found.status[i],
                 "model_energy": float(found.energy[i] / EV),
-                "uncertainty": float(found.uncertainty[i]),
-                "cv": float(found.cv[i]),
+                "judge": float(found.judge[i]),
+                "driver": float(found.driver[i]),
                 "log_likelihood": float(found.log_likelihood[i]),
                 "norm": float(found.norm[i]),
                 "iterations": int(found.iterations[i]),

@@ -32,7 +32,7 @@ def template(
         str | None,
         typer.Option(
             metavar="SECTION",
-            help="All kinds of one section with their keys instead: bias, variables, cv, uncertainty, features, "
+            help="All kinds of one section with their keys instead: bias, variables, driver, judge, features, "
             "potential or oracle.",
         ),
     ] = None,
@@ -89,8 +89,8 @@ def validate(path: CampaignPath, json: Json = False) -> None:
         "start_frames_labelled": start.labelled,
         "oracle": campaign.oracle.kind,
         "potential": campaign.potential.kind,
-        "driver": campaign.cv.kind,
-        "judge": campaign.uncertainty.kind,
+        "driver": campaign.driver.kind,
+        "judge": campaign.judge.kind,
         "sampler": campaign.sampler,
         "rounds": campaign.stop.rounds,
         "labels_at_most": len(start) + campaign.stop.rounds * campaign.harvest.labels_per_round,

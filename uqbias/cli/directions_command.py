@@ -39,9 +39,9 @@ def directions(
         str,
         typer.Option(
             metavar="NAME,...",
-            help="Follow the gradient of the judge (uncertainty), the driver (cv), both (uncertainty,cv), or none.",
+            help="Follow the gradient of the judge, the driver, both (judge,driver), or none.",
         ),
-    ] = "uncertainty",
+    ] = "judge",
     zero: Annotated[
         str,
         typer.Option(help="Zero of the energy error: frames (their mean difference), none, or a difference in eV."),
@@ -123,7 +123,7 @@ def _tell(facts: dict[str, Any], known: int | None, files: Sequence[Path]) -> No
         f"\ncos θ of adversarial direction and model's force: {cos['mean']:+.3f} ± {cos['std']:.3f} (chance: 0 ± "
         f"{cos['std_of_chance']:.3f}), above 0 in {100 * cos['positive']:.0f} % of the frames"
     )
-    for name in ("uncertainty", "cv"):
+    for name in ("judge", "driver"):
         if found := facts.get(f"cos_{name}"):
             typer.echo(
                 f"mean |cos| of adversarial direction and gradient of '{name}': {found['mean_size']:.3f} (chance: "

@@ -19,7 +19,7 @@ ERRORS = (
 RANKING = (
     ("spearman", "Spearman ρ", "rank correlation; 1 is perfect, 0 chance"),
     ("auroc", "AUROC", "of finding the {share} % with the largest error; 1 is perfect, 0.5 chance"),
-    ("cv_spearman", "Spearman ρ, driver", "the same for what the bias acts on"),
+    ("driver_spearman", "Spearman ρ, driver", "the same for what the bias acts on"),
 )
 DISTRIBUTION = (
     ("miscalibration_area", "miscalibration area", "observed against nominal coverage; 0 is perfect, 0.5 the worst"),
@@ -71,7 +71,7 @@ def print_scores(scores: Mapping[str, Any]) -> None:
         typer.echo(f"warning: it was calibrated on {calibrated} of these frames, which flatters coverage and NLL")
     typer.echo()
     print_errors(scores)
-    typer.echo(f"\nuncertainty '{scores['uncertainty']}' against the force error of a frame and of an atom")
+    typer.echo(f"\nuncertainty '{scores['judge']}' against the force error of a frame and of an atom")
     if "atoms" not in scores:
         typer.echo("this kind has no values per atom")
     _print_row("", "frame", "atom")

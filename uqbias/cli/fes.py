@@ -19,14 +19,14 @@ def register(app: typer.Typer) -> None:
 
 def fes(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of runs, each with run.json.")],
-    cv: Annotated[
+    driver: Annotated[
         str,
         typer.Option(
             metavar="NAME[,NAME]",
-            help="One or two of: u, uncertainty, energy, a variable of the run, phi, psi, or atoms from 0 or by name, "
+            help="One or two of: driver, judge, energy, a variable of the run, phi, psi, or atoms from 0 or by name, "
             "d:2-5 (distance), a:1-2-3 (angle), t:1-2-3-4 (dihedral).",
         ),
-    ] = "u",
+    ] = "driver",
     method: Annotated[
         str,
         typer.Option(
@@ -62,7 +62,7 @@ def fes(
     \b
     Examples:
       uqbias fes md/ --cv phi,psi -o md/fes
-      uqbias fes md/ --cv u --method bias --unit kT
+      uqbias fes md/ --cv driver --method bias --unit kT
       uqbias fes run1/ run2/ --cv d:2-5 --bins 40 --range 0.2:0.6 --json
     """
     from uqbias.free_energy.estimate import free_energy
@@ -72,7 +72,7 @@ def fes(
         check_directory(output)
     found = free_energy(
         runs,
-        [name.strip() for name in cv.split(",")],
+        [name.strip() for name in driver.split(",")],
         method=method,
         discard=discard,
         blocks=blocks,

@@ -46,9 +46,7 @@ def md(
     ] = "metadynamics",
     on: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME,...", help="Variables that are biased: u, the driver, by default; or any --variable."
-        ),
+        typer.Option(metavar="NAME,...", help="Variables that are biased: driver by default; or any --variable."),
     ] = None,
     variable: Annotated[
         list[str] | None,
@@ -119,7 +117,7 @@ def md(
         )
     loaded = UncertaintyModel.load(model)
     frames = _start_frames(loaded, model, start)
-    usual_wall = CAP if loaded.cv.kind == "kernel_density" else None
+    usual_wall = CAP if loaded.driver.kind == "kernel_density" else None
     if cap is None and (begins := usual_wall if wall is None else wall) is not None:
         cap = begins + 2.0
     settings = _settings(
@@ -143,7 +141,7 @@ def md(
             "backend": backend,
             "runner": runner,
         },
-        {"cv_cap": cap},
+        {"driver_cap": cap},
         loaded.topology,
     )
     if snapshot_every is None:
@@ -227,7 +225,7 @@ def _settings(
     asked, usual = walls
     if asked is not None and "upper_wall" in kinds:
         raise UqbiasError(f"--wall {asked:g} with a bias upper_wall", "leave one out")
-    on_driver = any("u" in section["variables"] for section in biases)
+    on_driver = any("driver" in section["variables"] for section in biases)
     at = usual if asked is None and on_driver and "upper_wall" not in kinds else asked
     if at is not None:
         biases.append({"kind": "upper_wall", "at": at})
@@ -302,8 +300,8 @@ def _tell(
     with np.load(folder / "observations.npz") as seen:
         # Where a walker was stopped, its values are those of a broken geometry.
         stopped = seen["restarted"]
-        cv, uncertainty, bias = (seen[name][~stopped] for name in ("cv", "uncertainty", "bias"))
-        first = seen["cv"][0][~stopped[0]]
+        driver, judge, bias = (seen[name][~stopped] for name in ("driver", "judge", "bias"))
+        first = seen["driver"][0][~stopped[0]]
     share = float(stopped.mean())
     broken = [] if share < OFTEN else [f"walkers were stopped at {share:.0%} of the observations: see events.jsonl"]
 
@@ -318,8 +316,8 @@ def _tell(
         "evaluations": facts["evaluations"],
         "stopped": facts["stopped"],
         "was_finished": facts["was_finished"],
-        "cv": {"first": of(np.mean, first), "highest": of(np.max, cv)},
-        "uncertainty_kJ_per_mol_nm": {"median": of(np.median, uncertainty), "highest": of(np.max, uncertainty)},
+        "driver": {"first": of(np.mean, first), "highest": of(np.max, driver)},
+        "judge_kJ_per_mol_nm": {"median": of(np.median, judge), "highest": of(np.max, judge)},
         "bias_kJ_per_mol": {"highest": of(np.max, bias)},
         "warnings": [*hints, *broken],
     }
@@ -331,10 +329,10 @@ def _tell(
     )
     if facts["was_finished"]:
         typer.echo(f"the run in {folder} was finished already; --resume with more --steps makes it longer")
-    typer.echo(f"driver: {summary['cv']['first']:.3g} at the start, up to {summary['cv']['highest']:.3g}")
+    typer.echo(f"driver: {summary['driver']['first']:.3g} at the start, up to {summary['driver']['highest']:.3g}")
     typer.echo(
-        f"uncertainty: median {summary['uncertainty_kJ_per_mol_nm']['median']:.3g}, up to "
-        f"{summary['uncertainty_kJ_per_mol_nm']['highest']:.3g} kJ/mol/nm"
+        f"judge: median {summary['judge_kJ_per_mol_nm']['median']:.3g}, up to "
+        f"{summary['judge_kJ_per_mol_nm']['highest']:.3g} kJ/mol/nm"
     )
     typer.echo(f"bias: up to {summary['bias_kJ_per_mol']['highest']:.3g} kJ/mol")
     for warning in broken:

@@ -35,7 +35,7 @@ def train(
         Path | None,
         typer.Option(metavar="PDB", help="Atom names and bonds; bonds are guessed from distances if left out."),
     ] = None,
-    cv: Annotated[
+    driver: Annotated[
         str | None,
         typer.Option(
             metavar="KIND", help="Driver, the uncertainty that a bias acts on: any kind; kernel_density if left out."
@@ -44,7 +44,7 @@ def train(
     features: Annotated[
         str | None, typer.Option(help="Feature space of the driver: torsions, pair_distances or latents.")
     ] = None,
-    uncertainty: Annotated[
+    judge: Annotated[
         str | None,
         typer.Option(
             metavar="KIND",
@@ -61,7 +61,7 @@ def train(
         Path | None,
         typer.Option(
             metavar="CAMPAIGN.yaml",
-            help="Take potential, training, cv, uncertainty, calibration and seed from this campaign file.",
+            help="Take potential, training, driver, judge, calibration and seed from this campaign file.",
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of weights, order of frames and held-out frames.")] = None,
@@ -81,8 +81,8 @@ def train(
     \b
     Examples:
       uqbias train data.xyz --structure molecule.pdb -o model.uqb
-      uqbias train data.xyz --cv gmm --features latents -o model.uqb
-      uqbias train data.xyz --uncertainty committee --set uncertainty.quantity=forces
+      uqbias train data.xyz --driver gmm --features latents -o model.uqb
+      uqbias train data.xyz --judge committee --set judge.quantity=forces
     """
     import torch
 
@@ -94,7 +94,7 @@ def train(
     torch.set_num_threads(1)
     check_file(output)
     sections = _sections(settings)
-    _choose(sections, cv, features, uncertainty)
+    _choose(sections, driver, features, judge)
     for section, key, value in (
         ("potential", "n_members", members),
         ("training", "steps", steps),
@@ -152,7 +152,7 @@ def info(model: ModelPath, json: Json = False) -> None:
         print_json(manifest)
         return
     loaded = UncertaintyModel.load(model)
-    driver = manifest["cv"] or manifest["uncertainty"]
+    driver = manifest["driver"] or manifest["judge"]
     residues = [name for name in dict.fromkeys(manifest["topology"].get("residues", [])) if name]
     pairs: list[tuple[str, Any]] = [
         ("file", f"{model}, format {manifest['format_version']}, SHA-256 {manifest['sha256'][:16]}"),
@@ -160,8 +160,8 @@ def info(model: ModelPath, json: Json = False) -> None:
         *([("residues", " ".join(residues))] if residues else []),
         ("potential", f"{manifest['potential']['kind']}, {loaded.potential.n_members} member(s), {manifest['dtype']}"),
         ("parameters", sum(weight.numel() for weight in loaded.potential.parameters())),
-        ("driver (cv)", _describe(driver)),
-        ("judge (uncertainty)", _describe(manifest["uncertainty"])),
+        ("driver", _describe(driver)),
+        ("judge", _describe(manifest["judge"])),
         ("calibration", _describe_calibration(manifest["calibration"], loaded.calibration.fitted)),
     ]
     pairs += [
@@ -176,12 +176,12 @@ def info(model: ModelPath, json: Json = False) -> None:
 def export(
     model: ModelPath,
     path: Annotated[Path, typer.Option("-o", "--to", metavar="FILE", help="TorchScript file to write.")] = Path(
-        "cv.pt"
+        "driver.pt"
     ),
     output: Annotated[
         str,
-        typer.Option(help="cv (the driver), uncertainty (kJ/mol/nm), energy (kJ/mol), or biased (energy + bias)."),
-    ] = "cv",
+        typer.Option(help="driver, judge (kJ/mol/nm), energy (kJ/mol), or biased (energy + bias)."),
+    ] = "driver",
     with_forces: Annotated[
         bool, typer.Option("--with-forces", help="Give (value, forces [N, 3]): faster, for setOutputsForces(True).")
     ] = False,
@@ -200,7 +200,7 @@ def export(
 
     \b
     Examples:
-      uqbias export model.uqb -o cv.pt
+      uqbias export model.uqb -o driver.pt
       uqbias export model.uqb -o energy.pt --output energy --with-forces
     """
     from uqbias.model.export import export_torchscript, unit_of
@@ -240,7 +240,7 @@ def _sections(path: Path | None) -> dict[str, Any]:
     from uqbias.settings.file import load_campaign
 
     settings = load_campaign(path).campaign.model_dump()
-    return {name: settings[name] for name in ("seed", "potential", "training", "cv", "uncertainty", "calibration")}
+    return {name: settings[name] for name in ("seed", "potential", "training", "driver", "judge", "calibration")}
 
 
 def set_key(sections: dict[str, Any], entry: str) -> None:
@@ -271,17 +271,17 @@ def set_key(sections: dict[str, Any], entry: str) -> None:
     target[key] = value
 
 
-def _choose(sections: dict[str, Any], cv: str | None, features: str | None, uncertainty: str | None) -> None:
+def _choose(sections: dict[str, Any], driver: str | None, features: str | None, judge: str | None) -> None:
     """Put the kinds named on the command line into the sections."""
-    if cv is not None and cv != sections.get("cv", {}).get("kind"):
-        sections["cv"] = {"kind": cv}
+    if driver is not None and driver != sections.get("driver", {}).get("kind"):
+        sections["driver"] = {"kind": driver}
     if features is not None:
-        section = sections.setdefault("cv", {"kind": "kernel_density"})
+        section = sections.setdefault("driver", {"kind": "kernel_density"})
         section["features"] = {"kind": features}
         if section["kind"] == "kernel_density" and features != "torsions":
             section["kernel"] = "gaussian"
-    if uncertainty is not None and uncertainty != sections.get("uncertainty", {}).get("kind"):
-        sections["uncertainty"] = {"kind": uncertainty}
+    if judge is not None and judge != sections.get("judge", {}).get("kind"):
+        sections["judge"] = {"kind": judge}
 
 
 def _bias_of(path: Path) -> Any:
@@ -290,7 +290,7 @@ def _bias_of(path: Path) -> Any:
     from uqbias.runs.hills import read_hills
     from uqbias.runs.plumed_files import read_text, stated_values
 
-    hills = read_hills(path, 1.0, ["u"])
+    hills = read_hills(path, 1.0, ["driver"])
     if not len(hills):
         raise UqbiasError(f"{path} holds no hill", "give the HILLS file of a finished run")
     kernel = stated_values(read_text(path)).get("kerneltype", "gaussian")

@@ -22,7 +22,7 @@ def plumed(
         Path, typer.Option("-o", "--output", metavar="DIR", help="For the input files; with --build the plugin.")
     ] = Path("plumed"),
     bias: Annotated[str, typer.Option(help="metad (well-tempered) or opes.")] = "metad",
-    cv: Annotated[str, typer.Option("--output-of", help="cv (the driver) or uncertainty (the judge).")] = "cv",
+    driver: Annotated[str, typer.Option("--output-of", help="driver or judge.")] = "driver",
     temperature: Annotated[float, typer.Option(help="K.")] = 300.0,
     sigma: Annotated[float | None, typer.Option(help="Width of a hill in units of the CV; 0.3 for nats.")] = None,
     height: Annotated[float, typer.Option(help="Of a hill, kJ/mol.")] = 1.0,
@@ -61,7 +61,7 @@ def plumed(
 
         options = PlumedOptions(
             bias=bias,
-            output=cv,
+            output=driver,
             temperature=temperature,
             sigma=sigma,
             height=height,

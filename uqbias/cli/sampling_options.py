@@ -9,7 +9,7 @@ from uqbias.errors import UqbiasError, did_you_mean
 
 #: Hills on a variable of a kind are this wide unless the user says otherwise; u is in nats for a density.
 WIDTHS = {
-    "u": 1.0,
+    "driver": 1.0,
     "distance": 0.02,
     "angle": 0.1,
     "dihedral": 0.35,
@@ -107,8 +107,8 @@ def bias_sections(
     if names is not None and set(kinds) <= set(OF_ENERGY):
         cure = "it boosts the energy; leave --on out, or use --set gamd.variables=[NAME]" if kinds else "leave it out"
         raise UqbiasError(f"--on {','.join(names)} for --bias {','.join(kinds) or 'none'}", cure)
-    names = ["u"] if names is None else names
-    valid = ["u", "uncertainty", "energy", *variables]
+    names = ["driver"] if names is None else names
+    valid = ["driver", "judge", "energy", *variables]
     for name in names:
         if name not in valid:
             raise UqbiasError(

@@ -39,9 +39,9 @@ class Evaluation(NamedTuple):
     #: [W] potential energy of the model E, kJ/mol.
     energy: Tensor
     #: [W] driver u that the bias acts on.
-    cv: Tensor
+    driver: Tensor
     #: [W] judge: calibrated uncertainty, kJ/mol/nm.
-    uncertainty: Tensor
+    judge: Tensor
     #: [W] bias V, kJ/mol.
     bias: Tensor
     #: [W, N, 3] -dE/dx - dV/dx, kJ/mol/nm; zero for a broken walker.
@@ -62,7 +62,7 @@ class FusedEvaluator:
     Parameters
     ----------
     model : `uqbias.model.model.UncertaintyModel`, or a module with ``numbers`` and
-        ``forward(positions [W, N, 3]) -> (energy [W], cv [W], uncertainty [W])``.
+        ``forward(positions [W, N, 3]) -> (energy [W], driver [W], judge [W])``.
     bias : ``bias.energy(x, state)`` is added to the energy; None for no bias. Its state is moved to ``dtype`` and
         ``device``.
     n_walkers : W, fixed.
@@ -261,12 +261,12 @@ class FusedEvaluator:
         def function(inputs: list[Tensor]) -> tuple[Tensor, ...]:
             positions = inputs[0].detach().requires_grad_()
             weights = dict(zip(names, inputs[1:], strict=False))
-            energy, cv, uncertainty, found = functional_call(whole, weights, (positions,))
+            energy, driver, judge, found = functional_call(whole, weights, (positions,))
             added = torch.zeros_like(energy)
             x = energy.new_zeros(n_walkers, len(columns))
             roots = [positions]
             if energy_only:
-                cv, uncertainty = added, added
+                driver, judge = added, added
             elif bias is not None:
                 if input_names:
                     roots.append(inputs[outside_slot].detach().requires_grad_())
@@ -283,7 +283,7 @@ class FusedEvaluator:
             pulls = [torch.where(sound.view(-1, 1), -one, torch.zeros_like(one)) for one in outside]
             pull = pulls[0] if pulls else energy.new_zeros(n_walkers, 0)
             total = torch.where(sound, total, torch.zeros_like(total)).sum()
-            return energy, cv.clone(), uncertainty.clone(), added.clone(), forces, x.clone(), pull, total, ~sound
+            return energy, driver.clone(), judge.clone(), added.clone(), forces, x.clone(), pull, total, ~sound
 
         return function
 
@@ -406,6 +406,6 @@ class _ModelAndVariables(torch.nn.Module):
         self.variables = torch.nn.ModuleDict(dict(variables))
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        energy, cv, uncertainty = self.model(positions)
+        energy, driver, judge = self.model(positions)
         found = {name: module(positions) for name, module in self.variables.items()}
-        return energy, cv, uncertainty, {"u": cv, "uncertainty": uncertainty, "energy": energy} | found
+        return energy, driver, judge, {"driver": driver, "judge": judge, "energy": energy} | found

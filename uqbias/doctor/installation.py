@@ -248,7 +248,7 @@ def _context(model: UncertaintyModel, backend: str, runner: str, name: str, dtyp
     metadynamics = MetaD(height=5.0, sigma=0.5, pace=1)
     with torch.no_grad():
         metadynamics.update(
-            1, model(torch.as_tensor(x, dtype=torch.float64)).cv.numpy().astype(np.float64)[:, None] - 0.3
+            1, model(torch.as_tensor(x, dtype=torch.float64)).driver.numpy().astype(np.float64)[:, None] - 0.3
         )
     device = "cuda" if name == "CUDA" and torch.cuda.is_available() else "cpu"
     evaluator = FusedEvaluator(model, BiasSum([metadynamics]), 2, runner=runner, dtype=dtype, device=device)
@@ -293,8 +293,8 @@ def _exported(model: UncertaintyModel) -> float:
     from uqbias.model.export import export_torchscript
 
     with tempfile.TemporaryDirectory(prefix="uqbias-") as folder:
-        path = Path(folder) / "cv.pt"
-        export_torchscript(model, path, "cv")
+        path = Path(folder) / "driver.pt"
+        export_torchscript(model, path, "driver")
         context = _place(TorchForce(str(path)), peroxide_geometries(1, seed=3), "Reference")
         # Energies are float32 inside: a wide step balances their rounding.
         return _differences(context, 1e-3)[1]

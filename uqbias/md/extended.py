@@ -89,7 +89,7 @@ def find_extended(evaluator: FusedEvaluator) -> list[Extended]:
             given = [other for other in evaluator.names if other not in evaluator.input_names]
             raise UqbiasError(
                 f"the bias acts on '{name}', a variable that nobody defines",
-                did_you_mean(name, ["u", "uncertainty", "energy", *given]) + "; or define it among the variables",
+                did_you_mean(name, ["driver", "judge", "energy", *given]) + "; or define it among the variables",
             )
         found.append(known[name])
     return found

@@ -28,8 +28,8 @@ class Violation:
     Attributes
     ----------
     walker : its index.
-    reason : ``"not_finite"``, ``"force"``, ``"bond"``, ``"clash"``, ``"chirality"``, ``"torsion"``, ``"cv"`` or
-        ``"uncertainty"``.
+    reason : ``"not_finite"``, ``"force"``, ``"bond"``, ``"clash"``, ``"chirality"``, ``"torsion"``, ``"driver"`` or
+        ``"judge"``.
     values : the numbers that led to it, such as ``{"ratio": 1.4, "i": 3, "j": 5}``.
     """
 
@@ -69,8 +69,8 @@ class Guard:
     bond_range : shortest and longest bond as multiples of its length in the reference.
     clash : atoms three or more bonds apart may not come nearer than this multiple of the sum of their covalent radii
         (default 1.25: where they would count as bonded); None for no such test.
-    cv_cap : largest value of the driver; None for no cap.
-    uncertainty_cap : largest value of the judge, kJ/mol/nm; None for no cap.
+    driver_cap : largest value of the driver; None for no cap.
+    judge_cap : largest value of the judge, kJ/mol/nm; None for no cap.
     turned : gives the largest turn of a stiff torsion in degrees, for instance `StiffTorsions`.
     max_turn : largest such turn allowed, degrees.
     keep_chirality : stop a walker whose stereocentre flips.
@@ -83,8 +83,8 @@ class Guard:
         *,
         bond_range: tuple[float, float] = (0.8, 1.25),
         clash: float | None = BOND_TOLERANCE,
-        cv_cap: float | None = None,
-        uncertainty_cap: float | None = None,
+        driver_cap: float | None = None,
+        judge_cap: float | None = None,
         turned: Turned | None = None,
         max_turn: float = 60.0,
         keep_chirality: bool = True,
@@ -97,7 +97,7 @@ class Guard:
         if not 0 <= bond_range[0] < 1 < bond_range[1]:
             raise UqbiasError(f"bond range {bond_range}", "give multiples of the reference length, such as (0.8, 1.25)")
         self.bond_range, self.max_turn, self.turned = bond_range, max_turn, turned
-        self.cv_cap, self.uncertainty_cap = cv_cap, uncertainty_cap
+        self.driver_cap, self.judge_cap = driver_cap, judge_cap
         self._bonds = np.asarray(topology.bonds, dtype=int).reshape(-1, 2)
         self._lengths = np.linalg.norm(x[self._bonds[:, 0]] - x[self._bonds[:, 1]], axis=-1)
         far = np.argwhere(np.triu(topology.bond_separation() >= 3, k=1)) if clash is not None else np.zeros((0, 2), int)
@@ -110,8 +110,8 @@ class Guard:
     def check(
         self,
         positions: NDArray[Any],
-        cv: NDArray[Any] | None = None,
-        uncertainty: NDArray[Any] | None = None,
+        driver: NDArray[Any] | None = None,
+        judge: NDArray[Any] | None = None,
         broken: NDArray[Any] | None = None,
     ) -> list[Violation]:
         """Find the walkers to stop, each with the first reason that holds.
@@ -119,7 +119,7 @@ class Guard:
         Parameters
         ----------
         positions : [W, N, 3] nm.
-        cv, uncertainty : [W]; None leaves these tests out.
+        driver, judge : [W]; None leaves these tests out.
         broken : [W] bool, walkers whose energy or forces were not finite or beyond any bound.
         """
         x = np.asarray(positions, dtype=np.float64)
@@ -130,7 +130,7 @@ class Guard:
                 found.setdefault(walker, Violation(walker, reason, values(walker)))
 
         finite = np.asarray(np.isfinite(x).all(axis=(1, 2)))
-        scalars = [values for values in (cv, uncertainty) if values is not None]
+        scalars = [values for values in (driver, judge) if values is not None]
         note("not_finite", ~finite, lambda w: {"atoms": float((~np.isfinite(x[w])).any(axis=1).sum())})
         if broken is not None:
             note("force", np.asarray(broken, dtype=bool), lambda w: {})
@@ -138,12 +138,12 @@ class Guard:
             note("not_finite", ~np.isfinite(values), lambda w: {})
         x = np.where(finite[:, None, None], x, 0.0)
         self._check_geometry(x, finite, note)
-        if self.cv_cap is not None and cv is not None:
-            u, cap = np.asarray(cv), self.cv_cap
-            note("cv", u > cap, lambda w: {"cv": float(u[w]), "cap": cap})
-        if self.uncertainty_cap is not None and uncertainty is not None:
-            judged, most = np.asarray(uncertainty), self.uncertainty_cap
-            note("uncertainty", judged > most, lambda w: {"uncertainty": float(judged[w]), "cap": most})
+        if self.driver_cap is not None and driver is not None:
+            u, cap = np.asarray(driver), self.driver_cap
+            note("driver", u > cap, lambda w: {"driver": float(u[w]), "cap": cap})
+        if self.judge_cap is not None and judge is not None:
+            judged, most = np.asarray(judge), self.judge_cap
+            note("judge", judged > most, lambda w: {"judge": float(judged[w]), "cap": most})
         return [found[walker] for walker in sorted(found)]
 
     def _check_geometry(self, x: Array, finite: NDArray[Any], note: Callable[..., None]) -> None:

@@ -262,9 +262,9 @@ class Walkers:
         positions = self._of_atoms(_array(state.getPositions(asNumpy=True))).copy()
         if (last := self.evaluator.last) is None:
             raise UqbiasError("the force made no evaluation", "leave the Context's force groups as they are")
-        energy, cv, uncertainty, bias, variables = (
+        energy, driver, judge, bias, variables = (
             values.detach().cpu().numpy().astype(np.float64)
-            for values in (last.energy, last.cv, last.uncertainty, last.bias, last.variables)
+            for values in (last.energy, last.driver, last.judge, last.bias, last.variables)
         )
         violations: list[Violation] = []
         if self.guard is not None:
@@ -272,8 +272,8 @@ class Walkers:
                 self._parked.get(violation.walker, violation)
                 for violation in self.guard.check(
                     positions,
-                    cv,
-                    uncertainty,
+                    driver,
+                    judge,
                     self.evaluator.broken | np.isin(np.arange(self.n_walkers), [*self._parked]),
                 )
             ]
@@ -293,8 +293,8 @@ class Walkers:
             self.time_ps,
             positions,
             energy,
-            cv,
-            uncertainty,
+            driver,
+            judge,
             bias,
             restarted,
             variables,

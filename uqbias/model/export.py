@@ -23,8 +23,8 @@ from uqbias.variables.names import OF_MODEL
 
 #: What an exported module may give, and its unit.
 OUTPUTS = {
-    "uncertainty": "kJ/mol/nm of force error",
-    "cv": "as stated by its kind",
+    "judge": "kJ/mol/nm of force error",
+    "driver": "as stated by its kind",
     "energy": "kJ/mol",
     "biased": "kJ/mol",
 }
@@ -33,7 +33,7 @@ OUTPUTS = {
 def export_torchscript(
     model: torch.nn.Module,
     path: str | Path,
-    output: str = "uncertainty",
+    output: str = "judge",
     *,
     with_forces: bool = False,
     bias: BiasLike | None = None,
@@ -56,13 +56,13 @@ def export_torchscript(
     ----------
     model : `uqbias.model.model.UncertaintyModel`, or a module of that contract.
     path : file to write, by custom ``.pt``.
-    output : ``uncertainty`` (the judge), ``cv`` (the driver), ``energy``, or ``biased`` (energy + bias).
+    output : ``judge`` (the judge), ``driver`` (the driver), ``energy``, or ``biased`` (energy + bias).
     with_forces : see above.
     bias : for ``biased``: its state as of now is written into the file and stays fixed.
     variables : collective variables by name that the bias acts on beside u, uncertainty and energy.
     periodic : the module takes the box (rows are lattice vectors) as second argument, as a TorchForce hands it in after
         ``setUsesPeriodicBoundaryConditions(True)``.
-    components : further outputs of the file, of ``energy``, ``cv``, ``uncertainty`` and ``max`` (the largest calibrated
+    components : further outputs of the file, of ``energy``, ``driver``, ``judge`` and ``max`` (the largest calibrated
         uncertainty of an atom): the module then gives a tensor [1 + K], ``output`` first, for PLUMED's COMPONENTS. Not
         together with forces.
     example_positions : [N, 3] nm, a geometry to trace with; a zigzag chain if None.
@@ -117,7 +117,7 @@ def unit_of(model: torch.nn.Module, output: str) -> str:
     """Unit of an output, as the model states it."""
     if hasattr(model, "manifest"):
         units = model.manifest()["units"]  # type: ignore[operator]
-        return str(units.get("uncertainty" if output == "max" else output, OUTPUTS.get(output, "")))
+        return str(units.get("judge" if output == "max" else output, OUTPUTS.get(output, "")))
     return OUTPUTS.get(output, "")
 
 
@@ -140,12 +140,12 @@ def _check_components(model: torch.nn.Module, output: str, components: Sequence[
 def _values_for_all_atoms(model: torch.nn.Module) -> bool:
     if not (isinstance(model, UncertaintyModel) and model.calibration.has_atoms):
         return False
-    atoms = getattr(model.uncertainty, "scatter", None)
+    atoms = getattr(model.judge, "scatter", None)
     return atoms is None or len(atoms) == len(model.numbers)
 
 
 #: What may come beside the output.
-COMPONENTS = ("energy", "cv", "uncertainty", "max")
+COMPONENTS = ("energy", "driver", "judge", "max")
 
 
 class _Scalar(torch.nn.Module):
@@ -176,17 +176,17 @@ class _Scalar(torch.nn.Module):
         arguments = (points,) if box is None else (points, box.float())
         of_atoms: dict[str, Tensor] = {}
         if "max" in self._components:
-            (energy, cv, uncertainty), each = self.model.with_atoms(*arguments)  # type: ignore[operator]
+            (energy, driver, judge), each = self.model.with_atoms(*arguments)  # type: ignore[operator]
             of_atoms["max"] = each.amax(-1)
         else:
-            energy, cv, uncertainty = self.model(*arguments)
+            energy, driver, judge = self.model(*arguments)
         if self._bias is not None:
             state = {name: getattr(self, kept) for name, kept in self._state_names.items()}
-            found = {"u": cv, "uncertainty": uncertainty, "energy": energy}
+            found = {"driver": driver, "judge": judge, "energy": energy}
             found |= {name: module(points) for name, module in self.variables.items()}
             x = torch.stack([found[name] for name in self._bias.variables], dim=1)
             energy = energy + self._bias.energy(x, state)
-        values = {"cv": cv, "uncertainty": uncertainty, "energy": energy, "biased": energy} | of_atoms
+        values = {"driver": driver, "judge": judge, "energy": energy, "biased": energy} | of_atoms
         chosen = [values[name].squeeze(0) for name in (self._output, *self._components)]
         # type_as, since .to(dtype) would be traced as the dtype of the example.
         return (torch.stack(chosen) if self._components else chosen[0]).type_as(positions)

@@ -58,7 +58,7 @@ def fit_model(
     ----------
     frames : labelled frames of one molecule; give some tens at least.
     topology : bond graph; guessed from the distances in the first frame if None.
-    settings : sections ``potential``, ``training``, ``cv``, ``uncertainty``, ``calibration`` and ``seed`` as in a
+    settings : sections ``potential``, ``training``, ``driver``, ``judge``, ``calibration`` and ``seed`` as in a
         campaign file; what is left out has its default.
     begin : called once the input is found to be in order, before the training step is loaded or compiled.
     progress : told ``(step, steps, last history entry)`` while the potential is trained.
@@ -121,7 +121,7 @@ def make_potential(campaign: Campaign, numbers: Iterable[int], seed: int) -> Pot
     if section.kind in ("power_spectrum", "coordinates"):
         options["seed"] = seed
         if options["n_members"] is None:
-            kinds = [UNCERTAINTIES.get(part.kind) for part in (campaign.cv, campaign.uncertainty)]
+            kinds = [UNCERTAINTIES.get(part.kind) for part in (campaign.driver, campaign.judge)]
             options["n_members"] = max(kind.default_members for kind in kinds)
     potential: Potential = POTENTIALS.get(section.kind)(numbers=tuple(numbers), **options)
     return potential
@@ -147,8 +147,8 @@ def make_uncertainties(
         made.prepare(torch.as_tensor(start.positions))
         return made
 
-    judge = make(campaign.uncertainty, training)
-    return judge, judge if campaign.cv == campaign.uncertainty else make(campaign.cv, start)
+    judge = make(campaign.judge, training)
+    return judge, judge if campaign.driver == campaign.judge else make(campaign.driver, start)
 
 
 def distinct(judge: Uncertainty, driver: Uncertainty) -> tuple[Uncertainty, ...]:
@@ -176,7 +176,7 @@ def complete_model(
     model : the model.
     facts : JSON-able counts of frames and the force error on the calibration frames.
     """
-    model = UncertaintyModel(potential, judge, topology, cv=None if judge is driver else driver).eval()
+    model = UncertaintyModel(potential, judge, topology, driver=None if judge is driver else driver).eval()
     # The judge must not know the frames that it is calibrated on; the driver is to be pushed away from every frame.
     fit_uncertainty(potential, judge, split.training, seeds[0])
     if driver is not judge:
@@ -233,14 +233,14 @@ def calibrate(
         )
     if not len(held_out):
         raise UqbiasError("no frame is left for calibration", "give more frames")
-    calibration = Calibration(kind, alpha, model.uncertainty.statistic).to(next(model.parameters()))
+    calibration = Calibration(kind, alpha, model.judge.statistic).to(next(model.parameters()))
     found, errors = residuals(model, held_out)
     raw_atoms = found.raw_atom_uncertainty
     atoms: tuple[np.typing.NDArray[np.float64], ...] = ()
     if raw_atoms is not None:
         valued = atoms_with_values(raw_atoms)
         atoms = (raw_atoms[:, valued], np.sqrt(np.square(errors[:, valued]).mean(axis=2)))
-    calibration._fit(found.raw_uncertainty, np.sqrt(np.square(errors).mean(axis=(1, 2))), *atoms)
+    calibration._fit(found.raw_judge, np.sqrt(np.square(errors).mean(axis=(1, 2))), *atoms)
     model.calibration = calibration
     model.calibrated_on = invariants(held_out.positions)
     return {"calibration_force_rmse": float(np.sqrt(np.square(errors).mean()))}

@@ -26,18 +26,18 @@ class Evaluated:
     Attributes
     ----------
     energy : [n] kJ/mol.
-    cv : [n] driver.
-    uncertainty : [n] calibrated judge, kJ/mol/nm.
-    raw_uncertainty : [n] judge before calibration.
+    driver : [n] driver.
+    judge : [n] calibrated judge, kJ/mol/nm.
+    raw_judge : [n] judge before calibration.
     forces : [n, N, 3] kJ/mol/nm, or None where not asked for.
     raw_atom_uncertainty : [n, N] judge of each atom before calibration, or None where not asked for or where the
         judge has no values per atom.
     """
 
     energy: Array
-    cv: Array
-    uncertainty: Array
-    raw_uncertainty: Array
+    driver: Array
+    judge: Array
+    raw_judge: Array
     forces: Array | None = None
     raw_atom_uncertainty: Array | None = None
 
@@ -47,26 +47,24 @@ def evaluate_frames(
 ) -> Evaluated:
     """Evaluate ``positions`` [n, N, 3] in nm, with forces and with per-atom uncertainties if asked for."""
     wanted: Literal["none", "mean", "members"] = "mean" if forces else "none"
-    blocks: dict[str, list[Tensor]] = {
-        name: [] for name in ("energy", "cv", "uncertainty", "raw", "forces", "raw_atoms")
-    }
+    blocks: dict[str, list[Tensor]] = {name: [] for name in ("energy", "driver", "judge", "raw", "forces", "raw_atoms")}
     for block in _blocks(model, positions):
         found = predict(model.potential, block, BLOCK, forces="members" if model.requires_forces else wanted)
         terms = (found.energy, found.latents, found.member_forces)
         with torch.no_grad():
-            raw, cv = model.judge_and_driver(block, *terms)
-            blocks["uncertainty"].append(model.calibration(raw))
-            each = model.uncertainty.per_atom(block, *terms) if atoms else None
+            raw, driver = model.judge_and_driver(block, *terms)
+            blocks["judge"].append(model.calibration(raw))
+            each = model.judge.per_atom(block, *terms) if atoms else None
         energy = found.energy.mean(0).double() + model.potential.energy_shift
-        for name, values in (("energy", energy), ("cv", cv), ("raw", raw), ("raw_atoms", each)):
+        for name, values in (("energy", energy), ("driver", driver), ("raw", raw), ("raw_atoms", each)):
             if values is not None:
                 blocks[name].append(values)
         if forces and found.forces is not None:
             blocks["forces"].append(found.forces)
     return Evaluated(
         _joined(blocks["energy"]),
-        _joined(blocks["cv"]),
-        _joined(blocks["uncertainty"]),
+        _joined(blocks["driver"]),
+        _joined(blocks["judge"]),
         _joined(blocks["raw"]),
         _joined(blocks["forces"]) if forces else None,
         _joined(blocks["raw_atoms"]) if blocks["raw_atoms"] else None,
@@ -92,10 +90,10 @@ def selection_features(model: UncertaintyModel, positions: NDArray[Any], space: 
     Parameters
     ----------
     positions : [n, N, 3] nm.
-    space : ``cv_features``, the driver's feature space (mean over atoms where it is per atom), or ``latents``,
+    space : ``driver_features``, the driver's feature space (mean over atoms where it is per atom), or ``latents``,
         the latents of all members, mean over the atoms of each element.
     """
-    features = getattr(model.cv, "features", None) if space == "cv_features" else None
+    features = getattr(model.driver, "features", None) if space == "driver_features" else None
     rows = []
     numbers = torch.tensor(model.numbers)
     with torch.no_grad():
@@ -114,7 +112,7 @@ def selection_features(model: UncertaintyModel, positions: NDArray[Any], space: 
 def stiff_deviations(model: UncertaintyModel, positions: NDArray[Any]) -> Array:
     """Largest turn of a stiff torsion of the driver's or the judge's features, [n] degrees (0 where there is none)."""
     largest = np.zeros(len(positions))
-    for part in (model.cv, model.uncertainty):
+    for part in (model.driver, model.judge):
         measure = getattr(getattr(part, "features", None), "stiff_deviation", None)
         if measure is not None:
             values = [measure(block).detach() for block in _blocks(model, positions)]

@@ -27,7 +27,7 @@ from uqbias.registry import POTENTIALS
 from uqbias.uncertainty.base import Uncertainty, rebuild_uncertainty
 from uqbias.uncertainty.calibration import Calibration
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 UNITS = {"length": "nm", "energy": "kJ/mol", "force": "kJ/mol/nm"}
 #: Tensors of the file that are not part of any module: invariants of the frames that the model was made from, and of
 #: those that calibrated it.
@@ -40,9 +40,9 @@ class Prediction(NamedTuple):
     #: [W] kJ/mol, mean over the members.
     energy: Tensor
     #: [W] the driver, dimension stated by its kind.
-    cv: Tensor
+    driver: Tensor
     #: [W] the judge, kJ/mol/nm of expected force error.
-    uncertainty: Tensor
+    judge: Tensor
 
 
 class UncertaintyModel(nn.Module):
@@ -51,8 +51,8 @@ class UncertaintyModel(nn.Module):
     Parameters
     ----------
     potential : the potential.
-    uncertainty : the judge, which decides what is harvested and when a campaign ends.
-    cv : the driver, which the bias acts on; the judge itself if None.
+    judge : the judge, which decides what is harvested and when a campaign ends.
+    driver : the driver, which the bias acts on; the judge itself if None.
     topology : bond graph of the molecule.
     calibration : from the judge's raw value to an expected force error; identity if None.
     provenance : JSON-able facts for the manifest (hash of the training set, number of frames, errors).
@@ -61,21 +61,21 @@ class UncertaintyModel(nn.Module):
     def __init__(
         self,
         potential: Potential,
-        uncertainty: Uncertainty,
+        judge: Uncertainty,
         topology: Topology,
-        cv: Uncertainty | None = None,
+        driver: Uncertainty | None = None,
         calibration: Calibration | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.potential = potential
-        self.uncertainty = uncertainty
-        self.cv = uncertainty if cv is None else cv
+        self.judge = judge
+        self.driver = judge if driver is None else driver
         self.calibration = Calibration() if calibration is None else calibration
         self.topology = topology
         self.provenance = dict(provenance or {})
         self.calibrated_on: Array = NOTHING
-        for part in (self.uncertainty, self.cv):
+        for part in (self.judge, self.driver):
             part.check_members(potential.n_members)
 
     @property
@@ -96,9 +96,9 @@ class UncertaintyModel(nn.Module):
             If the judge has no values per atom.
         """
         terms = self._terms(positions, box)
-        raw = self.uncertainty.per_atom(positions, *terms)
+        raw = self.judge.per_atom(positions, *terms)
         if raw is None:
-            raise UqbiasError(f"uncertainty '{self.uncertainty.kind}' has no values per atom", "choose another judge")
+            raise UqbiasError(f"uncertainty '{self.judge.kind}' has no values per atom", "choose another judge")
         return self._prediction(positions, terms), self.calibration.per_atom(raw)
 
     def atom_uncertainties(self, positions: Tensor, box: Tensor | None = None) -> Tensor:
@@ -119,41 +119,41 @@ class UncertaintyModel(nn.Module):
     @property
     def requires_forces(self) -> bool:
         """Whether an uncertainty needs the forces of every committee member."""
-        return self.uncertainty.requires_forces or self.cv.requires_forces
+        return self.judge.requires_forces or self.driver.requires_forces
 
     def judge_and_driver(
         self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Uncalibrated judge and driver, [W] each; arguments as in `Uncertainty.forward`."""
-        judged = self.uncertainty(positions, energy, latents, forces)
-        return judged, judged if self.cv is self.uncertainty else self.cv(positions, energy, latents, forces)
+        judged = self.judge(positions, energy, latents, forces)
+        return judged, judged if self.driver is self.judge else self.driver(positions, energy, latents, forces)
 
     @property
     def seen(self) -> Array:
         """Record of the frames that potential and judge were made from; see `uqbias.molecule.seen`."""
-        return join(self.potential.seen, self.uncertainty.seen)
+        return join(self.potential.seen, self.judge.seen)
 
     def signature(self) -> str:
         """What a compiled graph of this model depends on, beside shapes: two models with the same can share one."""
         potential = {name: value for name, value in self.potential.options().items() if name != "seed"}
-        parts = [part.describe() for part in (self.uncertainty, self.cv)]
+        parts = [part.describe() for part in (self.judge, self.driver)]
         for part in parts:
             part["options"].pop("capacity", None)
         return json.dumps([self.potential.kind, potential, parts, self.calibration.kind], sort_keys=True)
 
     def manifest(self) -> dict[str, Any]:
         """The JSON manifest, without the hash of the tensors."""
-        calibrated = self.calibration.meaning if self.calibration.fitted else self.uncertainty.unit
+        calibrated = self.calibration.meaning if self.calibration.fitted else self.judge.unit
         return {
             "format": "uqbias",
             "format_version": FORMAT_VERSION,
             "atomic_numbers": list(self.numbers),
             "topology": self.topology.to_dict(),
-            "units": UNITS | {"cv": self.cv.unit, "uncertainty": calibrated},
+            "units": UNITS | {"driver": self.driver.unit, "judge": calibrated},
             "dtype": str(next(self.potential.parameters()).dtype).removeprefix("torch."),
             "potential": {"kind": self.potential.kind, "options": self.potential.options()},
-            "uncertainty": self.uncertainty.describe(),
-            "cv": None if self.cv is self.uncertainty else self.cv.describe(),
+            "judge": self.judge.describe(),
+            "driver": None if self.driver is self.judge else self.driver.describe(),
             "calibration": self.calibration.describe(),
             "provenance": self.provenance,
             "versions": {
@@ -171,7 +171,7 @@ class UncertaintyModel(nn.Module):
         tensors = {
             name: tensor.detach().cpu().contiguous().clone()
             for name, tensor in self.state_dict().items()
-            if not (self.cv is self.uncertainty and name.startswith("cv."))
+            if not (self.driver is self.judge and name.startswith("driver."))
         }
         tensors[SEEN] = torch.from_numpy(self.seen.copy())
         tensors[CALIBRATED] = torch.from_numpy(self.calibrated_on.copy())
@@ -187,25 +187,23 @@ class UncertaintyModel(nn.Module):
         Raises
         ------
         UqbiasError
-            If the file is missing, cut short, edited, or of a newer format.
+            If the file is missing, cut short, edited, or of another format version.
         """
         manifest, tensors = _read(Path(path))
         seen, calibrated_on = tensors.pop(SEEN).numpy(), tensors.pop(CALIBRATED).numpy()
         kind = POTENTIALS.get(manifest["potential"]["kind"])
-        uncertainty = rebuild_uncertainty(manifest["uncertainty"])
+        judge = rebuild_uncertainty(manifest["judge"])
         model = cls(
             potential=kind(**manifest["potential"]["options"]),
-            uncertainty=uncertainty,
+            judge=judge,
             topology=Topology.from_dict(manifest["topology"]),
-            cv=None if manifest["cv"] is None else rebuild_uncertainty(manifest["cv"]),
+            driver=None if manifest["driver"] is None else rebuild_uncertainty(manifest["driver"]),
             calibration=Calibration.from_description(manifest["calibration"]),
             provenance=manifest["provenance"],
         ).to(getattr(torch, manifest["dtype"]))
-        if model.cv is model.uncertainty:
-            names = [name for name in tensors if name.startswith("uncertainty.")]
-            tensors |= {"cv." + name.removeprefix("uncertainty."): tensors[name] for name in names}
-        if manifest["format_version"] < FORMAT_VERSION:
-            tensors = _from_version_1(tensors, model)
+        if model.driver is model.judge:
+            names = [name for name in tensors if name.startswith("judge.")]
+            tensors |= {"driver." + name.removeprefix("judge."): tensors[name] for name in names}
         try:
             model.load_state_dict(tensors)
         except RuntimeError as error:
@@ -233,10 +231,13 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise UqbiasError(f"{path} is not a whole model file ({error})", "copy or train it again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != "uqbias":
         raise UqbiasError(f"{path} is a safetensors file without a uqbias manifest", "make one with 'uqbias train'")
-    if manifest["format_version"] > FORMAT_VERSION:
+    version = manifest["format_version"]
+    if version != FORMAT_VERSION:
         raise UqbiasError(
-            f"{path} has format version {manifest['format_version']}, this uqbias reads up to {FORMAT_VERSION}",
-            "upgrade uqbias",
+            f"{path} has format version {version}, this uqbias reads {FORMAT_VERSION}",
+            "upgrade uqbias"
+            if version > FORMAT_VERSION
+            else "train it again: what such a file calls 'cv' and 'uncertainty' is now 'driver' and 'judge'",
         )
     found = manifest.pop("sha256", "")
     expected = _digest(manifest, tensors)
@@ -246,23 +247,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             "copy or train it again",
         )
     manifest["sha256"] = found
-    if manifest["format_version"] == 1:
-        frames = int(manifest["provenance"].get("calibration_frames", 0))
-        manifest["calibration"] = Calibration().describe() | {"frames": frames}
-        tensors |= {SEEN: torch.from_numpy(NOTHING.copy()), CALIBRATED: torch.from_numpy(NOTHING.copy())}
     return manifest, tensors
-
-
-def _from_version_1(tensors: dict[str, Tensor], model: UncertaintyModel) -> dict[str, Tensor]:
-    """Version 1 had one mixture and a conformal calibration per structure; what is new keeps its first value."""
-    renamed = {name.replace("calibration.", "calibration.structure_bound."): value for name, value in tensors.items()}
-    new = ("calibration.structure_deviation", "calibration.atom_", "spread", "group_median")
-    found = {}
-    for name, value in model.state_dict().items():
-        old = renamed.get(name, renamed.get(name.replace("densities.0.", "")))
-        if old is not None or any(part in name for part in new):
-            found[name] = value if old is None else old
-    return found
 
 
 def _digest(manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

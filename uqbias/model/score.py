@@ -55,7 +55,7 @@ def score_model(model: UncertaintyModel, frames: Frames, large: float = LARGE) -
         - ``frames``; ``frames_trained_on``, how many of them the model was made from (left out if it does not know);
           ``force_mae_meV_per_A``, ``force_rmse_meV_per_A``, ``energy_mae_meV_per_atom``,
           ``energy_rmse_meV_per_atom``;
-        - ``uncertainty``, kind of the judge; ``large``; ``cv_spearman`` of the driver; ``spearman``, ``auroc``;
+        - ``judge``, kind of the judge; ``large``; ``driver_spearman`` of the driver; ``spearman``, ``auroc``;
         - of a calibrated model ``calibration``, its kind, ``alpha``, ``calibration_frames``, and ``coverage``, the
           share of frames whose error is not above the calibrated uncertainty; ``coverage_0.05`` and
           ``coverage_0.32``, the same of the conformal bound at that miscoverage, if the calibration frames sufficed;
@@ -78,7 +78,7 @@ def score_model(model: UncertaintyModel, frames: Frames, large: float = LARGE) -
     if len(frames) < 2:
         raise UqbiasError(f"{len(frames)} labelled frame to evaluate on", "give two or more")
     found, error = residuals(model, frames)
-    for name, values in (("force", error), ("uncertainty", found.raw_uncertainty)):
+    for name, values in (("force", error), ("judge", found.raw_judge)):
         finite = np.isfinite(values.reshape(len(frames), -1)).all(axis=1)
         if not finite.all():
             raise UqbiasError(f"the model's {name} of frame {int(finite.argmin())} is not finite", "leave it out")
@@ -95,9 +95,9 @@ def score_model(model: UncertaintyModel, frames: Frames, large: float = LARGE) -
         "force_rmse_meV_per_A": float(np.sqrt(np.square(error).mean())),
         "energy_mae_meV_per_atom": float(np.abs(energy_error).mean()),
         "energy_rmse_meV_per_atom": float(np.sqrt(np.square(energy_error).mean())),
-        "uncertainty": model.uncertainty.kind,
+        "judge": model.judge.kind,
         "large": large,
-        "cv_spearman": spearman(found.cv, np.sqrt(np.square(error).mean(axis=(1, 2)))),
+        "driver_spearman": spearman(found.driver, np.sqrt(np.square(error).mean(axis=(1, 2)))),
     }
     if calibration.fitted:
         scores |= {
@@ -107,7 +107,7 @@ def score_model(model: UncertaintyModel, frames: Frames, large: float = LARGE) -
         }
     components = error.reshape(len(frames), -1)
     maps = calibration.structure_bound, calibration.structure_deviation
-    scores |= _uncertainty_scores(found.raw_uncertainty, components, *maps, calibration.kind, large)
+    scores |= _uncertainty_scores(found.raw_judge, components, *maps, calibration.kind, large)
     if raw_atoms is not None:
         has_value = atoms_with_values(raw_atoms)
         scores["atoms"] = int(has_value.sum())

@@ -57,8 +57,8 @@ class DoubleWell(torch.nn.Module):
     Examples
     --------
     >>> well = DoubleWell(1)
-    >>> energy, cv, uncertainty = well(torch.tensor([[[-1.0, 0.0, 0.0]]]))
-    >>> energy, cv
+    >>> energy, driver, judge = well(torch.tensor([[[-1.0, 0.0, 0.0]]]))
+    >>> energy, driver
     (tensor([-6.5000]), tensor([-1.]))
     """
 

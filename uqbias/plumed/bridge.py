@@ -33,9 +33,9 @@ class BridgeValues(NamedTuple):
     #: Model energy E, kJ/mol.
     energy: float
     #: Driver.
-    cv: float
+    driver: float
     #: Judge: calibrated uncertainty, kJ/mol/nm.
-    uncertainty: float
+    judge: float
     #: All of PLUMED's biases, kJ/mol.
     bias: float
 
@@ -50,7 +50,7 @@ class PlumedBridge:
         with bridge:
             bridge.step(simulation, 100_000)
 
-    In plumed.dat ``u: EXTRACV NAME=uncertainty`` is the calibrated uncertainty, ``NAME=cv`` the driver and
+    In plumed.dat ``u: EXTRACV NAME=judge`` is the calibrated uncertainty, ``NAME=driver`` the driver and
     ``NAME=energy`` the energy of the model. Each may be an argument of any action, and actions on atoms, such as
     TORSION, work beside them; atoms are numbered as in the System, from 1. The force is
     -dE/dx - Σ (dV/ds) ds/dx over these values s, by one evaluation of the model, plus PLUMED's own forces on atoms.
@@ -134,7 +134,7 @@ class PlumedBridge:
         self._gradients = [name for name in self.names if name != "energy"]
         if include_energy or "energy" in self.names:
             self._gradients.append("energy")
-        self._gradients = self._gradients or ["cv"]
+        self._gradients = self._gradients or ["driver"]
         self._inputs, self._graph = _compiled(module, self._gradients, runner, dtype, device, cache_dir)
         self.runner = self._graph.runner
         if restart:
@@ -255,15 +255,15 @@ class PlumedBridge:
         some = positions if self._whole else positions[self._particles]
         self._inputs[0].copy_(torch.from_numpy(some))
         numbers, gradients = self._graph.unchecked(self._inputs)
-        energy, cv, uncertainty = numbers.tolist()
+        energy, driver, judge = numbers.tolist()
         self.n_evaluations += 1
-        if not math.isfinite(energy + cv + uncertainty):
+        if not math.isfinite(energy + driver + judge):
             raise UqbiasError(
-                f"at step {step} the model gives energy {energy:.6g} kJ/mol, driver {cv:.6g}, uncertainty "
-                f"{uncertainty:.6g}",
+                f"at step {step} the model gives energy {energy:.6g} kJ/mol, driver {driver:.6g}, uncertainty "
+                f"{judge:.6g}",
                 "use a shorter timestep, lower hills or an upper wall (UPPER_WALLS) on the uncertainty",
             )
-        session.calculate(positions, {"energy": energy, "cv": cv, "uncertainty": uncertainty})
+        session.calculate(positions, {"energy": energy, "driver": driver, "judge": judge})
         forces = session.forces.copy()
         own = self._own_forces(gradients)
         if self._whole:
@@ -271,7 +271,7 @@ class PlumedBridge:
         else:
             forces[self._particles] += own
         bias = float(session.bias[0])
-        self.last = BridgeValues(step, energy, cv, uncertainty, bias)
+        self.last = BridgeValues(step, energy, driver, judge, bias)
         self._answer = ((energy if self.include_energy else 0.0) + bias, forces)
         self._valid = True
         return self._answer
@@ -371,18 +371,18 @@ def _compiled(
     device: torch.device | str,
     cache_dir: Path | None,
 ) -> tuple[list[Tensor], CompiledFunction]:
-    """Inputs (positions [1, N, 3] first) and graph: energy, cv, uncertainty [3] and gradients [K, N, 3]."""
+    """Inputs (positions [1, N, 3] first) and graph: energy, driver, judge [3] and gradients [K, N, 3]."""
     names, inputs = graph_inputs(model, 1, dtype, device)
 
     def function(given: list[Tensor]) -> tuple[Tensor, ...]:
         positions = given[0].detach().requires_grad_()
-        energy, cv, uncertainty = functional_call(model, dict(zip(names, given[1:], strict=True)), (positions,))
-        values = {"energy": energy, "cv": cv, "uncertainty": uncertainty}
+        energy, driver, judge = functional_call(model, dict(zip(names, given[1:], strict=True)), (positions,))
+        values = {"energy": energy, "driver": driver, "judge": judge}
         slopes = [
             torch.autograd.grad(values[name].sum(), positions, retain_graph=index + 1 < len(gradients))[0][0]
             for index, name in enumerate(gradients)
         ]
-        return torch.cat([energy, cv, uncertainty]), torch.stack(slopes)
+        return torch.cat([energy, driver, judge]), torch.stack(slopes)
 
     compiled = compile_function(
         function, inputs, runner=runner, name="bridge-" + "-".join(gradients), cache_dir=cache_dir

@@ -13,7 +13,7 @@ from uqbias.model.model import UncertaintyModel
 from uqbias.plumed.compile_plugin import PLUGIN_NAME
 
 BIASES = ("metad", "opes")
-OUTPUTS = ("cv", "uncertainty")
+OUTPUTS = ("driver", "judge")
 #: Width of a hill in units of the CV, where the CV is in nats: that of the campaigns.
 SIGMA_NATS = 0.3
 #: Value of a kernel density (nats) beyond which a geometry is taken for broken, as in the campaigns.
@@ -27,7 +27,7 @@ class PlumedOptions:
     Attributes
     ----------
     bias : ``metad`` (well-tempered metadynamics) or ``opes`` (OPES_METAD).
-    output : ``cv`` (the driver) or ``uncertainty`` (the judge, kJ/mol/nm).
+    output : ``driver`` (the driver) or ``judge`` (the judge, kJ/mol/nm).
     temperature : K.
     sigma : width of a hill in units of the CV; None for the default of a CV in nats, and for OPES that of PLUMED.
     height : of a hill, kJ/mol.
@@ -40,7 +40,7 @@ class PlumedOptions:
     """
 
     bias: str = "metad"
-    output: str = "cv"
+    output: str = "driver"
     temperature: float = 300.0
     sigma: float | None = None
     height: float = 1.0
@@ -55,7 +55,7 @@ class PlumedOptions:
 def write_plumed_input(
     model: UncertaintyModel, directory: str | Path, options: PlumedOptions | None = None, *, plugin: Path | None = None
 ) -> list[Path]:
-    """Write ``cv.pt``, ``plumed.dat`` (for the plugin), ``plumed_openmm.dat`` (for `PlumedBridge`) and ``README.md``.
+    """Write ``driver.pt``, ``plumed.dat`` (plugin), ``plumed_openmm.dat`` (`PlumedBridge`) and ``README.md``.
 
     Parameters
     ----------
@@ -77,12 +77,12 @@ def write_plumed_input(
     options = _checked(options or PlumedOptions(), model)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    cv = directory / "cv.pt"
+    driver = directory / "driver.pt"
     # The form with forces needs no autograd in the engine.
-    export_torchscript(model, cv, options.output, with_forces=True)
+    export_torchscript(model, driver, options.output, with_forces=True)
     atoms = options.atoms or f"1-{len(model.numbers)}"
     library = f"./{PLUGIN_NAME}" if plugin is None else str(plugin.resolve())
-    action = f"u: UNCERTAINTY ATOMS={atoms} MODEL={cv.name}{' FLOAT64' if options.float64 else ''}"
+    action = f"u: UNCERTAINTY ATOMS={atoms} MODEL={driver.name}{' FLOAT64' if options.float64 else ''}"
     loaded = [
         "# The plugin, once built here: uqbias plumed --build -o . ; or give the full path of a built one.",
         f"LOAD FILE={library}",
@@ -90,7 +90,7 @@ def write_plumed_input(
         f"# {_meaning(model, options)}",
         action,
     ]
-    name = "cv" if options.output == "cv" else "uncertainty"
+    name = "driver" if options.output == "driver" else "judge"
     bridged = [f"# {_meaning(model, options)}", f"u: EXTRACV NAME={name}"]
     texts = {
         "plumed.dat": "\n".join([*_header("any engine with PLUMED, or openmm-plumed"), *loaded, *_bias(options)]),
@@ -99,7 +99,7 @@ def write_plumed_input(
     }
     for file, text in texts.items():
         write_text(directory / file, text.rstrip() + "\n")
-    return [cv, *(directory / file for file in texts)]
+    return [driver, *(directory / file for file in texts)]
 
 
 def _checked(options: PlumedOptions, model: UncertaintyModel) -> PlumedOptions:
@@ -114,16 +114,16 @@ def _checked(options: PlumedOptions, model: UncertaintyModel) -> PlumedOptions:
         raise UqbiasError(f"biasfactor = {options.biasfactor}", "give a number above 1")
     if options.sigma is not None and not options.sigma > 0:
         raise UqbiasError(f"sigma = {options.sigma}", "give a number above 0")
-    nats = options.output == "cv" and model.cv.unit == "nats"
+    nats = options.output == "driver" and model.driver.unit == "nats"
     if options.bias == "metad" and options.sigma is None:
         if not nats:
-            unit = model.cv.unit if options.output == "cv" else "kJ/mol/nm"
+            unit = model.driver.unit if options.output == "driver" else "kJ/mol/nm"
             raise UqbiasError(
                 f"no width for hills on a CV in {unit}",
                 "give --sigma: about half the standard deviation of the CV in a short unbiased run",
             )
         options = replace(options, sigma=SIGMA_NATS)
-    if options.wall is None and nats and model.cv.kind == "kernel_density":
+    if options.wall is None and nats and model.driver.kind == "kernel_density":
         options = replace(options, wall=WALL_NATS)
     return options
 
@@ -137,9 +137,9 @@ def _header(where: str) -> list[str]:
 
 
 def _meaning(model: UncertaintyModel, options: PlumedOptions) -> str:
-    if options.output == "uncertainty":
+    if options.output == "judge":
         return "the judge: calibrated uncertainty of the model, kJ/mol/nm of force error"
-    return f"the driver: uncertainty of kind {model.cv.kind}, in {model.cv.unit}"
+    return f"the driver: uncertainty of kind {model.driver.kind}, in {model.driver.unit}"
 
 
 def _bias(options: PlumedOptions) -> Sequence[str]:
@@ -173,7 +173,7 @@ def _readme(model: UncertaintyModel, options: PlumedOptions) -> str:
     return f"""\
 # PLUMED input
 
-`cv.pt` is the model as plain TorchScript, `plumed.dat` biases {_meaning(model, options)}.
+`driver.pt` is the model as plain TorchScript, `plumed.dat` biases {_meaning(model, options)}.
 The model is of {len(model.numbers)} atoms with these atomic numbers, and `ATOMS={atoms}` must list them in this order:
 {numbers}.
 

@@ -20,11 +20,11 @@ Array = NDArray[np.float64]
 
 #: Values that the MD side can hand to EXTRACV, and what each is.
 EXTRA = {
-    "uncertainty": "calibrated model uncertainty, kJ/mol/nm",
-    "cv": "driver of the bias",
+    "judge": "calibrated model uncertainty, kJ/mol/nm",
+    "driver": "driver of the bias",
     "energy": "energy of the model, kJ/mol",
 }
-LINE_TO_PASTE = "u: EXTRACV NAME=uncertainty"
+LINE_TO_PASTE = "u: EXTRACV NAME=judge"
 #: Files that METAD and OPES write where FILE is not given.
 _DEFAULT_FILES = ("HILLS", "KERNELS")
 

@@ -16,7 +16,7 @@ from uqbias.report.style import BLUE, ORANGE, SKY, WIDTH, grid, panels, spread, 
 #: What is drawn of every attack, with its axis label.
 ROWS = (
     ("log_likelihood", "gain in ln L"),
-    ("uncertainty", "uncertainty (kJ/mol/nm)"),
+    ("judge", "uncertainty (kJ/mol/nm)"),
     ("energy", "energy above\nthe start (kJ/mol)"),
 )
 #: Most attacks drawn one by one.
@@ -37,7 +37,7 @@ def attacks_in_time(run: RunData) -> Figure | None:
         failed = np.char.startswith(entry.attacks["status"].astype(str), "failed")
         for row, (name, _) in enumerate(ROWS):
             values = entry.attacks[name].astype(np.float64)
-            values = values if name == "uncertainty" else values - values[0]
+            values = values if name == "judge" else values - values[0]
             _ways(axes[row, column], iteration, values[:, ~failed])
             drawn[row].append(values[:, ~failed].ravel())
         axes[0, column].set_title(f"round {entry.index}" + (f", {int(failed.sum())} failed" if failed.any() else ""))
@@ -45,7 +45,7 @@ def attacks_in_time(run: RunData) -> Figure | None:
     for row, (_, label) in enumerate(ROWS):
         axes[row, 0].set_ylabel(label)
         values = np.concatenate([part for part in drawn[row] if part.size] or [np.zeros(1)])
-        if ROWS[row][0] == "uncertainty" and (values > 0).all():
+        if ROWS[row][0] == "judge" and (values > 0).all():
             axes[row, 0].set_yscale("log")
             axes[row, 0].set_ylim(*_most(np.log10(values), lambda limit: 10.0**limit))
         else:

@@ -11,7 +11,7 @@ from uqbias.report.style import CYCLE, grid, panels, spread, styled
 from uqbias.runs.hills import Array, Hills
 
 #: Names of the driver in HILLS files of ours and of PLUMED inputs.
-DRIVER = ("u", "cv")
+DRIVER = ("driver", "u")
 POINTS_1D, POINTS_2D, BINS_1D, BINS_2D = 400, 80, 40, 40
 HEIGHT = 3.3
 
@@ -99,7 +99,7 @@ def _visited(entry: Round, name: str) -> Array | None:
     if seen is None:
         return None
     if name in DRIVER:
-        return seen.cv.ravel()
+        return seen.driver.ravel()
     return seen.variables[name].ravel() if name in seen.variables else None
 
 

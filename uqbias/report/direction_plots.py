@@ -15,12 +15,12 @@ from uqbias.attacks.directions import DirectionResult
 from uqbias.files import atomic_path
 from uqbias.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, grid, panels, styled
 
-COLOURS = {"adversarial": RED, "random": GREY, "uncertainty": BLUE, "cv": GREEN}
+COLOURS = {"adversarial": RED, "random": GREY, "judge": BLUE, "driver": GREEN}
 NAMES = {
     "adversarial": "adversarial",
     "random": "random",
-    "uncertainty": "ascent of the judge",
-    "cv": "ascent of the driver",
+    "judge": "ascent of the judge",
+    "driver": "ascent of the driver",
 }
 #: Colours of several models in one panel.
 MODELS = (BLUE, ORANGE, PURPLE, BLACK)

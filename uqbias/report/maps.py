@@ -107,8 +107,8 @@ def error_maps(run: RunData) -> Figure | None:
     quantities = [
         quantity
         for quantity in (
-            ("cv", f"driver u{_unit(run)}", False, "cividis"),
-            ("uncertainty", "judge (kJ/mol/nm)", True, "cividis"),
+            ("driver", f"driver u{_unit(run)}", False, "cividis"),
+            ("judge", "judge (kJ/mol/nm)", True, "cividis"),
             ("force_mae_frame", "force MAE (meV/Å)", True, ERROR),
         )
         if all(entry.scores is not None and quantity[0] in entry.scores for entry in shown)
@@ -360,5 +360,5 @@ def _marker(colour: str, label: str) -> Line2D:
 
 def _unit(run: RunData) -> str:
     """Unit of the driver CV: a kernel density counts nats, other kinds their own scale."""
-    kind = run.config.get("cv", {}).get("kind") if isinstance(run.config.get("cv"), dict) else None
+    kind = run.config.get("driver", {}).get("kind") if isinstance(run.config.get("driver"), dict) else None
     return " (nats)" if kind == "kernel_density" else ""

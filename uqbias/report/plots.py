@@ -88,7 +88,7 @@ def uncertainty_against_error(run: RunData) -> Figure | None:
     scored = [
         entry
         for entry, values in run.scored("force_mae_frame")
-        if entry.scores is not None and len(entry.scores.get("uncertainty", ())) == len(values)
+        if entry.scores is not None and len(entry.scores.get("judge", ())) == len(values)
     ]
     shown = scored[:1] + scored[1:][-1:]
     if not shown:
@@ -131,13 +131,13 @@ def walkers_in_time(run: RunData) -> Figure | None:
     rows = len(labels)
     figure, axes = panels(rows, len(shown), 0.7 + 1.95 * rows, width=WIDTH, sharex="col", sharey="row")
     timestep = float(section(run.config, "md").get("timestep_fs", 0.5)) / 1000.0
-    cap = section(run.config, "guards").get("cv_cap")
+    cap = section(run.config, "guards").get("driver_cap")
     for column, entry in enumerate(shown):
         seen = entry.observations
         assert seen is not None
         time = seen.step * timestep
-        _per_walker(axes[0, column], time, seen.cv, line=True)
-        _guard_marks(axes[0, column], entry, seen.cv, seen.step, timestep)
+        _per_walker(axes[0, column], time, seen.driver, line=True)
+        _guard_marks(axes[0, column], entry, seen.driver, seen.step, timestep)
         if is_number(cap):
             axes[0, column].axhline(cap, color=GREY, linestyle=":", linewidth=1.0)
         if biased:
@@ -220,7 +220,7 @@ def cost(run: RunData) -> Figure | None:
 
 
 #: Phases of a round in the order in which they happen; others follow.
-PHASES = ("md", "attack", "random", "pool", "harvest", "label", "train", "uncertainty", "calibrate", "score")
+PHASES = ("md", "attack", "random", "pool", "harvest", "label", "train", "judge", "calibrate", "score")
 
 
 def phase_times(run: RunData) -> dict[int, dict[str, float]]:
@@ -267,7 +267,7 @@ def spearman(first: Array, second: Array) -> float:
 def _judged(entry: Round) -> tuple[Array, Array]:
     """Uncertainty and error of the test frames, both in meV/Å, finite pairs only."""
     assert entry.scores is not None
-    u, error = entry.scores["uncertainty"] * MEV_PER_ANGSTROM, entry.scores["force_mae_frame"]
+    u, error = entry.scores["judge"] * MEV_PER_ANGSTROM, entry.scores["force_mae_frame"]
     keep = np.isfinite(u) & np.isfinite(error) & (error > 0)
     return u[keep], error[keep]
 
@@ -295,12 +295,15 @@ def _per_walker(ax: Axes, time: Array, values: Array, *, line: bool) -> None:
         ax.plot(time, values[:, walker], color=colour, alpha=alpha, rasterized=True, **style)
 
 
-def _guard_marks(ax: Axes, entry: Round, cv: Array, steps: Array, timestep: float) -> None:
+def _guard_marks(ax: Axes, entry: Round, driver: Array, steps: Array, timestep: float) -> None:
     """A cross where a guard stopped a walker."""
     marks = [
-        (event["step"] * timestep, float(cv[min(int(np.searchsorted(steps, event["step"])), len(steps) - 1), walker]))
+        (
+            event["step"] * timestep,
+            float(driver[min(int(np.searchsorted(steps, event["step"])), len(steps) - 1), walker]),
+        )
         for event in entry.guard_events
-        if is_number(event.get("step")) and isinstance(walker := event.get("walker"), int) and walker < cv.shape[1]
+        if is_number(event.get("step")) and isinstance(walker := event.get("walker"), int) and walker < driver.shape[1]
     ]
     if marks and len(steps):
         ax.plot(*np.array(marks).T, "x", color=BLACK, markersize=7, markeredgewidth=1.8, zorder=10)
@@ -318,11 +321,11 @@ def _fate(reason: str) -> int:
 
 
 def _plottable(candidate: dict[str, Any]) -> bool:
-    return is_number(candidate.get("cv")) and is_number(candidate.get("energy"))
+    return is_number(candidate.get("driver")) and is_number(candidate.get("energy"))
 
 
 def _candidates(ax: Axes, candidates: Sequence[dict[str, Any]], index: int) -> None:
-    values = np.array([(c["cv"], c["energy"]) for c in candidates], dtype=np.float64)
+    values = np.array([(c["driver"], c["energy"]) for c in candidates], dtype=np.float64)
     taken = np.array([bool(c.get("taken")) for c in candidates])
     ax.scatter(
         values[~taken, 0], values[~taken, 1], s=6, color="#BDBDBD", linewidths=0, rasterized=True, label="refused"

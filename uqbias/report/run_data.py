@@ -20,7 +20,7 @@ from uqbias.runs.hills import Hills, load_hills
 from uqbias.settings.sampler_sections import DISTORTING
 
 Array = NDArray[np.float64]
-OBSERVED = ("step", "positions", "energy", "cv", "uncertainty", "bias")
+OBSERVED = ("step", "positions", "energy", "driver", "judge", "bias")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Labels:
     round : [n] round in which each label was paid.
     positions : [n, N, 3] nm.
     accepted : [n] False where the label was paid and then left out of the training.
-    info : n dicts (reason, cv, uncertainty, walker, step where known).
+    info : n dicts (reason, driver, judge, walker, step where known).
     """
 
     round: NDArray[np.int64]
@@ -53,8 +53,8 @@ class Observations:
     step : [T] MD steps per walker.
     positions : [T, W, N, 3] nm.
     energy : [T, W] kJ/mol (the model's).
-    cv : [T, W] driver u.
-    uncertainty : [T, W] kJ/mol/nm (the judge's).
+    driver : [T, W] driver u.
+    judge : [T, W] kJ/mol/nm (the judge's).
     bias : [T, W] kJ/mol.
     variables : [T, W] each, those of the bias by name, where the run has kept them.
     """
@@ -62,8 +62,8 @@ class Observations:
     step: Array
     positions: Array
     energy: Array
-    cv: Array
-    uncertainty: Array
+    driver: Array
+    judge: Array
     bias: Array
     variables: dict[str, Array] = field(default_factory=dict)
 
@@ -311,7 +311,7 @@ class _Reader:
             return Round(index, row)
         groups = sorted((folder / "md").glob("group_*")) or [folder / "md"]
         seen = [content for group in groups if (content := self.npz(group / "observations.npz", OBSERVED)) is not None]
-        n_walkers = np.cumsum([0] + [content["cv"].shape[1] for content in seen])
+        n_walkers = np.cumsum([0] + [content["driver"].shape[1] for content in seen])
         events = [
             event | {"walker": event["walker"] + int(offset)} if isinstance(event.get("walker"), int) else event
             for group, offset in zip(groups, n_walkers, strict=False)

@@ -144,7 +144,7 @@ def _method(run: RunData) -> str:
     sampler = run.config.get("sampler", "metadynamics")
     options = section(run.config, str(sampler))
     if sampler == "attack":
-        part = "cv" if options.get("of") == "cv" else "uncertainty"
+        part = "driver" if options.get("of") == "driver" else "judge"
         kind = str(section(run.config, part).get("kind", "")).replace("_", " ")
         where = _where(options)
         return (
@@ -158,7 +158,7 @@ def _method(run: RunData) -> str:
     if sampler == "md":
         method = f"unbiased MD at {section(run.config, 'md').get('temperature', 300)} K"
     else:
-        driver = str(section(run.config, "cv").get("kind", "")).replace("_", " ")
+        driver = str(section(run.config, "driver").get("kind", "")).replace("_", " ")
         method = f"{sampler} on the model's uncertainty" + (f" ({driver})" if driver else "")
     walkers = section(run.config, "md").get("walkers")
     return method + (f" with {walkers} walkers" if isinstance(walkers, int) else "")

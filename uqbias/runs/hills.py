@@ -100,11 +100,11 @@ FARTHEST = 1e15
 class HillsFile(Files):
     """Hills in PLUMED's HILLS format, one file for all walkers, as METAD with WALKERS_MPI writes it.
 
-    Columns ``time u sigma_u height biasf``, with more variables ``time u phi sigma_u sigma_phi ...``: time in ps,
-    height in kJ/mol. PLUMED's convention for the height holds (MetaD.cpp, writeGaussian): of a well-tempered run the
-    file holds h·γ/(γ-1), where h was added to the bias, so that the sum of the hills in the file is -F; of an
-    untempered run it holds h, and biasf is -1. The kernel is that of the bias. PLUMED sums a ``gaussian`` up to 3.5
-    sigma, stretched; a bias with ``stretched-gaussian`` does so too.
+    Columns ``time driver sigma_driver height biasf``, with more variables ``time driver phi sigma_driver sigma_phi
+    ...``: time in ps, height in kJ/mol. PLUMED's convention for the height holds (MetaD.cpp, writeGaussian): of a
+    well-tempered run the file holds h·γ/(γ-1), where h was added to the bias, so that the sum of the hills in the
+    file is -F; of an untempered run it holds h, and biasf is -1. The kernel is that of the bias. PLUMED sums a
+    ``gaussian`` up to 3.5 sigma, stretched; a bias with ``stretched-gaussian`` does so too.
 
     Parameters
     ----------

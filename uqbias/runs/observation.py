@@ -43,8 +43,8 @@ class Observation:
     time_ps : time in ps.
     positions : [W, N, 3] nm.
     energy : [W] kJ/mol, of the model.
-    cv : [W] driver.
-    uncertainty : [W] judge, kJ/mol/nm.
+    driver : [W] driver.
+    judge : [W] judge, kJ/mol/nm.
     bias : [W] kJ/mol, as it acted on this step, before the hills of this step.
     restarted : [W] bool.
     variables : [W, C] variables of the bias, extended ones too.
@@ -56,8 +56,8 @@ class Observation:
     time_ps: float
     positions: Array
     energy: Array
-    cv: Array
-    uncertainty: Array
+    driver: Array
+    judge: Array
     bias: Array
     restarted: NDArray[np.bool_]
     variables: Array = field(default_factory=lambda: np.zeros((0, 0)))

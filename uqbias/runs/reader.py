@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 
 #: Quantities of every run, with the array of observations.npz and the unit.
-OBSERVED = {"u": ("cv", ""), "energy": ("energy", "kJ/mol"), "uncertainty": ("uncertainty", "kJ/mol/nm")}
+OBSERVED = {"driver": ("driver", ""), "energy": ("energy", "kJ/mol"), "judge": ("judge", "kJ/mol/nm")}
 #: Kinds of variable that can be given by their atoms, as d:2-5.
 BY_ATOMS = {"d": "distance", "a": "angle", "t": "dihedral"}
 
@@ -209,7 +209,7 @@ class RunFolder:
 
         Parameters
         ----------
-        name : ``u``, ``energy``, ``uncertainty``; a variable or extended variable of the run; ``phi`` or ``psi`` of the
+        name : ``driver``, ``energy``, ``judge``; a variable or extended variable of the run; ``phi`` or ``psi`` of the
             first residue that has both; or atoms, by index from 0 or name: ``d:2-5`` a distance in nm, ``a:1-2-3`` an
             angle, ``t:1-2-3-4`` a dihedral.
 

@@ -39,7 +39,7 @@ class Files:
 
 
 class ColvarFiles(Files):
-    """Time series in PLUMED's COLVAR format: ``time u energy uncertainty bias restarted``; ps, kJ/mol, kJ/mol/nm.
+    """Time series in PLUMED's COLVAR format: ``time driver energy judge bias restarted``; ps, kJ/mol, kJ/mol/nm.
 
     Further variables of the bias follow in columns of their own.
 
@@ -68,7 +68,7 @@ class ColvarFiles(Files):
     def __call__(self, observation: Observation) -> None:
         """Write one row a walker; the files are line-buffered."""
         o = observation
-        columns = np.stack([o.cv, o.energy, o.uncertainty, o.bias], axis=1).tolist()
+        columns = np.stack([o.driver, o.energy, o.judge, o.bias], axis=1).tolist()
         for walker, values in enumerate(columns):
             more = o.variables[walker] if self._further else ()
             self.row(walker, o.time_ps, values, more, restarted=bool(o.restarted[walker]))
@@ -85,7 +85,7 @@ class ColvarFiles(Files):
 def colvar_header(names: Sequence[str]) -> str:
     """First line of a COLVAR file of a bias on these variables."""
     more = "".join(f" {name}" for name in names if name not in OF_MODEL)
-    return f"#! FIELDS time u energy uncertainty bias restarted{more}\n"
+    return f"#! FIELDS time driver energy judge bias restarted{more}\n"
 
 
 def colvar_paths(path: str | Path, n_walkers: int) -> list[Path]:
@@ -131,7 +131,7 @@ def rows_until(path: str | Path, names: Sequence[str], time_ps: float) -> str:
 class ObservationRecorder(Files):
     """Keeps observations in memory and writes them to one file; guard events go to a file at once.
 
-    ``observations.npz``: step [T], time [T] ps, positions [T, W, N, 3] nm (float32), energy, cv, uncertainty, bias
+    ``observations.npz``: step [T], time [T] ps, positions [T, W, N, 3] nm (float32), energy, driver, judge, bias
     [T, W], restarted [T, W], variables [T, W, C] and their names variable_names [C]. ``events.jsonl``: one JSON object
     per stopped walker, as `GuardEvent`.
 
@@ -175,7 +175,7 @@ class ObservationRecorder(Files):
             "step": stacked("step"),
             "time": stacked("time_ps"),
             "positions": stacked("positions").astype(np.float32),
-            **{name: stacked(name) for name in ("energy", "cv", "uncertainty", "bias", "restarted", "variables")},
+            **{name: stacked(name) for name in ("energy", "driver", "judge", "bias", "restarted", "variables")},
             "variable_names": np.array(self._kept[0].names, dtype=np.str_),
         }
 

@@ -30,7 +30,7 @@ def _infinite(value: Any) -> Any:
     return float("inf") if value in ("inf", ".inf") else value
 
 
-ON = "names of the variables: u (the driver), uncertainty, energy, or any of `variables`"
+ON = "names of the variables: driver, judge, energy, or any of `variables`"
 REFLECT = (
     "lowest value of the variable, where the bias is mirrored, so that walkers are not held there: a number, lowest "
     "(of the driver over the labelled frames; other variables: none), null, or a list with one each"
@@ -40,7 +40,7 @@ REFLECT = (
 class _OnSeveral(KindSection):
     """A bias on one to three variables; lists have one entry each."""
 
-    variables: Names = Field(default=["u"], description=ON)
+    variables: Names = Field(default=["driver"], description=ON)
 
     @model_validator(mode="after")
     def _one_each(self) -> _OnSeveral:
@@ -107,7 +107,7 @@ class ExtendedABFSection(KindSection):
     kind: Literal["eabf"] = Field(
         default="eabf", description="adaptive biasing force on an extended variable that follows u"
     )
-    variables: OneName = Field(default=["u"], description="name of the one variable to follow")
+    variables: OneName = Field(default=["driver"], description="name of the one variable to follow")
     sigma: Positive = Field(default=0.5, description="thermal width of the coupling kT/σ², in units of the variable")
     mass: Positive = Field(
         default=0.5, description="of the extended variable, dalton nm² per squared unit of the variable"
@@ -148,7 +148,7 @@ class LinearSection(KindSection):
     """A constant push towards high u."""
 
     kind: Literal["linear"] = Field(default="linear", description="V = −τ u: a constant push towards high u (HAL)")
-    variables: OneName = Field(default=["u"], description="name of the one variable")
+    variables: OneName = Field(default=["driver"], description="name of the one variable")
     relative: Positive = Field(default=0.1, description="mean bias force over mean model force that τ is set for")
     pace: Count = Field(default=50, description="steps between updates of τ; a multiple of md.pace")
     averaging: Count = Field(default=20, description="updates averaged over; τ is 0 for as many at the start")
@@ -161,7 +161,7 @@ class UDDSection(KindSection):
     kind: Literal["udd"] = Field(
         default="udd", description="uncertainty-driven dynamics: an inverted Gaussian of a committee's disagreement"
     )
-    variables: OneName = Field(default=["u"], description="name of the one variable")
+    variables: OneName = Field(default=["driver"], description="name of the one variable")
     A: Positive = Field(default=64.4, description="depth, kJ/mol")
     B: Positive = Field(default=0.5, description="width in units of u, per √atom where the next two are given")
     n_members: int | None = Field(default=None, ge=2, description="size of the committee that u is of, or null")
@@ -180,7 +180,7 @@ class UpperWallSection(KindSection):
     kind: Literal["upper_wall"] = Field(
         default="upper_wall", description="κ (x − at)² above `at`, as PLUMED's UPPER_WALLS"
     )
-    variables: OneName = Field(default=["u"], description="name of the one variable")
+    variables: OneName = Field(default=["driver"], description="name of the one variable")
     at: float = Field(default=14.0, description="value of the variable where the wall begins")
     kappa: Positive = Field(default=20.0, description="kJ/mol per squared unit of the variable")
 
@@ -191,7 +191,7 @@ class LowerWallSection(KindSection):
     kind: Literal["lower_wall"] = Field(
         default="lower_wall", description="κ (x − at)² below `at`, as PLUMED's LOWER_WALLS"
     )
-    variables: OneName = Field(default=["u"], description="name of the one variable")
+    variables: OneName = Field(default=["driver"], description="name of the one variable")
     at: float = Field(description="value of the variable where the wall begins")
     kappa: Positive = Field(default=20.0, description="kJ/mol per squared unit of the variable")
 
@@ -200,7 +200,7 @@ class RestraintSection(KindSection):
     """Harmonic restraint."""
 
     kind: Literal["restraint"] = Field(default="restraint", description="½ κ (x − at)², as PLUMED's RESTRAINT")
-    variables: OneName = Field(default=["u"], description="name of the one variable")
+    variables: OneName = Field(default=["driver"], description="name of the one variable")
     at: float = Field(description="value of the variable that it is held at")
     kappa: Positive = Field(description="kJ/mol per squared unit of the variable")
 

@@ -20,9 +20,9 @@ class Selection(Section):
         description="farthest_point, random, highest_uncertainty, mixed (farthest points and a random rest) or cluster "
         "(of each of as many k-means clusters as labels the frame of highest uncertainty)",
     )
-    space: Literal["cv_features", "latents"] = Field(
-        default="cv_features",
-        description="where distances are measured: cv_features (the driver's) or latents (mean over atoms)",
+    space: Literal["driver_features", "latents"] = Field(
+        default="driver_features",
+        description="where distances are measured: driver_features (the driver's) or latents (mean over atoms)",
     )
     random_share: float = Field(default=0.5, ge=0, le=1, description="share of the budget that `mixed` fills at random")
     energy_temperature: float | None = Field(
@@ -47,14 +47,14 @@ class Harvest(Section):
     """The way from visited frames to frames that are worth a label."""
 
     labels_per_round: Count = Field(default=50, description="labels bought in a round, at most")
-    cv_window: list[float | None] = Field(
+    driver_window: list[float | None] = Field(
         default=[None, 14.0],
         min_length=2,
         max_length=2,
         description="[lowest, highest] value of the driver CV; null: open, as is the default of the samplers attack, "
         "random and pool, whatever the driver",
     )
-    uncertainty_window: list[float | None] = Field(
+    judge_window: list[float | None] = Field(
         default=[None, None],
         min_length=2,
         max_length=2,

@@ -83,8 +83,8 @@ class AttackSection(Section):
     )
     tolerance: float = Field(default=0.01, ge=0, description="an attack whose ln L gains less than this has converged")
     patience: Count = Field(default=20, description="iterations in which it is to gain that")
-    of: Literal["uncertainty", "cv"] = Field(
-        default="uncertainty", description="what is sought: the judge (uncertainty) or the driver (cv)"
+    of: Literal["judge", "driver"] = Field(
+        default="judge", description="what is sought: high values of the judge or of the driver"
     )
     scale: float | None = Field(
         default=None,

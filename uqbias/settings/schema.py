@@ -128,7 +128,7 @@ class MD(Section):
     )
     plumed: str | None = Field(
         default=None,
-        description="PLUMED input for engine plumed: EXTRACV NAME=cv is the driver, NAME=uncertainty the judge; each "
+        description="PLUMED input for engine plumed: EXTRACV NAME=driver is the driver, NAME=judge the judge; each "
         "walker runs it in a folder of its own",
     )
     platform: str = Field(default="auto", description="OpenMM platform: auto, Reference, CPU, CUDA")
@@ -156,10 +156,8 @@ class MD(Section):
 class Guards(Section):
     """When a walker is stopped, recorded and restarted from a labelled frame."""
 
-    cv_cap: float | None = Field(default=14.0, description="value of the driver CV; null: no cap")
-    uncertainty_cap: float | None = Field(
-        default=None, gt=0, description="calibrated uncertainty, kJ/mol/nm; null: no cap"
-    )
+    driver_cap: float | None = Field(default=14.0, description="value of the driver CV; null: no cap")
+    judge_cap: float | None = Field(default=None, gt=0, description="calibrated uncertainty, kJ/mol/nm; null: no cap")
     bond_low: float = Field(default=0.7, gt=0, lt=1, description="shortest bond, as a multiple of the reference length")
     bond_high: float = Field(default=1.4, gt=1, description="longest bond, as a multiple of the reference length")
     stiff_torsion: float = Field(
@@ -175,7 +173,7 @@ class Stop(Section):
     labels: Count | None = Field(
         default=None, description="labelled frames in all, the start frames included; null: no limit"
     )
-    uncertainty_below: float | None = Field(
+    judge_below: float | None = Field(
         default=None,
         gt=0,
         description="stop when 95 % of newly visited physical frames have an uncertainty below this, kJ/mol/nm",
@@ -228,10 +226,10 @@ class Campaign(Section):
     )
     potential: PotentialSection = Field(default=PowerSpectrumSection(), description="the machine-learned potential")
     training: Training = Field(default=Training(), description="how it is trained")
-    cv: DriverSection = Field(
+    driver: DriverSection = Field(
         default=driver(), description="driver: the uncertainty that the bias acts on; it must move slow modes"
     )
-    uncertainty: JudgeSection = Field(
+    judge: JudgeSection = Field(
         default=judge(),
         description="judge: decides what is harvested, when a walker is stopped, when the campaign ends",
     )
@@ -277,9 +275,9 @@ class Campaign(Section):
         if not (isinstance(value, dict) and value.get("sampler") in DISTORTING):
             return value
         harvest = value.get("harvest", {})
-        if not isinstance(harvest, dict) or "cv_window" in harvest:
+        if not isinstance(harvest, dict) or "driver_window" in harvest:
             return value
-        return {**value, "harvest": {**harvest, "cv_window": [None, None]}}
+        return {**value, "harvest": {**harvest, "driver_window": [None, None]}}
 
     @model_validator(mode="after")
     def _sampling(self) -> Campaign:

@@ -22,8 +22,8 @@ WIDTH = 110
 OF_KINDS: dict[str, Any] = {
     "bias": BiasSection,
     "variables": VariableSection,
-    "cv": DriverSection,
-    "uncertainty": JudgeSection,
+    "driver": DriverSection,
+    "judge": JudgeSection,
     "features": FeatureKinds,
     "potential": PotentialSection,
     "oracle": OracleSection,

@@ -65,14 +65,14 @@ class Case:
     _copies: dict[torch.dtype, UncertaintyModel] = field(default_factory=dict, repr=False)
 
     @property
-    def uncertainty(self) -> Uncertainty:
+    def judge(self) -> Uncertainty:
         """The uncertainty that is tested."""
-        return self.model.uncertainty
+        return self.model.judge
 
     def report(self) -> Report:
         """An empty report that names the uncertainty."""
-        simple = {k: v for k, v in self.uncertainty.options().items() if isinstance(v, str | int | float)}
-        return Report(f"uncertainty '{self.uncertainty.kind}' {json.dumps(simple)}")
+        simple = {k: v for k, v in self.judge.options().items() if isinstance(v, str | int | float)}
+        return Report(f"uncertainty '{self.judge.kind}' {json.dumps(simple)}")
 
     def in_dtype(self, dtype: torch.dtype) -> UncertaintyModel:
         """A copy of the model in ``dtype``, always the same."""
@@ -95,7 +95,7 @@ class Case:
         model, x = self.in_dtype(dtype), torch.tensor(positions, dtype=dtype)
         found = predict(model.potential, x, forces="members" if model.requires_forces else "none")
         with torch.no_grad():
-            return model.uncertainty.per_atom(x, found.energy, found.latents, found.member_forces)
+            return model.judge.per_atom(x, found.energy, found.latents, found.member_forces)
 
 
 def evaluate(model: UncertaintyModel, positions: Tensor, gradients: bool = False) -> Values:
@@ -103,7 +103,7 @@ def evaluate(model: UncertaintyModel, positions: Tensor, gradients: bool = False
     with torch.set_grad_enabled(gradients):
         x = positions.detach().clone().requires_grad_(gradients)
         prediction = model(x)
-        values = (prediction.cv, prediction.uncertainty)
+        values = (prediction.driver, prediction.judge)
         found = [gradient_of(u, x) if gradients else x.new_zeros(len(x), 0) for u in values]
     return Values(*(u.detach() for u in values), *found)
 
@@ -147,7 +147,7 @@ def refitted(case: Case, seed: int = 100) -> UncertaintyModel:
     model = copy.deepcopy(case.model)
     other = molecule.frames(TRAINING_FRAMES - 20, seed)
     model.potential.record_seen(other.positions)
-    fit_uncertainty(model.potential, model.uncertainty, other, seed)
+    fit_uncertainty(model.potential, model.judge, other, seed)
     calibrate(model, molecule.frames(HELD_OUT_FRAMES, seed + 1))
     return model
 

@@ -86,7 +86,7 @@ def check_invariance(case: Case) -> Report:
     x = case.held_out.positions[:3]
     moves = {"rest": x, "translation": x + np.array([3.0, -2.0, 5.0]), "rotation": x @ _rotation(5).T}
     orders = dict.fromkeys(moves, np.arange(x.shape[1]))
-    for i, j in molecule.swaps(case.uncertainty.labelled):
+    for i, j in molecule.swaps(case.judge.labelled):
         name, order = f"exchange of {i} and {j}", np.arange(x.shape[1])
         order[[i, j]] = j, i
         moves[name], orders[name] = x[:, order], order
@@ -121,7 +121,7 @@ def _by_move(
 def _values(case: Case, x: Array, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return u before and after calibration [n], and the values of atoms [n, N] where there are any."""
     found, atoms = case.evaluate(x, dtype), case.per_atom(x, dtype)
-    values = {"u": found.raw, "calibrated u": found.calibrated}
+    values = {"driver": found.raw, "calibrated u": found.calibrated}
     return values if atoms is None else values | {"per atom": atoms}
 
 
@@ -155,7 +155,7 @@ def check_gradient(case: Case) -> Report:
         expected[name] = (8 * (plus - minus) - (plus2 - minus2)) / (12 * STEP)
     for dtype in DTYPES:
         gradients = case.evaluate(x, dtype, gradients=True)
-        for name, label in (("raw", "u"), ("calibrated", "calibrated u")):
+        for name, label in (("raw", "driver"), ("calibrated", "calibrated u")):
             error = (getattr(gradients, f"{name}_gradient").double() - expected[name]).flatten(1).norm(dim=1)
             size = expected[name].flatten(1).norm(dim=1)
             # Relative to the frame's own gradient, unless that nearly vanishes, as at the minimum of a density.
@@ -261,7 +261,7 @@ def check_exploded(case: Case, expects_large: bool | None = None) -> Report:
         If a clause is violated.
     """
     report = case.report()
-    part = case.uncertainty
+    part = case.judge
     if expects_large is None:
         expects_large = getattr(part, "expects_large", not part.labelled and not any(True for _ in part.parameters()))
     promised = {"clash": expects_large, "apart": expects_large and part.fewest_members == 1}

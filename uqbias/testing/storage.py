@@ -39,7 +39,7 @@ def check_round_trip(case: Case) -> Report:
         If a clause is violated.
     """
     report = case.report()
-    part = case.uncertainty
+    part = case.judge
     try:
         options = json.loads(json.dumps(part.options(), allow_nan=False))
     except (TypeError, ValueError) as error:
@@ -80,7 +80,7 @@ def check_refit(case: Case) -> Report:
     """
     report = case.report()
     other = refitted(case)
-    old, new = case.uncertainty.state_dict(), other.uncertainty.state_dict()
+    old, new = case.judge.state_dict(), other.judge.state_dict()
     reshaped = [name for name in {**old, **new} if _form(old.get(name)) != _form(new.get(name))]
     report.add("refit: tensors of another shape", *_counted(reshaped))
     kept = [name for name in old if name not in reshaped]
@@ -95,13 +95,16 @@ def check_refit(case: Case) -> Report:
         report.add("refit: graph refuses it", 1, 0, str(error))
         return report.verified()
     found, wanted = evaluator.evaluate(x), evaluate(refitted32, x)
-    for name, given, expected in (("u", found.cv, wanted.raw), ("calibrated u", found.uncertainty, wanted.calibrated)):
+    for name, given, expected in (
+        ("driver", found.driver, wanted.raw),
+        ("calibrated u", found.judge, wanted.calibrated),
+    ):
         scale = float(getattr(case.evaluate(case.training.positions), _FIELDS[name]).abs().max())
         difference = float((given - expected).abs().max()) / max(scale, float(expected.abs().max()), 1e-30)
         report.add(f"refit: {name} of the old graph", difference, AGREEMENT)
     before = case.evaluate(case.held_out.positions).raw
     away = evaluate(other, torch.tensor(case.held_out.positions)).raw
-    fit_uncertainty(other.potential, other.uncertainty, case.training, case.seed)
+    fit_uncertainty(other.potential, other.judge, case.training, case.seed)
     again = evaluate(other, torch.tensor(case.held_out.positions)).raw
     scale = max(float(before.abs().max()), 1e-30)
     report.add("refit: change of u, reported", float((away - before).abs().max()) / scale, float("inf"))
@@ -109,7 +112,7 @@ def check_refit(case: Case) -> Report:
     return report.verified()
 
 
-_FIELDS = {"u": "raw", "calibrated u": "calibrated"}
+_FIELDS = {"driver": "raw", "calibrated u": "calibrated"}
 
 
 def _faults(content: bytes) -> Iterator[str]:
@@ -125,7 +128,7 @@ def _faults(content: bytes) -> Iterator[str]:
         yield "metadata that is not text"
     end = 0
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        own = name.startswith(("uncertainty.", "cv."))
+        own = name.startswith(("judge.", "driver."))
         if entry["dtype"] not in PLAIN or (own and not entry["dtype"].startswith(("F", "BF"))):
             yield f"{name} of type {entry['dtype']}"
         if entry["data_offsets"][0] != end:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 #: Variables that every model gives: driver, judge (calibrated), energy.
-OF_MODEL = ("u", "uncertainty", "energy")
+OF_MODEL = ("driver", "judge", "energy")
 #: An extended variable is called this and the name of the one that it follows.
 EXTENDED = "extended_"
 #: Widths of hills are called this and the name of their variable.

@@ -8,14 +8,14 @@ import numpy as np
 mpl.use("agg")
 import matplotlib.pyplot as plt
 
-_, phi, psi, driver, uncertainty = np.loadtxt(sys.argv[1]).T
+_, phi, psi, driver, judge = np.loadtxt(sys.argv[1]).T
 known = phi < 0
 print(f"{len(phi)} frames")
-for name, values in (("driver u, nats", driver), ("uncertainty, kJ/mol/nm", uncertainty)):
+for name, values in (("driver u, nats", driver), ("uncertainty, kJ/mol/nm", judge)):
     print(f"{name}: median {np.median(values[known]):.2f} where phi < 0, {np.median(values[~known]):.2f} where phi > 0")
 
 figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained", sharey=True)
-for axis, values, name in zip(axes, (driver, uncertainty), ("driver u (nats)", "uncertainty (kJ/mol/nm)"), strict=True):
+for axis, values, name in zip(axes, (driver, judge), ("driver u (nats)", "uncertainty (kJ/mol/nm)"), strict=True):
     low, high = np.quantile(values, [0.02, 0.98])
     drawn = axis.scatter(np.degrees(phi), np.degrees(psi), c=values, s=8, vmin=low, vmax=high)
     figure.colorbar(drawn, ax=axis, label=name)

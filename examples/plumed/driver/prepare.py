@@ -1,4 +1,4 @@
-"""Write cv.pt and uncertainty.pt of a model, and the reference frames of alanine dipeptide as PLUMED reads them."""
+"""Write driver.pt and judge.pt of a model, and the reference frames of alanine dipeptide as PLUMED reads them."""
 
 import sys
 from pathlib import Path
@@ -14,8 +14,8 @@ from quick_model import SYSTEM, quick_model  # noqa: E402
 
 model = uqbias.UncertaintyModel.load(quick_model(sys.argv[1]))
 # The form with forces is the faster one here: PLUMED needs the gradient and never differentiates it again.
-export_torchscript(model, "cv.pt", "cv", with_forces=True)
-export_torchscript(model, "uncertainty.pt", "uncertainty", with_forces=True)
+export_torchscript(model, "driver.pt", "driver", with_forces=True)
+export_torchscript(model, "judge.pt", "judge", with_forces=True)
 
 frames = uqbias.read_frames(SYSTEM / "reference" / "test_set.xyz")
 symbols = [ase.data.chemical_symbols[number] for number in frames.numbers]

@@ -5,7 +5,7 @@ set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
-# cv.pt, uncertainty.pt and frames.xyz; without a model one is trained in half a minute.
+# driver.pt, judge.pt and frames.xyz; without a model one is trained in half a minute.
 python "$here/prepare.py" "${1:-model.uqb}"
 # libuqbias.so for this PLUMED and this torch; compiled once, then taken from the cache.
 uqbias plumed --build -o .

@@ -18,8 +18,8 @@ class Prediction(NamedTuple):
     """What a model of uqbias gives."""
 
     energy: torch.Tensor
-    cv: torch.Tensor
-    uncertainty: torch.Tensor
+    driver: torch.Tensor
+    judge: torch.Tensor
 
 
 class Cluster(torch.nn.Module):
@@ -43,8 +43,8 @@ class Cluster(torch.nn.Module):
         if box is not None:
             phases = 6.283185307179586 * positions @ torch.linalg.inv(box)
             energy = energy + torch.cos(phases.unsqueeze(2) - phases.unsqueeze(1)).sum((1, 2, 3)) + torch.det(box)
-        cv = latents.pow(2).mean((1, 2)) - 0.2
-        return Prediction(energy, cv, 2.0 * cv + 1.0)
+        driver = latents.pow(2).mean((1, 2)) - 0.2
+        return Prediction(energy, driver, 2.0 * driver + 1.0)
 
 
 class Several(torch.nn.Module):
@@ -57,13 +57,13 @@ class Several(torch.nn.Module):
     def forward(self, positions: torch.Tensor) -> torch.Tensor:
         """Positions [5, 3] nm in the dtype of the weights."""
         found = self.cluster(positions.float().unsqueeze(0))
-        return torch.cat([found.uncertainty, found.energy, found.cv]).type_as(positions)
+        return torch.cat([found.judge, found.energy, found.driver]).type_as(positions)
 
 
 def write_models(directory: Path) -> None:
     """Write ``<output>.pt``, ``<output>_forces.pt``, ``periodic.pt`` and ``components.pt``."""
     cluster = Cluster()
-    for output in ("uncertainty", "cv", "energy"):
+    for output in ("judge", "driver", "energy"):
         export_torchscript(cluster, directory / f"{output}.pt", output)
         export_torchscript(cluster, directory / f"{output}_forces.pt", output, with_forces=True)
     export_torchscript(cluster, directory / "periodic.pt", "energy", periodic=True)
@@ -71,13 +71,13 @@ def write_models(directory: Path) -> None:
     traced = torch.jit.trace(several, torch.rand(5, 3, dtype=torch.float64), check_trace=False)
     manifest = {
         "format": "uqbias-torchscript",
-        "output": "uncertainty",
+        "output": "judge",
         "unit": "kJ/mol/nm, expected force error",
         "with_forces": False,
         "periodic": False,
         "atomic_numbers": list(NUMBERS),
         "length_unit": "nm",
-        "components": ["uncertainty", "energy", "max"],
+        "components": ["judge", "energy", "max"],
         "versions": {"uqbias": "0", "torch": torch.__version__},
     }
     torch.jit.save(traced, str(directory / "components.pt"), _extra_files={"manifest.json": json.dumps(manifest)})

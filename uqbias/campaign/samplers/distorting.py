@@ -39,14 +39,14 @@ class Proposals:
     Attributes
     ----------
     positions : [n, N, 3] nm.
-    energy, cv, uncertainty : [n] what the model says of them: kJ/mol, driver, kJ/mol/nm.
+    energy, driver, judge : [n] what the model says of them: kJ/mol, driver, kJ/mol/nm.
     columns : further facts, [n] each: where each comes from (``source``), what became of it (``status``), ...
     """
 
     positions: Array
     energy: Array
-    cv: Array
-    uncertainty: Array
+    driver: Array
+    judge: Array
     columns: Mapping[str, NDArray[Any]]
 
     def __len__(self) -> int:
@@ -158,7 +158,7 @@ def evaluated(model: UncertaintyModel, positions: Array, **columns: NDArray[Any]
         nothing = np.empty(0)
         return Proposals(positions, nothing, nothing, nothing, columns)
     found = evaluate_frames(model, positions)
-    return Proposals(positions, found.energy, found.cv, found.uncertainty, columns)
+    return Proposals(positions, found.energy, found.driver, found.judge, columns)
 
 
 def _options(job: Exploration, external: ExternalBias | None) -> dict[str, Any]:
@@ -209,7 +209,7 @@ def _sorted_out(
         "iterations": result.iterations[good],
     }
     return Proposals(
-        result.positions[good], result.energy[good], result.cv[good], result.uncertainty[good], columns
+        result.positions[good], result.energy[good], result.driver[good], result.judge[good], columns
     ), events
 
 
@@ -223,8 +223,8 @@ def _finish(
     columns = {
         "positions": proposals.positions,
         "energy": proposals.energy,
-        "cv": proposals.cv,
-        "uncertainty": proposals.uncertainty,
+        "driver": proposals.driver,
+        "judge": proposals.judge,
         "bias": np.zeros(n),
         "restarted": np.zeros(n, dtype=bool),
         **proposals.columns,
@@ -234,7 +234,7 @@ def _finish(
     write_arrays(job.folder / "observations.npz", seen, compressed=True)
     if n:
         info = [
-            {"model_energy_kJ_per_mol": float(proposals.energy[i]), "uncertainty": float(proposals.uncertainty[i])}
+            {"model_energy_kJ_per_mol": float(proposals.energy[i]), "judge": float(proposals.judge[i])}
             | {name: values[i].item() for name, values in proposals.columns.items()}
             for i in range(n)
         ]

@@ -83,8 +83,8 @@ def make_guard(job: Exploration, model: Any) -> Any:
         model.topology,
         job.reference,
         bond_range=(guards["bond_low"], guards["bond_high"]),
-        cv_cap=guards["cv_cap"],
-        uncertainty_cap=guards["uncertainty_cap"],
+        driver_cap=guards["driver_cap"],
+        judge_cap=guards["judge_cap"],
         turned=lambda positions: stiff_deviations(model, positions),
         max_turn=guards["stiff_torsion"],
         keep_chirality=guards["chirality"],
@@ -179,10 +179,10 @@ def _check(job: Exploration, at_start: Evaluated, variables: Mapping[str, Collec
     if platform != "auto":
         check_platform(platform, backend)
     check_device(_device(job.md))
-    cap, lowest = job.guards["cv_cap"], at_start.cv.min()
+    cap, lowest = job.guards["driver_cap"], at_start.driver.min()
     if cap is not None and lowest > cap:
         raise UqbiasError(
-            f"guards.cv_cap = {cap:g} is below the driver in all start frames, {lowest:.4g} at least",
+            f"guards.driver_cap = {cap:g} is below the driver in all start frames, {lowest:.4g} at least",
             "raise it, or null for none (of uqbias md: --cap, or --wall, which it follows)",
         )
     positions = torch.as_tensor(job.safe_frames)
@@ -203,7 +203,7 @@ def _lowest(job: Exploration, at_start: Evaluated) -> float:
     if job.earlier_bias is not None:
         earlier = json.loads((job.earlier_bias.parent / "run.json").read_text(encoding="utf-8"))
         return float(earlier["lowest_u"])
-    return float(at_start.cv.min())
+    return float(at_start.driver.min())
 
 
 def _description(
@@ -300,7 +300,7 @@ def _run(job: Exploration, walkers: Walkers, writer: RunWriter, advance: Callabl
 
     def tell(observation: Observation) -> None:
         if advance is not None and observation.step:
-            highest = np.nanmax(np.where(np.isfinite(observation.cv), observation.cv, np.nan), initial=-np.inf)
+            highest = np.nanmax(np.where(np.isfinite(observation.driver), observation.driver, np.nan), initial=-np.inf)
             advance(pace, f"u up to {highest:.1f}, {writer.totals['stopped']} stopped")
 
     # Snapshots are at observations.

@@ -51,9 +51,9 @@ def explore_plumed(job: Exploration, advance: Callable[[int, str], None] | None 
         while True:
             seen = [walker.look() for walker in walkers]
             positions = np.stack([place for place, _ in seen])
-            energy, cv, uncertainty, bias = np.array([values for _, values in seen]).T
+            energy, driver, judge, bias = np.array([values for _, values in seen]).T
             broken = ~np.isfinite(energy)
-            violations = guard.check(positions, cv, uncertainty, broken)
+            violations = guard.check(positions, driver, judge, broken)
             restarted = np.zeros(len(walkers), dtype=bool)
             restarted[[violation.walker for violation in violations]] = True
             time_ps = step * md["timestep_fs"] * 1e-3
@@ -68,7 +68,7 @@ def explore_plumed(job: Exploration, advance: Callable[[int, str], None] | None 
                 )
                 for violation in violations
             )
-            observation = Observation(step, time_ps, positions, energy, cv, uncertainty, bias, restarted, events=events)
+            observation = Observation(step, time_ps, positions, energy, driver, judge, bias, restarted, events=events)
             for observer in (recorder, trajectories):
                 observer(observation)
             in_a_row, stopped = np.where(restarted, in_a_row + 1, 0), stopped + len(events)
@@ -76,7 +76,7 @@ def explore_plumed(job: Exploration, advance: Callable[[int, str], None] | None 
             for event in events:
                 walkers[event.walker].place(frames[event.restart_frame])
             if advance is not None and step:
-                advance(md["pace"], f"u up to {np.nanmax(cv, initial=-np.inf):.1f}, {stopped} stopped")
+                advance(md["pace"], f"u up to {np.nanmax(driver, initial=-np.inf):.1f}, {stopped} stopped")
             if step >= md["steps"] or all(walker.bridge.stopped for walker in walkers):
                 break
             for walker in walkers:
@@ -152,7 +152,7 @@ class _Walker:
             context.getState(energy=True)
         last = self.bridge.last
         assert last is not None
-        return positions, (last.energy, last.cv, last.uncertainty, last.bias)
+        return positions, (last.energy, last.driver, last.judge, last.bias)
 
     def __enter__(self) -> _Walker:
         return self
