@@ -16,10 +16,11 @@ ROOT = Path(uqbias.__file__).parent
 #: From the lowest room to the highest; rooms of one line do not import each other.
 FLOORS = (
     ("errors", "units"),
-    ("files", "registry"),
+    ("files", "options"),
+    ("registry",),
     ("molecule",),
     ("potentials", "variables"),
-    ("judge",),
+    ("uncertainty",),
     ("bias",),
     ("compile",),
     ("settings",),

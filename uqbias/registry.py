@@ -8,28 +8,44 @@ through the entry-point group ``uqbias.<kind>``.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
+from types import FunctionType
 from typing import Any
 
 from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.options import REGISTRIES, KindSection, accepted, check_values, factory_of, section_of
 
 
 class Registry:
-    """Lazy mapping from a name to a class, extended by entry points.
+    """Lazy mapping from a name to a part, extended by entry points; makes the parts too.
 
     Parameters
     ----------
     kind : what is registered, for messages and for the entry-point group.
     builtin : name to ``module:attribute``.
     base : ``module:attribute`` of the class that everything imported by path must derive from; None for no such rule.
+    given : parameters of the parts that the program fills in; all others are the user's options.
+    functions : whether a plain function may stand for a part.
     """
 
-    def __init__(self, kind: str, builtin: dict[str, str], base: str | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        builtin: dict[str, str],
+        base: str | None = None,
+        *,
+        given: tuple[str, ...] = (),
+        functions: bool = False,
+    ) -> None:
         self.kind = kind
         self.builtin = builtin
         self.base = base
+        self.given = given
+        self.functions = functions
+        self._sections: dict[str, type[KindSection]] = {}
+        REGISTRIES[kind] = self
 
     def names(self) -> list[str]:
         """Valid names, built-in and third-party."""
@@ -53,8 +69,41 @@ class Registry:
             return self._checked(name, import_attribute(name))
         raise UqbiasError(f"unknown {self.kind} '{name}'", did_you_mean(name, self.names()))
 
+    def section(self, kind: str) -> type[KindSection]:
+        """The campaign file's section for a kind, made from the annotations of its options."""
+        if kind not in self._sections:
+            self._sections[kind] = section_of(self, kind)
+        return self._sections[kind]
+
+    def build(self, kind: Any, options: Mapping[str, Any] | None = None, **given: Any) -> Any:
+        """Make a part.
+
+        Parameters
+        ----------
+        kind : its name, a mapping with ``kind`` and options, or the section of a campaign file.
+        options : of that kind, where ``kind`` is the name alone.
+        given : what the program has for parts of this registry (`given`); a part gets what it has parameters for.
+
+        Raises
+        ------
+        UqbiasError
+            For an unknown kind or option, a missing option, or a value out of range.
+        """
+        if isinstance(kind, KindSection):
+            kind = kind.model_dump()
+        values = {"kind": kind} if isinstance(kind, str) else dict(kind)
+        values.update(options or {})
+        name = values.pop("kind", None)
+        if not isinstance(name, str):
+            raise UqbiasError(f"{self.kind} {kind!r} has no kind", did_you_mean("", self.names()))
+        part = self.get(name)
+        check_values(f"{self.kind} '{name}'", part, values, self.given)
+        return factory_of(part)(**{**accepted(part, given), **values})
+
     def _checked(self, name: str, found: Any) -> Any:
         """Names come from model files too: nothing but a class of the right family may be called for them."""
+        if self.functions and isinstance(found, FunctionType):
+            return found
         if self.base is not None:
             base = import_attribute(self.base)
             if not (isinstance(found, type) and issubclass(found, base)):
@@ -99,6 +148,7 @@ POTENTIALS = Registry(
         "coordinates": "uqbias.potentials.coordinates:Coordinates",
     },
     "uqbias.potentials.base:Potential",
+    given=("numbers", "topology", "seed", "members_needed"),
 )
 FEATURES = Registry(
     "features",
@@ -108,6 +158,9 @@ FEATURES = Registry(
         "pair_distances": "uqbias.uncertainty.features.pair_distances:PairDistances",
         "concatenated": "uqbias.uncertainty.features.concatenated:Concatenated",
     },
+    "uqbias.uncertainty.features.base:Features",
+    given=("topology", "n_latents"),
+    functions=True,
 )
 UNCERTAINTIES = Registry(
     "uncertainty",
@@ -122,6 +175,7 @@ UNCERTAINTIES = Registry(
         "distance": "uqbias.uncertainty.latent_distance:LatentDistance",
     },
     "uqbias.uncertainty.base:Uncertainty",
+    given=("topology", "n_latents"),
 )
 BIASES = Registry(
     "bias",
@@ -138,6 +192,7 @@ BIASES = Registry(
         "restraint": "uqbias.bias.fixed:Restraint",
     },
     "uqbias.bias.base:Bias",
+    given=("temperature", "periods"),
 )
 VARIABLES = Registry(
     "variable",
@@ -150,6 +205,8 @@ VARIABLES = Registry(
         "position": "uqbias.variables.position:Position",
     },
     "uqbias.variables.base:CollectiveVariable",
+    given=("topology", "start"),
+    functions=True,
 )
 ORACLES = Registry(
     "oracle",
@@ -159,6 +216,8 @@ ORACLES = Registry(
         "double_well": "uqbias.oracles.analytic:DoubleWellOracle",
         "pool": "uqbias.oracles.pool:PoolOracle",
     },
+    "uqbias.oracles.base:Oracle",
+    given=("structure",),
 )
 SPACES = Registry(
     "space",
@@ -168,6 +227,7 @@ SPACES = Registry(
         "variables": "uqbias.attacks.variables:Variables",
     },
     "uqbias.attacks.base:DistortionSpace",
+    given=("topology", "reference", "collective_variables"),
 )
 SAMPLERS = Registry(
     "sampler",

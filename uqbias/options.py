@@ -1,0 +1,285 @@
+"""Options of a part, described once: in the annotations of the constructor, or of ``build``, that takes them.
+
+    class Torsion(Bias):
+        def __init__(self, *, height: Annotated[float, Gt(0), Doc("height of a new hill, kJ/mol")] = 1.0) -> None: ...
+
+Range, default and description of ``height`` stand there and nowhere else. The campaign file's section, ``uqbias
+template``, its ``--kinds`` and the checks of `Registry.build` are made from them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Protocol, get_args, get_origin
+
+from annotated_types import Ge, Gt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic_core import PydanticCustomError
+from typing_extensions import Doc
+
+from uqbias.errors import UqbiasError, did_you_mean
+
+#: Registries by what they register, for parts among the options of a part; each enters itself.
+REGISTRIES: dict[str, PartRegistry] = {}
+
+
+class PartRegistry(Protocol):
+    """What is asked of a `uqbias.registry.Registry` here."""
+
+    kind: str
+    given: tuple[str, ...]
+
+    def names(self) -> list[str]:
+        """Valid names."""
+
+    def get(self, name: str) -> Any:
+        """Class or function of a name."""
+
+    def section(self, kind: str) -> type[KindSection]:
+        """Section of a kind."""
+
+
+Positive = Annotated[float, Gt(0), Field(allow_inf_nan=False)]
+NotNegative = Annotated[float, Ge(0), Field(allow_inf_nan=False)]
+#: A whole number of at least one.
+Count = Annotated[int, Ge(1)]
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """Marks an option that names a file, relative to the campaign file."""
+
+
+@dataclass(frozen=True)
+class OfKind:
+    """Marks an option that is a part itself, ``{kind: ..., options}`` or the kind alone, of the registry named."""
+
+    registry: str
+    default: str | None = None
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a part.
+
+    Attributes
+    ----------
+    name : key in the campaign file.
+    annotation : type with its marks, as the constructor has it.
+    default : value if left out; ``inspect.Parameter.empty`` where it must be given.
+    """
+
+    name: str
+    annotation: Any
+    default: Any
+
+    @property
+    def required(self) -> bool:
+        """Whether it must be given."""
+        return self.default is inspect.Parameter.empty
+
+    @property
+    def description(self) -> str:
+        """Content of its ``Doc``."""
+        return next((mark.documentation for mark in self.marks() if isinstance(mark, Doc)), "")
+
+    def marks(self) -> tuple[Any, ...]:
+        """What stands beside the type in ``Annotated``."""
+        return get_args(self.annotation)[1:] if get_origin(self.annotation) is Annotated else ()
+
+    def is_file(self) -> bool:
+        """Whether it names a file."""
+        return any(isinstance(mark, InputFile) for mark in self.marks())
+
+
+def factory_of(part: Any) -> Callable[..., Any]:
+    """What makes a part from its options: its ``build`` where it has one, else the part itself."""
+    factory: Callable[..., Any] = getattr(part, "build", part)
+    return factory
+
+
+def options_of(part: Any, given: Collection[str] = ()) -> dict[str, Option]:
+    """The options that a part takes from its user: the keyword parameters of its factory that are not ``given``.
+
+    Parameters
+    ----------
+    part : class or function.
+    given : names of the parameters that the program fills in.
+    """
+    factory = factory_of(part)
+    function = inspect.unwrap(factory.__init__ if isinstance(factory, type) else factory)  # type: ignore[misc]
+    scope = getattr(getattr(function, "__func__", function), "__globals__", {})
+    options = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name in (*given, "self") or parameter.kind is not parameter.KEYWORD_ONLY:
+            continue
+        annotation = parameter.annotation
+        if isinstance(annotation, str):
+            annotation = eval(annotation, scope)
+        if annotation is parameter.empty:
+            annotation = Any
+        options[name] = Option(name, annotation, parameter.default)
+    return options
+
+
+def accepted(part: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ``given`` that the factory of a part has parameters for."""
+    parameters = inspect.signature(factory_of(part)).parameters
+    return {name: value for name, value in given.items() if name in parameters}
+
+
+class Section(BaseModel):
+    """A mapping of the campaign file; unknown keys are refused with the nearest valid one."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            for key in value:
+                if key not in cls.model_fields:
+                    hint = did_you_mean(str(key), cls.model_fields) if cls.model_fields else "it takes no options"
+                    raise PydanticCustomError(
+                        "unknown_key", "unknown key '{key}'; {hint}", {"key": str(key), "hint": hint}
+                    )
+        return value
+
+
+class KindSection(Section):
+    """A section whose ``kind`` chooses a part by name; the other keys are that part's options."""
+
+    kind: str
+
+    def arguments(self) -> dict[str, Any]:
+        """Options of the part: every key but ``kind``."""
+        return self.model_dump(exclude={"kind"})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The class is made at run time, so that pickle cannot find it by name.
+        return _section_again, (self.model_config["title"], self.model_dump())
+
+
+def section_of(registry: PartRegistry, kind: str) -> type[KindSection]:
+    """The campaign file's section for a kind, made from the options of its class."""
+    part = registry.get(kind)
+    fields: dict[str, Any] = {}
+    for option in options_of(part, registry.given).values():
+        default = ... if option.required else option.default
+        if isinstance(default, tuple):
+            default = list(default)
+        fields[option.name] = (_field_type(option), Field(default=default, description=option.description))
+    fields["kind"] = (Literal[kind], Field(default=kind, description=summary_of(part)))
+    validators: Any = {"_fit": model_validator(mode="after")(_check_together(part))}
+    name = f"{registry.kind}_{kind}"
+    section: type[KindSection] = create_model(name, __base__=KindSection, __validators__=validators, **fields)
+    section.model_config["title"] = registry.kind
+    return section
+
+
+def of_kind(registry: PartRegistry, default: str | None = None) -> BeforeValidator:
+    """Turn ``{kind: ..., options}``, or the kind alone, into the section of that kind.
+
+    Names that are not in the registry are refused with the nearest one; ``module:attribute`` is imported.
+    """
+
+    def chosen(value: Any) -> Any:
+        if isinstance(value, str):
+            value = {"kind": value}
+        if not isinstance(value, dict):
+            return value
+        kind = value.get("kind", default)
+        names = registry.names()
+        if kind not in names and ":" not in str(kind):
+            hint = did_you_mean(str(kind), names)
+            raise PydanticCustomError(
+                "unknown_kind", "unknown kind '{kind}'; {hint}", {"kind": str(kind), "hint": hint}
+            )
+        try:
+            return registry.section(str(kind)).model_validate({**value, "kind": kind})
+        except UqbiasError as error:
+            raise ValueError(f"{error.what}; {error.cure}") from None
+
+    return BeforeValidator(chosen)
+
+
+def check_values(owner: str, part: Any, values: Mapping[str, Any], given: Collection[str] = ()) -> None:
+    """Refuse values that the annotations of a part's options do not allow.
+
+    Parameters
+    ----------
+    owner : for the message, such as ``metadynamics``.
+    values : options by name.
+
+    Raises
+    ------
+    UqbiasError
+        For an option that the part does not have, one that is missing, or a value out of range.
+    """
+    options = options_of(part, given)
+    for name in values:
+        if name not in options:
+            cure = did_you_mean(name, options) if options else "it takes no options"
+            raise UqbiasError(f"unknown option '{name}' of {owner}", cure)
+    for name, option in options.items():
+        if name not in values:
+            if option.required:
+                raise UqbiasError(f"{owner} without {name}", f"give {name}: {option.description}")
+            continue
+        try:
+            _adapter(option).validate_python(values[name])
+        except ValidationError as error:
+            fault = error.errors()[0]
+            message = str(fault["msg"]).removeprefix("Value error, ")
+            raise UqbiasError(f"{owner} with {name} {values[name]!r}", f"{message[:1].lower()}{message[1:]}") from None
+
+
+def summary_of(part: Any) -> str:
+    """First sentence of a part's docstring."""
+    text = " ".join((inspect.getdoc(part) or "").partition("\n\n")[0].split())
+    return text.partition(". ")[0].rstrip(".")
+
+
+def is_finite(value: float) -> float:
+    """Refuse infinities and NaN; for ``AfterValidator``."""
+    if not math.isfinite(value):
+        raise ValueError("give a finite number")
+    return value
+
+
+def _field_type(option: Option) -> Any:
+    """Annotation of a section's field: a part among the options becomes its section."""
+    for mark in option.marks():
+        if isinstance(mark, OfKind):
+            inner = Annotated[KindSection, of_kind(REGISTRIES[mark.registry], mark.default)]
+            optional = type(None) in get_args(get_args(option.annotation)[0])
+            return inner | None if optional else inner
+    return option.annotation
+
+
+def _adapter(option: Option) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(_field_type(option), config=ConfigDict(arbitrary_types_allowed=True))
+
+
+def _check_together(part: Any) -> Callable[[Any], Any]:
+    """Validator of a whole section: the part's own ``check_options``, where it has one."""
+
+    def fit(section: Any) -> Any:
+        check = getattr(part, "check_options", None)
+        if check is not None:
+            try:
+                check(section.arguments())
+            except UqbiasError as error:
+                raise ValueError(f"{error.what}; {error.cure}") from None
+        return section
+
+    return fit
+
+
+def _section_again(registry: str, values: dict[str, Any]) -> KindSection:
+    return REGISTRIES[registry].section(values["kind"]).model_validate(values)
