@@ -13,6 +13,7 @@ import pytest
 import uqbias
 
 ROOT = Path(uqbias.__file__).parent
+TESTS = Path(__file__).parent
 #: From the lowest room to the highest; rooms of one line do not import each other.
 FLOORS = (
     ("errors", "units"),
@@ -112,3 +113,10 @@ def test_no_two_files_of_one_name():
     groups = {name: [m for _, m in group] for name, group in itertools.groupby(names, key=lambda pair: pair[0])}
     common = {"__init__.py", "base.py", "build.py"}
     assert {name: where for name, where in groups.items() if len(where) > 1 and name not in common} == {}
+
+
+def test_tests_mirror_the_rooms():
+    folders = {path.name for path in TESTS.iterdir() if path.is_dir() and not path.name.startswith("__")}
+    assert folders - {"physics", "integration", "gpu", "benchmarks", "helpers"} <= set(FLOOR)
+    alone = {path.name.removeprefix("test_").removesuffix(".py") for path in TESTS.glob("test_*.py")}
+    assert alone <= {room for room in FLOOR if f"uqbias.{room}" in MODULES and not (ROOT / room).is_dir()} | {"rooms"}

@@ -11,7 +11,7 @@ from peroxide_oracle import make_system
 
 from uqbias.units import ANGSTROM
 
-HERE = Path(__file__).parent
+HELPERS = Path(__file__).parents[1] / "helpers"
 RUN = """
 import sys
 from uqbias.settings.file import load_campaign
@@ -25,7 +25,7 @@ class Attempt:
 
     def __init__(self, campaign, directory, calls):
         self.directory, self.calls = directory, calls
-        path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+        path = os.pathsep.join([str(HELPERS), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {**os.environ, "PEROXIDE_CALLS": str(calls), "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             [sys.executable, "-c", RUN, str(campaign), str(directory)],

@@ -16,7 +16,7 @@ from uqbias.model.export import export_torchscript
 from uqbias.model.fit import calibrate
 from uqbias.model.model import UncertaintyModel
 
-HOST = Path(__file__).with_name("host_without_uqbias.py")
+HOST = Path(__file__).parents[1] / "helpers" / "host_without_uqbias.py"
 
 
 def differences(model, output, positions, step=1e-5):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_openmm_habits import state_of, two_dimensional
+from caged_molecule import state_of, two_dimensional
 
 from uqbias.errors import UqbiasError
 

@@ -6,10 +6,9 @@ import numpy as np
 import openmm
 import pytest
 import torch
-from caged_molecule import ATOMS, caged_molecule
+from caged_molecule import TIMESTEP, bond, caged_molecule, langevin, sampled, simulate, state_of, two_dimensional
 from openmm import app, unit
 
-import uqbias
 from uqbias.bias.eabf import ExtendedABF, WellTemperedExtendedABF
 from uqbias.bias.fixed import UpperWall
 from uqbias.bias.linear import Linear
@@ -17,51 +16,6 @@ from uqbias.bias.metad import MetaD
 from uqbias.errors import UqbiasError
 from uqbias.runs.hills import read_hills
 from uqbias.runs.series import read_colvar
-
-TIMESTEP = 0.0005
-
-
-def bond(first=0, second=4):
-    """A distance between an argon atom and one of the molecule."""
-    force = openmm.CustomBondForce("r")
-    force.addBond(first, second)
-    return force
-
-
-def langevin(seed=3):
-    integrator = openmm.LangevinMiddleIntegrator(300, 5.0, TIMESTEP)
-    integrator.setRandomNumberSeed(seed)
-    return integrator
-
-
-def simulate(system, topology, positions, integrator=None):
-    platform = openmm.Platform.getPlatformByName("Reference")
-    simulation = app.Simulation(topology, system, integrator or langevin(), platform)
-    simulation.context.setPositions(positions)
-    simulation.context.setVelocitiesToTemperature(300, 1)
-    return simulation
-
-
-def state_of(simulation):
-    state = simulation.context.getState(positions=True, velocities=True)
-    return np.concatenate([state.getPositions(asNumpy=True)._value, state.getVelocities(asNumpy=True)._value])
-
-
-def sampled(system, model, biases, folder=None, **options):
-    files = (
-        {"hills": None, "colvar": None} if folder is None else {"hills": folder / "HILLS", "colvar": folder / "COLVAR"}
-    )
-    settings = {"atoms": ATOMS, "temperature": 300, "runner": "eager", **files}
-    return uqbias.Sampling(system, model, biases, **{**settings, **options})
-
-
-def two_dimensional(model, positions, folder, **options):
-    """A run on (u, a distance to an argon atom), with a wall; float32, as users run it."""
-    system, topology, x = caged_molecule(model, positions)
-    hills = MetaD(variables=["driver", "d"], sigma=[0.3, 0.05], pace=10, height=2.0)
-    biases = [hills, UpperWall(at=1.0, variables=["d"], kappa=100.0)]
-    sampling = sampled(system, model, biases, folder, variables={"d": bond()}, **options)
-    return sampling, simulate(system, topology, x)
 
 
 def test_killed_and_resumed_as_if_never_interrupted(tmp_path, tiny_model, tiny_positions):

@@ -4,11 +4,12 @@ import copy
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from test_walkers import make, peroxide
+from toy_walkers import make, peroxide
 
 from uqbias.bias.base import Bias, BiasSum, Extended
 from uqbias.bias.eabf import ExtendedABF
@@ -88,7 +89,7 @@ def test_restarts_of_walkers_go_on_too(tmp_path):
 
 def test_another_process_goes_on(tmp_path):
     script = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import sys; sys.path[:0] = sys.argv[1].split()\n"
         "import numpy as np\n"
         "from test_snapshot import biased\n"
         "walkers, seen = biased(), []\n"
@@ -99,9 +100,10 @@ def test_another_process_goes_on(tmp_path):
         "walkers.run(100, pace=10, observers=[seen.append])\n"
         "np.save(sys.argv[4], seen[-1].positions)\n"
     )
-    here = str(__file__).rsplit("/", 1)[0]
+    here = Path(__file__).parent
     for turn in ("first", "second"):
-        command = [sys.executable, "-c", script, here, turn, str(tmp_path / "s.npz"), str(tmp_path / turn)]
+        arguments = [f"{here} {here.parent / 'helpers'}", turn, str(tmp_path / "s.npz"), str(tmp_path / turn)]
+        command = [sys.executable, "-c", script, *arguments]
         subprocess.run(command, check=True, timeout=120)
     np.testing.assert_array_equal(np.load(tmp_path / "first.npy"), np.load(tmp_path / "second.npy"))
 
