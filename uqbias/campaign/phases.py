@@ -111,15 +111,17 @@ def _exploration(work: Work, round_index: int, group: int, groups: int) -> Explo
     earlier = None
     if campaign.old_bias == "keep" and round_index > 1 and campaign.sampler == "metadynamics":
         earlier = work.folder(round_index - 1) / "md" / (f"group_{group}" if several else "") / "bias.npz"
-    plumed = str(work.file.path("md", "plumed")) if campaign.md.engine == "plumed" else None
+    md = campaign.md
+    if md.engine == "plumed":
+        md = md.model_copy(update={"plumed": str(work.file.path("md", "plumed"))})
     biases = campaign.bias if campaign.sampler == "metadynamics" else []
     start = work.ledger.labels(0)
     return Exploration(
         model=work.model_path(round_index - 1),
         folder=partial / f"group_{group}" if several else partial,
         biases=tuple((section.kind, section.arguments()) for section in biases),
-        md=campaign.md.model_dump() | {"plumed": plumed},
-        guards=campaign.guards.model_dump(),
+        md=md,
+        guards=campaign.guards,
         safe_frames=frames.positions,
         safe_weights=weights / weights.sum(),
         reference=start.positions[int(start.labels()[0].argmin())],

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from uqbias.model.inference import Evaluated
     from uqbias.runs.observation import ExternalBias, Observation
     from uqbias.runs.writer import RunWriter
+    from uqbias.settings.schema import MD, Guards
     from uqbias.variables.base import CollectiveVariable
 
 Array = NDArray[np.float64]
@@ -38,8 +39,8 @@ class Exploration:
     model : model file.
     folder : where its output goes; made by the task.
     biases : (kind, options) of each part of the bias; empty for unbiased MD.
-    md : the ``md`` section as a dict.
-    guards : the ``guards`` section as a dict.
+    md : the ``md`` section of a campaign file.
+    guards : its ``guards`` section.
     safe_frames : [n, N, 3] nm, where walkers begin and begin again.
     safe_weights : [n] probability of each safe frame.
     reference : [N, 3] nm, geometry that gives bond lengths and chirality.
@@ -57,8 +58,8 @@ class Exploration:
     model: Path
     folder: Path
     biases: BiasParts
-    md: dict[str, Any]
-    guards: dict[str, Any]
+    md: MD
+    guards: Guards
     safe_frames: Array
     safe_weights: Array
     reference: Array
@@ -82,12 +83,12 @@ def make_guard(job: Exploration, model: Any) -> Any:
     return Guard(
         model.topology,
         job.reference,
-        bond_range=(guards["bond_low"], guards["bond_high"]),
-        driver_cap=guards["driver_cap"],
-        judge_cap=guards["judge_cap"],
+        bond_range=(guards.bond_low, guards.bond_high),
+        driver_cap=guards.driver_cap,
+        judge_cap=guards.judge_cap,
         turned=lambda positions: stiff_deviations(model, positions),
-        max_turn=guards["stiff_torsion"],
-        keep_chirality=guards["chirality"],
+        max_turn=guards.stiff_torsion,
+        keep_chirality=guards.chirality,
     )
 
 
@@ -105,7 +106,7 @@ def starting_points(job: Exploration, guard: Any) -> tuple[Array, Array, NDArray
         raise UqbiasError("every labelled frame violates the guards", "widen guards.bond_low, guards.bond_high")
     frames, weights = job.safe_frames[safe], job.safe_weights[safe]
     weights = weights / weights.sum()
-    walkers = job.md["walkers"]
+    walkers = job.md.walkers
     random = np.random.default_rng(job.seed)
     return frames, weights, random.choice(len(frames), walkers, p=weights, replace=len(frames) < walkers)
 
@@ -148,10 +149,10 @@ def explore(
     variables = build_variables(job.variables, model.topology, job.reference)
     at_start = evaluate_frames(model, job.safe_frames)
     lowest = _lowest(job, at_start)
-    parts = completed(job.biases, md["temperature"], periods_of(variables), lowest)
+    parts = completed(job.biases, md.temperature, periods_of(variables), lowest)
     # What can be refused is, before a run.json says that there is a run.
     _check(job, at_start, variables)
-    bias = build_bias(parts, md["temperature"]) if parts else None
+    bias = build_bias(parts, md.temperature) if parts else None
     guard = make_guard(job, model)
     begin = starting_points(job, guard)
     with RunWriter(
@@ -159,13 +160,13 @@ def explore(
     ) as writer:
         if writer.finished is None:
             walkers = _make_walkers(job, model, bias, variables, guard, begin, external)
-            writer.start(walkers, md["observe_every"], md["trajectory_every"])
+            writer.start(walkers, md.observe_every, md.trajectory_every)
             _run(job, walkers, writer, advance)
             writer.finish()
             done = writer.totals
         else:
             done = {name: writer.finished[name] for name in ("stopped", "runner", "evaluations")}
-    return {"steps": md["steps"] * md["walkers"], **done, "was_finished": writer.finished is not None}
+    return {"steps": md.steps * md.walkers, **done, "was_finished": writer.finished is not None}
 
 
 def _check(job: Exploration, at_start: Evaluated, variables: Mapping[str, CollectiveVariable]) -> None:
@@ -175,11 +176,11 @@ def _check(job: Exploration, at_start: Evaluated, variables: Mapping[str, Collec
     from uqbias.compile.fused import check_device
     from uqbias.md.stack import check_platform, choose_backend
 
-    backend, platform = choose_backend(job.md["backend"]), job.md["platform"]
+    backend, platform = choose_backend(job.md.backend), job.md.platform
     if platform != "auto":
         check_platform(platform, backend)
     check_device(_device(job.md))
-    cap, lowest = job.guards["driver_cap"], at_start.driver.min()
+    cap, lowest = job.guards.driver_cap, at_start.driver.min()
     if cap is not None and lowest > cap:
         raise UqbiasError(
             f"guards.driver_cap = {cap:g} is below the driver in all start frames, {lowest:.4g} at least",
@@ -194,8 +195,8 @@ def _check(job: Exploration, at_start: Evaluated, variables: Mapping[str, Collec
                 )
 
 
-def _device(md: Mapping[str, Any]) -> str:
-    return "cuda" if md["platform"] == "CUDA" else "cpu"
+def _device(md: MD) -> str:
+    return "cuda" if md.platform == "CUDA" else "cpu"
 
 
 def _lowest(job: Exploration, at_start: Evaluated) -> float:
@@ -214,11 +215,11 @@ def _description(
 
     md = job.md
     facts = {
-        "temperature": md["temperature"],
-        "timestep_fs": md["timestep_fs"],
-        "pace": md["pace"],
-        "steps": md["steps"],
-        "walkers": md["walkers"],
+        "temperature": md.temperature,
+        "timestep_fs": md.timestep_fs,
+        "pace": md.pace,
+        "steps": md.steps,
+        "walkers": md.walkers,
         "biases": [{"kind": kind, **options} for kind, options in parts],
         "variables": {
             name: {**variable.describe(), "period": variable.period, "unit": variable.unit}
@@ -231,8 +232,8 @@ def _description(
     for array in (job.safe_frames, job.safe_weights, job.reference):
         geometry.update(np.ascontiguousarray(array, dtype=np.float64).tobytes())
     settings = {
-        "md": {name: value for name, value in md.items() if name != "steps"},
-        "guards": job.guards,
+        "md": md.model_dump(exclude={"steps"}),
+        "guards": job.guards.model_dump(),
         "kinds of bias": [kind for kind, _ in parts],
         "names of variables": [*variables],
         "bias": facts["biases"],
@@ -269,21 +270,21 @@ def _make_walkers(
     evaluator = FusedEvaluator(
         model,
         bias,
-        md["walkers"],
+        md.walkers,
         variables=variables,
-        runner=md["runner"],
+        runner=md.runner,
         device=_device(md),
     )
     return Walkers(
         model.topology,
         evaluator,
         frames[first],
-        temperature=md["temperature"],
-        timestep_fs=md["timestep_fs"],
-        friction_per_ps=md["friction_per_ps"],
-        platform=md["platform"],
-        backend=md["backend"],
-        constraints=md["constraints"],
+        temperature=md.temperature,
+        timestep_fs=md.timestep_fs,
+        friction_per_ps=md.friction_per_ps,
+        platform=md.platform,
+        backend=md.backend,
+        constraints=md.constraints,
         guard=guard,
         safe_frames=frames,
         choose_restart=lambda _walker, places, rng: int(rng.choice(len(places), p=weights)),
@@ -294,7 +295,7 @@ def _make_walkers(
 
 def _run(job: Exploration, walkers: Walkers, writer: RunWriter, advance: Callable[[int, str], None] | None) -> None:
     """Run up to the job's number of steps, with a snapshot every so often."""
-    pace, steps = job.md["pace"], job.md["steps"]
+    pace, steps = job.md.pace, job.md.steps
     if advance is not None and walkers.step:
         advance(walkers.step, "")
 

@@ -17,7 +17,7 @@ from uqbias.units import kt
 
 
 def explore_plumed(job: Exploration, advance: Callable[[int, str], None] | None = None) -> dict[str, Any]:
-    """Run the walkers of a group under ``job.md["plumed"]`` and write the group's folder.
+    """Run the walkers of a group under ``md.plumed`` and write the group's folder.
 
     Each walker is a Context with a PLUMED of its own, whose files are in ``walker_N`` of the folder; they share hills
     where the input says so (``WALKERS_DIR`` of METAD). Walkers move in turns and are looked at together, with the
@@ -40,13 +40,11 @@ def explore_plumed(job: Exploration, advance: Callable[[int, str], None] | None 
     model = UncertaintyModel.load(job.model)
     guard = make_guard(job, model)
     frames, weights, begin = starting_points(job, guard)
-    in_a_row, stopped, step = np.zeros(md["walkers"], dtype=np.int64), 0, 0
+    in_a_row, stopped, step = np.zeros(md.walkers, dtype=np.int64), 0, 0
     with ExitStack() as stack:
         walkers = [stack.enter_context(_Walker(job, model, index, frames[start])) for index, start in enumerate(begin)]
-        recorder = stack.enter_context(ObservationRecorder(job.folder, stride=md["observe_every"] // md["pace"]))
-        trajectories = Trajectories(
-            job.folder, model.topology, md["walkers"], stride=md["trajectory_every"] // md["pace"]
-        )
+        recorder = stack.enter_context(ObservationRecorder(job.folder, stride=md.observe_every // md.pace))
+        trajectories = Trajectories(job.folder, model.topology, md.walkers, stride=md.trajectory_every // md.pace)
         stack.callback(trajectories.close)
         while True:
             seen = [walker.look() for walker in walkers]
@@ -56,7 +54,7 @@ def explore_plumed(job: Exploration, advance: Callable[[int, str], None] | None 
             violations = guard.check(positions, driver, judge, broken)
             restarted = np.zeros(len(walkers), dtype=bool)
             restarted[[violation.walker for violation in violations]] = True
-            time_ps = step * md["timestep_fs"] * 1e-3
+            time_ps = step * md.timestep_fs * 1e-3
             events = tuple(
                 GuardEvent(
                     step,
@@ -76,12 +74,12 @@ def explore_plumed(job: Exploration, advance: Callable[[int, str], None] | None 
             for event in events:
                 walkers[event.walker].place(frames[event.restart_frame])
             if advance is not None and step:
-                advance(md["pace"], f"u up to {np.nanmax(driver, initial=-np.inf):.1f}, {stopped} stopped")
-            if step >= md["steps"] or all(walker.bridge.stopped for walker in walkers):
+                advance(md.pace, f"u up to {np.nanmax(driver, initial=-np.inf):.1f}, {stopped} stopped")
+            if step >= md.steps or all(walker.bridge.stopped for walker in walkers):
                 break
             for walker in walkers:
-                walker.step(md["pace"])
-            step += md["pace"]
+                walker.step(md.pace)
+            step += md.pace
         recorder.save()
         return {
             "steps": sum(walker.steps for walker in walkers),
@@ -112,20 +110,20 @@ class _Walker:
         folder.mkdir(parents=True, exist_ok=True)
         self.bridge = PlumedBridge(
             system,
-            Path(md["plumed"]),
+            Path(str(md.plumed)),
             model,
-            temperature=md["temperature"],
-            timestep=md["timestep_fs"] * 1e-3,
+            temperature=md.temperature,
+            timestep=md.timestep_fs * 1e-3,
             output_dir=folder,
-            runner=md["runner"],
+            runner=md.runner,
         )
-        integrator = openmm.LangevinMiddleIntegrator(md["temperature"], md["friction_per_ps"], md["timestep_fs"] * 1e-3)
+        integrator = openmm.LangevinMiddleIntegrator(md.temperature, md.friction_per_ps, md.timestep_fs * 1e-3)
         integrator.setRandomNumberSeed(int(self.random.integers(1, 2**31 - 1)))
-        name = "Reference" if md["platform"] == "auto" else md["platform"]
+        name = "Reference" if md.platform == "auto" else md.platform
         self.simulation = app.Simulation(
             model.topology.to_openmm(), system, integrator, openmm.Platform.getPlatformByName(name)
         )
-        self._spread = np.sqrt(kt(md["temperature"]) / np.asarray(masses, dtype=np.float64))[:, None]
+        self._spread = np.sqrt(kt(md.temperature) / np.asarray(masses, dtype=np.float64))[:, None]
         self.steps = 0
         self.place(positions)
 
