@@ -55,8 +55,23 @@ class Box(Shape):
             raise UqbiasError(f"width {options['width']}", "give a smaller one")
 
 
+class BoxOfBalls(Shape):
+    """A box around a ball."""
+
+    @classmethod
+    def build(cls, *, inner: Annotated[str, OfKind("shape"), Doc("what is in it")] = "ball") -> BoxOfBalls:
+        self = cls()
+        self.inner = SHAPES.build(inner)
+        return self
+
+
 HERE = __name__
-SHAPES = Registry("shape", {"ball": f"{HERE}:Ball", "box": f"{HERE}:Box"}, f"{HERE}:Shape", given=("seed",))
+SHAPES = Registry(
+    "shape",
+    {"ball": f"{HERE}:Ball", "box": f"{HERE}:Box", "box_of_balls": f"{HERE}:BoxOfBalls"},
+    f"{HERE}:Shape",
+    given=("seed",),
+)
 
 
 class Scene(BaseModel):
@@ -104,7 +119,8 @@ def test_the_section_is_made_from_the_class():
     assert SHAPES.build(section).radius == 3.0
     assert pickle.loads(pickle.dumps(section)) == section
     boxed = Scene.model_validate({"shape": {"kind": "box", "inner": "ball"}}).shape
-    assert boxed.arguments()["inner"]["kind"] == "ball"
+    assert boxed.arguments()["inner"] == section.model_dump() | {"radius": 1.0}
+    assert Scene.model_validate({"shape": "box_of_balls"}).model_dump()["shape"]["inner"]["radius"] == 1.0
     assert pickle.loads(pickle.dumps(boxed)) == boxed
 
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol, get_args, get_origin
 
 from annotated_types import Ge, Gt
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic_core import PydanticCustomError, core_schema
 from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError, did_you_mean
@@ -171,7 +171,9 @@ def section_of(registry: PartRegistry, kind: str) -> type[KindSection]:
         default = ... if option.required else option.default
         if isinstance(default, tuple):
             default = list(default)
-        fields[option.name] = (_field_type(option), Field(default=default, description=option.description))
+        # A part among the options has its kind as default, which becomes a section.
+        field = Field(default=default, description=option.description, validate_default=True)
+        fields[option.name] = (_field_type(option), field)
     fields["kind"] = (Literal[kind], Field(default=kind, description=summary_of(part)))
     validators: Any = {"_fit": model_validator(mode="after")(_check_together(part))}
     name = f"{registry.kind}_{kind}"
@@ -180,30 +182,43 @@ def section_of(registry: PartRegistry, kind: str) -> type[KindSection]:
     return section
 
 
-def of_kind(registry: PartRegistry, default: str | None = None) -> BeforeValidator:
-    """Turn ``{kind: ..., options}``, or the kind alone, into the section of that kind.
+@dataclass(frozen=True)
+class of_kind:  # noqa: N801 - reads as a word in `Annotated[KindSection, of_kind(BIASES)]`
+    """Turns ``{kind: ..., options}``, or the kind alone, into the section of that kind.
 
     Names that are not in the registry are refused with the nearest one; ``module:attribute`` is imported.
+
+    Attributes
+    ----------
+    registry : registry of the kinds.
+    default : kind where none is given; None if one must be given.
     """
 
-    def chosen(value: Any) -> Any:
+    registry: PartRegistry
+    default: str | None = None
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        # A section is written out by its own class, not by the base that the field is declared with.
+        everything = core_schema.simple_ser_schema("any")
+        return core_schema.no_info_before_validator_function(self.choose, handler(source), serialization=everything)
+
+    def choose(self, value: Any) -> Any:
+        """Section of a value of the campaign file; other things than names and mappings as they are."""
         if isinstance(value, str):
             value = {"kind": value}
         if not isinstance(value, dict):
             return value
-        kind = value.get("kind", default)
-        names = registry.names()
+        kind = value.get("kind", self.default)
+        names = self.registry.names()
         if kind not in names and ":" not in str(kind):
             hint = did_you_mean(str(kind), names)
             raise PydanticCustomError(
                 "unknown_kind", "unknown kind '{kind}'; {hint}", {"kind": str(kind), "hint": hint}
             )
         try:
-            return registry.section(str(kind)).model_validate({**value, "kind": kind})
+            return self.registry.section(str(kind)).model_validate({**value, "kind": kind})
         except UqbiasError as error:
             raise ValueError(f"{error.what}; {error.cure}") from None
-
-    return BeforeValidator(chosen)
 
 
 def check_values(owner: str, part: Any, values: Mapping[str, Any], given: Collection[str] = ()) -> None:
@@ -263,7 +278,10 @@ def _field_type(option: Option) -> Any:
 def _adapter(option: Option) -> Any:
     from pydantic import TypeAdapter
 
-    return TypeAdapter(_field_type(option), config=ConfigDict(arbitrary_types_allowed=True))
+    annotation = _field_type(option)
+    if annotation is not option.annotation:  # a section, which has its own
+        return TypeAdapter(annotation)
+    return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
 
 
 def _check_together(part: Any) -> Callable[[Any], Any]:
