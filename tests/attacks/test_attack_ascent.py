@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from uqbias.attacks import AttackOptions, Objective, RandomOptions, attack, build_space, distort, distort_at_random
+from uqbias.attacks import AttackOptions, Objective, RandomOptions, attack, distort, distort_at_random
 from uqbias.attacks.objective import AttackGraph, log_partition, log_softplus
 from uqbias.errors import UqbiasError
 from uqbias.model.inference import evaluate_frames
+from uqbias.registry import SPACES
 from uqbias.testing import build_case, molecule
 from uqbias.units import kt
 
@@ -133,7 +134,7 @@ def check_gradient(model, space, **options):
 @pytest.mark.parametrize("name", KINDS)
 def test_gradient_of_every_kind(name):
     case = build_case(name.removesuffix("_forces"), KINDS[name], steps=15)
-    check_gradient(case.model, build_space("cartesian", molecule.topology(), FRAMES[0]))
+    check_gradient(case.model, SPACES.build("cartesian", topology=molecule.topology(), reference=FRAMES[0]))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +146,8 @@ def test_gradient_of_every_kind(name):
     ],
 )
 def test_gradient_in_every_space(model, spec):
-    check_gradient(model, build_space(spec, molecule.topology(), FRAMES[0], TURN), of="driver")
+    space = SPACES.build(spec, topology=molecule.topology(), reference=FRAMES[0], collective_variables=TURN)
+    check_gradient(model, space, of="driver")
 
 
 @pytest.mark.parametrize("space", ["cartesian", "internal", "variables"])

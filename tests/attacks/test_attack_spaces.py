@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from uqbias.attacks import build_space, distort
+from uqbias import registry
+from uqbias.attacks import distort
 from uqbias.attacks.base import DistortionSpace
 from uqbias.compile.flatten import flatten
 from uqbias.errors import UqbiasError
@@ -46,6 +47,10 @@ FLATTENED = ("heavy_xy", "internal", "own")
 def own_torsion(positions):
     """A user's function, for which no rigid move is known."""
     return build_variable({"kind": "dihedral", "atoms": TORSION}, TOPOLOGY)(positions)
+
+
+def build_space(spec, topology, reference, variables=None):
+    return registry.SPACES.build(spec, topology=topology, reference=reference, collective_variables=variables)
 
 
 def space(name):

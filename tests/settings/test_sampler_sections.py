@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from uqbias.attacks.ascent import AttackOptions
-from uqbias.attacks.base import build_space
 from uqbias.attacks.random import RandomOptions
 from uqbias.campaign.dry_run import check_parts
 from uqbias.errors import UqbiasError
@@ -15,14 +14,12 @@ from uqbias.molecule.topology import Topology
 from uqbias.oracles.analytic import DoubleWellOracle
 from uqbias.oracles.base import OracleError, make_oracle
 from uqbias.potentials.coordinates import Coordinates
+from uqbias.registry import SPACES
 from uqbias.settings.file import check_campaign
 from uqbias.settings.kinds import CoordinatesSection, DoubleWellOracleSection
 from uqbias.settings.sampler_sections import (
     AttackSection,
-    CartesianSection,
-    InternalSection,
     RandomSection,
-    VariablesSpace,
 )
 from uqbias.testing import molecule
 
@@ -41,24 +38,17 @@ def test_a_section_has_the_keys_and_defaults_of_its_options(section, options):
     assert made.space["kind"] == plain.space["kind"] == "cartesian"
 
 
-@pytest.mark.parametrize("section", [CartesianSection(), InternalSection(), VariablesSpace(names=["t"])])
-def test_a_space_section_is_all_that_its_class_takes(section):
-    import inspect
-
-    from uqbias.registry import SPACES, keywords
-
-    space = build_space(
-        section.model_dump(),
-        molecule.topology(),
-        molecule.POSITIONS,
-        {"t": {"kind": "dihedral", "atoms": list(molecule.TORSION)}},
+@pytest.mark.parametrize("kind", ["cartesian", "internal", "variables"])
+def test_a_space_is_built_from_its_section(kind):
+    section = SPACES.section(kind)()
+    space = SPACES.build(
+        section,
+        topology=molecule.topology(),
+        reference=molecule.POSITIONS,
+        collective_variables={"t": {"kind": "dihedral", "atoms": list(molecule.TORSION)}},
     )
     assert space.n_coordinates >= 1
-    build = SPACES.get(section.kind).build
-    assert set(section.arguments()) == set(keywords(build)) - {"variables"}
-    for name, value in section.arguments().items():
-        default = inspect.signature(build).parameters[name].default
-        assert value == default or name == "names"
+    assert all(field.description for field in SPACES.section(kind).model_fields.values())
 
 
 def test_coordinates_and_double_well_sections_are_what_their_classes_take():

@@ -17,7 +17,7 @@ Examples
 """
 
 from uqbias.attacks.ascent import AttackOptions, AttackResult, attack
-from uqbias.attacks.base import DistortionSpace, build_space
+from uqbias.attacks.base import DistortionSpace
 from uqbias.attacks.objective import Objective, log_partition
 from uqbias.attacks.random import RandomOptions, distort, distort_at_random
 
@@ -28,7 +28,6 @@ __all__ = [
     "Objective",
     "RandomOptions",
     "attack",
-    "build_space",
     "distort",
     "distort_at_random",
     "log_partition",

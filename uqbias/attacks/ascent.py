@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from uqbias.attacks.base import DistortionSpace, build_space
+from uqbias.attacks.base import DistortionSpace
 from uqbias.attacks.objective import OF, AttackGraph, Objective, Point
 from uqbias.attacks.usable_frames import farthest, inliers, radius, reference_frames
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.model.inference import Evaluated, evaluate_frames
 from uqbias.model.model import UncertaintyModel
+from uqbias.registry import SPACES
 
 Array = NDArray[np.float64]
 #: Adam's decay rates and the number that keeps its denominator above zero (Kingma and Ba, ICLR 2015).
@@ -34,7 +35,8 @@ class AttackOptions:
 
     Attributes
     ----------
-    space : section of the distortion space, see `uqbias.attacks.base.build_space`.
+    space : section of the distortion space: its ``kind`` and the options of that kind, such as
+        ``{"kind": "internal", "bonds": True}``.
     iterations : steps of the ascent at most.
     learning_rate : of Adam, about the largest step of a coordinate, in the unit of δ: nm for ``cartesian``, rad (for
         a length 0.1 nm) for the others. None: 0.001 nm as published, 0.02 rad.
@@ -179,7 +181,9 @@ def attack(
     watched = start.judge if options.of == "judge" else start.driver
     objective = Objective.from_frames(energies, watched[sound], options.temperature, options.of, options.scale)
     reference = x[sound][reference_frames(model.topology, x[sound]).argmax()]
-    space = build_space(options.space, model.topology, reference, variables)
+    space: DistortionSpace = SPACES.build(
+        options.space, topology=model.topology, reference=reference, collective_variables=variables
+    )
     graph = AttackGraph(
         model,
         space,

@@ -1,22 +1,16 @@
-"""The contract of a distortion space, and making one from a campaign file."""
+"""The contract of a distortion space."""
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.errors import UqbiasError
 from uqbias.molecule.topology import Topology
-from uqbias.registry import SPACES, check_options, keywords
-
-#: Keywords of a ``build`` that the caller gives, not the user.
-GIVEN = ("variables",)
 
 
 class DistortionSpace(nn.Module, ABC):
@@ -45,12 +39,13 @@ class DistortionSpace(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def build(cls, topology: Topology, reference: NDArray[Any], *_: Any, **user_options: Any) -> Self:
-        """Make the space of one molecule; keyword arguments are the options of a campaign file.
+        """Make the space of one molecule; keyword-only parameters are the user's options.
 
-        A keyword ``variables`` is given the collective variables by name, as sections of a campaign file.
+        A parameter ``collective_variables`` is given the sections of the campaign file's ``variables``, by name.
 
         Parameters
         ----------
+        topology : bond graph of the molecule.
         reference : [N, 3] nm, a geometry of the molecule.
 
         Raises
@@ -74,42 +69,15 @@ class DistortionSpace(nn.Module, ABC):
         return delta.square().sum(-1).sqrt()
 
 
-def build_space(
-    spec: str | Mapping[str, Any],
-    topology: Topology,
-    reference: NDArray[Any],
-    variables: Mapping[str, Any] | None = None,
-) -> DistortionSpace:
-    """Make a distortion space from a campaign file.
-
-    Parameters
-    ----------
-    spec : ``kind`` and the options of that kind: ``{"kind": "cartesian"}``, ``{"kind": "internal", "bonds": False}``,
-        ``{"kind": "variables", "names": ["phi", "psi"]}``, or a third party's ``module:attribute``; the kind alone
-        where it needs no option.
-    topology : bond graph of the molecule.
-    reference : [N, 3] nm, a geometry of the molecule.
-    variables : collective variables by name, as in the section ``variables`` of a campaign file.
+def checked_reference(topology: Topology, reference: NDArray[Any]) -> NDArray[np.float64]:
+    """A geometry of the molecule, [N, 3] nm in double precision.
 
     Raises
     ------
     UqbiasError
-        For an unknown kind or option, or a space that the molecule does not have.
+        If it has another shape.
     """
-    values: dict[str, Any] = {"kind": spec} if isinstance(spec, str) else dict(spec)
-    kind = values.pop("kind", None)
-    if not isinstance(kind, str):
-        raise UqbiasError(f"distortion space {spec!r} has no kind", did_you_mean("", SPACES.names()))
-    found = SPACES.get(kind)
-    check_options(f"space '{kind}'", values, [name for name in keywords(found.build) if name not in GIVEN])
-    parameters = inspect.signature(found.build).parameters
-    if "variables" in parameters:
-        values["variables"] = variables
-    x = np.asarray(reference, dtype=float)
+    x = np.asarray(reference, dtype=np.float64)
     if x.shape != (len(topology), 3):
         raise UqbiasError(f"reference of shape {x.shape} for {len(topology)} atoms", "give [N, 3] in nm")
-    try:
-        space: DistortionSpace = found.build(topology, x, **values)
-    except TypeError as error:
-        raise UqbiasError(f"space '{kind}' with {values}: {error}", "check its options") from None
-    return space
+    return x

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
 from numpy.typing import NDArray
+from pydantic import AfterValidator
 from torch import Tensor
+from typing_extensions import Doc
 
-from uqbias.attacks.base import DistortionSpace
-from uqbias.errors import UqbiasError
+from uqbias.attacks.base import DistortionSpace, checked_reference
 from uqbias.molecule.atoms import Atoms, ordered_atoms
 from uqbias.molecule.topology import Topology
 
 
+def _is_choice_of_axes(axes: str) -> str:
+    if not axes or len(set(axes)) != len(axes) or not set(axes) <= set("xyz"):
+        raise ValueError("give some of x, y and z, such as xy")
+    return axes
+
+
 class Cartesian(DistortionSpace):
-    r"""Displacements of atoms, :math:`x = x_0 + \delta`, in nm: the space of the published attacks.
+    """Displacements of atoms, in nm: the space of the published attacks.
 
     Parameters
     ----------
@@ -26,10 +34,11 @@ class Cartesian(DistortionSpace):
     Examples
     --------
     >>> import numpy as np, torch
-    >>> from uqbias.attacks.base import build_space
     >>> from uqbias.molecule.topology import Topology
+    >>> from uqbias.registry import SPACES
     >>> water = Topology((8, 1, 1), ((0, 1), (0, 2)))
-    >>> space = build_space({"kind": "cartesian", "atoms": [1], "axes": "x"}, water, np.zeros((3, 3)))
+    >>> options = {"atoms": [1], "axes": "x"}
+    >>> space = SPACES.build("cartesian", options, topology=water, reference=np.zeros((3, 3)))
     >>> space(torch.zeros(1, 3, 3), torch.tensor([[0.1]]))[0, 1]
     tensor([0.1000, 0.0000, 0.0000])
     """
@@ -40,7 +49,7 @@ class Cartesian(DistortionSpace):
     default_noise: ClassVar[float] = 1e-3
     embedding: Tensor
 
-    def __init__(self, n_atoms: int, coordinates: tuple[int, ...], labels: tuple[str, ...]) -> None:
+    def __init__(self, n_atoms: int, coordinates: Sequence[int], labels: tuple[str, ...]) -> None:
         super().__init__()
         self.n_coordinates = len(coordinates)
         self.labels = labels
@@ -49,12 +58,18 @@ class Cartesian(DistortionSpace):
         self.register_buffer("embedding", rows, persistent=False)
 
     @classmethod
-    def build(cls, topology: Topology, reference: NDArray[Any], *, atoms: Atoms = "all", axes: str = "xyz") -> Self:
-        """``atoms``: which atoms move, ``all``, ``heavy`` or a list; ``axes``: along which axes, such as ``xy``."""
+    def build(
+        cls,
+        topology: Topology,
+        reference: NDArray[Any],
+        *,
+        atoms: Annotated[Atoms, Doc("which atoms move: all, heavy, or a list of indices and names")] = "all",
+        axes: Annotated[str, AfterValidator(_is_choice_of_axes), Doc("along which axes")] = "xyz",
+    ) -> Self:
+        """Make the space of one molecule; the reference is not used."""
+        checked_reference(topology, reference)
         chosen = ordered_atoms(topology, atoms, "atoms of space 'cartesian'")
-        if not isinstance(axes, str) or not axes or len(set(axes)) != len(axes) or not set(axes) <= set("xyz"):
-            raise UqbiasError(f"axes {axes!r} of space 'cartesian'", "give some of x, y and z, such as xy")
-        coordinates = tuple(3 * i + "xyz".index(axis) for i in chosen for axis in axes)
+        coordinates = [3 * i + "xyz".index(axis) for i in chosen for axis in axes]
         return cls(len(topology), coordinates, tuple(f"{axis} {i}" for i in chosen for axis in axes))
 
     def forward(self, base: Tensor, delta: Tensor) -> Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import Doc
 
-from uqbias.attacks.base import DistortionSpace
+from uqbias.attacks.base import DistortionSpace, checked_reference
 from uqbias.attacks.moves import Move, RigidMoves, rigid_move
 from uqbias.errors import UqbiasError
 from uqbias.molecule.topology import Topology, Triple
@@ -34,11 +35,11 @@ class Internal(DistortionSpace):
     Examples
     --------
     >>> import numpy as np, torch
-    >>> from uqbias.attacks.base import build_space
     >>> from uqbias.molecule.topology import Topology
+    >>> from uqbias.registry import SPACES
     >>> peroxide = Topology((1, 8, 8, 1), ((0, 1), (1, 2), (2, 3)))
     >>> x = np.array([[0.1, 0, 0], [0, 0, 0], [0, 0, 0.15], [0, 0.1, 0.15]])
-    >>> space = build_space("internal", peroxide, x)
+    >>> space = SPACES.build("internal", topology=peroxide, reference=x)
     >>> space.labels
     ('torsion 1-2',)
     >>> space(torch.tensor(x)[None], torch.tensor([[np.pi / 2]]).double())[0, 3].round(decimals=6) + 0.0
@@ -59,17 +60,18 @@ class Internal(DistortionSpace):
         topology: Topology,
         reference: NDArray[Any],
         *,
-        torsions: bool = True,
-        bonds: bool = False,
-        angles: bool = False,
+        torsions: Annotated[bool, Doc("turn about the bonds that are in no ring")] = True,
+        bonds: Annotated[bool, Doc("stretch bonds; 0.1 nm counts as 1 rad")] = False,
+        angles: Annotated[bool, Doc("bend angles")] = False,
     ) -> Self:
-        """Switches for the three sorts of coordinates.
+        """Make the space of one molecule.
 
         Raises
         ------
         UqbiasError
-            If none is left.
+            If the molecule has none of the coordinates that are switched on.
         """
+        reference = checked_reference(topology, reference)
         found: list[Move | None] = []
         if torsions:
             found += [

@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from uqbias.attacks.ascent import Array, AttackResult, checked_positions
-from uqbias.attacks.base import DistortionSpace, build_space
+from uqbias.attacks.base import DistortionSpace
 from uqbias.attacks.usable_frames import farthest, radius
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.model.inference import BLOCK, evaluate_frames
 from uqbias.model.model import UncertaintyModel
+from uqbias.registry import SPACES
 
 DISTRIBUTIONS = ("normal", "uniform")
 
@@ -27,7 +28,7 @@ class RandomOptions:
 
     Attributes
     ----------
-    space : section of the distortion space, see `uqbias.attacks.base.build_space`.
+    space : section of the distortion space, as in `uqbias.attacks.ascent.AttackOptions`.
     amplitude : of each coordinate, in the unit of δ: nm for ``cartesian``, rad (0.1 nm) for the others. One number or D
         of them: the standard deviation of ``normal``, the half width of ``uniform``.
     distribution : ``normal`` or ``uniform``.
@@ -78,7 +79,9 @@ def distort_at_random(
     if not np.isfinite(x).all():
         bad = int(np.argmin(np.isfinite(x).all(axis=(1, 2))))
         raise UqbiasError(f"frame {bad} to distort is not finite", "leave it out")
-    space = build_space(options.space, model.topology, x[0], variables)
+    space: DistortionSpace = SPACES.build(
+        options.space, topology=model.topology, reference=x[0], collective_variables=variables
+    )
     amplitude = np.asarray(options.amplitude, dtype=float)
     if amplitude.ndim and amplitude.shape != (space.n_coordinates,):
         raise UqbiasError(

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import Doc
 
-from uqbias.attacks.base import DistortionSpace
+from uqbias.attacks.base import DistortionSpace, checked_reference
 from uqbias.attacks.internal import bend
 from uqbias.attacks.moves import LENGTH_UNIT, Move, RigidMoves, branch, rigid_move
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.molecule.topology import Topology
 from uqbias.variables.angle import Angle
-from uqbias.variables.base import CollectiveVariable
+from uqbias.variables.base import CollectiveVariable, build_variables
 from uqbias.variables.dihedral import Dihedral
 from uqbias.variables.distance import Distance
 
@@ -29,7 +30,7 @@ DAMPING, SMALLEST = 1e-7, 1e-12
 
 
 class Variables(DistortionSpace):
-    r"""Changes of collective variables: δ = 0.2 makes a φ that is 0.2 rad larger.
+    r"""Changes of the collective variables of `variables:`: δ = 0.2 makes a φ that is 0.2 rad larger.
 
     Where every variable is a dihedral, an angle or a distance along bonds that cut the molecule in two, the geometry
     is moved rigidly, as in `uqbias.attacks.internal.Internal`, exactly and for any δ. Otherwise (`rmsd`,
@@ -77,21 +78,23 @@ class Variables(DistortionSpace):
         cls,
         topology: Topology,
         reference: NDArray[Any],
+        collective_variables: Mapping[str, Any] | None = None,
         *,
-        names: Sequence[str] | str | None = None,
-        rigid: bool = True,
-        variables: Mapping[str, Any] | None = None,
+        names: Annotated[list[str] | str | None, Doc("names of those that are changed; null: all")] = None,
+        rigid: Annotated[
+            bool,
+            Doc("move rigid parts of the molecule where that suffices; false: the least displacement"),
+        ] = True,
     ) -> Self:
-        """``names``: of the variables, all if left out; ``rigid``: false for Newton steps on any variable.
+        """Make the space of one molecule.
 
         Raises
         ------
         UqbiasError
             If a variable is not defined.
         """
-        from uqbias.variables.base import build_variables
-
-        defined = dict(variables or {})
+        reference = checked_reference(topology, reference)
+        defined = dict(collective_variables or {})
         chosen = list(defined) if names is None else [names] if isinstance(names, str) else list(names)
         for name in chosen:
             if name not in defined:
@@ -101,10 +104,10 @@ class Variables(DistortionSpace):
             raise UqbiasError("space 'variables' without a variable", "define one, such as phi: {kind: dihedral, ..}")
         if len(set(chosen)) < len(chosen):
             raise UqbiasError(f"space 'variables' of {chosen}", "name each variable once")
-        built = build_variables({name: defined[name] for name in chosen}, topology, np.asarray(reference, dtype=float))
+        built = build_variables({name: defined[name] for name in chosen}, topology, reference)
         moves = [move_of(topology, variable) for variable in built.values()] if rigid else [None]
         found = [move for move in moves if move is not None]
-        independent = len(found) == len(moves) and _independent(built, found, np.asarray(reference, dtype=float))
+        independent = len(found) == len(moves) and _independent(built, found, reference)
         return cls(built, found if independent else None, topology.masses().tolist())
 
     def forward(self, base: Tensor, delta: Tensor) -> Tensor:

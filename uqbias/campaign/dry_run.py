@@ -51,13 +51,15 @@ def _check_sampler(file: CampaignFile, topology: Topology, start: Frames) -> Non
 
         check_pool(options["file"], topology.numbers, labelled=False)
     elif campaign.sampler in ("attack", "random"):
-        from uqbias.attacks.base import build_space
+        from uqbias.registry import SPACES
 
         variables = {
             name: {"kind": section.kind, **section.arguments()} for name, section in campaign.variables.items()
         }
         try:
-            space = build_space(options["space"], topology, start.positions[0], variables)
+            space = SPACES.build(
+                options["space"], topology=topology, reference=start.positions[0], collective_variables=variables
+            )
         except UqbiasError as error:
             raise UqbiasError(f"{campaign.sampler}: {error.what}", error.cure) from None
         amplitude = options.get("amplitude")

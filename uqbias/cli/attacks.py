@@ -188,9 +188,10 @@ def attack(
 
 def space_takes_variables(kind: str) -> bool:
     """Whether a distortion space is made from collective variables."""
+    from uqbias.options import factory_of
     from uqbias.registry import SPACES
 
-    return "variables" in inspect.signature(SPACES.get(kind).build).parameters
+    return "collective_variables" in inspect.signature(factory_of(SPACES.get(kind))).parameters
 
 
 def _check_places(output: Path, trajectory: Path | None) -> None:

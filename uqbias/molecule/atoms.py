@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -10,10 +11,12 @@ from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.molecule.topology import Topology
 
 #: `all`, `heavy`, or indices and names of atoms.
-Atoms = str | Sequence[int | str]
+Atoms = Literal["all", "heavy"] | list[int | str]
+#: The same from a caller whose words and entries have not been checked.
+Unchecked = str | Sequence[int | str]
 
 
-def ordered_atoms(topology: Topology, spec: Atoms, owner: str) -> tuple[int, ...]:
+def ordered_atoms(topology: Topology, spec: Unchecked, owner: str) -> tuple[int, ...]:
     """Atom indices in the order given.
 
     Parameters
@@ -27,22 +30,14 @@ def ordered_atoms(topology: Topology, spec: Atoms, owner: str) -> tuple[int, ...
     UqbiasError
         For a name or an index that the molecule does not have, an atom given twice, or an empty list.
     """
-    n = len(topology)
-    if spec in ("all", "heavy"):
-        chosen = [i for i in range(n) if spec == "all" or topology.numbers[i] > 1]
-    elif isinstance(spec, str) or not isinstance(spec, Sequence):
-        raise UqbiasError(f"{owner}: {spec!r}", "give 'all', 'heavy', or a list of indices and atom names")
-    else:
-        chosen = [i for entry in spec for i in _matching(topology, entry, owner)]
+    chosen = _chosen(topology, spec, owner)
     twice = [i for i in chosen if chosen.count(i) > 1]
     if twice:
         raise UqbiasError(f"{owner}: atom {twice[0]} ({_label(topology, twice[0])}) twice", "give each atom once")
-    if not chosen:
-        raise UqbiasError(f"{owner}: {spec!r} chooses no atom of {n}", "choose at least one")
     return tuple(chosen)
 
 
-def fixed_atoms(topology: Topology, spec: Atoms, count: int, owner: str) -> tuple[int, ...]:
+def fixed_atoms(topology: Topology, spec: Unchecked, count: int, owner: str) -> tuple[int, ...]:
     """Exactly ``count`` atoms, each entry of ``spec`` naming one; otherwise as `ordered_atoms`.
 
     Raises
@@ -82,39 +77,19 @@ def _label(topology: Topology, index: int) -> str:
     return f"{residue}:{name}" if residue and name else name or str(index)
 
 
-def select_atoms(topology: Topology, spec: str | Sequence[int | str] | None) -> tuple[int, ...]:
-    """Atom indices, ascending.
+def select_atoms(topology: Topology, spec: Unchecked | None) -> tuple[int, ...]:
+    """Atom indices, ascending, each once; ``spec`` as for `ordered_atoms`, None for all atoms."""
+    return tuple(sorted(set(_chosen(topology, "all" if spec is None else spec, "atoms"))))
 
-    Parameters
-    ----------
-    spec : ``"all"`` or None, ``"heavy"`` (no hydrogens), or a list of indices (from 0) and atom names.
 
-    Raises
-    ------
-    UqbiasError
-        For a name or an index that the molecule does not have, or an empty choice.
-    """
-    n = len(topology.numbers)
-    if spec is None or spec == "all":
-        return tuple(range(n))
-    if spec == "heavy":
-        chosen = {i for i, number in enumerate(topology.numbers) if number > 1}
-    elif isinstance(spec, str):
-        raise UqbiasError(f"atoms: '{spec}'", "give 'all', 'heavy', or a list of indices and atom names")
+def _chosen(topology: Topology, spec: Unchecked, owner: str) -> list[int]:
+    n = len(topology)
+    if spec in ("all", "heavy"):
+        chosen = [i for i in range(n) if spec == "all" or topology.numbers[i] > 1]
+    elif isinstance(spec, str) or not isinstance(spec, Sequence):
+        raise UqbiasError(f"{owner}: {spec!r}", "give 'all', 'heavy', or a list of indices and atom names")
     else:
-        chosen = set()
-        for entry in spec:
-            if isinstance(entry, str):
-                found = {i for i, name in enumerate(topology.names) if name == entry}
-                if not found:
-                    names = {name for name in topology.names if name}
-                    cure = did_you_mean(entry, names) if names else "this molecule has no atom names; give indices"
-                    raise UqbiasError(f"atoms: no atom is called '{entry}'", cure)
-                chosen |= found
-            elif isinstance(entry, int) and 0 <= entry < n:
-                chosen.add(entry)
-            else:
-                raise UqbiasError(f"atoms: {entry!r} in a molecule of {n} atoms", "atoms are numbered from 0")
+        chosen = [i for entry in spec for i in _matching(topology, entry, owner)]
     if not chosen:
-        raise UqbiasError(f"atoms: {spec!r} chooses no atom of {n}", "choose at least one")
-    return tuple(sorted(chosen))
+        raise UqbiasError(f"{owner}: {spec!r} chooses no atom of {n}", "choose at least one")
+    return chosen
