@@ -491,7 +491,7 @@ def test_options_that_do_not_fit(simple, alanine):
     assert "5001 blocks for 4500 observations" in refused(simple, "--cv", "x", "--blocks", 5001)
     assert "1 block(s)" in refused(simple, "--cv", "x", "--blocks", 1)
     assert "variables ['x', 'u', 'energy']" in refused(simple, "--cv", "x,u,energy")
-    assert "'u' from 0 to 0" in refused(simple, "--cv", "driver")
+    assert "'driver' from 0 to 0" in refused(simple, "--cv", "driver")
     assert "--bins many" in refused(simple, "--cv", "x", "--bins", "many")
     assert "2 bins for 1 variable(s)" in refused(simple, "--cv", "x", "--bins", "4,4")
     assert "--range 5" in refused(simple, "--cv", "x", "--range", "5")

@@ -108,7 +108,7 @@ def test_files_of_a_run(folder, tmp_path):
 def test_run_folder_says_what_the_bias_was(folder, tmp_path):
     """Two variables and three biases: the bias comes back from run.json and bias.npz, phi is what it is said to be."""
     target = tmp_path / "md"
-    done = run(folder, target, "--bias", "metadynamics,wtm_eabf", *PHI, "--on", "u,phi", "--wall", 3)
+    done = run(folder, target, "--bias", "metadynamics,wtm_eabf", *PHI, "--on", "driver,phi", "--wall", 3)
     assert done.exit_code == 0, done.output
     facts = described(target)
     assert [(part["kind"], part["variables"]) for part in facts["biases"]] == [
@@ -187,7 +187,7 @@ def test_kinds_and_overrides(folder, tmp_path, options, expected):
         (["--set", "opes.barrier=1"], "--set opes: no such section; valid: guards, md, metadynamics, upper_wall"),
         (["--set", "height=1"], "--set height=1; write --set SECTION.KEY=VALUE"),
         (["--bias", "opes", "--set", "opes.barrier=1000"], "opes with barrier 1000 kJ/mol"),
-        (["--on", "phi"], "--on phi: no such variable; valid: energy, u, uncertainty; define one with --variable phi="),
+        (["--on", "phi"], "--on phi: no such variable; valid: driver, energy, judge; define one with --variable phi="),
         ([*PHI, "--on", "ph"], "did you mean 'phi'"),
         (["--variable", "phi=dihedral:0,1,2"], "options: variables.phi.atoms = [0, 1, 2]: list should have at least 4"),
         (["--variable", "phi=dihedral:0,1,2,4"], "variables.phi: atoms of dihedral: 4 in a molecule of 4 atoms"),
@@ -195,19 +195,19 @@ def test_kinds_and_overrides(folder, tmp_path, options, expected):
         (["--variable", "phi=dihedrl:0,1,2,3"], "unknown kind 'dihedrl'; did you mean 'dihedral'?"),
         (["--variable", "phi"], "write --variable NAME=KIND:ATOMS"),
         ([*PHI, *PHI], "'phi' is defined twice"),
-        (["--variable", "u=distance:0,1"], "'u' is taken"),
+        (["--variable", "driver=distance:0,1"], "'driver' is taken"),
         (
             ["--bias", "eabf", "--on", "judge"],
-            "no width is known for eabf on uncertainty; give --set eabf.sigma=",
+            "no width is known for eabf on judge; give --set eabf.sigma=",
         ),
         (["--bias", "eabf", "--height", 2], "--height 2.0 for --bias eabf; leave it out"),
         (["--bias", "linear", *PHI, "--on", "phi"], "linear on 'phi', which is periodic"),
         (["--bias", "gamd"], "options: gamd.conventional_steps = 2000 with md.steps = 40: the boost never begins"),
         (["--platform", "Cuda"], "no OpenMM platform 'Cuda'"),
-        (["--bias", "gamd", "--on", "driver"], "--on u for --bias gamd; it boosts the energy; leave --on out"),
+        (["--bias", "gamd", "--on", "driver"], "--on driver for --bias gamd; it boosts the energy; leave --on out"),
         (["--wall", 3, "--bias", "metadynamics,upper_wall"], "--wall 3 with a bias upper_wall; leave one out"),
         (["--bias", "metadynamics,none"], "--bias metadynamics,none; give none by itself"),
-        (["--bias", "none", "--on", "driver"], "--on u for --bias none; leave it out"),
+        (["--bias", "none", "--on", "driver"], "--on driver for --bias none; leave it out"),
     ],
 )
 def test_refused(folder, tmp_path, options, expected):
@@ -250,7 +250,7 @@ def test_a_run_says_what_it_is_not_worth(folder, tmp_path):
     (warning,) = json.loads(done.stdout)["warnings"]
     assert warning.startswith("walkers were stopped at ")
     boost = ("--bias", "gamd,eabf", "--set", "gamd.conventional_steps=20", "--set", "gamd.preparation_steps=0")
-    done = run(folder, tmp_path / "boosted", *boost, *PHI, "--on", "u,phi")
+    done = run(folder, tmp_path / "boosted", *boost, *PHI, "--on", "driver,phi")
     assert done.exit_code == 0, done.output
     assert "warning: a run with 2 extended variables explores" in done.stderr
     assert "warning: gamd is in production after 4020 steps; uqbias fes takes none of these 40" in done.stderr
@@ -288,7 +288,7 @@ def check_same(target, reference):
 
 OPTIONS = [
     "--walkers", 2, "--pace", 10, "--runner", "torchscript", "--quiet", "--snapshot-every", 50, *PHI,
-    "--bias", "metadynamics,wtm_eabf,gamd", "--set", "metadynamics.variables=[u, phi]",
+    "--bias", "metadynamics,wtm_eabf,gamd", "--set", "metadynamics.variables=[driver, phi]",
     "--set", "metadynamics.sigma=[0.5, 0.3]", "--set", "gamd.preparation_steps=0",
     "--set", "gamd.conventional_steps=100", "--set", "gamd.equilibration_steps=300",
 ]  # fmt: skip

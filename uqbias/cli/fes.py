@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 def fes(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of runs, each with run.json.")],
-    driver: Annotated[
+    cv: Annotated[
         str,
         typer.Option(
             metavar="NAME[,NAME]",
@@ -72,7 +72,7 @@ def fes(
         check_directory(output)
     found = free_energy(
         runs,
-        [name.strip() for name in driver.split(",")],
+        [name.strip() for name in cv.split(",")],
         method=method,
         discard=discard,
         blocks=blocks,

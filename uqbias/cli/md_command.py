@@ -99,7 +99,7 @@ def md(
     Examples:
       uqbias md model.uqb --start data.xyz --steps 20000 -o md/
       uqbias md model.uqb --bias wtm_eabf,gamd --set wtm_eabf.mass=1 -o md/
-      uqbias md model.uqb --bias opes --variable phi=dihedral:4,6,8,14 --on u,phi -o md/
+      uqbias md model.uqb --bias opes --variable phi=dihedral:4,6,8,14 --on driver,phi -o md/
       uqbias md model.uqb --bias none --temperature 500 -o md500/
     """
     from uqbias.campaign.progress import make_progress
