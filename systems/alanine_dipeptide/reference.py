@@ -31,19 +31,21 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from uqbias.files import atomic_path, write_text
 from uqbias.molecule.frames import read_frames
-from uqbias.molecule.surface import ALANINE_BASINS, ReferenceSurface, phi_positive
+from uqbias.molecule.surface import ReferenceSurface, in_box
 from uqbias.molecule.topology import Topology, chirality, dihedral_angles, read_pdb
 from uqbias.oracles.openmm import OpenMMOracle
 from uqbias.units import ANGSTROM, EV, EV_PER_ANGSTROM, kt
 
 HERE = Path(__file__).parent
 STRUCTURE = HERE / "structure.pdb"
+SCORE = yaml.safe_load((HERE / "campaign.yaml").read_text(encoding="utf-8"))["score"]
 FORCEFIELD = ("amber14/protein.ff14SB.xml",)
-PHI, PSI = (4, 6, 8, 14), (6, 8, 14, 16)
+PHI, PSI = (tuple(SCORE["coordinates"][name]) for name in ("phi", "psi"))
 OMEGAS = ((1, 4, 6, 8), (8, 14, 16, 18))
 TIMESTEP = 0.0005  # ps
 L_ALANINE = -1  # sign of uqbias.molecule.topology.chirality at CA
@@ -127,7 +129,7 @@ def start_frames(output: Path, n_frames: int, seed: int) -> None:
         run.step(round(2 / TIMESTEP))
         frame = snapshot(run)[None]
         phi, _ = map_angles(frame)
-        if phi_positive(phi)[0]:
+        if in_box({"phi": phi}, SCORE["regions"]["phi_positive"])[0]:
             raise SystemExit("the unbiased run left the basin: choose another seed")
         if phi[0] < 0:
             frames.append(frame[0])
@@ -225,7 +227,7 @@ def surface(directory: Path, seeds: list[int], build_ns: float, sample_ns: float
         f"(root mean square), {np.abs(difference).max():.3f} kT (largest)",
     ]
     found = ReferenceSurface(free_energy)
-    found.save(directory / "surface.csv", comments)
+    found.save(directory / "surface.csv", ("phi", "psi"), comments)
     print("\n".join(comments))
 
     positions = np.concatenate([run.positions for run in runs])
@@ -254,7 +256,7 @@ def figure(directory: Path) -> None:
     )
     axes.contour(np.linspace(-172.5, 172.5, 24), np.linspace(-172.5, 172.5, 24), values.T, levels=[10], colors="white")
     axes.plot(*start, ".", color="crimson", markersize=3, label="start frames")
-    for name, box in ALANINE_BASINS.items():
+    for name, box in SCORE["basins"].items():
         centre = [low + ((high - low) % 360) / 2 for low, high in (box["phi"], box["psi"])]
         x, y = ((angle + 180) % 360 - 180 for angle in centre)
         axes.text(x, y, name, color="black", ha="center", va="center", fontsize=8, bbox={"fc": "white", "alpha": 0.6})

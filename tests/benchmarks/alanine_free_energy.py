@@ -29,6 +29,7 @@ import torch  # isort: skip  (before OpenMM, whose plugin for torch links its li
 
 import numpy as np
 import openmm
+import yaml
 from openmm import app
 
 from uqbias.bias.base import BiasSum
@@ -42,7 +43,7 @@ from uqbias.model.fit import fit_model, fit_uncertainty
 from uqbias.model.inference import evaluate_frames
 from uqbias.model.model import UncertaintyModel
 from uqbias.molecule.frames import Frames, read_frames
-from uqbias.molecule.surface import ALANINE_BASINS, ReferenceSurface, in_box
+from uqbias.molecule.surface import ReferenceSurface, in_box
 from uqbias.molecule.topology import Topology, dihedral_angles
 from uqbias.oracles.openmm import OpenMMOracle
 from uqbias.uncertainty.base import build_uncertainty
@@ -50,6 +51,7 @@ from uqbias.units import kt
 from uqbias.variables.dihedral import Dihedral
 
 SYSTEM = Path(__file__).parents[2] / "systems" / "alanine_dipeptide"
+BASINS = yaml.safe_load((SYSTEM / "campaign.yaml").read_text())["score"]["basins"]
 PHI_PSI = ((4, 6, 8, 14), (6, 8, 14, 16))
 TEMPERATURE, TIMESTEP_FS, PACE = 300.0, 2.0, 50
 #: Of each bias. In the time t that a walker needs to cross (1 ns on the uncertainty) a bias of W walkers, built for the
@@ -227,11 +229,16 @@ def run(dynamics, on, model, topology, start, seed, build_ns, sample_ns, correct
     return angles, bias, driver, facts
 
 
+def in_basin(name, phi, psi):
+    """Whether each point, in degrees, lies in a basin of the campaign file."""
+    return in_box({"phi": phi, "psi": psi}, BASINS[name])
+
+
 def arrivals(angles):
     """How often a walker went from the basins at φ < 0 to C7ax, or back, and arrived; from angles [T, W, 2]."""
     place = np.zeros(angles.shape[:2], dtype=int)
     for name, side in {"C7eq": 1, "C5": 1, "alphaR": 1, "C7ax": 2}.items():
-        inside = in_box(angles[..., 0].ravel(), angles[..., 1].ravel(), ALANINE_BASINS[name])
+        inside = in_basin(name, angles[..., 0].ravel(), angles[..., 1].ravel())
         place[inside.reshape(place.shape)] = side
     return sum(int(np.count_nonzero(np.diff(own[own > 0]))) for own in place.T)
 
@@ -290,7 +297,7 @@ def delta(angles, bias):
     """F(C7ax) - F(C7eq) in kJ/mol."""
     good = np.isfinite(bias)
     weights = np.exp((bias[good] - bias[good].max()) / KT)
-    inside = [in_box(*angles[good].T, ALANINE_BASINS[name]) for name in ("C7eq", "C7ax")]
+    inside = [in_basin(name, *angles[good].T) for name in ("C7eq", "C7ax")]
     populations = [weights[place].sum() for place in inside]
     return float(KT * np.log(populations[0] / populations[1])) if min(populations) > 0 else float("nan")
 
@@ -300,7 +307,7 @@ def delta_of_surface(energy):
     centres = (np.arange(len(energy)) + 0.5) * 360 / len(energy) - 180
     phi, psi = (grid.ravel() for grid in np.meshgrid(centres, centres, indexing="ij"))
     weights = np.exp(-energy.ravel())
-    eq, ax = (weights[in_box(phi, psi, ALANINE_BASINS[name])].sum() for name in ("C7eq", "C7ax"))
+    eq, ax = (weights[in_basin(name, phi, psi)].sum() for name in ("C7eq", "C7ax"))
     return float(KT * np.log(eq / ax))
 
 

@@ -40,7 +40,7 @@ from uqbias.md.walkers import Walkers
 from uqbias.model.fit import fit_model
 from uqbias.molecule.frames import read_frames
 from uqbias.molecule.physical import PHYSICAL, PhysicalFilter
-from uqbias.molecule.surface import phi_positive
+from uqbias.molecule.surface import in_box
 from uqbias.molecule.topology import Topology, dihedral_angles
 from uqbias.oracles.openmm import OpenMMOracle
 
@@ -156,7 +156,7 @@ class Bench:
         physical[kept] = np.array(self.filter.verdicts(flat[kept], energies, self.turned(flat[kept]))) == PHYSICAL
         garbage = ~physical | (energy > GARBAGE)
         beyond = np.zeros(len(flat), dtype=bool)
-        beyond[kept] = phi_positive(np.degrees(dihedral_angles(flat[kept], PHI))[:, 0])
+        beyond[kept] = in_box({"phi": np.degrees(dihedral_angles(flat[kept], PHI))[:, 0]}, {"phi": [15, 135]})
         crossed = (beyond & ~garbage & (energy < CROSSED)).reshape(frames.shape[:2])
         entered = crossed & ~np.concatenate([np.zeros_like(crossed[:1]), crossed[:-1]])
         return {

@@ -1,9 +1,15 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
+import yaml
 
 from uqbias.errors import UqbiasError
-from uqbias.molecule.surface import ReferenceSurface, basins, in_box, phi_positive
+from uqbias.molecule.surface import ReferenceSurface, in_box, reached
 from uqbias.molecule.topology import Topology, backbone_dihedrals
+
+SYSTEM = Path(__file__).parents[2] / "systems/alanine_dipeptide"
+BASINS = yaml.safe_load((SYSTEM / "campaign.yaml").read_text())["score"]["basins"]
 
 
 @pytest.fixture
@@ -28,7 +34,7 @@ def test_coverage_counts_accessible_bins_only(surface):
 
 
 def test_file_round_trip(surface, tmp_path):
-    surface.save(tmp_path / "surface.csv", ["made by hand"])
+    surface.save(tmp_path / "surface.csv", ("phi", "psi"), ["made by hand"])
     text = (tmp_path / "surface.csv").read_text()
     assert text.startswith("# made by hand\nphi,psi,F\n-135,-135,20.0000\n")
     np.testing.assert_array_equal(ReferenceSurface.load(tmp_path / "surface.csv").free_energy, surface.free_energy)
@@ -55,25 +61,24 @@ def test_missing_file_is_refused(tmp_path):
 
 def test_box_goes_through_180_degrees():
     box = {"phi": [170, -120], "psi": [120, -160]}
-    assert in_box([-150, 175, -190, -100, 160], [150, -170, 170, 150, 150], box).tolist() == [
-        True,
-        True,
-        True,
-        False,
-        False,
-    ]
-    assert in_box([0.0], [123.0], {"phi": [-10, 10], "psi": [-180, 180]}).all()
+    angles = {"phi": [-150, 175, -190, -100, 160], "psi": [150, -170, 170, 150, 150]}
+    assert in_box(angles, box).tolist() == [True, True, True, False, False]
+    assert in_box({"phi": [0.0], "psi": [123.0]}, {"phi": [-10, 10], "psi": [-180, 180]}).all()
 
 
 def test_basins_by_name():
-    assert basins([-80, 67, 55], [75, -37, 40]) == {"C7eq", "C7ax", "alphaL"}
-    assert basins([-155], [160]) == {"C5"}
-    assert basins([], []) == set()
-    assert basins([1.0], [1.0], {"origin": {"phi": [-5, 5], "psi": [-5, 5]}}) == {"origin"}
+    def names(phi, psi):
+        return reached({"phi": phi, "psi": psi}, BASINS)
+
+    assert names([-80, 67, 55], [75, -37, 40]) == ["C7eq", "C7ax", "alphaL"]
+    assert names([-155], [160]) == ["C5"]
+    assert names([], []) == []
+    assert reached({"phi": [1.0], "psi": [1.0]}, {"origin": {"phi": [-5, 5], "psi": [-5, 5]}}) == ["origin"]
 
 
-def test_phi_positive_leaves_the_wrap_around_out():
-    assert phi_positive([-170, 0, 15.1, 67, 134, 170]).tolist() == [False, False, True, True, True, False]
+def test_box_on_one_of_the_angles_leaves_the_wrap_around_out():
+    angles = {"phi": [-170, 0, 15.1, 67, 134, 170], "psi": [0] * 6}
+    assert in_box(angles, {"phi": [15, 135]}).tolist() == [False, False, True, True, True, False]
 
 
 def test_molecule_without_backbone_has_no_phi():

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from uqbias.molecule.frames import read_frames
-from uqbias.molecule.surface import ReferenceSurface, basins, phi_positive
+from uqbias.molecule.surface import ReferenceSurface, in_box, reached
 from uqbias.molecule.topology import Topology, backbone_dihedrals, chirality, dihedral_angles, read_pdb
 from uqbias.oracles.openmm import OpenMMOracle
 
 SYSTEM = Path(__file__).parents[2] / "systems/alanine_dipeptide"
+SCORE = yaml.safe_load((SYSTEM / "campaign.yaml").read_text())["score"]
 START, TEST_SET = SYSTEM / "start.xyz", SYSTEM / "reference/test_set.xyz"
 
 
@@ -38,6 +40,14 @@ def frames(request):
 
 def angles_of(positions, topology):
     return np.degrees(dihedral_angles(positions, backbone_dihedrals(topology))).T
+
+
+def basins(phi, psi):
+    return set(reached({"phi": phi, "psi": psi}, SCORE["basins"]))
+
+
+def phi_positive(phi):
+    return in_box({"phi": phi}, SCORE["regions"]["phi_positive"])
 
 
 def test_structure_is_l_alanine_by_the_corn_rule(topology):

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,15 +12,17 @@ import yaml
 
 from uqbias.errors import UqbiasError
 from uqbias.molecule.frames import Frames, write_frames
-from uqbias.molecule.surface import ALANINE_BASINS, ReferenceSurface
+from uqbias.molecule.surface import ReferenceSurface
 from uqbias.report import maps, plots
 from uqbias.report.bias_plots import final_bias
 from uqbias.report.map_axes import dihedral_coordinates
 from uqbias.report.page import SECTIONS, write_figures, write_report
 from uqbias.report.run_data import RunData
-from uqbias.report.summary import campaign_story, print_summary, summary_json
+from uqbias.report.summary import campaign_story, print_summary, round_table, summary_json
 from uqbias.runs.hills import load_hills
 
+SYSTEM = Path(__file__).parents[2] / "systems/alanine_dipeptide"
+SCORE = yaml.safe_load((SYSTEM / "campaign.yaml").read_text())["score"]
 NUMBERS = np.array([6, 7, 6, 6, 7])
 COORDINATES = {"phi": [0, 1, 2, 3], "psi": [1, 2, 3, 4]}
 N_WALKERS = 8
@@ -87,12 +90,14 @@ def make_run(path, n_rounds=4, *, crossing=True, reference=True, seed=0):
     if reference:
         write_frames(path / "test_set.xyz", Frames(NUMBERS, chain(*test_angles.T)))
         free_energy = surface()
-        ReferenceSurface(free_energy).save(path / "surface.csv")
+        ReferenceSurface(free_energy).save(path / "surface.csv", ("phi", "psi"))
         config["score"] = {
             "test_set": "test_set.xyz",
             "surface": "surface.csv",
             "coordinates": COORDINATES,
-            "basins": ALANINE_BASINS,
+            "basins": SCORE["basins"],
+            "regions": SCORE["regions"],
+            "display_names": SCORE["display_names"],
         }
     (path / "campaign.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False))
     events, rows, n_labels, labelled = [{"event": "campaign", "versions": {"torch": "2.9.1"}}], [], 0, np.empty((0, 2))
@@ -312,7 +317,7 @@ def test_bias_on_several_variables(complete, tmp_path):
     assert found["driver", "phi"].potential(np.array([[1.3, 0.5]])) == pytest.approx([np.exp(-0.5)])
     figure = final_bias(run)
     drawn = [ax for ax in figure.axes if ax.get_title(loc="left")]
-    assert [ax.get_xlabel() for ax in drawn] == ["driver driver"] * 2 + ["phi (rad)"] * 2 + ["driver u"] * 2
+    assert [ax.get_xlabel() for ax in drawn] == ["driver u"] * 2 + ["phi (rad)"] * 2 + ["driver u"] * 2
     assert [ax.get_ylabel() for ax in drawn[4:]] == ["phi (rad)"] * 2
     assert np.nansum(drawn[5].collections[0].get_array()) == ((arrays["driver"] > 0.1) & (arrays["driver"] < 4.9)).sum()
     figure.savefig(tmp_path / "bias.png")
@@ -624,3 +629,29 @@ def test_figures_as_files(run, tmp_path, monkeypatch):
     written = write_figures(run, tmp_path, dpi=40)
     assert {path.name for path in written} == {"maps.png", "learning.png", "hero.png"}
     assert all(path.stat().st_size > 1000 for path in written)
+
+
+def test_regions_are_those_of_the_campaign_file(complete, tmp_path):
+    path = tmp_path / "two_regions"
+    shutil.copytree(complete, path)
+    config = yaml.safe_load((path / "campaign.yaml").read_text())
+    config["score"]["regions"] = {"trans": {"phi": [150, -150]}, "corner": {"phi": [0, 90], "psi": [-90, 0]}}
+    (path / "campaign.yaml").write_text(yaml.safe_dump(config))
+    summary = json.loads((path / "summary.json").read_text())
+    for row in summary["rounds"]:
+        row["force_mae_trans_meV_per_A"] = 3.25
+    (path / "summary.json").write_text(json.dumps(summary))
+    run = RunData.load(path)
+    assert [region.text for region in run.regions] == ["150° < φ < -150°", "0° < φ < 90°, -90° < ψ < 0°"]
+    assert run.shaded() == [(150, 180.0), (-180.0, -150)]
+    assert "force MAE at 150° < φ < -150° rose from 3.25 to 3.25" in " ".join(campaign_story(run))
+    assert [line.get_label() for line in plots.learning_curve(run).axes[0].lines] == ["whole map", "150° < φ < -150°"]
+    config["score"].pop("regions")
+    (path / "campaign.yaml").write_text(yaml.safe_dump(config))
+    run = RunData.load(path)
+    assert run.regions == []
+    assert "φ > 0" not in " ".join(summarised(run))
+
+
+def summarised(run):
+    return [*campaign_story(run), *round_table(run)[0]]

@@ -15,7 +15,7 @@ from uqbias.files import write_arrays, write_text
 from uqbias.model.inference import evaluate_frames
 from uqbias.model.model import UncertaintyModel
 from uqbias.molecule.frames import Frames, read_frames
-from uqbias.molecule.surface import phi_positive
+from uqbias.molecule.surface import ReferenceSurface, in_box, reached
 from uqbias.molecule.topology import dihedral_angles
 from uqbias.settings.schema import Score
 from uqbias.units import EV, EV_PER_ANGSTROM
@@ -25,20 +25,8 @@ Array = NDArray[np.float64]
 
 def angles_of(positions: NDArray[Any], coordinates: Mapping[str, Sequence[int]]) -> dict[str, Array]:
     """Named dihedral angles of ``positions`` [n, N, 3]: name to [n] degrees."""
-    found = np.degrees(dihedral_angles(positions, list(coordinates.values())))
-    return {name: found[:, column] for column, name in enumerate(coordinates)}
-
-
-def basins_of(angles: Mapping[str, Array], boxes: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
-    """Names of the boxes that hold at least one frame; an interval with from > to goes through 180 degrees."""
-    found = []
-    for name, box in boxes.items():
-        inside = np.ones(len(next(iter(angles.values()))), dtype=bool)
-        for coordinate, (low, high) in box.items():
-            inside &= (angles[coordinate] - low) % 360.0 <= ((high - low) % 360.0 or 360.0)
-        if inside.any():
-            found.append(name)
-    return found
+    columns = np.degrees(dihedral_angles(positions, list(coordinates.values()))).T
+    return dict(zip(coordinates, columns, strict=True))
 
 
 def force_errors(test: Frames, model: UncertaintyModel) -> dict[str, Array]:
@@ -51,13 +39,13 @@ def force_errors(test: Frames, model: UncertaintyModel) -> dict[str, Array]:
         ``driver`` [n], ``judge`` [n] kJ/mol/nm.
     """
     energies, forces = test.labels()
-    found = evaluate_frames(model, test.positions, forces=True)
-    assert found.forces is not None
+    predicted = evaluate_frames(model, test.positions, forces=True)
+    assert predicted.forces is not None
     return {
-        "force_mae_frame": np.abs(found.forces - forces).mean(axis=(1, 2)) / EV_PER_ANGSTROM * 1000.0,
-        "energy_error_frame": np.abs(found.energy - energies) / len(test.numbers) / EV * 1000.0,
-        "driver": found.driver,
-        "judge": found.judge,
+        "force_mae_frame": np.abs(predicted.forces - forces).mean(axis=(1, 2)) / EV_PER_ANGSTROM * 1000.0,
+        "energy_error_frame": np.abs(predicted.energy - energies) / len(test.numbers) / EV * 1000.0,
+        "driver": predicted.driver,
+        "judge": predicted.judge,
     }
 
 
@@ -100,13 +88,12 @@ def _counts(work: Work, round_index: int) -> dict[str, Any]:
 
 
 def _reached(work: Work, round_index: int, score: Score) -> dict[str, Any]:
+    """Which bins of the reference surface, basins and regions the accepted labels hold."""
     if not score.coordinates:
         return {}
     angles = angles_of(work.accepted(round_index).positions, score.coordinates)
     entry: dict[str, Any] = {}
     if score.surface is not None:
-        from uqbias.molecule.surface import ReferenceSurface
-
         if len(angles) < 2:
             raise UqbiasError("score.surface needs two score.coordinates", "name the two dihedrals of the surface")
         surface = ReferenceSurface.load(work.file.path("score", "surface"))
@@ -114,10 +101,8 @@ def _reached(work: Work, round_index: int, score: Score) -> dict[str, Any]:
         entry["coverage"] = surface.coverage(first, second)
         entry["bins"] = int((surface.occupied(first, second) & surface.accessible()).sum())
     if score.basins:
-        entry["basins"] = basins_of(angles, score.basins)
-    if "phi" in angles:
-        entry["labels_phi_positive"] = int(phi_positive(angles["phi"]).sum())
-    return entry
+        entry["basins"] = reached(angles, score.basins)
+    return entry | {f"labels_{name}": int(in_box(angles, box).sum()) for name, box in score.regions.items()}
 
 
 def _errors(work: Work, round_index: int, score: Score) -> dict[str, Any]:
@@ -127,15 +112,14 @@ def _errors(work: Work, round_index: int, score: Score) -> dict[str, Any]:
         raise UqbiasError(f"score.test_set: {path} is of another molecule", "use the atoms and order of the structure")
     errors = force_errors(test, UncertaintyModel.load(work.model_path(round_index)))
     write_arrays(work.folder(round_index) / "scores.npz", errors)
-    entry = {
-        "force_mae_meV_per_A": float(errors["force_mae_frame"].mean()),
-        "energy_mae_meV_per_atom": float(errors["energy_error_frame"].mean()),
-    }
-    if "phi" in score.coordinates:
-        there = phi_positive(angles_of(test.positions, {"phi": score.coordinates["phi"]})["phi"])
-        if there.any():
-            entry["force_mae_phi_positive_meV_per_A"] = float(errors["force_mae_frame"][there].mean())
-            entry["energy_mae_phi_positive_meV_per_atom"] = float(errors["energy_error_frame"][there].mean())
+    angles = angles_of(test.positions, score.coordinates) if score.regions else {}
+    parts = {"": np.ones(len(test), dtype=bool)}
+    parts |= {f"{name}_": in_box(angles, box) for name, box in score.regions.items()}
+    entry = {}
+    for name, inside in parts.items():
+        if inside.any():
+            entry[f"force_mae_{name}meV_per_A"] = float(errors["force_mae_frame"][inside].mean())
+            entry[f"energy_mae_{name}meV_per_atom"] = float(errors["energy_error_frame"][inside].mean())
     return entry
 
 

@@ -104,4 +104,4 @@ def _visited(entry: Round, name: str) -> Array | None:
 
 
 def _label(name: str, period: float | None) -> str:
-    return f"driver {name}" if name in DRIVER else name + (" (rad)" if period else "")
+    return "driver u" if name in DRIVER else name + (" (rad)" if period else "")

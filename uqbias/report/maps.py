@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,7 +19,10 @@ from uqbias.report.run_data import Round, RunData, section
 from uqbias.report.style import (
     BLACK,
     BLUE,
+    GREEN,
     GREY,
+    ORANGE,
+    PURPLE,
     RED,
     UNVISITED,
     WIDTH,
@@ -35,7 +38,6 @@ ACCESSIBLE = 10.0
 #: Pale where the model is right, red where it errs; cut before the darkest red so that dark contours stay visible.
 ERROR = LinearSegmentedColormap.from_list("error", ["#FFFFE5", "#FEE08B", "#FDAE61", "#F46D43", "#D7301F", "#B30000"])
 VISITED = LinearSegmentedColormap.from_list("visited", ["#DDEAF5", "#9DC3E2", "#5C9ACB"])
-BASIN_TEXT = {"C7eq": "C7$_{eq}$", "C7ax": "C7$_{ax}$", "alphaR": "α$_R$", "alphaL": "α$_L$"}
 #: Bin width of the error maps in degrees.
 BIN = 15.0
 
@@ -196,14 +198,11 @@ def hero_figure(run: RunData) -> Figure:
 
 
 def _hero_curve(ax: Axes, run: RunData) -> None:
-    for key, colour, label in (
-        ("force_mae_phi_positive_meV_per_A", RED, "15° < φ < 135°"),
-        ("force_mae_meV_per_A", BLUE, "whole map"),
-    ):
-        rows = [row for row in run.rows if is_number(row.get(key)) and is_number(row.get("labels"))]
-        if rows:
-            ax.plot([row["labels"] for row in rows], [row[key] for row in rows], "o-", color=colour, label=label)
-            ax.set_xticks([row["labels"] for row in spread(rows, 6)])
+    for curve in reversed(curves(run, "force_mae", "meV_per_A")):
+        labels, values = points_of(run, curve.key)
+        if len(labels):
+            ax.plot(labels, values, "o-", color=curve.colour, label=curve.label)
+            ax.set_xticks(spread(labels.tolist(), 6))
     ax.set_ylim(bottom=0.0)
     ax.set_xlabel("labelled frames")
     ax.set_ylabel("force MAE (meV/Å)")
@@ -211,6 +210,31 @@ def _hero_curve(ax: Axes, run: RunData) -> None:
     grid(ax)
     if ax.lines:
         ax.legend(loc="best")
+
+
+class Curve(NamedTuple):
+    """How an error is drawn against the number of labels; ``key`` in summary.json."""
+
+    key: str
+    label: str
+    colour: str
+    style: str
+
+
+def curves(run: RunData, error: str, unit: str) -> list[Curve]:
+    """The error of the whole map and those of the regions."""
+    colours = (RED, ORANGE, PURPLE, GREEN, BLACK)
+    return [Curve(f"{error}_{unit}", "whole map", BLUE, "o-")] + [
+        Curve(f"{error}_{region.name}_{unit}", region.text, colours[index % len(colours)], "s-")
+        for index, region in enumerate(run.regions)
+    ]
+
+
+def points_of(run: RunData, key: str) -> tuple[Array, Array]:
+    """Number of labels and the value of ``key`` for each summary entry that has both."""
+    pairs = [(row["labels"], row[key]) for row in run.rows if is_number(row.get("labels")) and is_number(row.get(key))]
+    values = np.array(pairs, dtype=np.float64).reshape(-1, 2)
+    return values[:, 0], values[:, 1]
 
 
 def label_points(run: RunData, index: int) -> tuple[Array, Array]:
@@ -330,7 +354,7 @@ def _basin_names(ax: Axes, run: RunData) -> None:
         right = (box[names[0]][1] + 180.0) % 360.0 - 180.0
         low, high = box[names[1]]
         middle = (low + ((high - low) % 360.0) / 2.0 + 180.0) % 360.0 - 180.0
-        text = BASIN_TEXT.get(str(name), str(name))
+        text = run.display(str(name))
         ax.text(right, middle, text, ha="left", va="center", fontsize=8, bbox=box_style, zorder=5, clip_on=True)
 
 

@@ -62,7 +62,8 @@ SECTIONS = (
         "What was learned per label",
         plots.learning_curve,
         "Errors on a test set that the campaign never sees, against the number of labelled frames. "
-        "Both curves should fall; the gap between them is what the model does not know about the far side of the map. "
+        "The curves should fall; the gap between that of a region and that of the whole map is what the model does not "
+        "know there. "
         "Coverage counts the accessible bins of the reference surface that hold at least one labelled frame.",
         "no round is scored yet, or no test set is configured",
     ),
@@ -89,7 +90,7 @@ SECTIONS = (
         "The walkers in time",
         plots.walkers_in_time,
         "One colour a walker. The bias grows under the walkers and pushes u up; a walker that changes basin jumps in "
-        "the lowest row (shaded: 15° < φ < 135° where the coordinate is φ). Crosses mark walkers that a guard stopped "
+        "the lowest row (shaded: the regions of the campaign file). Crosses mark walkers that a guard stopped "
         "and restarted from a safe frame; the dotted line is the cap on u.",
         "no exploration round has been observed yet",
     ),
@@ -235,6 +236,7 @@ def render(run: RunData) -> str:
         rows=rows,
         parts=parts,
         notes=run.notes,
+        regions=run.regions,
         configuration=run.config_text,
         versions=_versions(run),
     )
@@ -258,7 +260,7 @@ def _tiles(run: RunData) -> list[tuple[str, str, str]]:
         tiles.append((str(last["labels"]), "labels", f"{first.get('labels')} at the start"))
     for key, what in (
         ("force_mae_meV_per_A", "meV/Å force MAE"),
-        ("force_mae_phi_positive_meV_per_A", "meV/Å force MAE, 15° < φ < 135°"),
+        *((f"force_mae_{region.name}_meV_per_A", f"meV/Å force MAE, {region.text}") for region in run.regions),
     ):
         if is_number(last.get(key)):
             tiles.append((f"{last[key]:.1f}", what, f"{first[key]:.1f} after round 0" if first.get(key) else ""))

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from uqbias.report.map_axes import Array
-from uqbias.report.maps import is_number, plain_log_ticks
+from uqbias.report.maps import Curve, curves, is_number, plain_log_ticks, points_of
 from uqbias.report.run_data import Round, RunData, section
 from uqbias.report.style import (
     BLACK,
@@ -42,42 +42,38 @@ COLOURED_WALKERS = 8
 def learning_curve(run: RunData) -> Figure | None:
     """Force and energy error against the number of labels, and coverage; None before the first score."""
     panels_of = (
-        ("force MAE (meV/Å)", "force_mae_meV_per_A", "force_mae_phi_positive_meV_per_A"),
-        ("energy MAE (meV/atom)", "energy_mae_meV_per_atom", "energy_mae_phi_positive_meV_per_atom"),
-        ("coverage (% of accessible bins)", "coverage", None),
+        ("force MAE (meV/Å)", curves(run, "force_mae", "meV_per_A")),
+        ("energy MAE (meV/atom)", curves(run, "energy_mae", "meV_per_atom")),
+        ("coverage (% of accessible bins)", [Curve("coverage", "", GREEN, "o-")]),
     )
-    drawn = [
-        (label, [key for key in (whole, positive) if key and points_of(run, key)[0].size])
-        for label, whole, positive in panels_of
-    ]
-    drawn = [(label, keys) for label, keys in drawn if keys]
+    drawn = [(label, [curve for curve in found if points_of(run, curve.key)[0].size]) for label, found in panels_of]
+    drawn = [(label, found) for label, found in drawn if found]
     if not drawn:
         return None
     figure, axes = panels(1, len(drawn), 3.3, width=min(WIDTH, 3.6 * len(drawn) + 0.4))
-    for ax, (label, keys) in zip(axes[0], drawn, strict=True):
-        for key in keys:
-            labels, values = points_of(run, key)
-            factor = 100.0 if key == "coverage" else 1.0
-            positive = "phi_positive" in key
-            colour = RED if positive else GREEN if key == "coverage" else BLUE
-            name = "15° < φ < 135°" if positive else "whole map"
-            ax.plot(labels, factor * values, "s-" if positive else "o-", color=colour, label=name)
+    for ax, (label, shown) in zip(axes[0], drawn, strict=True):
+        share = shown[0].key == "coverage"
+        for curve in shown:
+            labels, values = points_of(run, curve.key)
+            values = 100.0 * values if share else values
+            ax.plot(labels, values, curve.style, color=curve.colour, label=curve.label)
+            below = curve is shown[0] and len(shown) > 1
             ax.annotate(
-                f"{factor * values[-1]:.3g}",
-                (labels[-1], factor * values[-1]),
-                xytext=(0, 7 if positive or len(keys) == 1 else -16),
+                f"{values[-1]:.3g}",
+                (labels[-1], values[-1]),
+                xytext=(0, -16 if below else 7),
                 textcoords="offset points",
                 ha="center",
-                color=colour,
+                color=curve.colour,
                 fontsize=9,
             )
-        ax.set_xticks(spread(sorted(set(points_of(run, keys[0])[0].tolist())), 6))
+        ax.set_xticks(spread(sorted(set(points_of(run, shown[0].key)[0].tolist())), 6))
         ax.set_xlabel("labelled frames")
         ax.set_ylabel(label)
-        ax.set_ylim(0.0, 100.0 if keys == ["coverage"] else 1.12 * ax.get_ylim()[1])
+        ax.set_ylim(0.0, 100.0 if share else 1.12 * ax.get_ylim()[1])
         ax.margins(x=0.08)
         grid(ax)
-        if len(keys) > 1:
+        if len(shown) > 1:
             ax.legend(loc="best")
     return figure
 
@@ -146,8 +142,8 @@ def walkers_in_time(run: RunData) -> Figure | None:
         if points is not None and run.coordinates is not None:
             _per_walker(axes[-1, column], time, points[..., 0], line=False)
             axes[-1, column].set_ylim(*run.coordinates.limits[0])
-            if run.coordinates.short[0] == "φ":
-                axes[-1, column].axhspan(15.0, 135.0, color="#F0F0F0", zorder=0)
+            for low, high in run.shaded():
+                axes[-1, column].axhspan(low, high, color="#F0F0F0", zorder=0)
             if run.coordinates.periodic:
                 axes[-1, column].set_yticks([-180, -90, 0, 90, 180])
         axes[0, column].set_title(f"round {entry.index}")
@@ -245,13 +241,6 @@ def phase_times(run: RunData) -> dict[int, dict[str, float]]:
         if phases:
             times[entry.index] = phases
     return times
-
-
-def points_of(run: RunData, key: str) -> tuple[Array, Array]:
-    """Number of labels and the value of ``key`` for each summary entry that has both."""
-    pairs = [(row["labels"], row[key]) for row in run.rows if is_number(row.get("labels")) and is_number(row.get(key))]
-    values = np.array(pairs, dtype=np.float64).reshape(-1, 2)
-    return values[:, 0], values[:, 1]
 
 
 def spearman(first: Array, second: Array) -> float:

@@ -15,12 +15,30 @@ from numpy.typing import NDArray
 from uqbias.errors import UqbiasError
 from uqbias.files import read_arrays
 from uqbias.molecule.surface import ReferenceSurface
-from uqbias.report.map_axes import MapAxes, dihedral_coordinates, principal_components
+from uqbias.report.map_axes import GREEK, MapAxes, dihedral_coordinates, principal_components
 from uqbias.runs.hills import Hills, load_hills
 from uqbias.settings.sampler_sections import DISTORTING
 
 Array = NDArray[np.float64]
 OBSERVED = ("step", "positions", "energy", "driver", "judge", "bias")
+
+
+@dataclass(frozen=True)
+class Region:
+    """A named part of the map, for which errors are reported apart.
+
+    Attributes
+    ----------
+    name : as in the keys of summary.json.
+    title : as it is written in tables.
+    text : its bounds in words, such as ``15° < φ < 135°``.
+    box : [from, to] in degrees for each coordinate that bounds it.
+    """
+
+    name: str
+    title: str
+    text: str
+    box: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -154,6 +172,30 @@ class RunData:
     def finished(self) -> bool:
         """Whether the campaign ended; ``summary["stopped"]`` says why."""
         return bool(self.summary.get("stopped"))
+
+    def display(self, name: str) -> str:
+        """How figures and tables write a basin or a region."""
+        return str((section(section(self.config, "score"), "display_names")).get(name, name))
+
+    @cached_property
+    def regions(self) -> list[Region]:
+        """Regions of the campaign file."""
+
+        def words(box: dict[str, Any]) -> str:
+            return ", ".join(f"{low:g}° < {GREEK.get(name, name)} < {high:g}°" for name, (low, high) in box.items())
+
+        boxes = section(section(self.config, "score"), "regions")
+        return [Region(name, self.display(name), words(box), box) for name, box in boxes.items()]
+
+    def shaded(self) -> list[tuple[float, float]]:
+        """[low, high] in degrees of the regions on the first coordinate alone, in two pieces where one wraps around."""
+        names = list(section(section(self.config, "score"), "coordinates"))[:1]
+        pieces: list[tuple[float, float]] = []
+        for region in self.regions:
+            if [*region.box] == names:
+                low, high = region.box[names[0]]
+                pieces += [(low, high)] if low <= high else [(low, 180.0), (-180.0, high)]
+        return pieces
 
     @cached_property
     def coordinates(self) -> MapAxes | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from uqbias.report.maps import is_number
-from uqbias.report.run_data import RunData, section
+from uqbias.report.run_data import Region, RunData, section
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,48 +21,75 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-#: Key in summary.json, heading, format of its value.
-COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
-    ("labels", "labels", lambda value: f"{value:d}"),
-    ("oracle_calls", "oracle calls", lambda value: f"{value:d}"),
-    ("rejected", "rejected", lambda value: f"{value:d}"),
-    ("md_steps", "MD steps", lambda value: f"{value:,}".replace(",", "\u202f")),
-    ("proposed", "proposed", lambda value: f"{value:d}"),
-    ("failed", "failed", lambda value: f"{value:d}"),
-    ("coverage", "coverage", lambda value: f"{100 * value:.0f} %"),
-    ("basins", "basins", lambda value: ", ".join(value) or "none"),
-    ("force_mae_meV_per_A", "force MAE\nmeV/Å", lambda value: f"{value:.1f}"),
-    ("force_mae_phi_positive_meV_per_A", "… φ > 0\nmeV/Å", lambda value: f"{value:.1f}"),
-    ("energy_mae_meV_per_atom", "energy MAE\nmeV/atom", lambda value: f"{value:.2f}"),
-    ("energy_mae_phi_positive_meV_per_atom", "… φ > 0\nmeV/atom", lambda value: f"{value:.2f}"),
-    ("wall_s", "wall time", duration),
-)
-
-
+#: Key in summary.json and heading; {} stands for each region of the campaign file.
+HEADINGS = {
+    "labels": "labels",
+    "oracle_calls": "oracle calls",
+    "rejected": "rejected",
+    "md_steps": "MD steps",
+    "proposed": "proposed",
+    "failed": "failed",
+    "coverage": "coverage",
+    "basins": "basins",
+    "force_mae_meV_per_A": "force MAE\nmeV/Å",
+    "force_mae_{}_meV_per_A": "… {}\nmeV/Å",
+    "energy_mae_meV_per_atom": "energy MAE\nmeV/atom",
+    "energy_mae_{}_meV_per_atom": "… {}\nmeV/atom",
+    "wall_s": "wall time",
+}
 #: The same for a terminal of 80 columns.
 NARROW = {
     "labels": "labels",
     "coverage": "cover",
     "basins": "new basins",
     "force_mae_meV_per_A": "F MAE",
-    "force_mae_phi_positive_meV_per_A": "φ > 0",
+    "force_mae_{}_meV_per_A": "{}",
     "energy_mae_meV_per_atom": "E MAE",
-    "energy_mae_phi_positive_meV_per_atom": "φ > 0",
+    "energy_mae_{}_meV_per_atom": "{}",
     "rejected": "reject",
     "wall_s": "time",
 }
 
 
+def _columns(run: RunData, headings: dict[str, str]) -> dict[str, str]:
+    """Those of ``headings`` for which a round has a value, with the names of the regions put in."""
+    named = {
+        key.format(region.name): heading.format(region.title)
+        for key, heading in headings.items()
+        for region in (run.regions if "{}" in key else [Region("", "", "", {})])
+    }
+    return {key: heading for key, heading in named.items() if any(row.get(key) is not None for row in run.rows)}
+
+
+#: Texts of the values of summary.json that are not plain numbers, by the beginning of the key.
+FORMATS: dict[str, Callable[[Any], str]] = {
+    "md_steps": lambda value: f"{value:,}".replace(",", "\u202f"),
+    "coverage": lambda value: f"{100 * value:.0f} %",
+    "basins": lambda value: ", ".join(value) or "none",
+    "force_mae_": lambda value: f"{value:.1f}",
+    "energy_mae_": lambda value: f"{value:.2f}",
+    "wall_s": duration,
+}
+
+
+def _cell(key: str, value: Any) -> str:
+    """Text of a value of summary.json."""
+    if value is None:
+        return "-"
+    show = next((show for start, show in FORMATS.items() if key.startswith(start)), str)
+    return show(value)
+
+
 def round_table(run: RunData) -> tuple[list[str], list[list[str]]]:
     """Headings and one row of text per scored round; columns without any value are left out."""
-    used = [column for column in COLUMNS if any(row.get(column[0]) is not None for row in run.rows)]
+    columns = _columns(run, HEADINGS)
     if run.proposing:
-        used = [column for column in used if column[0] != "md_steps"]
+        columns.pop("md_steps", None)
     rows = [
-        [str(row.get("round", index)), *(show(row[key]) if row.get(key) is not None else "-" for key, _, show in used)]
+        [str(row.get("round", index)), *(_cell(key, row.get(key)) for key in columns)]
         for index, row in enumerate(run.rows)
     ]
-    return ["round", *(heading for _, heading, _ in used)], rows
+    return ["round", *columns.values()], rows
 
 
 def campaign_story(run: RunData) -> list[str]:
@@ -108,18 +135,15 @@ def print_summary(run: RunData, console: Console | None = None) -> None:
     console = console or RichConsole()
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("round", justify="right")
-    used = [key for key in NARROW if any(row.get(key) is not None for row in run.rows)]
-    show = {key: text for key, _, text in COLUMNS}
-    for key in used:
-        table.add_column(NARROW[key], justify="left" if key == "basins" else "right", no_wrap=key != "basins")
+    columns = _columns(run, NARROW)
+    for key, heading in columns.items():
+        table.add_column(heading, justify="left" if key == "basins" else "right", no_wrap=key != "basins")
     known: set[str] = set()
     for index, row in enumerate(run.rows):
         fresh = [name for name in row.get("basins") or [] if name not in known]
         known.update(fresh)
-        cells = {key: show[key](row[key]) if row.get(key) is not None else "-" for key in used} | {
-            "basins": ", ".join(fresh)
-        }
-        table.add_row(str(row.get("round", index)), *(cells[key] for key in used))
+        cells = {key: _cell(key, row.get(key)) for key in columns} | {"basins": ", ".join(fresh)}
+        table.add_row(str(row.get("round", index)), *(cells[key] for key in columns))
     console.print(Text(f"{run.name} ({status(run)})", style="bold"))
     if run.rows:
         console.print(table)
@@ -196,7 +220,7 @@ def _errors(run: RunData) -> str:
     parts = []
     for key, name, unit in (
         ("force_mae_meV_per_A", "force MAE", "meV/Å"),
-        ("force_mae_phi_positive_meV_per_A", "force MAE at 15° < φ < 135°", "meV/Å"),
+        *((f"force_mae_{region.name}_meV_per_A", f"force MAE at {region.text}", "meV/Å") for region in run.regions),
         ("energy_mae_meV_per_atom", "energy MAE", "meV/atom"),
     ):
         values = [row[key] for row in run.rows if is_number(row.get(key))]

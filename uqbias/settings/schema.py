@@ -193,6 +193,10 @@ class Executor(Section):
 Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 
+#: Intervals of coordinates, at least one.
+Box = Annotated[dict[str, Interval], Field(min_length=1)]
+
+
 class Score(Section):
     """Files that the campaign sees only to be scored against."""
 
@@ -201,17 +205,26 @@ class Score(Section):
     coordinates: dict[str, Dihedral] = Field(
         default_factory=dict, description="name of each surface coordinate: the four atom indices of its dihedral"
     )
-    basins: dict[str, dict[str, Interval]] = Field(
+    basins: dict[str, Box] = Field(
         default_factory=dict,
         description="name of each basin: for each coordinate [from, to] in degrees, going up, through 180 if need be",
+    )
+    regions: dict[str, Box] = Field(
+        default_factory=dict,
+        description="name of each region, given as a basin is, for which labels and errors are reported apart",
+    )
+    display_names: dict[str, str] = Field(
+        default_factory=dict,
+        description="basins and regions whose name is written differently in figures and tables: {alphaR: α$_R$}",
     )
 
     @model_validator(mode="after")
     def _named(self) -> Score:
-        for basin, box in self.basins.items():
-            for name in box:
-                if name not in self.coordinates:
-                    raise ValueError(f"basin {basin} names '{name}', which is not among the coordinates")
+        for what, boxes in (("basin", self.basins), ("region", self.regions)):
+            for owner, box in boxes.items():
+                for name in box:
+                    if name not in self.coordinates:
+                        raise ValueError(f"{what} {owner} names '{name}', which is not among the coordinates")
         return self
 
 
