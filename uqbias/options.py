@@ -12,8 +12,8 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol, get_args, get_origin
+from dataclasses import dataclass, is_dataclass
+from typing import Annotated, Any, Literal, Protocol, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
@@ -46,6 +46,7 @@ Positive = Annotated[float, Gt(0), Field(allow_inf_nan=False)]
 NotNegative = Annotated[float, Ge(0), Field(allow_inf_nan=False)]
 #: A whole number of at least one.
 Count = Annotated[int, Ge(1)]
+Runner = Literal["auto", "aoti", "torchscript", "eager"]
 
 
 @dataclass(frozen=True)
@@ -112,11 +113,13 @@ def options_of(part: Any, given: Collection[str] = ()) -> dict[str, Option]:
     factory = factory_of(part)
     function = inspect.unwrap(factory.__init__ if isinstance(factory, type) else factory)  # type: ignore[misc]
     scope = getattr(getattr(function, "__func__", function), "__globals__", {})
+    # The constructor of a dataclass repeats what stands in the modules of its bases.
+    fields = get_type_hints(part, include_extras=True) if factory is part and is_dataclass(part) else {}
     options = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if name in (*given, "self") or parameter.kind is not parameter.KEYWORD_ONLY:
             continue
-        annotation = parameter.annotation
+        annotation = fields.get(name, parameter.annotation)
         if isinstance(annotation, str):
             annotation = eval(annotation, scope)
         if annotation is parameter.empty:

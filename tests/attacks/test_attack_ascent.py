@@ -328,8 +328,8 @@ def test_wrong_options():
     ):
         with pytest.raises(UqbiasError, match=f"attack with {name} {value}"):
             AttackOptions(**{name: value})
-    with pytest.raises(UqbiasError, match="did you mean 'uncertainty'"):
-        AttackOptions(of="uncertanty")
+    with pytest.raises(UqbiasError, match="did you mean 'judge'"):
+        AttackOptions(of="juge")
     with pytest.raises(UqbiasError, match="amplitude"):
         RandomOptions(amplitude=[0.1, -0.1])
     with pytest.raises(UqbiasError, match="did you mean 'uniform'"):

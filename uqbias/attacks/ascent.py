@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from numpy.typing import NDArray
+from typing_extensions import Doc
 
 from uqbias.attacks.base import DistortionSpace
 from uqbias.attacks.objective import OF, AttackGraph, Objective, Point
@@ -18,6 +19,7 @@ from uqbias.attacks.usable_frames import farthest, inliers, radius, reference_fr
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.model.inference import Evaluated, evaluate_frames
 from uqbias.model.model import UncertaintyModel
+from uqbias.options import Count, NotNegative, OfKind, Positive, Runner, check_values
 from uqbias.registry import SPACES
 
 Array = NDArray[np.float64]
@@ -29,30 +31,21 @@ ENERGY_LIMIT = 1e5
 ON_BOUND = 0.999
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AttackOptions:
     """How attacks are made.
 
+    Lengths of the distortion δ are in nm for the space ``cartesian``, in rad (a length: 0.1 nm) for the others.
+
     Attributes
     ----------
-    space : section of the distortion space: its ``kind`` and the options of that kind, such as
-        ``{"kind": "internal", "bonds": True}``.
-    iterations : steps of the ascent at most.
-    learning_rate : of Adam, about the largest step of a coordinate, in the unit of δ: nm for ``cartesian``, rad (for
-        a length 0.1 nm) for the others. None: 0.001 nm as published, 0.02 rad.
-    temperature : K, of the Boltzmann factor. An attack pays kT for e-fold u, so what is right depends on how steeply u
-        rises. With a Gaussian mixture as judge and 100 frames of alanine dipeptide, Cartesian attacks raised the median
-        u 6 times at 1500 K, and 82 % of them passed a campaign's physical filter; at 3000 K 41 % did. The driver, a
-        bounded density, allows 10 000 K. The published temperature for ammonia is 20 kcal/mol, 10 064 K.
-    noise : standard deviation of δ at the start, in the unit of δ. None: 0.001 nm as published, 0.05 rad.
-    bound : largest ‖δ‖, in the unit of δ; None for no bound.
-    tolerance, patience : an attack stops when ln L has not risen by ``tolerance`` within ``patience`` iterations.
-    of : what is raised: ``judge`` (the judge) or ``driver`` (the driver).
-    scale : width of the rounding of u⁺ at zero, in the unit of u, see `uqbias.attacks.objective.Objective`; None takes
-        it from the frames.
-    keep_every : iterations between two kept geometries of the trajectory; 0 keeps none.
-    batch : attacks in one evaluation.
-    runner : ``auto``, ``aoti``, ``torchscript`` or ``eager``.
+    learning_rate : about the largest step of a coordinate. None: 0.001 nm as published, 0.02 rad.
+    temperature : K. An attack pays kT for e-fold u, so what is right depends on how steeply u rises. With a Gaussian
+        mixture as judge and 100 frames of alanine dipeptide, Cartesian attacks raised the median u 6 times at 1500 K,
+        and 82 % of them passed a campaign's physical filter; at 3000 K 41 % did. The driver, a bounded density, allows
+        10 000 K. The published temperature for ammonia is 20 kcal/mol, 10 064 K.
+    noise : None: 0.001 nm as published, 0.05 rad.
+    scale : see `uqbias.attacks.objective.Objective`.
 
     Raises
     ------
@@ -60,34 +53,46 @@ class AttackOptions:
         If a value is out of range.
     """
 
-    space: Mapping[str, Any] = field(default_factory=lambda: {"kind": "cartesian"})
-    iterations: int = 60
-    learning_rate: float | None = None
-    temperature: float = 1500.0
-    noise: float | None = None
-    bound: float | None = None
-    tolerance: float = 0.01
-    patience: int = 20
-    of: str = "judge"
-    scale: float | None = None
-    keep_every: int = 1
-    batch: int = 32
-    runner: str = "auto"
+    space: Annotated[str | Mapping[str, Any], OfKind("space", "cartesian"), Doc("what is distorted")] = "cartesian"
+    iterations: Annotated[Count, Doc("steps of the ascent (Adam), at most")] = 60
+    learning_rate: Annotated[
+        Positive | None,
+        Doc("learning rate of Adam, in the unit of the space (nm or rad); null: what suits the space"),
+    ] = None
+    temperature: Annotated[
+        Positive, Doc("K, temperature of the Boltzmann factor: an attack pays kT for e-fold uncertainty")
+    ] = 1500.0
+    noise: Annotated[
+        NotNegative | None,
+        Doc(
+            "standard deviation of the distortion that an attack begins with, in the unit of the space; null: what "
+            "suits the space"
+        ),
+    ] = None
+    bound: Annotated[
+        Positive | None, Doc("largest norm of the distortion, in the unit of the space; null: no bound")
+    ] = None
+    tolerance: Annotated[NotNegative, Doc("an attack whose ln L gains less than this has converged")] = 0.01
+    patience: Annotated[Count, Doc("iterations in which it is to gain that")] = 20
+    of: Annotated[
+        Literal["judge", "driver"], Doc("what is sought: high values of the judge or of the driver")
+    ] = "judge"
+    scale: Annotated[
+        Positive | None,
+        Doc("width of the rounding of the sought value at zero, in its unit; null: from the frames distorted"),
+    ] = None
+    keep_every: Annotated[
+        int, Ge(0), Doc("iterations between two kept geometries of an attack; 0 keeps none")
+    ] = 1
+    batch: Annotated[Count, Doc("attacks that one compiled graph advances together")] = 32
+    runner: Annotated[
+        Runner, Doc("how the graph is run: aoti (needs a C++ compiler), torchscript, eager, or auto")
+    ] = "auto"
 
     def __post_init__(self) -> None:
-        for name, least in (("iterations", 1), ("patience", 1), ("keep_every", 0), ("batch", 1)):
-            if getattr(self, name) < least:
-                raise UqbiasError(f"attack with {name} {getattr(self, name)}", f"give {least} or more")
-        for name in ("learning_rate", "temperature", "bound", "scale"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise UqbiasError(f"attack with {name} {value}", "give a number above 0")
-        for name in ("noise", "tolerance"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise UqbiasError(f"attack with {name} {value}", "give 0 or more")
         if self.of not in OF:
             raise UqbiasError(f"attack on '{self.of}'", did_you_mean(self.of, OF))
+        check_values("attack", type(self), vars(self))
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from typing_extensions import Doc
 
 from uqbias.attacks.ascent import Array, AttackResult, checked_positions
 from uqbias.attacks.base import DistortionSpace
@@ -17,26 +18,28 @@ from uqbias.attacks.usable_frames import farthest, radius
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.model.inference import BLOCK, evaluate_frames
 from uqbias.model.model import UncertaintyModel
+from uqbias.options import OfKind, Positive
 from uqbias.registry import SPACES
 
 DISTRIBUTIONS = ("normal", "uniform")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RandomOptions:
     """How frames are distorted at random.
 
-    Attributes
-    ----------
-    space : section of the distortion space, as in `uqbias.attacks.ascent.AttackOptions`.
-    amplitude : of each coordinate, in the unit of δ: nm for ``cartesian``, rad (0.1 nm) for the others. One number or D
-        of them: the standard deviation of ``normal``, the half width of ``uniform``.
-    distribution : ``normal`` or ``uniform``.
+    The unit of an amplitude is nm for the space ``cartesian``, rad (a length: 0.1 nm) for the others.
     """
 
-    space: Mapping[str, Any] = field(default_factory=lambda: {"kind": "cartesian"})
-    amplitude: float | Sequence[float] = 0.01
-    distribution: str = "normal"
+    space: Annotated[str | Mapping[str, Any], OfKind("space", "cartesian"), Doc("what is distorted")] = "cartesian"
+    amplitude: Annotated[
+        Positive | list[Positive],
+        Doc(
+            "standard deviation, or half width, in the unit of the space (nm or rad): one for all or one for each "
+            "coordinate"
+        ),
+    ] = 0.01
+    distribution: Annotated[Literal["normal", "uniform"], Doc("normal or uniform")] = "normal"
 
     def __post_init__(self) -> None:
         if self.distribution not in DISTRIBUTIONS:
