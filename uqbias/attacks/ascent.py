@@ -74,20 +74,18 @@ class AttackOptions:
     ] = None
     tolerance: Annotated[NotNegative, Doc("an attack whose ln L gains less than this has converged")] = 0.01
     patience: Annotated[Count, Doc("iterations in which it is to gain that")] = 20
-    of: Annotated[
-        Literal["judge", "driver"], Doc("what is sought: high values of the judge or of the driver")
-    ] = "judge"
+    of: Annotated[Literal["judge", "driver"], Doc("what is sought: high values of the judge or of the driver")] = (
+        "judge"
+    )
     scale: Annotated[
         Positive | None,
         Doc("width of the rounding of the sought value at zero, in its unit; null: from the frames distorted"),
     ] = None
-    keep_every: Annotated[
-        int, Ge(0), Doc("iterations between two kept geometries of an attack; 0 keeps none")
-    ] = 1
+    keep_every: Annotated[int, Ge(0), Doc("iterations between two kept geometries of an attack; 0 keeps none")] = 1
     batch: Annotated[Count, Doc("attacks that one compiled graph advances together")] = 32
-    runner: Annotated[
-        Runner, Doc("how the graph is run: aoti (needs a C++ compiler), torchscript, eager, or auto")
-    ] = "auto"
+    runner: Annotated[Runner, Doc("how the graph is run: aoti (needs a C++ compiler), torchscript, eager, or auto")] = (
+        "auto"
+    )
 
     def __post_init__(self) -> None:
         if self.of not in OF:
