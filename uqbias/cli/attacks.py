@@ -123,20 +123,20 @@ def attack(
     section: dict[str, Any] = {"kind": space or ("variables" if variables else "cartesian")}
     for entry in change or ():
         set_key({"space": section}, entry if entry.startswith("space.") else f"space.{entry}")
-    options = AttackOptions(
-        space=section,
-        iterations=iterations,
-        learning_rate=learning_rate,
-        temperature=temperature,
-        noise=noise,
-        bound=bound,
-        tolerance=tolerance,
-        patience=patience,
-        of=of,
-        keep_every=1 if trajectory else 0,
-        batch=batch,
-        runner=runner,
-    )
+    values: dict[str, Any] = {
+        "iterations": iterations,
+        "learning_rate": learning_rate,
+        "temperature": temperature,
+        "noise": noise,
+        "bound": bound,
+        "tolerance": tolerance,
+        "patience": patience,
+        "of": of,
+        "keep_every": 1 if trajectory else 0,
+        "batch": batch,
+        "runner": runner,
+    }
+    options = AttackOptions(space=section, **values)
     for name, value, least in (("count", count, 1), ("seed", seed, 0)):
         if value is not None and value < least:
             raise UqbiasError(f"--{name} {value}", f"give {least} or more")
@@ -275,7 +275,7 @@ def _facts(
         "attacks": len(found.status),
         "frames": len(frames.index),
         "skipped": skipped_frames(frames.skipped),
-        "space": dict(options.space),
+        "space": options.space,
         "temperature_K": options.temperature,
         "runner": found.runner,
         "iterations": float(found.iterations.mean()),
