@@ -636,7 +636,7 @@ def test_regions_are_those_of_the_campaign_file(complete, tmp_path):
     shutil.copytree(complete, path)
     config = yaml.safe_load((path / "campaign.yaml").read_text())
     config["score"]["regions"] = {"trans": {"phi": [150, -150]}, "corner": {"phi": [0, 90], "psi": [-90, 0]}}
-    (path / "campaign.yaml").write_text(yaml.safe_dump(config))
+    (path / "campaign.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     summary = json.loads((path / "summary.json").read_text())
     for row in summary["rounds"]:
         row["force_mae_trans_meV_per_A"] = 3.25
