@@ -72,7 +72,8 @@ def main() -> None:
     import openmm
     from openmm import app, unit
 
-    from uqbias.molecule.topology import Topology, chirality, dihedral_angles
+    from uqbias.molecule.measures import chirality, dihedral_angles
+    from uqbias.molecule.topology import Topology
 
     parser = argparse.ArgumentParser(description="Build L-alanine dipeptide in C7eq")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("structure.pdb"))

@@ -36,8 +36,9 @@ from numpy.typing import NDArray
 
 from uqbias.files import atomic_path, write_text
 from uqbias.molecule.frames import read_frames
+from uqbias.molecule.measures import chirality, dihedral_angles
 from uqbias.molecule.surface import ReferenceSurface, in_box
-from uqbias.molecule.topology import Topology, chirality, dihedral_angles, read_pdb
+from uqbias.molecule.topology import Topology, read_pdb
 from uqbias.oracles.openmm import OpenMMOracle
 from uqbias.units import ANGSTROM, EV, EV_PER_ANGSTROM, kt
 

@@ -11,7 +11,8 @@ from uqbias.attacks import distort
 from uqbias.attacks.base import DistortionSpace
 from uqbias.compile.flatten import flatten
 from uqbias.errors import UqbiasError
-from uqbias.molecule.topology import Topology, dihedral_angles
+from uqbias.molecule.measures import dihedral_angles
+from uqbias.molecule.topology import Topology
 from uqbias.testing import molecule
 from uqbias.variables.base import build_variable
 

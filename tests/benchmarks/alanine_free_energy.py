@@ -43,8 +43,9 @@ from uqbias.model.fit import fit_model, fit_uncertainty
 from uqbias.model.inference import evaluate_frames
 from uqbias.model.model import UncertaintyModel
 from uqbias.molecule.frames import Frames, read_frames
+from uqbias.molecule.measures import dihedral_angles
 from uqbias.molecule.surface import ReferenceSurface, in_box
-from uqbias.molecule.topology import Topology, dihedral_angles
+from uqbias.molecule.topology import Topology
 from uqbias.oracles.openmm import OpenMMOracle
 from uqbias.uncertainty.base import build_uncertainty
 from uqbias.units import kt

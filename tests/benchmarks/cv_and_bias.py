@@ -35,13 +35,14 @@ from uqbias.bias.metad import MetaD
 from uqbias.bias.opes import OPES
 from uqbias.compile.fused import FusedEvaluator
 from uqbias.files import write_text
-from uqbias.md.guards import Guard, StiffTorsions
+from uqbias.md.guards import Guard
 from uqbias.md.walkers import Walkers
 from uqbias.model.fit import fit_model
 from uqbias.molecule.frames import read_frames
+from uqbias.molecule.measures import StiffTorsions, dihedral_angles
 from uqbias.molecule.physical import PHYSICAL, PhysicalFilter
 from uqbias.molecule.surface import in_box
-from uqbias.molecule.topology import Topology, dihedral_angles
+from uqbias.molecule.topology import Topology
 from uqbias.oracles.openmm import OpenMMOracle
 
 SYSTEM = Path(__file__).parents[2] / "systems" / "alanine_dipeptide"

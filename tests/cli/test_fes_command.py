@@ -13,7 +13,8 @@ from synthetic_runs import KT, exact, independent, make, metadynamics_run, value
 from uqbias.errors import UqbiasError
 from uqbias.free_energy.estimate import METHODS, free_energy
 from uqbias.free_energy.result import UNITS, Axis, FreeEnergy
-from uqbias.molecule.topology import Topology, dihedral_angles
+from uqbias.molecule.measures import dihedral_angles
+from uqbias.molecule.topology import Topology
 from uqbias.report.free_energy_plot import free_energy_figure
 from uqbias.units import EV, KCAL
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from uqbias.errors import UqbiasError
-from uqbias.molecule.topology import Topology, chirality, dihedral_angles
+from uqbias.molecule.measures import chirality, dihedral_angles
+from uqbias.molecule.topology import Topology
 
 BUTANE = Topology(numbers=(6, 6, 6, 6), bonds=((0, 1), (1, 2), (2, 3)))
 

@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from uqbias.molecule.frames import read_frames
+from uqbias.molecule.measures import chirality, dihedral_angles
 from uqbias.molecule.surface import ReferenceSurface, in_box, reached
-from uqbias.molecule.topology import Topology, backbone_dihedrals, chirality, dihedral_angles, read_pdb
+from uqbias.molecule.topology import Topology, backbone_dihedrals, read_pdb
 from uqbias.oracles.openmm import OpenMMOracle
 
 SYSTEM = Path(__file__).parents[2] / "systems/alanine_dipeptide"

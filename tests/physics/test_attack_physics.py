@@ -6,7 +6,7 @@ import torch
 
 from uqbias.attacks import AttackOptions, attack
 from uqbias.model.inference import evaluate_frames
-from uqbias.molecule.topology import chirality, dihedral_angles
+from uqbias.molecule.measures import chirality, dihedral_angles
 from uqbias.units import kt
 
 PHI, PSI = [4, 6, 8, 14], [6, 8, 14, 16]

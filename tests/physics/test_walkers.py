@@ -10,8 +10,9 @@ from uqbias.bias.fixed import UpperWall
 from uqbias.bias.metad import MetaD
 from uqbias.errors import UqbiasError
 from uqbias.md.constraints import choose_constraints
-from uqbias.md.guards import Guard, StiffTorsions
-from uqbias.molecule.topology import Topology, dihedral_angles
+from uqbias.md.guards import Guard
+from uqbias.molecule.measures import StiffTorsions, dihedral_angles
+from uqbias.molecule.topology import Topology
 from uqbias.units import kt
 
 torch.set_num_threads(1)

@@ -14,7 +14,8 @@ from sklearn.mixture import GaussianMixture as Mixture
 
 from uqbias.errors import UqbiasError
 from uqbias.model import metrics
-from uqbias.molecule.topology import Topology, dihedral_angles
+from uqbias.molecule.measures import dihedral_angles
+from uqbias.molecule.topology import Topology
 from uqbias.uncertainty.aggregation import Aggregation
 from uqbias.uncertainty.base import build_uncertainty, rebuild_uncertainty
 from uqbias.uncertainty.calibration import Conformal

@@ -16,7 +16,8 @@ from uqbias.compile.flatten import flatten
 from uqbias.compile.runners import compile_function
 from uqbias.errors import UqbiasError
 from uqbias.molecule.atoms import fixed_atoms, ordered_atoms
-from uqbias.molecule.topology import Topology, dihedral_angles, read_pdb
+from uqbias.molecule.measures import dihedral_angles
+from uqbias.molecule.topology import Topology, read_pdb
 from uqbias.plumed.kernel import find_kernel, make_plumed
 from uqbias.registry import VARIABLES
 from uqbias.variables.base import CollectiveVariable, build_variable, rebuild_variable

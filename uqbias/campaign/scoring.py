@@ -15,8 +15,8 @@ from uqbias.files import write_arrays, write_text
 from uqbias.model.inference import evaluate_frames
 from uqbias.model.model import UncertaintyModel
 from uqbias.molecule.frames import Frames, read_frames
+from uqbias.molecule.measures import dihedral_angles
 from uqbias.molecule.surface import ReferenceSurface, in_box, reached
-from uqbias.molecule.topology import dihedral_angles
 from uqbias.settings.schema import Score
 from uqbias.units import EV, EV_PER_ANGSTROM
 

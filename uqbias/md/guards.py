@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uqbias.errors import UqbiasError
-from uqbias.molecule.topology import BOND_TOLERANCE, Quadruple, Topology, chirality, dihedral_angles
+from uqbias.molecule.measures import Fault, Shape, covalent_contacts
+from uqbias.molecule.topology import BOND_TOLERANCE, Topology
 from uqbias.runs.observation import GuardEvent
-from uqbias.units import ANGSTROM
 
 Array = NDArray[np.float64]
 #: Largest turn of a stiff torsion per walker: positions [W, N, 3] nm -> [W] degrees.
@@ -38,27 +38,6 @@ class Violation:
     values: dict[str, float]
 
 
-class StiffTorsions:
-    """Largest turn of given torsions away from their values in a reference geometry.
-
-    Parameters
-    ----------
-    quadruples : [T, 4] atom indices of the stiff torsions.
-    reference : [N, 3] nm.
-    """
-
-    def __init__(self, quadruples: Sequence[Sequence[int]], reference: NDArray[Any]) -> None:
-        self.quadruples = [tuple(int(i) for i in four) for four in quadruples]
-        self.reference = dihedral_angles(np.asarray(reference)[None], self.quadruples)
-
-    def __call__(self, positions: Array) -> Array:
-        """Turn in degrees, [W], of ``positions`` [W, N, 3]."""
-        if not self.quadruples:
-            return np.zeros(len(positions))
-        turn = dihedral_angles(positions, self.quadruples) - self.reference
-        return np.asarray(np.degrees(np.abs((turn + np.pi) % (2 * np.pi) - np.pi)).max(axis=1), dtype=np.float64)
-
-
 class Guard:
     """Judges each walker by its geometry and its uncertainty.
 
@@ -71,7 +50,7 @@ class Guard:
         (default 1.25: where they would count as bonded); None for no such test.
     driver_cap : largest value of the driver; None for no cap.
     judge_cap : largest value of the judge, kJ/mol/nm; None for no cap.
-    turned : gives the largest turn of a stiff torsion in degrees, for instance `StiffTorsions`.
+    turned : gives the largest turn of a stiff torsion in degrees, such as `uqbias.molecule.measures.StiffTorsions`.
     max_turn : largest such turn allowed, degrees.
     keep_chirality : stop a walker whose stereocentre flips.
     """
@@ -89,23 +68,15 @@ class Guard:
         max_turn: float = 60.0,
         keep_chirality: bool = True,
     ) -> None:
-        from ase.data import covalent_radii
-
         x = np.asarray(reference, dtype=np.float64)
         if x.shape != (len(topology), 3):
             raise UqbiasError(f"reference of shape {x.shape} for {len(topology)} atoms", "give [N, 3] in nm")
         if not 0 <= bond_range[0] < 1 < bond_range[1]:
             raise UqbiasError(f"bond range {bond_range}", "give multiples of the reference length, such as (0.8, 1.25)")
-        self.bond_range, self.max_turn, self.turned = bond_range, max_turn, turned
+        self.max_turn, self.turned = max_turn, turned
         self.driver_cap, self.judge_cap = driver_cap, judge_cap
-        self._bonds = np.asarray(topology.bonds, dtype=int).reshape(-1, 2)
-        self._lengths = np.linalg.norm(x[self._bonds[:, 0]] - x[self._bonds[:, 1]], axis=-1)
-        far = np.argwhere(np.triu(topology.bond_separation() >= 3, k=1)) if clash is not None else np.zeros((0, 2), int)
-        radii = covalent_radii[list(topology.numbers)] * ANGSTROM
-        self._far = far.astype(int)
-        self._nearest = (clash or 0.0) * (radii[far[:, 0]] + radii[far[:, 1]])
-        self._centres: list[Quadruple] = topology.chiral_centres() if keep_chirality else []
-        self._handedness = chirality(x[None], self._centres)
+        contacts = None if clash is None else covalent_contacts(topology.numbers, clash)
+        self._shape = Shape(topology, x[None], bonds=bond_range, contacts=contacts, keep_chirality=keep_chirality)
 
     def check(
         self,
@@ -136,8 +107,12 @@ class Guard:
             note("force", np.asarray(broken, dtype=bool), lambda w: {})
         for values in scalars:
             note("not_finite", ~np.isfinite(values), lambda w: {})
-        x = np.where(finite[:, None, None], x, 0.0)
-        self._check_geometry(x, finite, note)
+        for walker, fault in zip(np.flatnonzero(finite).tolist(), self._shape.faults(x[finite]), strict=True):
+            if fault is not None:
+                found.setdefault(walker, Violation(walker, fault.kind, _values(fault)))
+        if self.turned is not None:
+            turn = np.asarray(self.turned(np.where(finite[:, None, None], x, 0.0)))
+            note("torsion", (turn > self.max_turn) & finite, lambda w: {"degrees": float(turn[w])})
         if self.driver_cap is not None and driver is not None:
             u, cap = np.asarray(driver), self.driver_cap
             note("driver", u > cap, lambda w: {"driver": float(u[w]), "cap": cap})
@@ -145,27 +120,6 @@ class Guard:
             judged, most = np.asarray(judge), self.judge_cap
             note("judge", judged > most, lambda w: {"judge": float(judged[w]), "cap": most})
         return [found[walker] for walker in sorted(found)]
-
-    def _check_geometry(self, x: Array, finite: NDArray[Any], note: Callable[..., None]) -> None:
-        if len(self._bonds):
-            ratio = np.linalg.norm(x[:, self._bonds[:, 0]] - x[:, self._bonds[:, 1]], axis=-1) / self._lengths
-            low, high = self.bond_range
-            outside = (ratio < low) | (ratio > high)
-            bad = outside.any(axis=1) & finite
-            off = np.where(outside, np.abs(np.log(np.maximum(ratio, 1e-12))), -1.0).argmax(axis=1)
-            note("bond", bad, lambda w: _pair("ratio", ratio[w, off[w]], self._bonds[off[w]]))
-        if len(self._far):
-            distance = np.linalg.norm(x[:, self._far[:, 0]] - x[:, self._far[:, 1]], axis=-1)
-            margin = distance / self._nearest
-            at = margin.argmin(axis=1)
-            bad = (margin.min(axis=1) < 1) & finite
-            note("clash", bad, lambda w: _pair("distance", distance[w, at[w]], self._far[at[w]]))
-        if self._centres:
-            flipped = chirality(x, self._centres) != self._handedness
-            note("chirality", flipped.any(axis=1) & finite, lambda w: {"centre": self._centres[flipped[w].argmax()][0]})
-        if self.turned is not None:
-            turn = np.asarray(self.turned(x))
-            note("torsion", (turn > self.max_turn) & finite, lambda w: {"degrees": float(turn[w])})
 
 
 class LostWalkerError(UqbiasError):
@@ -183,5 +137,8 @@ def refuse_endless(events: Sequence[GuardEvent], in_a_row: NDArray[Any]) -> None
             )
 
 
-def _pair(name: str, value: Any, pair: NDArray[Any]) -> dict[str, float]:
-    return {name: float(value), "i": int(pair[0]), "j": int(pair[1])}
+def _values(fault: Fault) -> dict[str, float]:
+    if fault.kind == "chirality":
+        return {"centre": fault.atoms[0]}
+    i, j = fault.atoms
+    return {"ratio" if fault.kind == "bond" else "distance": fault.value, "i": i, "j": j}

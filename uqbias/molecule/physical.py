@@ -8,17 +8,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from uqbias.molecule.topology import Topology, chirality
+from uqbias.molecule.measures import Shape, van_der_waals_contacts
+from uqbias.molecule.topology import Topology
 from uqbias.units import ANGSTROM
-
-Array = NDArray[np.float64]
 
 #: Verdict of a frame that passed every filter.
 PHYSICAL = ""
-
-
-#: Elements that a hydrogen may approach in a hydrogen bond.
-HYDROGEN_BOND = (7, 8, 9)
+#: Verdicts by kind of fault; fields are the atoms, the value and, for a distance, the value in Å.
+MESSAGES = {
+    "bond": "bond {0}-{1} is {value:.2f} x reference",
+    "angle": "angle {0}-{1}-{2} is {value:.0f} degrees off reference",
+    "clash": "clash of {0} and {1} at {angstrom:.2f} Å",
+    "chirality": "chirality of atom {0} inverted",
+}
 
 
 @dataclass(frozen=True)
@@ -62,27 +64,15 @@ class PhysicalFilter:
         reference_energy: float | None = None,
         limits: Limits | None = None,
     ) -> None:
-        from ase.data import vdw_radii
-
         self.limits = limits or Limits()
         self.reference_energy = reference_energy
-        self.topology = topology
-        self._bonds = np.array(topology.bonds, dtype=np.int64).reshape(-1, 2)
-        self._angles = np.array(topology.angles(), dtype=np.int64).reshape(-1, 3)
-        self._centres = topology.chiral_centres()
-        first, second = np.triu_indices(len(topology.numbers), 1)
-        far = topology.bond_separation()[first, second] >= 3
-        self._pairs = np.stack([first[far], second[far]], axis=1)
-        radii = np.nan_to_num(vdw_radii[list(topology.numbers)], nan=1.7) * ANGSTROM
-        light = np.array(topology.numbers)[self._pairs]
-        bridge = (light == 1).any(axis=1) & np.isin(light, HYDROGEN_BOND).any(axis=1)
-        share = np.where(bridge, self.limits.hydrogen_bond, self.limits.clash)
-        self._closest = share * radii[self._pairs].sum(axis=1)
-        reference = np.asarray(reference, dtype=np.float64)
-        self._bond_reference = _lengths(reference, self._bonds).mean(axis=0)
-        self._angle_reference = _bond_angles(reference, self._angles).mean(axis=0)
-        signs = chirality(reference, self._centres)
-        self._handedness = np.sign(signs.sum(axis=0))
+        self._shape = Shape(
+            topology,
+            reference,
+            bonds=(self.limits.bond_low, self.limits.bond_high),
+            angle=self.limits.angle_tolerance,
+            contacts=van_der_waals_contacts(topology.numbers, self.limits.clash, self.limits.hydrogen_bond),
+        )
 
     def verdicts(
         self,
@@ -109,9 +99,11 @@ class PhysicalFilter:
         if energy is not None:
             finite &= np.isfinite(energy)
         result[~finite] = "not finite"
-        open_frames = np.flatnonzero(finite)
-        faults = self._geometry_faults(positions[open_frames])
-        result[open_frames] = faults
+        for index, fault in zip(np.flatnonzero(finite), self._shape.faults(positions[finite]), strict=True):
+            if fault is not None:
+                result[index] = MESSAGES[fault.kind].format(
+                    *fault.atoms, value=fault.value, angstrom=fault.value / ANGSTROM
+                )
         if stiff_deviation is not None:
             turned = (result == PHYSICAL) & ~(np.asarray(stiff_deviation) <= self.limits.stiff_torsion)
             for index in np.flatnonzero(turned):
@@ -122,50 +114,3 @@ class PhysicalFilter:
                 side = "above" if excess[index] > 0 else "below"
                 result[index] = f"energy {abs(excess[index]):.0f} kJ/mol {side} mean"
         return [str(verdict) for verdict in result]
-
-    def _geometry_faults(self, positions: Array) -> NDArray[Any]:
-        """Faults of finite frames by bond, angle, clash and chirality, in this order."""
-        limits, result = self.limits, np.full(len(positions), PHYSICAL, dtype=object)
-        if not len(positions):
-            return result
-        if len(self._bonds):
-            ratio = _lengths(positions, self._bonds) / self._bond_reference
-            excess = np.maximum(ratio / limits.bond_high, limits.bond_low / np.maximum(ratio, 1e-12))
-            for index in np.flatnonzero(excess.max(axis=1) > 1.0):
-                worst = int(excess[index].argmax())
-                i, j = self._bonds[worst]
-                result[index] = f"bond {i}-{j} is {ratio[index, worst]:.2f} x reference"
-        if len(self._angles):
-            angle = _bond_angles(positions, self._angles)
-            off = np.abs(angle - self._angle_reference)
-            for index in np.flatnonzero((result == PHYSICAL) & (off.max(axis=1) > limits.angle_tolerance)):
-                worst = int(off[index].argmax())
-                i, j, k = self._angles[worst]
-                result[index] = f"angle {i}-{j}-{k} is {off[index, worst]:.0f} degrees off reference"
-        if len(self._pairs):
-            distance = _lengths(positions, self._pairs)
-            share = distance / self._closest
-            for index in np.flatnonzero((result == PHYSICAL) & (share.min(axis=1) < 1.0)):
-                worst = int(share[index].argmin())
-                i, j = self._pairs[worst]
-                result[index] = f"clash of {i} and {j} at {distance[index, worst] / ANGSTROM:.2f} Å"
-        if self._centres:
-            wrong = chirality(positions, self._centres) * self._handedness < 0
-            for index in np.flatnonzero((result == PHYSICAL) & wrong.any(axis=1)):
-                result[index] = f"chirality of atom {self._centres[int(wrong[index].argmax())][0]} inverted"
-        return result
-
-
-def _lengths(positions: Array, pairs: NDArray[np.int64]) -> Array:
-    """Distances [n, P] in nm."""
-    difference = positions[:, pairs[:, 0]] - positions[:, pairs[:, 1]]
-    return np.asarray(np.linalg.norm(difference, axis=-1))
-
-
-def _bond_angles(positions: Array, triples: NDArray[np.int64]) -> Array:
-    """Angles [n, A] in degrees."""
-    first = positions[:, triples[:, 0]] - positions[:, triples[:, 1]]
-    second = positions[:, triples[:, 2]] - positions[:, triples[:, 1]]
-    norm = np.linalg.norm(first, axis=-1) * np.linalg.norm(second, axis=-1)
-    cosine = (first * second).sum(axis=-1) / np.maximum(norm, 1e-12)
-    return np.asarray(np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0))))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import shortest_path
 
 from uqbias.errors import UqbiasError
 from uqbias.units import ANGSTROM
@@ -170,26 +172,20 @@ class Topology:
     def bond_separation(self) -> NDArray[np.int64]:
         """[N, N] number of bonds on the shortest path; N (more than any path) where there is none."""
         n = len(self)
-        separation = np.full((n, n), n, dtype=np.int64)
-        for start in range(n):
-            separation[start, start] = 0
-            front = [start]
-            while front:
-                reached = []
-                for i in front:
-                    for j in self.neighbours[i]:
-                        if separation[start, j] == n and j != start:
-                            separation[start, j] = separation[start, i] + 1
-                            reached.append(j)
-                front = reached
-        return separation
+        steps = shortest_path(self.graph(), directed=False, unweighted=True)
+        return np.where(np.isfinite(steps), steps, n).astype(np.int64)
+
+    def graph(self, without: Pair | None = None) -> coo_array:
+        """Bonds as a sparse [N, N] matrix of ones, each in one of its two directions; ``without`` leaves one out."""
+        i, j = np.array([bond for bond in self.bonds if bond != without], dtype=np.int32).reshape(-1, 2).T
+        return coo_array((np.ones(len(i)), (i, j)), shape=(len(self), len(self)))
 
     def chiral_centres(self) -> list[Quadruple]:
         """Stereocentres as (centre, a, b, c).
 
         A centre has four neighbours of which no two are equivalent in the bond graph; a, b and c are three of
         them, the lightest left out, in order of index. The sign of (a - centre) · [(b - centre) × (c - centre)]
-        tells the two enantiomers apart; see `chirality`.
+        tells the two enantiomers apart; see `uqbias.molecule.measures.chirality`.
         """
         classes = self._equivalence_classes()
         found = []
@@ -272,47 +268,6 @@ def read_pdb(path: str | Path) -> tuple[Any, NDArray[np.float64]]:
     if not len(positions):
         raise UqbiasError(f"{path} holds no atom", "give a PDB file with ATOM or HETATM records")
     return pdb.topology, positions
-
-
-def dihedral_angles(positions: NDArray[Any], quadruples: Sequence[Sequence[int]]) -> NDArray[np.float64]:
-    """Dihedral angles in the IUPAC sign convention: 0 for cis, positive for a clockwise turn of the far bond.
-
-    Parameters
-    ----------
-    positions : [..., N, 3], any unit of length.
-    quadruples : [T, 4] atom indices.
-
-    Returns
-    -------
-    [..., T] rad in (-π, π].
-    """
-    x = np.asarray(positions, dtype=float)
-    index = np.asarray(quadruples, dtype=int).reshape(-1, 4)
-    a, b, c, d = (x[..., index[:, column], :] for column in range(4))
-    axis = c - b
-    first = np.cross(b - a, axis)
-    second = np.cross(axis, d - c)
-    sine = np.einsum("...x,...x->...", b - a, second) * np.linalg.norm(axis, axis=-1)
-    angles: NDArray[np.float64] = np.arctan2(sine, np.einsum("...x,...x->...", first, second))
-    return angles
-
-
-def chirality(positions: NDArray[Any], centres: Sequence[Quadruple]) -> NDArray[np.int64]:
-    """Handedness of each centre of `Topology.chiral_centres`.
-
-    Parameters
-    ----------
-    positions : [n, N, 3], any unit of length.
-
-    Returns
-    -------
-    [n, C] sign (+1, -1; 0 if flat) of (a - centre) · [(b - centre) × (c - centre)].
-    """
-    x = np.asarray(positions, dtype=float)
-    index = np.asarray(centres, dtype=int).reshape(-1, 4)
-    a, b, c = (x[:, index[:, column]] - x[:, index[:, 0]] for column in (1, 2, 3))
-    signs: NDArray[np.int64] = np.sign(np.einsum("ncx,ncx->nc", a, np.cross(b, c))).astype(np.int64)
-    return signs
 
 
 def backbone_dihedrals(topology: Topology) -> tuple[Quadruple, Quadruple]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uqbias.errors import UqbiasError
-from uqbias.molecule.topology import dihedral_angles
+from uqbias.molecule.measures import dihedral_angles
 
 Array = NDArray[np.float64]
 

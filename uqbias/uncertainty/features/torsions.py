@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from uqbias.errors import UqbiasError
-from uqbias.molecule.topology import Topology, dihedral_angles
+from uqbias.molecule.measures import dihedral_angles
+from uqbias.molecule.topology import Topology
 from uqbias.uncertainty.features.base import Features
 
 #: nm; bond vectors are divided by √(|b|² + SHORT²), so that coinciding atoms give finite derivatives.

@@ -1,0 +1,192 @@
+"""Geometric measures of a molecule: bonds, angles, contacts, handedness and torsions, and what is wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uqbias.molecule.topology import Quadruple, Topology
+from uqbias.units import ANGSTROM
+
+Array = NDArray[np.float64]
+Indices = NDArray[np.int64]
+#: Elements that a hydrogen may approach in a hydrogen bond.
+HYDROGEN_BOND = (7, 8, 9)
+
+
+class Fault(NamedTuple):
+    """What is wrong with one geometry."""
+
+    #: ``"bond"``, ``"angle"``, ``"clash"`` or ``"chirality"``.
+    kind: str
+    #: Atoms of the worst bond, angle or contact; centre and three neighbours of an inverted stereocentre.
+    atoms: tuple[int, ...]
+    #: Bond: multiple of its reference length; angle: degrees off its reference; clash: distance, nm; chirality: 1.
+    value: float
+
+
+class Shape:
+    """What a molecule looks like in reference geometries, and how far a geometry may be from that.
+
+    Parameters
+    ----------
+    topology : bond graph.
+    reference : [n, N, 3] nm; lengths and angles are compared with their means, handedness with that of the majority.
+    bonds : shortest and longest bond as multiples of its reference length.
+    angle : largest deviation of an angle, degrees; None for no such test.
+    contacts : [N, N] nm, least distance of atoms three or more bonds apart; None for no such test.
+    keep_chirality : whether an inverted stereocentre is a fault.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        reference: NDArray[Any],
+        *,
+        bonds: tuple[float, float],
+        angle: float | None = None,
+        contacts: Array | None = None,
+        keep_chirality: bool = True,
+    ) -> None:
+        x = np.asarray(reference, dtype=np.float64)
+        self._bond_range, self._angle_tolerance = bonds, angle
+        self._bonds = np.array(topology.bonds, dtype=np.int64).reshape(-1, 2)
+        self._lengths = distances(x, self._bonds).mean(axis=0)
+        angles = [] if angle is None else topology.angles()
+        self._angles = np.array(angles, dtype=np.int64).reshape(-1, 3)
+        self._bent = bond_angles(x, self._angles).mean(axis=0)
+        far = np.triu(topology.bond_separation() >= 3, k=1)
+        self._far = np.argwhere(far if contacts is not None else np.zeros_like(far))
+        self._nearest = np.empty(0) if contacts is None else contacts[self._far[:, 0], self._far[:, 1]]
+        centres = topology.chiral_centres() if keep_chirality else []
+        self._centres = np.array(centres, dtype=np.int64).reshape(-1, 4)
+        self._handedness = np.sign(chirality(x, centres).sum(axis=0))
+
+    def faults(self, positions: Array) -> list[Fault | None]:
+        """First fault by bond, angle, contact and handedness, of finite ``positions`` [n, N, 3] nm; None for none."""
+        result: list[Fault | None] = [None] * len(positions)
+        for kind, atoms, values, severity, limit in self._measured(positions):
+            if not severity.size:
+                continue
+            worst = severity.argmax(axis=1)
+            for index in np.flatnonzero(severity.max(axis=1) > limit):
+                if result[index] is None:
+                    place = worst[index]
+                    result[index] = Fault(kind, tuple(atoms[place].tolist()), float(values[index, place]))
+        return result
+
+    def _measured(self, x: Array) -> Iterator[tuple[str, Indices, NDArray[Any], NDArray[Any], float]]:
+        """Kind of fault, atoms [K, ...], measures [n, K], how bad each is [n, K], and from where on that is a fault."""
+        low, high = self._bond_range
+        ratio = distances(x, self._bonds) / self._lengths
+        yield "bond", self._bonds, ratio, np.maximum(ratio / high, low / np.maximum(ratio, 1e-12)), 1.0
+        if self._angle_tolerance is not None:
+            off = np.abs(bond_angles(x, self._angles) - self._bent)
+            yield "angle", self._angles, off, off, self._angle_tolerance
+        distance = distances(x, self._far)
+        yield "clash", self._far, distance, -distance / self._nearest, -1.0
+        inverted = -chirality(x, self._centres) * self._handedness
+        yield "chirality", self._centres, inverted, inverted, 0.0
+
+
+def covalent_contacts(numbers: Sequence[int], share: float) -> Array:
+    """Least distances [N, N] nm as a share of the sum of covalent radii."""
+    from ase.data import covalent_radii
+
+    radii = covalent_radii[list(numbers)] * ANGSTROM
+    return np.asarray(share * (radii[:, None] + radii))
+
+
+def van_der_waals_contacts(numbers: Sequence[int], share: float, hydrogen_bond: float) -> Array:
+    """Least distances [N, N] nm as a share of the sum of van der Waals radii.
+
+    Parameters
+    ----------
+    numbers : [N] atomic numbers.
+    hydrogen_bond : the share for hydrogen and N, O or F, which come closer.
+    """
+    from ase.data import vdw_radii
+
+    elements = np.array(numbers)
+    radii = np.nan_to_num(vdw_radii[elements], nan=1.7) * ANGSTROM
+    donated = (elements == 1)[:, None] & np.isin(elements, HYDROGEN_BOND)
+    return np.asarray(np.where(donated | donated.T, hydrogen_bond, share) * (radii[:, None] + radii))
+
+
+class StiffTorsions:
+    """Largest turn of given torsions away from their values in a reference geometry.
+
+    Parameters
+    ----------
+    quadruples : [T, 4] atom indices of the stiff torsions.
+    reference : [N, 3] nm.
+    """
+
+    def __init__(self, quadruples: Sequence[Sequence[int]], reference: NDArray[Any]) -> None:
+        self.quadruples = [tuple(int(i) for i in four) for four in quadruples]
+        self.reference = dihedral_angles(np.asarray(reference)[None], self.quadruples)
+
+    def __call__(self, positions: Array) -> Array:
+        """Turn in degrees, [W], of ``positions`` [W, N, 3]."""
+        if not self.quadruples:
+            return np.zeros(len(positions))
+        turn = dihedral_angles(positions, self.quadruples) - self.reference
+        return np.asarray(np.degrees(np.abs((turn + np.pi) % (2 * np.pi) - np.pi)).max(axis=1), dtype=np.float64)
+
+
+def distances(positions: Array, pairs: Indices) -> Array:
+    """Distances [n, P] of the pairs [P, 2] of atoms in ``positions`` [n, N, 3], in the same unit."""
+    return np.asarray(np.linalg.norm(positions[:, pairs[:, 0]] - positions[:, pairs[:, 1]], axis=-1))
+
+
+def bond_angles(positions: Array, triples: Indices) -> Array:
+    """Angles [n, A] in degrees of the triples [A, 3], the vertex second, in ``positions`` [n, N, 3]."""
+    first = positions[:, triples[:, 0]] - positions[:, triples[:, 1]]
+    second = positions[:, triples[:, 2]] - positions[:, triples[:, 1]]
+    norm = np.linalg.norm(first, axis=-1) * np.linalg.norm(second, axis=-1)
+    cosine = (first * second).sum(axis=-1) / np.maximum(norm, 1e-12)
+    return np.asarray(np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0))))
+
+
+def dihedral_angles(positions: NDArray[Any], quadruples: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+    """Dihedral angles in the IUPAC sign convention: 0 for cis, positive for a clockwise turn of the far bond.
+
+    Parameters
+    ----------
+    positions : [..., N, 3], any unit of length.
+    quadruples : [T, 4] atom indices.
+
+    Returns
+    -------
+    [..., T] rad in (-π, π].
+    """
+    x = np.asarray(positions, dtype=float)
+    index = np.asarray(quadruples, dtype=int).reshape(-1, 4)
+    a, b, c, d = (x[..., index[:, column], :] for column in range(4))
+    axis = c - b
+    first = np.cross(b - a, axis)
+    second = np.cross(axis, d - c)
+    sine = np.einsum("...x,...x->...", b - a, second) * np.linalg.norm(axis, axis=-1)
+    angles: NDArray[np.float64] = np.arctan2(sine, np.einsum("...x,...x->...", first, second))
+    return angles
+
+
+def chirality(positions: NDArray[Any], centres: Sequence[Quadruple] | Indices) -> NDArray[np.int64]:
+    """Handedness of each centre of `Topology.chiral_centres`.
+
+    Parameters
+    ----------
+    positions : [n, N, 3], any unit of length.
+
+    Returns
+    -------
+    [n, C] sign (+1, -1; 0 if flat) of (a - centre) · [(b - centre) × (c - centre)].
+    """
+    x = np.asarray(positions, dtype=float)
+    index = np.asarray(centres, dtype=int).reshape(-1, 4)
+    a, b, c = (x[:, index[:, column]] - x[:, index[:, 0]] for column in (1, 2, 3))
+    signs: NDArray[np.int64] = np.sign(np.einsum("ncx,ncx->nc", a, np.cross(b, c))).astype(np.int64)
+    return signs
