@@ -65,10 +65,27 @@ class BoxOfBalls(Shape):
         return self
 
 
+class Crate(Box):
+    """A box with a lid."""
+
+    def __init__(self, *, lid: Annotated[bool, Doc("whether it has one")] = True) -> None:
+        self.lid = lid
+
+    @classmethod
+    def build(
+        cls,
+        *,
+        inner: Annotated[str | dict, OfKind("shape"), Doc("what is in it")] = "ball",
+        width: Annotated[Positive, Doc("nm")] = 2.0,
+        **options,
+    ):
+        return cls(**options)
+
+
 HERE = __name__
 SHAPES = Registry(
     "shape",
-    {"ball": f"{HERE}:Ball", "box": f"{HERE}:Box", "box_of_balls": f"{HERE}:BoxOfBalls"},
+    {"ball": f"{HERE}:Ball", "box": f"{HERE}:Box", "box_of_balls": f"{HERE}:BoxOfBalls", "crate": f"{HERE}:Crate"},
     f"{HERE}:Shape",
     given=("seed",),
 )
@@ -84,6 +101,11 @@ def test_options_are_what_the_program_does_not_give():
     assert options["radius"].description == "nm"
     assert options["picture"].is_file()
     assert not options["radius"].is_file()
+
+
+def test_options_handed_on_to_the_constructor_are_options_too():
+    assert list(options_of(Crate)) == ["inner", "width", "lid"]
+    assert not SHAPES.build("crate", {"lid": False}).lid
 
 
 def test_build_gives_a_part_what_it_takes():

@@ -105,19 +105,19 @@ def factory_of(part: Any) -> Callable[..., Any]:
 def options_of(part: Any, given: Collection[str] = ()) -> dict[str, Option]:
     """The options that a part takes from its user: the keyword parameters of its factory that are not ``given``.
 
+    Where the factory hands ``**options`` on, from ``build`` to the constructor or from there to the constructor of a
+    base class, the keyword parameters of the next one are options too.
+
     Parameters
     ----------
     part : class or function.
     given : names of the parameters that the program fills in.
     """
-    factory = factory_of(part)
-    function = inspect.unwrap(factory.__init__ if isinstance(factory, type) else factory)  # type: ignore[misc]
-    scope = getattr(getattr(function, "__func__", function), "__globals__", {})
     # The constructor of a dataclass repeats what stands in the modules of its bases.
-    fields = get_type_hints(part, include_extras=True) if factory is part and is_dataclass(part) else {}
+    fields = get_type_hints(part, include_extras=True) if factory_of(part) is part and is_dataclass(part) else {}
     options = {}
-    for name, parameter in inspect.signature(function).parameters.items():
-        if name in (*given, "self") or parameter.kind is not parameter.KEYWORD_ONLY:
+    for name, (parameter, scope) in _parameters(part).items():
+        if name in given or parameter.kind is not parameter.KEYWORD_ONLY:
             continue
         annotation = fields.get(name, parameter.annotation)
         if isinstance(annotation, str):
@@ -130,8 +130,26 @@ def options_of(part: Any, given: Collection[str] = ()) -> dict[str, Option]:
 
 def accepted(part: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     """Those of ``given`` that the factory of a part has parameters for."""
-    parameters = inspect.signature(factory_of(part)).parameters
+    parameters = _parameters(part)
     return {name: value for name, value in given.items() if name in parameters}
+
+
+def _parameters(part: Any) -> dict[str, tuple[inspect.Parameter, dict[str, Any]]]:
+    """Parameters of what makes a part, and the names that its annotations are read with."""
+    factory = factory_of(part)
+    functions: list[Any] = [] if isinstance(factory, type) else [factory]
+    if isinstance(part, type):
+        functions += [vars(cls)["__init__"] for cls in part.__mro__[:-1] if "__init__" in vars(cls)]
+    parameters: dict[str, tuple[inspect.Parameter, dict[str, Any]]] = {}
+    for function in map(inspect.unwrap, functions):
+        scope = getattr(getattr(function, "__func__", function), "__globals__", {})
+        signature = inspect.signature(function).parameters
+        for name, parameter in signature.items():
+            if name != "self":
+                parameters.setdefault(name, (parameter, scope))
+        if not any(one.kind is one.VAR_KEYWORD for one in signature.values()):
+            break
+    return parameters
 
 
 class Section(BaseModel):

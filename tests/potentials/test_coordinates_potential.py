@@ -29,7 +29,7 @@ NUMBERS = (1, 6)
 
 @pytest.fixture
 def potential() -> Coordinates:
-    return Coordinates(NUMBERS, 3, hidden=(12, 6), seed=1).double()
+    return Coordinates(NUMBERS, n_members=3, hidden=(12, 6), seed=1).double()
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_the_field_is_fixed_in_space(potential, positions):
 
 @pytest.mark.parametrize("activation", ["tanh", "silu", "softplus"])
 def test_forces_are_central_differences(activation, positions):
-    potential = Coordinates(NUMBERS, 2, hidden=(12, 6), activation=activation).double()
+    potential = Coordinates(NUMBERS, n_members=2, hidden=(12, 6), activation=activation).double()
     forces = predict(potential, positions, forces="members").member_forces
     step = 1e-5
     for atom, axis in ((0, 0), (1, 2)):
@@ -79,15 +79,15 @@ def test_forces_are_central_differences(activation, positions):
 
 
 def test_no_force_along_other_axes(positions):
-    potential = Coordinates(NUMBERS, 2, hidden=(8,), axes="zx").double()
+    potential = Coordinates(NUMBERS, n_members=2, hidden=(8,), axes="zx").double()
     forces = predict(potential, positions, forces="members").member_forces
     assert torch.equal(forces[..., 1], torch.zeros_like(forces[..., 1]))
     assert forces[..., [0, 2]].abs().min() > 0
 
 
 def test_members_differ_and_follow_their_seed(positions):
-    pair = Coordinates(NUMBERS, 2, hidden=(8,), seed=3).double()
-    second = Coordinates(NUMBERS, 1, hidden=(8,), seed=3 + 100_003).double()
+    pair = Coordinates(NUMBERS, n_members=2, hidden=(8,), seed=3).double()
+    second = Coordinates(NUMBERS, n_members=1, hidden=(8,), seed=3 + 100_003).double()
     energy, _ = pair(positions)
     assert (energy[0] - energy[1]).abs().min() > 1e-4
     torch.testing.assert_close(energy[1:], second(positions)[0])
@@ -97,7 +97,7 @@ def test_standardised_inputs_do_not_depend_on_place_or_size():
     """Moved and blown up training frames give the same network inputs, and energies in their own scale."""
     frames = well_frames(30, 2)
     x, (e, f) = torch.tensor(frames.positions), map(torch.tensor, frames.labels())
-    here, there = (Coordinates((1,), 2, hidden=(8,), axes="xy").double() for _ in range(2))
+    here, there = (Coordinates((1,), n_members=2, hidden=(8,), axes="xy").double() for _ in range(2))
     here.standardise(x, e, f)
     there.standardise(3 * x + 7, 10 * e - 400, 10 * f / 3)
     torch.testing.assert_close(10 * here(x)[0], there(3 * x + 7)[0])
@@ -109,20 +109,21 @@ def test_standardised_inputs_do_not_depend_on_place_or_size():
 
 def test_a_given_length_stays():
     frames = well_frames(30)
-    potential = Coordinates((1,), 1, hidden=(8,), axes="x", length=0.5).double()
+    potential = Coordinates((1,), n_members=1, hidden=(8,), axes="x", length=0.5).double()
     potential.standardise(torch.tensor(frames.positions), *map(torch.tensor, frames.labels()))
     assert float(potential.inverse_length) == 2.0
 
 
 def test_frames_that_are_all_one_place_are_finite():
-    potential = Coordinates((1,), 2, hidden=(8,)).double()
+    potential = Coordinates((1,), n_members=2, hidden=(8,)).double()
     x, zero = torch.ones(5, 1, 3, dtype=torch.float64), torch.zeros(5, 1, 3, dtype=torch.float64)
     potential.standardise(x, zero[:, 0, 0], zero)
     assert torch.isfinite(potential(x + 1e-3)[0]).all()
 
 
 def test_options_rebuild_a_twin(positions):
-    potential = Coordinates(NUMBERS, 2, hidden=[7, 5], activation="silu", axes="xz", length=0.2, seed=9).double()
+    options = {"hidden": [7, 5], "activation": "silu", "axes": "xz", "length": 0.2}
+    potential = Coordinates(NUMBERS, n_members=2, seed=9, **options).double()
     twin = Coordinates(**json.loads(json.dumps(potential.options()))).double()
     assert torch.equal(twin(positions)[0], potential(positions)[0])
 
@@ -147,7 +148,7 @@ def test_a_box_is_refused(potential, positions):
 
 
 def test_training_learns_the_double_well():
-    potential = Coordinates((1,), 3, hidden=(24, 24), activation="silu", axes="xy", length=0.5)
+    potential = Coordinates((1,), n_members=3, hidden=(24, 24), activation="silu", axes="xy", length=0.5)
     options = TrainingOptions(steps=300, batch_size=32, learning_rate=0.01)
     train(potential, well_frames(200, 2), options=options, seed=0, runner="eager")
     test = well_frames(100, 2, seed=1)

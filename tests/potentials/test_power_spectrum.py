@@ -50,13 +50,13 @@ def test_permuting_like_atoms_permutes_latents(potential, positions):
 
 def test_committee_that_shares_its_density(positions):
     """Members are then networks on one power spectrum; with the same networks they are the same."""
-    shared = PowerSpectrum(NUMBERS, 3, n_channels=5, hidden=(12, 6), seed=3, shared_density=True).double()
+    shared = PowerSpectrum(NUMBERS, n_members=3, n_channels=5, hidden=(12, 6), seed=3, shared_density=True).double()
     assert shared.mixing.shape[0] == 1
     energy, latents = shared(positions)
     assert energy.shape == (3, 4)
     assert latents.shape == (3, 4, len(NUMBERS), 6)
     assert torch.var(energy, dim=0).min() > 0
-    single = PowerSpectrum(NUMBERS, 1, n_channels=5, hidden=(12, 6), seed=3).double()
+    single = PowerSpectrum(NUMBERS, n_members=1, n_channels=5, hidden=(12, 6), seed=3).double()
     torch.testing.assert_close(single(positions)[0][0], energy[0])
     copies = positions.expand(3, -1, -1, -1)
     torch.testing.assert_close(shared(copies)[0], energy)

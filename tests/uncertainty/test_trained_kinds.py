@@ -26,7 +26,8 @@ def topology(alanine_frames):
 
 @pytest.fixture(scope="module")
 def committee(alanine_frames):
-    potential = PowerSpectrum(alanine_frames.numbers.tolist(), 3, n_radial=4, n_channels=3, l_max=1, hidden=(8, 4))
+    numbers = alanine_frames.numbers.tolist()
+    potential = PowerSpectrum(numbers, n_members=3, n_radial=4, n_channels=3, l_max=1, hidden=(8, 4))
     energies, forces = alanine_frames.labels()
     potential.double().standardise(*(torch.tensor(x) for x in (alanine_frames.positions, energies, forces)))
     return potential
@@ -91,7 +92,7 @@ def test_members_see_the_frames_in_their_own_order(alanine_frames, topology):
     """With bootstrap the members differ more than by their seeds alone; each run repeats itself."""
     made = []
     for bootstrap in (False, False, True):
-        potential = PowerSpectrum(topology.numbers, 2, n_radial=4, n_channels=3, l_max=1, hidden=(8, 4))
+        potential = PowerSpectrum(topology.numbers, n_members=2, n_radial=4, n_channels=3, l_max=1, hidden=(8, 4))
         part = build_uncertainty("committee", {"bootstrap": bootstrap}, topology, 4)
         train(potential, alanine_frames, None, TrainingOptions(steps=5), uncertainties=[part], runner="eager")
         made.append(potential.readout.detach().clone())

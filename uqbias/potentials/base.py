@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar
 
 import torch
+from annotated_types import MinLen
 from torch import Tensor
+from typing_extensions import Doc
 
 from uqbias.molecule.seen import Memory
+from uqbias.options import Count
+
+#: Options that potentials with a committee and a network have in common.
+Members = Annotated[Count | None, Doc("committee size; null: what driver and judge need, 1 without a committee")]
+Hidden = Annotated[Sequence[Count], MinLen(1), Doc("widths of the hidden layers; the last is the number of latents")]
 
 
 class Potential(Memory, torch.nn.Module, ABC):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
+from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError, did_you_mean
-from uqbias.potentials.base import Potential
+from uqbias.options import Positive
+from uqbias.potentials.base import Hidden, Members, Potential
 
 AXES = "xyz"
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -24,7 +27,7 @@ SHORTEST = 1e-3
 
 
 class Coordinates(Potential):
-    r"""Committee of multilayer perceptrons on Cartesian coordinates.
+    r"""A small network on Cartesian coordinates, for particles in a field that is fixed in space.
 
     .. math:: E_m(x) = s_E \, \mathrm{MLP}_m\big((x_{ia} - \bar x_{ia}) / s\big), \qquad a \in \text{axes}
 
@@ -39,12 +42,10 @@ class Coordinates(Potential):
     Parameters
     ----------
     numbers : atomic numbers.
-    n_members : committee size; each member has weights of its own.
-    hidden : widths of the hidden layers; the last is the number of latents.
-    activation : ``tanh``, ``silu`` or ``softplus``.
-    axes : those of ``xyz`` that the energy depends on; along the others there is no force.
-    length : s in nm; None for the standard deviation of the coordinates over the training frames.
-    seed : of the initial weights; member m uses seed + 100003 m.
+    seed : seed of the initial weights; member m uses seed + 100003 m.
+    members_needed : committee size where ``n_members`` is None.
+    n_members, hidden, activation, axes, length : stated where they are declared. ``length`` is s; there is no force
+        along axes that are left out.
 
     Raises
     ------
@@ -69,13 +70,19 @@ class Coordinates(Potential):
 
     def __init__(
         self,
-        numbers: tuple[int, ...] | list[int],
-        n_members: int = 4,
-        hidden: tuple[int, ...] | list[int] = (64, 64),
-        activation: str = "tanh",
-        axes: str = AXES,
-        length: float | None = None,
+        numbers: Sequence[int],
+        *,
+        n_members: Members = None,
+        hidden: Hidden = (64, 64),
+        activation: Annotated[Literal["tanh", "silu", "softplus"], Doc("tanh, silu or softplus")] = "tanh",
+        axes: Annotated[
+            str, Field(pattern="^[xyz]{1,3}$"), Doc("axes that the energy depends on, such as x or xy")
+        ] = AXES,
+        length: Annotated[
+            Positive | None, Doc("nm, unit of the coordinates; null: their spread over the training frames")
+        ] = None,
         seed: int = 0,
+        members_needed: int = 1,
     ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
@@ -85,7 +92,7 @@ class Coordinates(Potential):
         if length is not None and not length > 0:
             raise UqbiasError(f"length {length} of a potential", "give a length in nm > 0, or none")
         self.numbers = tuple(int(number) for number in numbers)
-        self.n_members = n_members
+        self.n_members = n_members = n_members or members_needed
         self.hidden = tuple(hidden)
         self.n_latents = self.hidden[-1]
         self.activation = activation

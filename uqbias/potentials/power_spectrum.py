@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor, nn
+from typing_extensions import Doc
 
-from uqbias.potentials.base import Potential
+from uqbias.options import Count, Positive
+from uqbias.potentials.base import Hidden, Members, Potential
 
 #: nm; distances below it are resolved evenly, above it logarithmically.
 STRETCH = 0.1
 
 
 class PowerSpectrum(Potential):
-    r"""Rotation-invariant power spectrum of a learned neighbour density and a per-element network.
+    r"""The embedded potential: the power spectrum of a learned neighbour density, and a network for each element.
 
     The density of atom i is projected on C learned radial functions times spherical harmonics,
 
@@ -30,15 +34,10 @@ class PowerSpectrum(Potential):
     Parameters
     ----------
     numbers : atomic numbers.
-    n_members : committee size.
-    cutoff : nm.
-    n_radial : radial basis functions, see `radial_basis`.
-    n_channels : learned radial-species channels C.
-    l_max : highest angular momentum, at most 3.
-    hidden : widths of the hidden layers; the last is the number of latents.
-    seed : of the initial weights; member m uses seed + 100003 m.
-    shared_density : the members of a committee share the learned density projection, and differ by their networks
-        only: a committee for little more than the price of one, that disagrees a little less.
+    seed : seed of the initial weights; member m uses seed + 100003 m.
+    members_needed : committee size where ``n_members`` is None.
+    n_members, cutoff, n_radial, n_channels, l_max, hidden, shared_density : stated where they are declared.
+        ``n_channels`` is C above; the basis is `radial_basis`.
     """
 
     kind: ClassVar[str] = "power_spectrum"
@@ -54,19 +53,24 @@ class PowerSpectrum(Potential):
 
     def __init__(
         self,
-        numbers: tuple[int, ...] | list[int],
-        n_members: int = 1,
-        cutoff: float = 0.8,
-        n_radial: int = 10,
-        n_channels: int = 10,
-        l_max: int = 3,
-        hidden: tuple[int, ...] | list[int] = (64, 32),
+        numbers: Sequence[int],
+        *,
+        n_members: Members = None,
+        shared_density: Annotated[
+            bool,
+            Doc("the members of a committee differ by their networks only: much cheaper, a little less diverse"),
+        ] = False,
+        cutoff: Annotated[Positive, Doc("nm")] = 0.8,
+        n_radial: Annotated[Count, Doc("radial basis functions")] = 10,
+        n_channels: Annotated[Count, Doc("learned radial-species channels")] = 10,
+        l_max: Annotated[int, Ge(0), Le(3), Doc("highest angular momentum")] = 3,
+        hidden: Hidden = (64, 32),
         seed: int = 0,
-        shared_density: bool = False,
+        members_needed: int = 1,
     ) -> None:
         super().__init__()
         self.numbers = tuple(int(number) for number in numbers)
-        self.n_members = n_members
+        self.n_members = n_members = n_members or members_needed
         self.cutoff = cutoff
         self.n_radial = n_radial
         self.n_channels = n_channels

@@ -162,7 +162,7 @@ def gradient_of(u: Tensor, x: Tensor) -> Tensor:
 
 def _potential(members: int, seed: int) -> PowerSpectrum:
     return PowerSpectrum(
-        molecule.NUMBERS, members, n_radial=5, n_channels=4, l_max=2, hidden=HIDDEN, seed=seed
+        molecule.NUMBERS, n_members=members, n_radial=5, n_channels=4, l_max=2, hidden=HIDDEN, seed=seed
     ).double()
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.molecule.atoms import select_atoms
@@ -17,6 +18,11 @@ from uqbias.registry import check_options
 from uqbias.uncertainty.base import set_buffers
 
 KINDS = ("mean", "max", "sum", "local_mean_max")
+#: What a user may write for the option ``aggregation``, and its description for most kinds.
+Spec = Literal["mean", "max", "sum", "local_mean_max"] | dict[str, Any] | None
+OverAtoms = Annotated[
+    Spec, Doc("of values per atom: mean (null), max, sum, local_mean_max, or {kind, atoms, sharpness}")
+]
 
 
 class Aggregation(nn.Module):

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from uqbias.errors import UqbiasError
 from uqbias.molecule.seen import TOLERANCE, Memory, invariants
 from uqbias.molecule.topology import Topology
-from uqbias.registry import UNCERTAINTIES, check_options, keywords
+from uqbias.options import options_of
+from uqbias.registry import UNCERTAINTIES, check_options
 from uqbias.uncertainty.features.base import Features, describe_features, rebuild_features
 
 #: Frames per evaluation while fitting, to bound the memory.
@@ -64,7 +65,7 @@ class Uncertainty(Memory, nn.Module, ABC):
     @classmethod
     def option_names(cls) -> tuple[str, ...]:
         """Names of the options that a user may give: the keywords of `build`."""
-        return keywords(cls.build)
+        return tuple(options_of(cls, UNCERTAINTIES.given))
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Uncertainty:

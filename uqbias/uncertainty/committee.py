@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.molecule.topology import Topology
-from uqbias.uncertainty.aggregation import Aggregation
+from uqbias.uncertainty.aggregation import Aggregation, OverAtoms
 from uqbias.uncertainty.atomwise import AtomwiseUncertainty
 
 QUANTITIES = ("energy", "forces")
@@ -19,7 +20,7 @@ FLOOR = {"energy": 1e-2, "forces": 1e-1}
 
 
 class Committee(AtomwiseUncertainty):
-    r"""Standard deviation over the members of the energy, or of the forces.
+    r"""Standard deviation over committee members (potential.n_members, 4 if null), of the energy or of the forces.
 
     .. math:: u_E = \sqrt{\mathrm{Var}_m E_m}, \qquad
               u_i = \sqrt{\tfrac13 \sum_{c \in xyz} \mathrm{Var}_m F_{ic}^{(m)}}
@@ -30,12 +31,11 @@ class Committee(AtomwiseUncertainty):
 
     Parameters
     ----------
-    quantity : ``energy`` (kJ/mol, one value a structure) or ``forces`` (kJ/mol/nm per component, a value per atom; as a
-        bias it needs second derivatives of the potential).
-    bootstrap : train each member on its own resample of the frames; otherwise members differ by their initial weights
-        and the order of the frames.
     aggregation : arguments of `Aggregation`; None for ``energy``.
-    n_atoms : N.
+    n_atoms : atoms of the molecule, N.
+    quantity, bootstrap : stated where they are declared. ``energy`` has one value a structure, ``forces`` one per
+        atom, and as a driver needs second derivatives of the potential. Without ``bootstrap`` members differ by their
+        initial weights and the order of the frames.
     """
 
     kind = "committee"
@@ -45,10 +45,14 @@ class Committee(AtomwiseUncertainty):
 
     def __init__(
         self,
-        quantity: str = "energy",
-        bootstrap: bool = False,
         aggregation: Mapping[str, Any] | None = None,
         n_atoms: int = 0,
+        *,
+        quantity: Annotated[
+            Literal["energy", "forces"],
+            Doc("energy (kJ/mol) or forces (kJ/mol/nm; a better judge, several times the cost)"),
+        ] = "energy",
+        bootstrap: Annotated[bool, Doc("train each member on its own resample of the frames")] = False,
     ) -> None:
         if quantity not in QUANTITIES:
             raise UqbiasError(f"unknown quantity '{quantity}' of a committee", did_you_mean(quantity, QUANTITIES))
@@ -63,15 +67,14 @@ class Committee(AtomwiseUncertainty):
         topology: Topology,
         n_latents: int,
         *,
-        quantity: str = "energy",
-        bootstrap: bool = False,
-        aggregation: str | Mapping[str, Any] | None = None,
+        aggregation: OverAtoms = None,
+        **options: Any,
     ) -> Committee:
-        """Options of a campaign file; ``aggregation`` of ``forces`` as in `Aggregation.build` (``mean``)."""
+        """Take the atoms of a molecule, where the quantity is per atom."""
         n_atoms = len(topology.numbers)
-        atoms = None if quantity == "energy" else range(n_atoms)
+        atoms = range(n_atoms) if options.get("quantity") == "forces" else None
         over_atoms = Aggregation.choose(topology, atoms, aggregation, "a committee's energy, which is")
-        return cls(quantity, bootstrap, over_atoms, n_atoms)
+        return cls(over_atoms, n_atoms, **options)
 
     def options(self) -> dict[str, Any]:
         """Constructor arguments."""

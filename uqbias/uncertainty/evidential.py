@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
+from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.options import NotNegative
 from uqbias.uncertainty.heads import ErrorHead
 
 PARTS = ("epistemic", "aleatoric", "total")
@@ -19,7 +21,9 @@ FLOOR = 1e-3
 
 
 class Evidential(ErrorHead):
-    r"""Normal-inverse-gamma evidence (ν, α, β) for the error Δ, as a function of the latents.
+    r"""A network predicts a normal-inverse-gamma distribution of its own error.
+
+    Its evidence (ν, α, β) for the error Δ is a function of the latents, trained on
 
     .. math:: L = \tfrac12 \ln\frac{\pi}{\nu} - \alpha \ln\Omega
               + (\alpha + \tfrac12) \ln(\nu\Delta^2 + \Omega) + \ln\frac{\Gamma(\alpha)}{\Gamma(\alpha + \tfrac12)}
@@ -30,9 +34,8 @@ class Evidential(ErrorHead):
 
     Parameters
     ----------
-    part : ``epistemic``, ``aleatoric`` or ``total`` (the sum of both variances).
-    regularisation : λ.
-    numbers, n_latents, quantity, hidden, loss_weight, aggregation : see `ErrorHead`.
+    part, regularisation : stated where they are declared; ``total`` is the sum of both variances.
+    numbers, n_latents, aggregation, quantity, hidden, loss_weight : see `ErrorHead`.
     """
 
     kind = "evidential"
@@ -42,16 +45,18 @@ class Evidential(ErrorHead):
         self,
         numbers: Sequence[int],
         n_latents: int,
+        aggregation: Mapping[str, Any] | None = None,
+        n_atoms: int = 0,
         *,
-        part: str = "epistemic",
-        regularisation: float = 0.2,
-        **head: Any,
+        part: Annotated[Literal["epistemic", "aleatoric", "total"], Doc("which variance is meant")] = "epistemic",
+        regularisation: Annotated[NotNegative, Doc("λ: price of evidence where the error is large")] = 0.2,
+        **options: Any,
     ) -> None:
         if part not in PARTS:
             raise UqbiasError(f"unknown part '{part}' of 'evidential'", did_you_mean(part, PARTS))
         if regularisation < 0:
             raise UqbiasError(f"regularisation of 'evidential': {regularisation}", "give 0 or more")
-        super().__init__(numbers, n_latents, **head)
+        super().__init__(numbers, n_latents, aggregation, n_atoms, **options)
         self.part = part
         self.regularisation = regularisation
 

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
+from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.molecule.topology import Topology
-from uqbias.uncertainty.aggregation import Aggregation
+from uqbias.options import Count, OfKind, Positive
+from uqbias.uncertainty.aggregation import Aggregation, OverAtoms
 from uqbias.uncertainty.atomwise import AtomwiseUncertainty
 from uqbias.uncertainty.base import set_buffers
 from uqbias.uncertainty.elements import ElementGroups, elements_of
-from uqbias.uncertainty.features.base import Features, build_features
+from uqbias.uncertainty.features.base import Features, FeatureSpec, build_features
 from uqbias.uncertainty.mixture import MixtureDensity
+from uqbias.uncertainty.whitening import Components, Whiten
 
 SQUASHES = ("none", "softplus_sqrt")
 CHOICES = ("fixed", "bic")
 
 
 class GaussianMixture(AtomwiseUncertainty):
-    """NLL = −ln Σ_k w_k N(z | μ_k, Σ_k) of whitened features, aggregated over atoms where the features are per atom.
+    """−ln of a mixture of full-covariance Gaussians, nats.
 
+    NLL = −ln Σ_k w_k N(z | μ_k, Σ_k) of whitened features, aggregated over atoms where the features are per atom.
     Fitted by expectation maximisation (scikit-learn), evaluated as one matrix product and a logsumexp. Without
     squashing u = NLL − median over the training frames, in nats. With ``softplus_sqrt``, dimensionless,
 
@@ -40,17 +44,13 @@ class GaussianMixture(AtomwiseUncertainty):
     Parameters
     ----------
     features : feature space.
-    n_components : Gaussians K, at most.
-    samples_per_component : with n samples, max(1, min(K, n // this)) Gaussians are fitted and the rest is padding;
-        None: always K.
-    reg_covar : added to the diagonal of every covariance, in units of the whitened features.
-    whitening, dims : see `Whitening`.
-    squash : ``none`` or ``softplus_sqrt``.
     aggregation : arguments of `Aggregation`; None for features of whole geometries.
-    max_iter : iterations of expectation maximisation.
     elements : atomic numbers of the atoms of the features for one mixture per element, each NLL then counted from its
         median over the training atoms of that element; None: one for all atoms.
-    choose_components : ``fixed`` or ``bic``; see `MixtureDensity.fit`.
+    n_atoms : atoms of the molecule, N.
+    n_components, choose_components, samples_per_component, reg_covar, whitening, dims, squash, max_iter : stated where
+        they are declared. With n samples, max(1, min(n_components, n // samples_per_component)) Gaussians are fitted
+        and the rest is padding.
     """
 
     kind = "gmm"
@@ -64,17 +64,24 @@ class GaussianMixture(AtomwiseUncertainty):
     def __init__(
         self,
         features: Features,
-        n_components: int = 6,
-        samples_per_component: int | None = 40,
-        reg_covar: float = 1e-3,
-        whitening: str = "pca",
-        dims: int | None = None,
-        squash: str = "none",
         aggregation: Mapping[str, Any] | None = None,
-        max_iter: int = 500,
-        n_atoms: int = 0,
         elements: Sequence[int] | None = None,
-        choose_components: str = "fixed",
+        n_atoms: int = 0,
+        *,
+        n_components: Annotated[Count, Doc("Gaussians, at most")] = 6,
+        choose_components: Annotated[
+            Literal["fixed", "bic"], Doc("fixed, or bic (the number up to n_components with the lowest BIC)")
+        ] = "fixed",
+        samples_per_component: Annotated[
+            Count | None, Doc("fewest samples for each Gaussian; null: always n_components Gaussians")
+        ] = 40,
+        reg_covar: Annotated[Positive, Doc("added to the diagonal of every whitened covariance")] = 1e-3,
+        whitening: Annotated[Whiten, Doc("none, standard, pca")] = "pca",
+        dims: Components = None,
+        squash: Annotated[
+            Literal["none", "softplus_sqrt"], Doc("none, or softplus_sqrt (bounded slope, for a driver)")
+        ] = "none",
+        max_iter: Annotated[Count, Doc("iterations of expectation maximisation, at most")] = 500,
     ) -> None:
         super().__init__(aggregation, features.atoms, n_atoms, features)
         for name, value in (("n_components", n_components), ("max_iter", max_iter), ("reg_covar", reg_covar)):
@@ -111,37 +118,18 @@ class GaussianMixture(AtomwiseUncertainty):
         topology: Topology,
         n_latents: int,
         *,
-        features: str | Mapping[str, Any] = "latents",
-        n_components: int = 6,
-        samples_per_component: int | None = 40,
-        reg_covar: float = 1e-3,
-        whitening: str = "pca",
-        dims: int | None = None,
-        squash: str = "none",
-        aggregation: str | Mapping[str, Any] | None = None,
-        max_iter: int = 500,
-        per_element: bool = False,
-        choose_components: str = "fixed",
+        features: Annotated[FeatureSpec, OfKind("features", "latents"), Doc("space of the density")] = "latents",
+        per_element: Annotated[bool, Doc("one mixture for the atoms of each element, not one for all")] = False,
+        aggregation: OverAtoms = None,
+        **options: Any,
     ) -> GaussianMixture:
-        """Options of a campaign file; ``aggregation`` as in `Aggregation.build` (``mean`` if not given)."""
+        """Make the feature space of a molecule, and a mixture in it."""
         made = build_features(features, topology, n_latents)
         atoms = made.atoms if made.per_atom else None
         asked = None if aggregation == "mean" else aggregation
         over_atoms = Aggregation.choose(topology, atoms, asked, f"features '{made.kind}', which are")
-        return cls(
-            made,
-            n_components=n_components,
-            samples_per_component=samples_per_component,
-            reg_covar=reg_covar,
-            whitening=whitening,
-            dims=dims,
-            squash=squash,
-            aggregation=over_atoms,
-            max_iter=max_iter,
-            n_atoms=len(topology.numbers),
-            elements=elements_of(topology, made) if per_element else None,
-            choose_components=choose_components,
-        )
+        elements = elements_of(topology, made) if per_element else None
+        return cls(made, over_atoms, elements, len(topology.numbers), **options)
 
     def options(self) -> dict[str, Any]:
         """Constructor arguments."""

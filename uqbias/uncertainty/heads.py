@@ -6,16 +6,17 @@ import itertools
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
+from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.molecule.topology import Topology
-from uqbias.registry import keywords
-from uqbias.uncertainty.aggregation import Aggregation
+from uqbias.options import Count, Positive
+from uqbias.uncertainty.aggregation import Aggregation, OverAtoms
 from uqbias.uncertainty.atomwise import AtomwiseUncertainty
 from uqbias.uncertainty.base import energy_unit, set_buffers
 
@@ -66,8 +67,8 @@ class TrainedKind(AtomwiseUncertainty):
     ----------
     numbers : atomic numbers.
     n_latents : F.
-    loss_weight : of the kind's loss beside that of the potential.
     aggregation : arguments of `Aggregation`, or None.
+    loss_weight : weight of the kind's loss beside that of the potential.
     """
 
     statistic: ClassVar[str] = "deviation"
@@ -75,7 +76,12 @@ class TrainedKind(AtomwiseUncertainty):
     force_unit: Tensor
 
     def __init__(
-        self, numbers: Sequence[int], n_latents: int, loss_weight: float, aggregation: Mapping[str, Any] | None
+        self,
+        numbers: Sequence[int],
+        n_latents: int,
+        aggregation: Mapping[str, Any] | None = None,
+        *,
+        loss_weight: Annotated[Positive, Doc("of its likelihood beside the potential's loss")] = 0.1,
     ) -> None:
         if not loss_weight > 0:
             raise UqbiasError(f"loss_weight of '{self.kind}': {loss_weight}", "give a number above 0")
@@ -121,9 +127,9 @@ class ErrorHead(TrainedKind):
 
     Parameters
     ----------
-    quantity : ``forces`` (a value per atom) or ``energy`` (outputs are averaged over atoms first).
-    hidden : width of the network's hidden layer.
-    numbers, n_latents, loss_weight, aggregation : see `TrainedKind`; no aggregation of ``energy``.
+    quantity, hidden : stated where they are declared. ``forces`` has a value per atom; for ``energy`` outputs are
+        averaged over atoms first.
+    numbers, n_latents, aggregation, loss_weight : see `TrainedKind`; no aggregation of ``energy``.
     """
 
     n_outputs: ClassVar[int]
@@ -132,35 +138,31 @@ class ErrorHead(TrainedKind):
         self,
         numbers: Sequence[int],
         n_latents: int,
-        quantity: str = "forces",
-        hidden: int = 16,
-        loss_weight: float = 0.1,
         aggregation: Mapping[str, Any] | None = None,
         n_atoms: int = 0,
+        *,
+        quantity: Annotated[
+            Literal["forces", "energy"], Doc("whose error: forces (kJ/mol/nm) or energy (kJ/mol)")
+        ] = "forces",
+        hidden: Annotated[Count, Doc("width of that network's hidden layer")] = 16,
+        **options: Any,
     ) -> None:
         if quantity not in QUANTITIES:
             raise UqbiasError(f"unknown quantity '{quantity}' of '{self.kind}'", did_you_mean(quantity, QUANTITIES))
         if not hidden > 0:
             raise UqbiasError(f"hidden of '{self.kind}': {hidden}", "give a number above 0")
-        super().__init__(numbers, n_latents, loss_weight, aggregation)
+        super().__init__(numbers, n_latents, aggregation, **options)
         self.quantity = quantity
         self.hidden = hidden
         self.unit = "kJ/mol" if quantity == "energy" else "kJ/mol/nm"
         self.network = ElementNetwork(numbers, n_latents, hidden, self.n_outputs)
 
     @classmethod
-    def build(cls, topology: Topology, n_latents: int, *_: Any, **user_options: Any) -> ErrorHead:
-        """Options of a campaign file are those of the constructor; ``aggregation`` as in `Aggregation.choose`."""
-        atoms = None if user_options.get("quantity") == "energy" else range(len(topology.numbers))
-        asked = user_options.pop("aggregation", None)
-        over_atoms = Aggregation.choose(topology, atoms, asked, "an energy, which is")
-        return cls(topology.numbers, n_latents, aggregation=over_atoms, **user_options)
-
-    @classmethod
-    def option_names(cls) -> tuple[str, ...]:
-        """Those of this class and of the kind's own constructor."""
-        own = (*keywords(cls.__init__), "quantity", "hidden", "loss_weight", "aggregation")
-        return tuple(dict.fromkeys(own))
+    def build(cls, topology: Topology, n_latents: int, *, aggregation: OverAtoms = None, **options: Any) -> ErrorHead:
+        """Take the atoms of a molecule, where the quantity is per atom."""
+        atoms = None if options.get("quantity") == "energy" else range(len(topology.numbers))
+        over_atoms = Aggregation.choose(topology, atoms, aggregation, "an energy, which is")
+        return cls(topology.numbers, n_latents, over_atoms, **options)
 
     def options(self) -> dict[str, Any]:
         """Constructor arguments."""

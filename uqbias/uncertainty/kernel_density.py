@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.molecule.topology import Topology
+from uqbias.options import Count, OfKind, Positive
 from uqbias.uncertainty.base import Uncertainty, set_buffers
-from uqbias.uncertainty.features.base import Features, build_features
-from uqbias.uncertainty.whitening import Whitening
+from uqbias.uncertainty.features.base import Features, FeatureSpec, build_features
+from uqbias.uncertainty.whitening import Components, Whiten, Whitening
 
 KERNELS = ("von_mises", "gaussian")
 #: Log-weight of an empty place of the reference set: never seen, yet finite in float32.
@@ -22,7 +23,9 @@ PADDING = -1e9
 
 
 class KernelDensity(Uncertainty):
-    """u = −ln Σ_k w_k K(f, f_k) − median over the references, in nats.
+    """−ln of a kernel density of the labelled frames, nats.
+
+    u = −ln Σ_k w_k K(f, f_k) − median over the references:
 
     - ``von_mises``, for torsions: K = exp(κ Σ_t w_t (cos(θ_t − θ_tk) − 1)) = exp(κ (f·f_k − f_k·f_k)). Bounded above
       by ln(references) + 2 κ Σ_t w_t, so that stiff modes cannot drive it.
@@ -34,12 +37,8 @@ class KernelDensity(Uncertainty):
     Parameters
     ----------
     features : feature space, one vector per geometry.
-    kernel : ``von_mises`` or ``gaussian``.
-    kappa : concentration κ of the von Mises kernel.
-    bandwidth : h, in standard deviations of the whitened features.
-    capacity : places for references; rounded up to a power of two, and doubled by `fit` when labels exceed it
-        (which changes the graph).
-    whitening, dims : of the Gaussian kernel; see `Whitening`.
+    kernel, kappa, bandwidth, capacity, whitening, dims : stated where they are declared. ``capacity`` is rounded up to
+        a power of two, and doubled by `fit` when labels exceed it, which changes the graph.
     """
 
     kind = "kernel_density"
@@ -51,12 +50,15 @@ class KernelDensity(Uncertainty):
     def __init__(
         self,
         features: Features,
-        kernel: str = "von_mises",
-        kappa: float = 5.0,
-        bandwidth: float = 0.5,
-        capacity: int = 1024,
-        whitening: str = "pca",
-        dims: int | None = None,
+        *,
+        kernel: Annotated[
+            Literal["von_mises", "gaussian"], Doc("von_mises (for torsions) or gaussian (for any features)")
+        ] = "von_mises",
+        kappa: Annotated[Positive, Doc("concentration of the von Mises kernel")] = 5.0,
+        bandwidth: Annotated[Positive, Doc("width of the Gaussian kernel, in whitened units")] = 0.5,
+        capacity: Annotated[Count, Doc("places for labelled frames in the compiled graph")] = 1024,
+        whitening: Annotated[Whiten, Doc("of the Gaussian kernel: none, standard, pca")] = "pca",
+        dims: Components = None,
     ) -> None:
         super().__init__(features)
         for name, value in (("kappa", kappa), ("bandwidth", bandwidth), ("capacity", capacity)):
@@ -87,17 +89,11 @@ class KernelDensity(Uncertainty):
         topology: Topology,
         n_latents: int,
         *,
-        features: str | Mapping[str, Any] = "torsions",
-        kernel: str = "von_mises",
-        kappa: float = 5.0,
-        bandwidth: float = 0.5,
-        capacity: int = 1024,
-        whitening: str = "pca",
-        dims: int | None = None,
+        features: Annotated[FeatureSpec, OfKind("features", "torsions"), Doc("space of the density")] = "torsions",
+        **options: Any,
     ) -> KernelDensity:
-        """Options of a campaign file."""
-        made = build_features(features, topology, n_latents)
-        return cls(made, kernel, kappa, bandwidth, capacity, whitening, dims)
+        """Make the feature space of a molecule, and a density in it."""
+        return cls(build_features(features, topology, n_latents), **options)
 
     def options(self) -> dict[str, Any]:
         """Constructor arguments, with the capacity as it is now."""

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.molecule.topology import Topology
-from uqbias.uncertainty.aggregation import Aggregation
+from uqbias.options import Count, OfKind, Positive
+from uqbias.uncertainty.aggregation import Aggregation, OverAtoms
 from uqbias.uncertainty.atomwise import AtomwiseUncertainty
 from uqbias.uncertainty.base import set_buffers
 from uqbias.uncertainty.elements import ElementGroups, elements_of
-from uqbias.uncertainty.features.base import Features, build_features
+from uqbias.uncertainty.features.base import Features, FeatureSpec, build_features
 from uqbias.uncertainty.whitening import bend, bend_tensor
 
 METRICS = ("mahalanobis", "knn")
@@ -31,7 +33,9 @@ Array = NDArray[np.float64]
 
 
 class LatentDistance(AtomwiseUncertainty):
-    r"""Distance d of an atom's features, whitened, to those of the training set; dimensionless.
+    r"""Distance to the training set in feature space, dimensionless.
+
+    The distance d of an atom's features, whitened, to those of the training set:
 
     - ``mahalanobis``: to their mean, :math:`\sqrt{(x - \mu)^T (\Sigma + \epsilon)^{-1} (x - \mu)}`.
     - ``knn``: to the k nearest of a fixed number of references, in the same metric. The mean over the k nearest has
@@ -44,11 +48,10 @@ class LatentDistance(AtomwiseUncertainty):
     ----------
     features : per atom, or of whole geometries.
     elements : atomic numbers of the A atoms for statistics of each element on its own; None: all together.
-    metric : ``mahalanobis`` or ``knn``.
-    k : neighbours.
-    capacity : references of each element, drawn at random from the training atoms.
-    regularisation : ε in units of the mean variance of a feature.
     aggregation : arguments of `Aggregation`; None for features of whole geometries.
+    n_atoms : atoms of the molecule, N.
+    metric, k, capacity, regularisation : stated where they are declared. References are drawn at random from the
+        training atoms; ``regularisation`` is ε.
     """
 
     kind = "distance"
@@ -66,12 +69,15 @@ class LatentDistance(AtomwiseUncertainty):
         self,
         features: Features,
         elements: Sequence[int] | None = None,
-        metric: str = "mahalanobis",
-        k: int = 10,
-        capacity: int = 256,
-        regularisation: float = 1e-5,
         aggregation: Mapping[str, Any] | None = None,
         n_atoms: int = 0,
+        *,
+        metric: Annotated[
+            Literal["mahalanobis", "knn"], Doc("mahalanobis (to the mean) or knn (to the k nearest, smoothed)")
+        ] = "mahalanobis",
+        k: Annotated[Count, Doc("neighbours of knn")] = 10,
+        capacity: Annotated[Count, Doc("reference atoms of knn, per element")] = 256,
+        regularisation: Annotated[Positive, Doc("added to the covariance, in units of its mean variance")] = 1e-5,
     ) -> None:
         if metric not in METRICS:
             raise UqbiasError(f"unknown metric '{metric}' of 'distance'", did_you_mean(metric, METRICS))
@@ -102,29 +108,20 @@ class LatentDistance(AtomwiseUncertainty):
         topology: Topology,
         n_latents: int,
         *,
-        features: str | Mapping[str, Any] = "latents",
-        metric: str = "mahalanobis",
-        per_element: bool | None = None,
-        k: int = 10,
-        capacity: int = 256,
-        regularisation: float = 1e-5,
-        aggregation: str | Mapping[str, Any] | None = None,
+        features: Annotated[FeatureSpec, OfKind("features", "latents"), Doc("space of the distance")] = "latents",
+        per_element: Annotated[
+            bool | None, Doc("only among atoms of the same element; null: where the features are per atom")
+        ] = None,
+        aggregation: OverAtoms = None,
+        **options: Any,
     ) -> LatentDistance:
-        """Options of a campaign file; ``per_element`` is true for features per atom if not given."""
+        """Make the feature space of a molecule, and the distance in it."""
         made = build_features(features, topology, n_latents)
         apart = made.per_atom if per_element is None else per_element
         atoms = made.atoms if made.per_atom else None
         over_atoms = Aggregation.choose(topology, atoms, aggregation, f"features '{made.kind}', which are")
-        return cls(
-            made,
-            elements_of(topology, made) if apart else None,
-            metric,
-            k,
-            capacity,
-            regularisation,
-            over_atoms,
-            len(topology.numbers),
-        )
+        elements = elements_of(topology, made) if apart else None
+        return cls(made, elements, over_atoms, len(topology.numbers), **options)
 
     def options(self) -> dict[str, Any]:
         """Constructor arguments."""

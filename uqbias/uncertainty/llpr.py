@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.molecule.topology import Topology
-from uqbias.uncertainty.aggregation import Aggregation
+from uqbias.options import OfKind, Positive
+from uqbias.uncertainty.aggregation import Aggregation, OverAtoms
 from uqbias.uncertainty.atomwise import AtomwiseUncertainty
 from uqbias.uncertainty.base import set_buffers
 from uqbias.uncertainty.elements import ElementGroups, elements_of
-from uqbias.uncertainty.features.base import Features, build_features
+from uqbias.uncertainty.features.base import Features, FeatureSpec, build_features
 
 SCOPES = ("atoms", "structure")
 #: Added to u² so that u has a slope everywhere.
@@ -24,10 +26,11 @@ FLOOR = 1e-6
 
 
 class LastLayerRigidity(AtomwiseUncertainty):
-    r"""Standard deviation of the energy under a Gaussian posterior on the last layer, up to a factor.
+    r"""Last-layer prediction rigidity: no extra training, dimensionless.
 
-    With :math:`f_A` the latents :math:`h_i` of structure A summed over the atoms of each element and set side by side
-    (what the last layer of each element is multiplied with), both counted from their mean over the training set,
+    The standard deviation of the energy under a Gaussian posterior on the last layer, up to a factor. With :math:`f_A`
+    the latents :math:`h_i` of structure A summed over the atoms of each element and set side by side (what the last
+    layer of each element is multiplied with), both counted from their mean over the training set,
     :math:`C = \langle f_A f_A^T \rangle + \varsigma^2`, and
 
     - ``structure``: :math:`u = \sqrt{f^T C^{-1} f}`, of the total energy;
@@ -43,9 +46,9 @@ class LastLayerRigidity(AtomwiseUncertainty):
     ----------
     features : latents.
     elements : atomic numbers of the A atoms.
-    scope : ``atoms`` or ``structure``.
-    ridge : ς² in units of the mean eigenvalue of ⟨f fᵀ⟩.
     aggregation : arguments of `Aggregation`; None for ``structure``.
+    n_atoms : atoms of the molecule, N.
+    scope, ridge : stated where they are declared. ``ridge`` is ς² in units of the mean eigenvalue of ⟨f fᵀ⟩.
     """
 
     kind = "llpr"
@@ -59,10 +62,13 @@ class LastLayerRigidity(AtomwiseUncertainty):
         self,
         features: Features,
         elements: Sequence[int],
-        scope: str = "atoms",
-        ridge: float = 1e-4,
         aggregation: Mapping[str, Any] | None = None,
         n_atoms: int = 0,
+        *,
+        scope: Annotated[
+            Literal["atoms", "structure"], Doc("rigidity of each atom's energy, or of the total energy")
+        ] = "atoms",
+        ridge: Annotated[Positive, Doc("regularisation, relative to the mean eigenvalue")] = 1e-4,
     ) -> None:
         if scope not in SCOPES:
             raise UqbiasError(f"unknown scope '{scope}' of 'llpr'", did_you_mean(scope, SCOPES))
@@ -84,12 +90,14 @@ class LastLayerRigidity(AtomwiseUncertainty):
         topology: Topology,
         n_latents: int,
         *,
-        features: str | Mapping[str, Any] = "latents",
-        scope: str = "atoms",
-        ridge: float = 1e-4,
-        aggregation: str | Mapping[str, Any] | None = None,
+        features: Annotated[
+            FeatureSpec, OfKind("features", "latents"), Doc("what the last layer is multiplied with")
+        ] = "latents",
+        aggregation: OverAtoms = None,
+        **options: Any,
     ) -> LastLayerRigidity:
-        """Options of a campaign file; ``aggregation`` of ``atoms`` as in `Aggregation.build` (``mean``)."""
+        """Take the latents of a molecule's atoms."""
+        scope = options.get("scope", "atoms")
         made = build_features(features, topology, n_latents)
         if made.kind != "latents":
             raise UqbiasError(f"features '{made.kind}' of 'llpr'", "the last layer sees the latents; leave it out")
@@ -101,7 +109,7 @@ class LastLayerRigidity(AtomwiseUncertainty):
         elements = elements_of(topology, made)
         atoms = made.atoms if scope == "atoms" else None
         over_atoms = Aggregation.choose(topology, atoms, aggregation, f"scope '{scope}', which is")
-        return cls(made, elements, scope, ridge, over_atoms, len(topology.numbers))
+        return cls(made, elements, over_atoms, len(topology.numbers), **options)
 
     def options(self) -> dict[str, Any]:
         """Constructor arguments."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 from torch.nn.functional import softplus
+from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError
+from uqbias.options import Positive
 from uqbias.uncertainty.heads import ErrorHead
 
 #: Least standard deviation, in units of the typical force; errors of a trained potential are far above it.
@@ -17,7 +20,7 @@ FLOOR = 1e-3
 
 
 class MeanVarianceEstimation(ErrorHead):
-    r"""σ of the error by maximum likelihood, as a function of the latents.
+    r"""A network predicts the variance of its own error (mean-variance estimation), by maximum likelihood.
 
     .. math:: L = \lfloor\sigma^{2\beta}\rfloor \left(\tfrac12 \ln 2\pi\sigma^2 + \frac{\Delta^2}{2\sigma^2}\right)
 
@@ -26,19 +29,27 @@ class MeanVarianceEstimation(ErrorHead):
 
     Parameters
     ----------
-    beta : β, in [0, 1].
-    numbers, n_latents, quantity, hidden, loss_weight, aggregation : see `ErrorHead`.
+    beta, loss_weight : stated where they are declared.
+    numbers, n_latents, aggregation, quantity, hidden : see `ErrorHead`.
     """
 
     kind = "mve"
     n_outputs: ClassVar[int] = 1
 
     def __init__(
-        self, numbers: Sequence[int], n_latents: int, *, beta: float = 0.0, loss_weight: float = 0.02, **head: Any
+        self,
+        numbers: Sequence[int],
+        n_latents: int,
+        aggregation: Mapping[str, Any] | None = None,
+        n_atoms: int = 0,
+        *,
+        loss_weight: Annotated[Positive, Doc("of its likelihood beside the potential's loss")] = 0.02,
+        beta: Annotated[float, Ge(0), Le(1), Doc("β of the β-NLL; 0 is the plain likelihood")] = 0.0,
+        **options: Any,
     ) -> None:
         if not 0 <= beta <= 1:
             raise UqbiasError(f"beta of 'mve': {beta}", "give a number from 0 (plain likelihood) to 1")
-        super().__init__(numbers, n_latents, loss_weight=loss_weight, **head)
+        super().__init__(numbers, n_latents, aggregation, n_atoms, loss_weight=loss_weight, **options)
         self.beta = beta
 
     def options(self) -> dict[str, Any]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
+from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.molecule.topology import Topology
-from uqbias.uncertainty.aggregation import Aggregation
+from uqbias.options import Positive
+from uqbias.uncertainty.aggregation import Aggregation, Spec
 from uqbias.uncertainty.heads import ElementNetwork, TrainedKind
 
 SCORES = ("crps", "nll")
@@ -22,10 +25,10 @@ HEAD_SCALE = 0.05
 
 
 class ShallowEnsemble(TrainedKind):
-    r"""Standard deviation of the energy over K last layers, trained on a proper score.
+    r"""Standard deviation of the energy over many last layers, kJ/mol.
 
-    The potential's own last layer gives the mean, K further ones on the same latents give deviations from it that are
-    centred on zero, :math:`\delta E_k = \sum_i h_i \cdot (w_k^{z_i} - \bar w^{z_i})`, and
+    Trained on a proper score. The potential's own last layer gives the mean, K further ones on the same latents give
+    deviations from it that are centred on zero, :math:`\delta E_k = \sum_i h_i \cdot (w_k^{z_i} - \bar w^{z_i})`, and
 
     .. math:: \sigma^2 = \frac{1}{K - 1} \sum_k \delta E_k^2
 
@@ -35,9 +38,9 @@ class ShallowEnsemble(TrainedKind):
 
     Parameters
     ----------
-    numbers, n_latents, loss_weight : see `TrainedKind`.
-    n_heads : K.
-    score : ``crps`` or ``nll``.
+    numbers, n_latents : see `TrainedKind`.
+    n_atoms : atoms of the molecule, N.
+    n_heads, score, loss_weight : stated where they are declared; ``n_heads`` is K.
     aggregation : arguments of `Aggregation` over the standard deviations of the atoms' energies; None for that of the
         total energy.
     """
@@ -49,17 +52,18 @@ class ShallowEnsemble(TrainedKind):
         self,
         numbers: Sequence[int],
         n_latents: int,
-        n_heads: int = 32,
-        score: str = "crps",
-        loss_weight: float = 0.1,
         aggregation: Mapping[str, Any] | None = None,
         n_atoms: int = 0,
+        *,
+        n_heads: Annotated[int, Ge(2), Doc("last layers")] = 32,
+        score: Annotated[Literal["crps", "nll"], Doc("what the last layers are trained on")] = "crps",
+        loss_weight: Annotated[Positive, Doc("of that score beside the potential's loss")] = 0.1,
     ) -> None:
         if n_heads < 2:
             raise UqbiasError(f"{n_heads} heads of a shallow ensemble", "give 2 or more")
         if score not in SCORES:
             raise UqbiasError(f"unknown score '{score}'", did_you_mean(score, SCORES))
-        super().__init__(numbers, n_latents, loss_weight, aggregation)
+        super().__init__(numbers, n_latents, aggregation, loss_weight=loss_weight)
         self.n_heads = n_heads
         self.score = score
         self.heads = ElementNetwork(numbers, n_latents, 0, n_heads)
@@ -70,15 +74,15 @@ class ShallowEnsemble(TrainedKind):
         topology: Topology,
         n_latents: int,
         *,
-        n_heads: int = 32,
-        score: str = "crps",
-        loss_weight: float = 0.1,
-        aggregation: str | Mapping[str, Any] | None = None,
+        aggregation: Annotated[
+            Spec, Doc("of the atoms' energies: mean, max, sum, local_mean_max; null: the total energy")
+        ] = None,
+        **options: Any,
     ) -> ShallowEnsemble:
-        """Options of a campaign file; without ``aggregation`` u is the standard deviation of the total energy."""
+        """Take the atoms of a molecule."""
         atoms = range(len(topology.numbers))
         over_atoms = None if aggregation is None else Aggregation.build(topology, atoms, aggregation).options()
-        return cls(topology.numbers, n_latents, n_heads, score, loss_weight, over_atoms)
+        return cls(topology.numbers, n_latents, over_atoms, **options)
 
     def options(self) -> dict[str, Any]:
         """Constructor arguments."""

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.options import Count
 from uqbias.uncertainty.base import set_buffers
 
 KINDS = ("none", "standard", "pca")
+Whiten = Literal["none", "standard", "pca"]
+#: The option ``dims`` of every kind that whitens.
+Components = Annotated[Count | None, Doc("principal components kept; null: all")]
 #: Directions whose variance is below this share of the largest are left out: in float32 they would be rounding noise.
 RELATIVE_VARIANCE = 1e-6
 #: Standard deviations; beyond this z is bent smoothly to a bound, so that z² stays finite in float32.

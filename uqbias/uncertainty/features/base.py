@@ -12,7 +12,11 @@ from torch import Tensor, nn
 
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.molecule.topology import Topology
-from uqbias.registry import FEATURES, check_options, keywords
+from uqbias.options import options_of
+from uqbias.registry import FEATURES, check_options
+
+#: How a user writes a feature space.
+FeatureSpec = str | Mapping[str, Any]
 
 
 class Features(nn.Module, ABC):
@@ -148,7 +152,7 @@ def build_features(spec: str | Mapping[str, Any], topology: Topology, n_latents:
     if isinstance(found, FunctionType):
         check_options(f"features '{kind}'", values, ())
         return CallableFeatures.probe(kind, found, len(topology.numbers), n_latents)
-    check_options(f"features '{kind}'", values, keywords(found.build))
+    check_options(f"features '{kind}'", values, list(options_of(found, FEATURES.given)))
     features: Features = found.build(topology, n_latents, **values)
     features.kind = kind
     return features

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import MinLen
 from torch import Tensor, nn
+from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError
 from uqbias.molecule.topology import Topology
@@ -14,7 +16,9 @@ from uqbias.uncertainty.features.base import Features, build_features, describe_
 
 
 class Concatenated(Features):
-    """``[s_1 f_1, s_2 f_2, ...]``.
+    """Several feature spaces side by side.
+
+    ``[s_1 f_1, s_2 f_2, ...]``, with scales s.
 
     Parameters
     ----------
@@ -29,8 +33,16 @@ class Concatenated(Features):
         self._take([rebuild_features(part) for part in parts], scales)
 
     @classmethod
-    def build(cls, topology: Topology, n_latents: int, *, parts: Sequence[str | Mapping[str, Any]]) -> Concatenated:
-        """Each part is a name or a mapping ``{kind, scale (default 1), options...}``."""
+    def build(
+        cls,
+        topology: Topology,
+        n_latents: int,
+        *,
+        parts: Annotated[
+            Sequence[str | dict[str, Any]], MinLen(1), Doc("each a name, or {kind, scale (default 1), options}")
+        ],
+    ) -> Concatenated:
+        """Make the parts for a molecule."""
         made, scales = [], []
         for part in parts:
             values = {"kind": part} if isinstance(part, str) else dict(part)

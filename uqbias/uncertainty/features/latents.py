@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
+from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError
 from uqbias.molecule.atoms import select_atoms
@@ -15,21 +17,28 @@ from uqbias.uncertainty.features.base import Features
 
 
 class Latents(Features):
-    """Activations of the potential's last hidden layer.
+    """The potential's last hidden layer, per atom.
 
     Parameters
     ----------
     n_latents : latent features per atom, F.
     atoms : indices of the atoms that count.
     n_atoms : atoms of the molecule, N.
-    member : committee member whose latents are used (members have unrelated latent spaces).
+    member : stated where it is declared; members have unrelated latent spaces.
     """
 
     kind = "latents"
     per_atom: ClassVar[bool] = True
     index: Tensor
 
-    def __init__(self, n_latents: int, atoms: Sequence[int], n_atoms: int, member: int = 0) -> None:
+    def __init__(
+        self,
+        n_latents: int,
+        atoms: Sequence[int],
+        n_atoms: int,
+        *,
+        member: Annotated[int, Ge(0), Doc("committee member whose latents are used")] = 0,
+    ) -> None:
         super().__init__()
         if n_latents < 1:
             raise UqbiasError(
@@ -49,11 +58,13 @@ class Latents(Features):
         topology: Topology,
         n_latents: int,
         *,
-        atoms: str | Sequence[int | str] | None = None,
-        member: int = 0,
+        atoms: Annotated[
+            Literal["all", "heavy"] | Sequence[int | str], Doc("all, heavy, or a list of indices and atom names")
+        ] = "all",
+        **options: Any,
     ) -> Latents:
-        """Latents of ``atoms`` (``all``, ``heavy``, or a list of indices and names)."""
-        return cls(n_latents, select_atoms(topology, atoms), len(topology.numbers), member)
+        """Choose the atoms of a molecule."""
+        return cls(n_latents, select_atoms(topology, atoms), len(topology.numbers), **options)
 
     def options(self) -> dict[str, Any]:
         """Constructor arguments."""

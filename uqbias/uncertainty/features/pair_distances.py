@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError
 from uqbias.molecule.topology import Topology
+from uqbias.options import Count
 from uqbias.uncertainty.features.base import Features
 
 #: nm; keeps the derivative of a distance finite where two atoms coincide.
@@ -18,7 +20,9 @@ SOFTENING = 1e-3
 
 
 class PairDistances(Features):
-    """Distances d = √(|x_i − x_j|² + ε²) in nm.
+    """Distances of atoms far apart on the bond graph.
+
+    d = √(|x_i − x_j|² + ε²) in nm.
 
     Parameters
     ----------
@@ -43,9 +47,14 @@ class PairDistances(Features):
 
     @classmethod
     def build(
-        cls, topology: Topology, n_latents: int, *, min_separation: int = 3, heavy_only: bool = True
+        cls,
+        topology: Topology,
+        n_latents: int,
+        *,
+        min_separation: Annotated[Count, Doc("fewest bonds between the two atoms")] = 3,
+        heavy_only: Annotated[bool, Doc("leave hydrogens out")] = True,
     ) -> PairDistances:
-        """All pairs at least ``min_separation`` bonds apart, without hydrogens if ``heavy_only``."""
+        """Take the pairs of a molecule."""
         far = np.triu(topology.bond_separation() >= min_separation, k=1)
         if heavy_only:
             heavy = np.array(topology.numbers) > 1

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError
 from uqbias.molecule.measures import dihedral_angles
 from uqbias.molecule.topology import Topology
+from uqbias.options import NotNegative
 from uqbias.uncertainty.features.base import Features
 
 #: nm; bond vectors are divided by √(|b|² + SHORT²), so that coinciding atoms give finite derivatives.
@@ -24,8 +26,9 @@ LINEAR = 0.1
 
 
 class Torsions(Features):
-    """√w_t (cos θ_t, sin θ_t) of T proper dihedrals, so that ``f·f' = Σ_t w_t cos(θ_t − θ'_t)``.
+    """Soft torsions of the bond graph, found automatically.
 
+    √w_t (cos θ_t, sin θ_t) of T proper dihedrals, so that ``f·f' = Σ_t w_t cos(θ_t − θ'_t)``.
     The weight of a dihedral is one over the number of dihedrals on the same central bond, so each bond counts once.
     `prepare` gives weight 0 to stiff torsions (amides, rings, double bonds): a density over them would only measure
     how far a stiff mode is heated.
@@ -34,8 +37,7 @@ class Torsions(Features):
     ----------
     dihedrals : [T, 4] atom indices.
     n_atoms : atoms of the molecule, N.
-    stiff_below : degrees; a torsion with a smaller circular standard deviation over the start frames is stiff.
-        0 keeps all torsions.
+    stiff_below : stated where it is declared; 0 keeps all torsions.
 
     Attributes
     ----------
@@ -52,7 +54,16 @@ class Torsions(Features):
     prepared: Tensor
     incidence: Tensor
 
-    def __init__(self, dihedrals: Sequence[Sequence[int]], n_atoms: int, stiff_below: float = 20.0) -> None:
+    def __init__(
+        self,
+        dihedrals: Sequence[Sequence[int]],
+        n_atoms: int,
+        *,
+        stiff_below: Annotated[
+            NotNegative,
+            Doc("degrees; a torsion with a smaller circular deviation over the start frames is stiff, weight 0"),
+        ] = 20.0,
+    ) -> None:
         super().__init__()
         if not dihedrals:
             raise UqbiasError(
@@ -79,10 +90,15 @@ class Torsions(Features):
 
     @classmethod
     def build(
-        cls, topology: Topology, n_latents: int, *, heavy_only: bool = True, stiff_below: float = 20.0
+        cls,
+        topology: Topology,
+        n_latents: int,
+        *,
+        heavy_only: Annotated[bool, Doc("only torsions of four heavy atoms")] = True,
+        **options: Any,
     ) -> Torsions:
-        """All proper dihedrals of the bond graph, without those of hydrogens if ``heavy_only``."""
-        return cls(topology.proper_dihedrals(heavy_only=heavy_only), len(topology.numbers), stiff_below)
+        """Take the proper dihedrals of the bond graph."""
+        return cls(topology.proper_dihedrals(heavy_only=heavy_only), len(topology.numbers), **options)
 
     def options(self) -> dict[str, Any]:
         """Constructor arguments."""
