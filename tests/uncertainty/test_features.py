@@ -167,7 +167,7 @@ def test_function_by_name(butane):
         ({"kind": "latents", "atoms": ["CA"]}, "no atom is called 'CA'"),
         ({"kind": "pair_distances", "min_separation": 9}, "no such atom pair"),
         ({"kind": "concatenated", "parts": ["latents"]}, "per atom"),
-        ("os:system", "a builtin_function_or_method"),
+        ("os:system", "'os:system' is not a features; name a subclass"),
         ("nowhere.at.all:f", "cannot be imported"),
     ],
 )
