@@ -329,7 +329,7 @@ def test_summary_and_tables(result, tmp_path):
     [
         ({"epsilons": (0.1, -0.1)}, "epsilon -0.1 Å²"),
         ({"n_random": 0}, "0 random directions"),
-        ({"ascents": ("driver",)}, "ascent of 'driver'"),
+        ({"ascents": ("drver",)}, "ascent of 'drver'"),
         ({"relax_steps": -1}, "relaxation of -1 steps"),
         ({"zero": "mean"}, "zero 'mean'"),
         ({"zero": float("nan")}, "zero 'nan'; choose frames, none, or a finite number in kJ/mol"),

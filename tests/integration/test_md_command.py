@@ -131,7 +131,7 @@ def test_run_folder_says_what_the_bias_was(folder, tmp_path):
     fresh, bias = (build_bias(described_parts, facts["temperature"]) for _ in range(2))
     with np.load(target / "bias.npz") as arrays:
         bias.restore(dict(arrays))
-    assert len(bias.biases[0].hills) == len(read_hills(target / "HILLS.u-phi", 0.5, ["driver", "phi"])) > 0
+    assert len(bias.biases[0].hills) == len(read_hills(target / "HILLS.driver-phi", 0.5, ["driver", "phi"])) > 0
     for name in ("driver", "phi"):
         assert len(read_hills(target / f"HILLS.extended_{name}", 0.5, [f"extended_{name}"])) > 0
     # At the start there are no hills, and after those of the last step none acted.
@@ -325,7 +325,7 @@ def test_killed_at_random_moments_and_resumed(folder, tmp_path):
         process.communicate()
     assert kills >= 2
     # Rows after the snapshot, and half a row, are cut off.
-    with (target / "HILLS.u-phi").open("a") as stream:
+    with (target / "HILLS.driver-phi").open("a") as stream:
         stream.write("      0.400000   1.0 2.0")
     process = start(folder, target, "--resume")
     assert process.communicate(timeout=300)[1] == ""

@@ -494,7 +494,7 @@ def test_the_end(tmp_path, alanine_model, start):
     ("lines", "fault"),
     [
         (["PRINT ARG=x"], "no line that uses the uncertainty; add one such as 'u: EXTRACV NAME=judge'"),
-        (["u: EXTRACV NAME=uncertanty"], "line 1: EXTRACV NAME=uncertanty; did you mean 'uncertainty'"),
+        (["u: EXTRACV NAME=drivr"], "line 1: EXTRACV NAME=drivr; did you mean 'driver'"),
         (["UNITS ENERGY=kcal/mol", METAD[0]], "line 1: UNITS ENERGY=kcal/mol makes the bias force wrong"),
         (["UNITS NATURAL", METAD[0]], "makes the bias force wrong"),
         ([METAD[0], "e: ENERGY"], "line 2: ENERGY.*e: EXTRACV NAME=energy"),

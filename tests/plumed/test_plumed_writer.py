@@ -56,7 +56,7 @@ def test_opes_on_the_judge_of_a_solute(alanine_model, tmp_path):
 def test_every_argument_that_is_printed_exists(alanine_model, tmp_path):
     for bias in ("metad", "opes"):
         _, plumed, *_ = write_plumed_input(alanine_model, tmp_path / bias, PlumedOptions(bias=bias))
-        labels = set(re.findall(r"LABEL=(\w+)", plumed.read_text())) | {"driver"}
+        labels = set(re.findall(r"LABEL=(\w+)", plumed.read_text())) | {"u"}
         printed = re.search(r"PRINT ARG=(\S+)", plumed.read_text()).group(1).split(",")
         assert {name.split(".")[0] for name in printed} == labels
 

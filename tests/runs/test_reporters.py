@@ -129,8 +129,8 @@ def test_names_of_several_files(tmp_path):
     for biases, expected in (
         ([], []),
         ([wall, on("phi", "psi"), None], ["HILLS"]),
-        ([on("driver"), on("phi", "psi"), bound], ["HILLS.u", "HILLS.phi-psi", "HILLS.extended_driver"]),
-        ([on("driver"), on("driver"), on("driver")], ["HILLS.u", "HILLS.u.1", "HILLS.u.2"]),
+        ([on("driver"), on("phi", "psi"), bound], ["HILLS.driver", "HILLS.phi-psi", "HILLS.extended_driver"]),
+        ([on("driver"), on("driver"), on("driver")], ["HILLS.driver", "HILLS.driver.1", "HILLS.driver.2"]),
     ):
         assert [path for path, _ in hill_files(tmp_path / "HILLS", biases)] == [tmp_path / name for name in expected]
     names = [path.name for path, _ in hill_files("hills.dat", [on("driver"), on("energy"), on("driver")])]
@@ -180,7 +180,7 @@ def test_hills_for_a_bias_of_another_kernel_or_period(tmp_path):
         (on_phi(None), r"on phi with period 6\.28319, in this bias its period is None"),
         (on_phi(2.0), r"its period is 2\.0"),
         (on_phi(2 * np.pi, "gaussian"), "HILLS holds hills of the kernel stretched-gaussian, this bias has gaussian"),
-        (MetaD(), "hills on phi, not on u"),
+        (MetaD(), "hills on phi, not on driver"),
     ):
         with pytest.raises(UqbiasError, match=message):
             load_hill_files([(path, bias)])

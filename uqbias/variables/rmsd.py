@@ -61,8 +61,9 @@ class RMSD(CollectiveVariable):
     >>> water = Topology((8, 1, 1), ((0, 1), (0, 2)))
     >>> start = [[0.0, 0, 0], [0.1, 0, 0], [0, 0.1, 0]]
     >>> away = build_variable({"kind": "rmsd", "atoms": "all", "reference": start}, water)
-    >>> away(torch.tensor([[[0.0, 0, 0], [0, 0.1, 0], [0.1, 0, 0]], [[0.0, 0, 0], [0.2, 0, 0], [0, 0.2, 0]]]))
-    tensor([0.0001, 0.0667])
+    >>> moved = torch.tensor([[[0.0, 0, 0], [0, 0.1, 0], [0.1, 0, 0]], [[0.0, 0, 0], [0.2, 0, 0], [0, 0.2, 0]]])
+    >>> [f"{value:.3f}" for value in away(moved)]
+    ['0.000', '0.067']
     """
 
     kind = "rmsd"
