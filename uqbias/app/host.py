@@ -1,4 +1,4 @@
-"""What is asked of a System and a Simulation that somebody else made."""
+"""Checks of the user's System and Simulation, and what a run has to know of them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from uqbias.app.external import is_force
-from uqbias.bias.base import Array, BiasSum, Probe
+from uqbias.bias.base import Array, BiasSum
 from uqbias.bias.gamd import GaMD
 from uqbias.bias.linear import Linear
-from uqbias.compile.fused import FusedEvaluator
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.md.stack import choose_backend
 from uqbias.variables.names import OF_MODEL, is_of_torch, is_taken
@@ -244,36 +241,3 @@ def compares_energies(simulation: Any) -> bool:
         return False
     steps = [integrator.getComputationStep(index) for index in range(integrator.getNumComputations())]
     return any(re.search(r"\benergy\d*\b", str(expression)) for _, _, expression in steps)
-
-
-def refuse_broken(
-    step: int, pace: int, broken: NDArray[np.bool_], variables: Mapping[str, float], energy: float
-) -> None:
-    """Raise UqbiasError if an evaluation since the last report broke, or a variable is not a finite number."""
-    for name, found in variables.items():
-        if not math.isfinite(found):
-            raise UqbiasError(f"variable '{name}' is not a finite number at step {step}", BROKEN)
-    if broken.any():
-        values = ", ".join(f"{name} {found:.4g}" for name, found in variables.items())
-        raise UqbiasError(
-            f"in the {pace} steps up to step {step} the molecule left what the model describes: energy {energy:.6g} "
-            f"kJ/mol, {values}",
-            BROKEN,
-        )
-
-
-def probe_of_all_forces(context: Any, force: Any, evaluator: FusedEvaluator, atoms: Sequence[int] | None) -> Probe:
-    """Forces [1, N, 3] on the model's atoms under another state of the biases, the System's own forces included.
-
-    These are evaluated when the probe is first called.
-    """
-    others: list[Array] = []
-
-    def probe(state: Mapping[str, Tensor]) -> Array:
-        if not others:
-            found = context.getState(forces=True, groups=set(ALL_GROUPS - {force.getForceGroup()}))
-            forces = found.getForces(asNumpy=True)._value
-            others.append(forces[: evaluator.n_atoms] if atoms is None else forces[list(atoms)])
-        return np.asarray(evaluator.probe(state) + others[0], dtype=np.float64)
-
-    return probe

@@ -1,4 +1,4 @@
-"""Biases in somebody's own OpenMM System: one force, and one reporter that keeps the biases up to date."""
+"""Biases in the user's OpenMM System: one force, and one reporter that keeps the biases up to date."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from uqbias.app import host
 from uqbias.app.computation import Computation, Recipe, load_model, serialize
 from uqbias.app.external import ForceVariables
+from uqbias.app.simulation_loop import SimulationLoop
 from uqbias.bias.base import Array, Bias, BiasSum
 from uqbias.compile.fused import FusedEvaluator
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.files import check_file
-from uqbias.md.extended import add_extended_particles, extend_topology, refuse_company
+from uqbias.md.extended import ExtendedVariables
 from uqbias.md.force import make_force
 from uqbias.runs.script_files import Output, hill_files, kept_rows, load_hill_files, rewind, set_timestep
-from uqbias.runs.snapshot import open_snapshot, restore_bias, restore_context, state_of_context, write_snapshot
 
 DRIVES = ("model", "bias")
 NOT_BY_ITSELF = Recipe(
@@ -143,25 +143,28 @@ class Sampling:
             load_hill_files(self._hills)
         self._output: Output | None = None
         self._reported = self._begun = -1
-        self._checked = self._at_once = False
+        self._checked = False
         self._source = None if model is None else Path(model).resolve() if isinstance(model, str | Path) else model
         self._graph, self._system = graph, system
-        particles = add_extended_particles(system, self.bias.extended)
+        self._extended = ExtendedVariables(self.evaluator, self.temperature, elsewhere=tuple(forces))
+        self._extended.add_particles(system)
         self._computation = Computation(
             self.evaluator,
             module,
             self._atoms,
             external=external,
-            extended=particles,
+            extended=self._extended.of_first_walker,
             periodic=periodic,
             box=host.default_box(system) if periodic else None,
             recipe=NOT_BY_ITSELF,
         )
+        self._loop = SimulationLoop(self._computation, self.names, self.pace, self.temperature)
         if chosen == "torchforce":
-            everything = None if self._atoms is None else [*self._atoms, *particles.values()]
+            everything = None if self._atoms is None else [*self._atoms, *self._extended.particles[0].tolist()]
             self.force = make_force(self.evaluator, chosen, everything)
         else:
             self.force = self._computation.force()
+        self._loop.force = self.force
         self.force.setForceGroup(host.free_group(system))
         system.addForce(self.force)
 
@@ -197,22 +200,9 @@ class Sampling:
         step = simulation.currentStep
         if step == self._reported:
             return  # it is among the reporters twice
-        # Another reporter may have asked for the energy here, and steps lie between this and the biases' last change.
-        self.evaluator.arm_memo()
-        variables, last = self._observe(simulation.context), self.evaluator.last
-        if self._output is None or last is None:
+        if self._output is None:
             raise UqbiasError("a report before describeNextReport", "append this object to simulation.reporters")
-        row = [float(values[0]) for values in (last.driver, last.energy, last.judge, last.bias)]
-        self._refuse_broken(step)
-        probe = host.probe_of_all_forces(simulation.context, self.force, self.evaluator, self._atoms)
-        self.bias.update(step, variables[None], probe)
-        self._output.write_hills()
-        if step % self.stride == 0:
-            self._output.write_row(state.getTime()._value, row, variables.tolist())
-        if self._at_once:
-            self.evaluator.disarm_memo()
-        else:
-            self.evaluator.arm_memo()
+        self._loop.observe_in(simulation, state.getTime()._value, [self._output])
         self._reported = self._begun = step
         if self._snapshot is not None and step % self._snapshot[1] == 0:
             self.save(simulation, self._snapshot[0])
@@ -234,9 +224,9 @@ class Sampling:
         try:
             simulation.step(steps)
         except openmm.OpenMMException as error:
-            self._reraise()
+            self._loop.reraise()
             # A coordinate that is NaN is what OpenMM sees of it.
-            self._refuse_broken(simulation.currentStep)
+            self._loop.refuse_broken(simulation.currentStep)
             if "NaN" in str(error):
                 raise UqbiasError(f"after step {simulation.currentStep}: {error}", host.BROKEN) from error
             raise
@@ -247,7 +237,8 @@ class Sampling:
     def getCollectiveVariables(self, simulation: Any) -> tuple[float, ...]:  # noqa: N802
         """Values of the variables of the biases at the current positions, in the order of ``names``."""
         self._check(simulation)
-        return tuple(self._observe(simulation.context).tolist())
+        self._loop.evaluate(simulation.context)
+        return tuple(self._loop.variables().tolist())
 
     def free_energy(self, x: NDArray[Any] | None = None) -> tuple[Array, Array]:
         """Free energy that the first bias with an estimate gives, kJ/mol; see its ``free_energy``."""
@@ -273,7 +264,7 @@ class Sampling:
         """
         from openmm import unit
 
-        added = self._computation.extended
+        added = self._extended
         x = np.asarray(host.value(positions), dtype=np.float64)
         if len(x) + len(added) != self._system.getNumParticles():
             raise UqbiasError(
@@ -284,10 +275,8 @@ class Sampling:
         if not added:
             return topology, x * unit.nanometer
         self._computation.evaluate(x, self._computation.box, narrow=False)
-        found = self._last_variables()
-        for one in self.bias.extended:
-            x[added[one.name], 0] = found[self.names.index(one.of)]
-        return extend_topology(topology, list(added)), x * unit.nanometer
+        added.put(x, self._loop.variables()[None])
+        return added.extend_topology(topology), x * unit.nanometer
 
     def save(self, simulation: Any, path: str | Path) -> None:
         """Write a snapshot: one file, atomically, with all that `load` needs to go on.
@@ -298,9 +287,8 @@ class Sampling:
         check_file(Path(path))
         if self._output is None:
             self._open(simulation)
-        arrays = state_of_context(simulation.context) | self.evaluator.memo()
-        own = {"step": int(simulation.currentStep), **self._settings(simulation)}
-        write_snapshot(path, host.atomic_numbers(simulation), own, arrays, self.bias)
+        self._loop.step = int(simulation.currentStep)
+        self._loop.save_state(path, simulation.context, host.atomic_numbers(simulation), {})
 
     def load(self, simulation: Any, path: str | Path) -> None:
         """Go on from a snapshot, with Simulation and biases made the same way; HILLS and COLVAR are put back to it.
@@ -317,19 +305,18 @@ class Sampling:
             bad or has other columns; then nothing was changed.
         """
         self._check(simulation)
-        timestep = host.timestep_fs(simulation)
-        numbers, particles = host.atomic_numbers(simulation), simulation.system.getNumParticles()
-        own, arrays = open_snapshot(path, numbers, self._settings(simulation), self.bias, particles)
-        rows = kept_rows(self._colvar, self.names, timestep, float(arrays["time"]))
-        restore_bias(path, self.bias, arrays)
-        restore_context(path, simulation.context, arrays)
-        self.evaluator.restore_memo(arrays)
-        self.evaluator.broken[:] = False
-        self._reported = self._begun = own["step"]
+        timestep, rows = self._loop.timestep_fs, None
+
+        def check_rows(arrays: Mapping[str, Any]) -> None:
+            nonlocal rows
+            rows = kept_rows(self._colvar, self.names, timestep, float(arrays["time"]))
+
+        step = self._loop.load_state(path, simulation.context, host.atomic_numbers(simulation), {}, check_rows)["step"]
+        self._reported = self._begun = step
         if self._output is not None:
             self._output.close()
-        rewind(self._hills, self._colvar, rows, timestep, own["step"])
-        self._output = Output(self._hills, self._colvar, self.names, timestep, append=True)
+        rewind(self._hills, self._colvar, rows, timestep, step)
+        self._open_files(append=True)
 
     def serialize(self, system: Any) -> str:
         """XML of a System with this force, to be deserialised in any process, with the biases as they are now.
@@ -347,59 +334,26 @@ class Sampling:
 
     def _check(self, simulation: Any) -> None:
         """What can only be seen once there is a Simulation."""
+        self._loop.timestep_fs = host.timestep_fs(simulation)
         if self._checked:
             return
         host.check_elements(simulation, self._atoms, self.evaluator.numbers)
-        if self.bias.extended:
-            refuse_company(simulation.system, self.bias.extended[0].name)
+        self._extended.refuse_company(simulation.system)
         if self._computation.box is not None:
             vectors = simulation.context.getState().getPeriodicBoxVectors(asNumpy=True)
             self._computation.box = np.asarray(vectors._value, dtype=np.float64)
-        self._at_once = host.compares_energies(simulation)
+        self._loop.at_once = host.compares_energies(simulation)
         self.evaluator.broken[:] = False
         self._checked = True
 
     def _open(self, simulation: Any) -> None:
-        timestep = host.timestep_fs(simulation)
         if self._restart:
-            set_timestep(self._hills, timestep)
-        self._output = Output(self._hills, self._colvar, self.names, timestep, append=self._restart)
+            set_timestep(self._hills, self._loop.timestep_fs)
+        self._open_files(append=self._restart)
 
-    def _observe(self, context: Any) -> Array:
-        """[C] variables at the current positions, from an evaluation of this force alone."""
-        import openmm
-
-        try:
-            context.getState(forces=True, groups={self.force.getForceGroup()})
-        except openmm.OpenMMException:
-            self._reraise()
-            raise
-        if self.evaluator.last is None:
-            raise UqbiasError(
-                "the force of these biases is not in the simulation's System",
-                "make the Simulation from the System that they were made with, after it",
-            )
-        return self._last_variables()
-
-    def _refuse_broken(self, step: int) -> None:
-        if self.evaluator.last is not None:
-            variables = dict(zip(self.names, self._last_variables().tolist(), strict=True))
-            energy = float(self.evaluator.last.energy[0])
-            host.refuse_broken(step, self.pace, self.evaluator.broken, variables, energy)
-
-    def _last_variables(self) -> Array:
-        last = self.evaluator.last
-        found = np.zeros(0) if last is None else last.variables[0].detach().cpu().numpy()
-        return np.asarray(found[: len(self.names)], dtype=np.float64)
-
-    def _settings(self, simulation: Any) -> dict[str, float]:
-        return {"timestep_fs": host.timestep_fs(simulation), "temperature": self.temperature}
-
-    def _reraise(self) -> None:
-        self.evaluator.reraise()
-        error, self._computation.exception = self._computation.exception, None
-        if error is not None:
-            raise error
+    def _open_files(self, *, append: bool) -> None:
+        timestep = self._loop.timestep_fs
+        self._output = Output(self._hills, self._colvar, self.names, timestep, stride=self.stride, append=append)
 
     def _recipe(self) -> Recipe:
         if isinstance(self._source, torch.nn.Module):

@@ -1,15 +1,14 @@
-"""Extended variables: OpenMM particles whose x coordinate in nm is the value, for walkers and for the user's System."""
+"""Extended variables: OpenMM particles whose x coordinate in nm is the value, for walkers and in the user's System."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from uqbias.bias.base import Extended
 from uqbias.compile.fused import FusedEvaluator
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.units import kt
@@ -18,31 +17,97 @@ Array = NDArray[np.float64]
 
 
 class ExtendedVariables:
-    """The W*K particles that follow the W*N atoms, walker after walker.
+    """The K extended variables of each walker, as particles.
 
     Parameters
     ----------
-    evaluator : its input columns must be extended variables of its bias.
+    evaluator : evaluator of W walkers; the extended variables are those of its bias, in the order of its input columns.
     temperature : K, of their velocities.
+    elsewhere : names of input columns that come from Forces.
+
+    Attributes
+    ----------
+    particles : [W, K] index of each in the System, see `add_particles`.
 
     Raises
     ------
     UqbiasError
-        If the bias acts on a variable that nobody gives.
+        If one of the bias's variables is neither of the model, nor computed in the graph, nor extended, nor elsewhere.
     """
 
-    def __init__(self, evaluator: FusedEvaluator, temperature: float) -> None:
+    def __init__(self, evaluator: FusedEvaluator, temperature: float, elsewhere: Sequence[str] = ()) -> None:
+        known = {one.name: one for one in getattr(evaluator.bias, "extended", ())}
+        for name in evaluator.input_names:
+            if name not in known and name not in elsewhere:
+                given = [other for other in evaluator.names if other not in evaluator.input_names]
+                raise UqbiasError(
+                    f"the bias acts on '{name}', a variable that nobody defines",
+                    did_you_mean(name, ["driver", "judge", "energy", *given]) + "; or define it among the variables",
+                )
         self.evaluator = evaluator
-        self.variables = find_extended(evaluator)
+        self.variables = [known[name] for name in evaluator.input_names if name in known]
+        self.particles = np.zeros((evaluator.n_walkers, 0), dtype=np.int64)
         self._sigma = np.sqrt(kt(temperature) / np.array([one.mass for one in self.variables], dtype=np.float64))
-        self._first = evaluator.n_walkers * evaluator.n_atoms
 
     def __len__(self) -> int:
         return len(self.variables)
 
-    def add_particles(self, system: Any) -> list[int]:
-        """Add the particles to an openmm.System; returns their indices."""
-        return [system.addParticle(one.mass) for _ in range(self.evaluator.n_walkers) for one in self.variables]
+    @property
+    def of_first_walker(self) -> dict[str, int]:
+        """Name of each variable to the index of its particle."""
+        return {one.name: int(index) for one, index in zip(self.variables, self.particles[0], strict=True)}
+
+    def add_particles(self, system: Any) -> None:
+        """Add the particles to an openmm.System, walker after walker, without any interaction of their own.
+
+        Raises
+        ------
+        UqbiasError
+            If the System has a barostat, which would scale a variable with the box; a CMMotionRemover, which would
+            shift it with the atoms; or a force that cannot be told to leave a particle alone. It is then as it was.
+        """
+        if not self.variables:
+            return
+        self.refuse_company(system)
+        for force in system.getForces():
+            _check_force(force, self.variables[0].name)
+        masses = [[one.mass for one in self.variables]] * self.evaluator.n_walkers
+        self.particles = np.array([[system.addParticle(mass) for mass in row] for row in masses], dtype=np.int64)
+        for force in system.getForces():
+            kind = type(force).__name__
+            for _ in range(self.particles.size):
+                if kind == "NonbondedForce":
+                    force.addParticle(0.0, 0.1, 0.0)
+                elif kind == "CustomNonbondedForce":
+                    force.addParticle([0.0] * force.getNumPerParticleParameters())
+
+    def refuse_company(self, system: Any) -> None:
+        """Raise UqbiasError for a barostat or a CMMotionRemover beside an extended variable."""
+        for force in system.getForces() if self.variables else ():
+            kind, name = type(force).__name__, self.variables[0].name
+            if "Barostat" in kind:
+                raise UqbiasError(
+                    f"{kind} beside the extended variable '{name}', which it would scale with the box",
+                    "equilibrate the volume first and remove the barostat, or choose metadynamics or opes",
+                )
+            if kind == "CMMotionRemover":
+                raise UqbiasError(
+                    f"CMMotionRemover beside the extended variable '{name}', which it would shift with the atoms",
+                    "createSystem(..., removeCMMotion=False)",
+                )
+
+    def put(self, positions: Array, variables: Array, walkers: Iterable[int] = (0,)) -> None:
+        """Put the extended variables of some walkers where the variables are that they follow.
+
+        Parameters
+        ----------
+        positions : [P, 3] nm, changed in place.
+        variables : [W, C] values of the evaluator's variables.
+        """
+        columns = [self.evaluator.names.index(one.of) for one in self.variables]
+        for walker in walkers:
+            positions[self.particles[walker]] = 0.0
+            positions[self.particles[walker], 0] = variables[walker, columns]
 
     def follow(self, positions: Array, velocities: Array, walkers: Mapping[int, np.random.Generator]) -> None:
         """Put the extended variables of some walkers where the atoms are, with thermal velocities.
@@ -54,101 +119,29 @@ class ExtendedVariables:
         """
         if not self.variables:
             return
-        w, n, k = self.evaluator.n_walkers, self.evaluator.n_atoms, len(self)
+        w, n = self.evaluator.n_walkers, self.evaluator.n_atoms
         atoms = torch.as_tensor(positions[: w * n].reshape(w, n, 3))
         # Here the extended variables are still at 0, and pull at the atoms as they never will.
         broken = self.evaluator.broken.copy()
         values = self.evaluator.evaluate(atoms).variables.double().cpu().numpy()
         self.evaluator.broken[:] = broken
-        for place, one in enumerate(self.variables):
-            column = self.evaluator.names.index(one.of)
-            for walker, random in walkers.items():
-                particle = self._first + walker * k + place
-                positions[particle] = (values[walker, column], 0.0, 0.0)
-                # Along y and z nothing pulls; at rest there the particle starts where it will be looked at.
-                velocities[particle] = (self._sigma[place] * random.normal(), 0.0, 0.0)
+        self.put(positions, values, walkers)
+        for walker, random in walkers.items():
+            # Along y and z nothing pulls; at rest there a particle starts where it will be looked at.
+            velocities[self.particles[walker]] = 0.0
+            velocities[self.particles[walker], 0] = self._sigma * random.normal(size=len(self))
 
     def not_finite(self, positions: Array) -> NDArray[np.int64]:
         """[W] number of extended variables that are not finite."""
-        x = positions[self._first :, 0].reshape(self.evaluator.n_walkers, len(self))
-        return np.asarray((~np.isfinite(x)).sum(axis=1), dtype=np.int64)
+        return np.asarray((~np.isfinite(positions[self.particles, 0])).sum(axis=1), dtype=np.int64)
 
-
-def find_extended(evaluator: FusedEvaluator) -> list[Extended]:
-    """Extended variables of the evaluator's bias, in the order of its input columns.
-
-    Raises
-    ------
-    UqbiasError
-        If one of its variables is neither of the model, nor computed in the graph, nor extended.
-    """
-    known = {one.name: one for one in getattr(evaluator.bias, "extended", ())}
-    found = []
-    for name in evaluator.input_names:
-        if name not in known:
-            given = [other for other in evaluator.names if other not in evaluator.input_names]
-            raise UqbiasError(
-                f"the bias acts on '{name}', a variable that nobody defines",
-                did_you_mean(name, ["driver", "judge", "energy", *given]) + "; or define it among the variables",
-            )
-        found.append(known[name])
-    return found
-
-
-def add_extended_particles(system: Any, extended: Sequence[Extended]) -> dict[str, int]:
-    """Add one particle for each extended variable, without any interaction of its own.
-
-    Returns
-    -------
-    dict
-        Name of the variable to the index of its particle.
-
-    Raises
-    ------
-    UqbiasError
-        If the System has a barostat, which would scale the variable with the box; a CMMotionRemover, which would shift
-        it with the atoms; or a force that cannot be told to leave a particle alone.
-    """
-    if not extended:
-        return {}
-    refuse_company(system, extended[0].name)
-    for force in system.getForces():
-        _check_force(force, extended[0].name)
-    particles = {}
-    for one in extended:
-        particles[one.name] = int(system.addParticle(one.mass))
-        for force in system.getForces():
-            kind = type(force).__name__
-            if kind == "NonbondedForce":
-                force.addParticle(0.0, 0.1, 0.0)
-            elif kind == "CustomNonbondedForce":
-                force.addParticle([0.0] * force.getNumPerParticleParameters())
-    return particles
-
-
-def refuse_company(system: Any, name: str) -> None:
-    """Raise UqbiasError for a barostat or a CMMotionRemover beside the extended variable ``name``."""
-    for force in system.getForces():
-        kind = type(force).__name__
-        if "Barostat" in kind:
-            raise UqbiasError(
-                f"{kind} beside the extended variable '{name}', which it would scale with the box",
-                "equilibrate the volume first and remove the barostat, or choose metadynamics or opes",
-            )
-        if kind == "CMMotionRemover":
-            raise UqbiasError(
-                f"CMMotionRemover beside the extended variable '{name}', which it would shift with the atoms",
-                "createSystem(..., removeCMMotion=False)",
-            )
-
-
-def extend_topology(topology: Any, names: Sequence[str]) -> Any:
-    """A copy of an openmm.app.Topology with one atom without element more for each name."""
-    extended = _copied(topology)
-    residue = extended.addResidue("LAM", extended.addChain())
-    for name in names:
-        extended.addAtom(name, None, residue)
-    return extended
+    def extend_topology(self, topology: Any) -> Any:
+        """A copy of an openmm.app.Topology with one atom more, without element, for each variable of one walker."""
+        extended = _copied(topology)
+        residue = extended.addResidue("LAM", extended.addChain())
+        for one in self.variables:
+            extended.addAtom(one.name, None, residue)
+        return extended
 
 
 def _copied(topology: Any) -> Any:

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from uqbias.bias.base import Bias
 from uqbias.compile.fused import FusedEvaluator
 from uqbias.errors import UqbiasError
 from uqbias.md.constraints import TOLERANCE, Projector, choose_constraints
 from uqbias.md.extended import ExtendedVariables
 from uqbias.md.force import make_force
-from uqbias.md.guards import Guard, Violation, refuse_endless
+from uqbias.md.guards import Guard, Violation
+from uqbias.md.loop import Array, ChooseRestart, Look, StepLoop, look_of
 from uqbias.md.stack import available_platforms, check_platform, choose_backend
 from uqbias.molecule.topology import Topology
-from uqbias.runs.observation import ExternalBias, GuardEvent, Observation, Observer
-from uqbias.runs.snapshot import read_snapshot, restore_context, state_of_context, write_snapshot
+from uqbias.runs.observation import ExternalBias, Observation, Observer
 from uqbias.units import kt
 
-Array = NDArray[np.float64]
-#: Chooses the safe frame a walker restarts from: (walker, safe frames [n, N, 3] nm, generator) -> index.
-ChooseRestart = Callable[[int, Array, np.random.Generator], int]
 
-
-class Walkers:
+class Walkers(StepLoop):
     """MD of W walkers with LangevinMiddle (Zhang et al., J. Phys. Chem. A 123, 6056, 2019) or Verlet dynamics.
 
     On the Reference platform the same seed gives bit-identical runs (one Walkers object at a time in a process, since
@@ -50,13 +45,11 @@ class Walkers:
     safe_frames : [n, N, 3] nm, where stopped walkers restart; ``positions`` if None.
     choose_restart : chooses among them; uniformly at random if None.
     external : further forces on the walkers, beside the evaluator's.
-    seed : of velocities, noise and restarts.
+    seed : seed of velocities, noise and restarts.
 
     Attributes
     ----------
     context : openmm.Context of the W*N particles, walker after walker, and then of the extended variables.
-    step : MD steps so far.
-    events : what the guard stopped so far.
 
     Raises
     ------
@@ -85,25 +78,26 @@ class Walkers:
     ) -> None:
         import openmm
 
-        self.topology, self.evaluator, self.guard = topology, evaluator, guard
-        self.bias = cast("Bias | None", evaluator.bias)
-        self.temperature, self.timestep_fs, self.seed = float(temperature), float(timestep_fs), int(seed)
-        self.step = 0
-        self.events: list[GuardEvent] = []
-        self._choose_restart = choose_restart
-        self._external = external
         if tuple(topology.numbers) != tuple(evaluator.numbers):
             raise UqbiasError(
                 f"topology with elements {topology.numbers}, model with {evaluator.numbers}",
                 "use the topology that the model was trained on, in the same order of atoms",
             )
+        self.topology, self.evaluator = topology, evaluator
         start = self._frames(positions, "positions")
-        self.safe_frames = start if safe_frames is None else self._frames(safe_frames, "safe_frames")
+        super().__init__(
+            evaluator.n_walkers,
+            timestep_fs,
+            temperature,
+            evaluator=evaluator,
+            guard=guard,
+            safe_frames=start if safe_frames is None else self._frames(safe_frames, "safe_frames"),
+            choose_restart=choose_restart,
+            seed=int(seed),
+        )
         self._check_safe_frames()
-        self._rngs = [np.random.default_rng([self.seed, walker]) for walker in range(self.n_walkers)]
-        self._in_a_row = np.zeros(self.n_walkers, dtype=int)
         self._parked: dict[int, Violation] = {}
-        self._observed_start = False
+        self._external = external
 
         masses = topology.masses()
         self._sigma = np.sqrt(kt(self.temperature) / masses)[:, None]
@@ -129,7 +123,7 @@ class Walkers:
         else:
             integrator = openmm.LangevinMiddleIntegrator(self.temperature, float(friction_per_ps), timestep)
             # 0 would make OpenMM choose a seed of its own.
-            integrator.setRandomNumberSeed(int(np.random.default_rng(self.seed).integers(1, 2**31 - 1)))
+            integrator.setRandomNumberSeed(int(np.random.default_rng(int(seed)).integers(1, 2**31 - 1)))
         integrator.setConstraintTolerance(TOLERANCE)
         # The default of GPU platforms, single precision, would lose the small moves of a 0.5 fs step.
         properties = {"Precision": "mixed"} if "Precision" in chosen.getPropertyNames() else {}
@@ -140,69 +134,26 @@ class Walkers:
         )
 
     @property
-    def n_walkers(self) -> int:
-        """W."""
-        return int(self.evaluator.n_walkers)
-
-    @property
     def n_atoms(self) -> int:
         """N."""
         return len(self.topology)
 
-    @property
-    def time_ps(self) -> float:
-        """Time simulated so far by each walker, ps."""
-        return self.step * self.timestep_fs * 1e-3
-
     def run(self, steps: int, *, pace: int, observers: Sequence[Observer] = ()) -> None:
-        """Run ``steps`` steps and observe the walkers every ``pace`` steps, before the first step too.
-
-        Each MD step costs one evaluation; an observation costs none, since the evaluation it makes is handed to the
-        integrator's next step. At an observation come, in this order: the guard, the bias update, the observers, the
-        restarts.
-
-        Parameters
-        ----------
-        steps : a multiple of ``pace``.
-        pace : steps between observations; a divisor of the bias's own pace.
-        observers : called with each `Observation`.
-
-        Raises
-        ------
-        UqbiasError
-            If the numbers do not divide, or a walker breaks again and again however it is restarted.
-        """
-        if pace < 1 or steps % pace:
-            raise UqbiasError(f"{steps} steps observed every {pace}", "give a number of steps that is a multiple of it")
-        if self.bias is not None and not self.bias.frozen and self.bias.pace and self.bias.pace % pace:
-            raise UqbiasError(
-                f"observing every {pace} steps misses updates of a bias with pace {self.bias.pace}",
-                "observe at a divisor of the bias's pace",
-            )
-        if not self._observed_start:
-            self._observe(observers)
-            self._observed_start = True
-        for _ in range(steps // pace):
-            self._advance(pace)
-            self.step += pace
-            self._observe(observers)
+        first = [] if self._external is None else [self._update_external]
+        super().run(steps, pace=pace, observers=[*first, *observers])
 
     def save(self, path: str | Path) -> None:
         """Write a snapshot: one file, atomically, with all that a later `load` needs to go on.
 
         Positions, velocities, extended variables, the state of integrator and random numbers, the bias, the step.
         """
-        own = {
-            "step": self.step,
+        facts = {
             "observed_start": self._observed_start,
             "in_a_row": self._in_a_row.tolist(),
             "random": [rng.bit_generator.state for rng in self._rngs],
             "walkers": self.n_walkers,
-            "timestep_fs": self.timestep_fs,
-            "temperature": self.temperature,
         }
-        arrays = state_of_context(self.context) | self.evaluator.memo()
-        write_snapshot(path, self.topology.numbers, own, arrays, self.bias)
+        self.save_state(path, self.context, self.topology.numbers, facts)
 
     def load(self, path: str | Path) -> None:
         """Go on from a snapshot, made by a `Walkers` of the same settings.
@@ -214,14 +165,11 @@ class Walkers:
         UqbiasError
             If the file is not a whole snapshot, or one of another system or other settings.
         """
-        settings = {"walkers": self.n_walkers, "timestep_fs": self.timestep_fs, "temperature": self.temperature}
-        own, arrays = read_snapshot(path, self.topology.numbers, settings, self.bias)
-        restore_context(path, self.context, arrays)
-        self.step, self._observed_start = own["step"], own["observed_start"]
-        self._in_a_row = np.array(own["in_a_row"], dtype=int)
-        for rng, state in zip(self._rngs, own["random"], strict=True):
+        facts = self.load_state(path, self.context, self.topology.numbers, {"walkers": self.n_walkers})
+        self._observed_start = facts["observed_start"]
+        self._in_a_row = np.array(facts["in_a_row"], dtype=int)
+        for rng, state in zip(self._rngs, facts["random"], strict=True):
             rng.bit_generator.state = state
-        self.evaluator.restore_memo(arrays)
 
     def snapshot(self, walker: int) -> tuple[Array, Array]:
         """Positions [N, 3] nm and velocities [N, 3] nm/ps of one walker, to be put back by `place`."""
@@ -248,7 +196,7 @@ class Walkers:
         # The masses are in _sigma: (v/sigma)² has mean 1 per degree of freedom at the temperature of the thermostat.
         return np.asarray(((v / self._sigma) ** 2).sum(axis=(1, 2)) / freedom * self.temperature, dtype=np.float64)
 
-    def _observe(self, observers: Sequence[Observer]) -> None:
+    def look(self) -> Look:
         import openmm
 
         # Forces, not the energy: these are what makes OpenMM evaluate; E, u and V come along in the evaluator.
@@ -259,69 +207,37 @@ class Walkers:
             if not self._park():
                 raise
             state = self.context.getState(positions=True, forces=True)
-        positions = self._of_atoms(_array(state.getPositions(asNumpy=True))).copy()
-        if (last := self.evaluator.last) is None:
+        if self.evaluator.last is None:
             raise UqbiasError("the force made no evaluation", "leave the Context's force groups as they are")
-        energy, driver, judge, bias, variables = (
-            values.detach().cpu().numpy().astype(np.float64)
-            for values in (last.energy, last.driver, last.judge, last.bias, last.variables)
-        )
-        violations: list[Violation] = []
-        if self.guard is not None:
-            violations = [
-                self._parked.get(violation.walker, violation)
-                for violation in self.guard.check(
-                    positions,
-                    driver,
-                    judge,
-                    self.evaluator.broken | np.isin(np.arange(self.n_walkers), [*self._parked]),
-                )
-            ]
+        positions = self._of_atoms(_array(state.getPositions(asNumpy=True))).copy()
+        parked = np.isin(np.arange(self.n_walkers), [*self._parked])
+        return look_of(self.evaluator, positions, self.evaluator.broken | parked)
+
+    def check(self, look: Look) -> list[Violation]:
+        violations = [self._parked.get(violation.walker, violation) for violation in super().check(look)]
         self._parked.clear()
-        self.evaluator.broken[:] = False
-        restarted = np.zeros(self.n_walkers, dtype=bool)
-        restarted[[violation.walker for violation in violations]] = True
-        if self.bias is not None:
-            seen = np.where(restarted[:, None], np.nan, variables)
-            self.bias.update(self.step, seen, self.evaluator.probe)
-        if self._external is not None:
-            self._external.update(self.context, self.step, positions[~restarted])
-        events = tuple(self._event(violation) for violation in violations)
-        self.events += events
-        observation = Observation(
-            self.step,
-            self.time_ps,
-            positions,
-            energy,
-            driver,
-            judge,
-            bias,
-            restarted,
-            variables,
-            self.evaluator.names,
-            events,
-        )
-        for observer in observers:
-            observer(observation)
-        self.evaluator.arm_memo()
-        self._in_a_row = np.where(restarted, self._in_a_row + 1, 0)
-        if events:
-            self._restart(events)
+        return violations
 
-    def _event(self, violation: Violation) -> GuardEvent:
-        walker = violation.walker
-        rng = self._rngs[walker]
-        if self._choose_restart is None:
-            frame = int(rng.integers(len(self.safe_frames)))
-        else:
-            frame = int(self._choose_restart(walker, self.safe_frames, rng))
-        return GuardEvent(self.step, self.time_ps, walker, violation.reason, violation.values, frame)
+    def restart(self, frames: Mapping[int, Array]) -> None:
+        self._place({walker: self._project(frame, self._thermal(walker)) for walker, frame in frames.items()})
 
-    def _restart(self, events: Sequence[GuardEvent]) -> None:
-        refuse_endless(events, self._in_a_row)
-        self._place(
-            {e.walker: self._project(self.safe_frames[e.restart_frame], self._thermal(e.walker)) for e in events}
-        )
+    def advance(self, steps: int) -> None:
+        """Integrate; a walker whose coordinates overflow waits on a safe frame for the next observation."""
+        import openmm
+
+        end = self.context.getStepCount() + steps
+        while (left := end - self.context.getStepCount()) > 0:
+            try:
+                self._integrator.step(left)
+            except openmm.OpenMMException:
+                self.evaluator.reraise()
+                if not self._park():
+                    raise
+
+    def _update_external(self, observation: Observation) -> None:
+        assert self._external is not None
+        moving = observation.positions[~observation.restarted]
+        self._external.update(self.context, observation.step, moving)
 
     def _place(self, placed: dict[int, tuple[Array, Array]]) -> None:
         state = self.context.getState(positions=True, velocities=True)
@@ -363,19 +279,6 @@ class Walkers:
                 "remove it, or widen the guard",
             )
 
-    def _advance(self, steps: int) -> None:
-        """Integrate; a walker whose coordinates overflow waits on a safe frame for the next observation."""
-        import openmm
-
-        end = self.context.getStepCount() + steps
-        while (left := end - self.context.getStepCount()) > 0:
-            try:
-                self._integrator.step(left)
-            except openmm.OpenMMException:
-                self.evaluator.reraise()
-                if not self._park():
-                    raise
-
     def _park(self) -> bool:
         """Put walkers with coordinates that are not finite on a safe frame; False if that is not what went wrong.
 
@@ -388,7 +291,7 @@ class Walkers:
         if self.guard is None or not bad:
             return False
         self._parked |= {walker: Violation(walker, "not_finite", {"atoms": float(atoms[walker])}) for walker in bad}
-        self._place({walker: self._project(self.safe_frames[0], self._thermal(walker)) for walker in bad})
+        self.restart(dict.fromkeys(bad, self.safe_frames[0]))
         return True
 
 

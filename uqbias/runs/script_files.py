@@ -1,4 +1,4 @@
-"""HILLS and COLVAR of a run in somebody's own Simulation."""
+"""HILLS and COLVAR of a run in the user's Simulation."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from uqbias.bias.metad import MetaD, metadynamics_parts
 from uqbias.errors import UqbiasError
 from uqbias.files import write_text
 from uqbias.runs.hills import HillsFile, hills_header, hills_lines, read_hills
+from uqbias.runs.observation import Observation
 from uqbias.runs.plumed_files import check_columns, read_text
 from uqbias.runs.series import ColvarFiles, rows_until
 
@@ -73,6 +74,7 @@ class Output:
     colvar : None to write none.
     names : of the variables of the bias.
     timestep_fs : to convert steps to time.
+    stride : steps between rows of COLVAR.
     append : continue the files: the hills that the biases have are in them.
     """
 
@@ -83,23 +85,22 @@ class Output:
         names: Sequence[str],
         timestep_fs: float,
         *,
+        stride: int,
         append: bool,
     ) -> None:
         if not append:
             for path in [*(path for path, _ in hills), *([] if colvar is None else [Path(colvar)])]:
                 back_up(path)
+        self._stride = stride
         self._hills = [HillsFile(path, bias, timestep_fs, append=append) for path, bias in hills]
         self._colvar = None if colvar is None else ColvarFiles(colvar, 1, names=names, append=append)
 
-    def write_hills(self) -> None:
-        """Write the hills that came since the last call."""
+    def __call__(self, observation: Observation) -> None:
+        """Write the hills that came, and every ``stride`` steps a row of COLVAR."""
         for file in self._hills:
             file()
-
-    def write_row(self, time_ps: float, values: Sequence[float], variables: Sequence[float]) -> None:
-        """Write one row of COLVAR: u, energy, uncertainty and bias, and the variables of the bias."""
-        if self._colvar is not None:
-            self._colvar.row(0, time_ps, values, variables, restarted=False)
+        if self._colvar is not None and observation.step % self._stride == 0:
+            self._colvar(observation)
 
     def close(self) -> None:
         """Close the files."""

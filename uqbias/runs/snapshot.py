@@ -44,7 +44,7 @@ def write_snapshot(
     Parameters
     ----------
     numbers : atomic numbers of the molecule.
-    own : JSON-able facts of the run; `read_snapshot` compares some of them.
+    own : JSON-able facts of the run; `open_snapshot` compares some of them.
     arrays : everything else.
     bias : its checkpoint goes in too.
     """
@@ -58,15 +58,6 @@ def write_snapshot(
         "own": dict(own),
     }
     write_arrays(path, {"manifest": np.array(json.dumps(manifest)), **arrays, **held})
-
-
-def read_snapshot(
-    path: str | Path, numbers: Sequence[int], settings: Mapping[str, Any], bias: Bias | None
-) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """`open_snapshot`, and `restore_bias` of what it holds."""
-    own, arrays = open_snapshot(path, numbers, settings, bias)
-    restore_bias(path, bias, arrays)
-    return own, arrays
 
 
 def open_snapshot(
@@ -130,8 +121,11 @@ def open_snapshot(
         array = arrays.get(name)
         if not isinstance(array, np.ndarray) or not _fits(array.shape, shape):
             raise UqbiasError(f"{path} is not a whole snapshot (without {name})", cure)
-    if particles is not None:
-        _check_particles(path, arrays, particles)
+    if particles is not None and len(arrays["positions"]) != particles:
+        raise UqbiasError(
+            f"{path} has {len(arrays['positions'])} particles, this system {particles}",
+            "give the snapshot of this system",
+        )
     return own, arrays
 
 
@@ -173,20 +167,14 @@ def state_of_context(context: Any) -> dict[str, NDArray[Any]]:
     }
 
 
-def restore_context(path: str | Path, context: Any, arrays: Mapping[str, NDArray[Any]]) -> bool:
+def restore_context(context: Any, arrays: Mapping[str, NDArray[Any]]) -> bool:
     """Put the state of a Context back; returns whether random numbers go on too.
 
     OpenMM's checkpoint is read by the same platform and version only. Elsewhere the run goes on from the same
     positions and velocities with other random numbers.
-
-    Raises
-    ------
-    UqbiasError
-        If the numbers of particles differ.
     """
     import openmm
 
-    _check_particles(path, arrays, context.getSystem().getNumParticles())
     if str(arrays["platform"]) == f"{context.getPlatform().getName()} {openmm.Platform.getOpenMMVersion()}":
         # Another GPU, or another integrator, refuses it.
         with contextlib.suppress(openmm.OpenMMException):
@@ -198,13 +186,6 @@ def restore_context(path: str | Path, context: Any, arrays: Mapping[str, NDArray
     context.setTime(float(arrays["time"]))
     context.setStepCount(int(arrays["step_count"]))
     return False
-
-
-def _check_particles(path: str | Path, arrays: Mapping[str, NDArray[Any]], count: int) -> None:
-    if len(arrays["positions"]) != count:
-        raise UqbiasError(
-            f"{path} has {len(arrays['positions'])} particles, this system {count}", "give the snapshot of this system"
-        )
 
 
 def _description(bias: Bias | None) -> list[Any]:
