@@ -82,7 +82,7 @@ def test_snapshots_that_do_not_fit(tmp_path, tiny_model, tiny_positions):
     other, simulation = walled(1.0)
     other.save(simulation, tmp_path / "walled.npz")
     other, simulation = walled(5.0)
-    with pytest.raises(UqbiasError, match=r"upper_wall on u with at 1\.0, this run's has 5\.0"):
+    with pytest.raises(UqbiasError, match=r"upper_wall on driver with at 1\.0, this run's has 5\.0"):
         other.load(simulation, tmp_path / "walled.npz")
 
     path.write_bytes(path.read_bytes()[:2000])

@@ -139,7 +139,7 @@ def test_cv_force_in_openmms_own_metadynamics(tiny_model, tiny_positions):
 
 def test_cv_force_is_u_and_its_derivative(tiny_model, tiny_positions):
     system, topology, positions = caged_molecule(tiny_model, tiny_positions, field=False)
-    driver = openmm.CustomCVForce("3*u^2")
+    driver = openmm.CustomCVForce("3*driver^2")
     driver.addCollectiveVariable(
         "driver", uqbias.uncertainty_cv_force(tiny_model, ATOMS, runner="eager", dtype=torch.float64)
     )
@@ -190,7 +190,7 @@ def test_cv_force_in_xml(tmp_path, alanine_model, alanine_frames):
     system = openmm.System()
     for _ in range(23):
         system.addParticle(12.0)
-    driver = openmm.CustomCVForce("u^2")
+    driver = openmm.CustomCVForce("driver^2")
     force = uqbias.uncertainty_cv_force(path, list(range(1, 23)), runner="eager", dtype=torch.float64)
     driver.addCollectiveVariable("driver", force)
     system.addForce(driver)
