@@ -1,12 +1,37 @@
-"""Shared fixtures: one torch thread, a tiny model, one cache of compiled graphs per session."""
+"""Shared fixtures and the seed of every test: one torch thread, a tiny model, one cache of compiled graphs."""
 
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from molecules import ALANINE, ALANINE_PDB
 from tiny_model import TinyModel
 
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--seed", type=int, default=0, help="seed of the global random numbers of every test (default: 0)")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Set what a test or its fixtures draw without a generator of their own, whatever ran before."""
+    seed = item.config.getoption("seed")
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.manual_seed(seed)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    report = yield
+    if report.failed:
+        seed = item.config.getoption("seed")
+        report.sections.append(("Random numbers", f"pytest --seed {seed} '{item.nodeid}' draws the same ones"))
+    return report
 
 
 @pytest.fixture
@@ -32,7 +57,7 @@ def alanine_frames():
     """Labelled start frames of alanine dipeptide."""
     from uqbias.molecule.frames import read_frames
 
-    return read_frames(Path(__file__).parents[1] / "systems" / "alanine_dipeptide" / "start.xyz")
+    return read_frames(ALANINE / "start.xyz")
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +70,7 @@ def alanine_model(alanine_frames):
 
     frames = alanine_frames
     numbers = tuple(int(number) for number in frames.numbers)
-    topology = Topology.from_pdb(Path(__file__).parents[1] / "systems" / "alanine_dipeptide" / "structure.pdb")
+    topology = Topology.from_pdb(ALANINE_PDB)
     potential = PowerSpectrum(numbers, n_members=2, n_radial=5, n_channels=4, l_max=2, hidden=(16, 8)).double()
     energies, forces = frames.labels()
     positions = torch.tensor(frames.positions)

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from molecules import HYDROGENS_LAST, PEROXIDE, peroxide_geometries, peroxide_model
 from scipy.spatial.transform import Rotation
 
 from uqbias.attacks import relaxation
@@ -17,7 +18,6 @@ from uqbias.errors import UqbiasError
 from uqbias.model.inference import evaluate_frames
 from uqbias.oracles.base import Oracle, OracleError
 from uqbias.report.direction_plots import save_direction_figure
-from uqbias.testing.peroxide import peroxide_geometries, peroxide_model
 from uqbias.units import ANGSTROM, EV
 
 PAIRS = [(0, 1, 0.145), (0, 2, 0.097), (1, 3, 0.097), (0, 3, 0.19), (1, 2, 0.19)]
@@ -28,7 +28,7 @@ class Springs(Oracle):
     """Springs between atoms; some geometries cannot be labelled."""
 
     kind: ClassVar[str] = "springs"
-    numbers = (8, 8, 1, 1)
+    numbers = HYDROGENS_LAST.numbers
 
     def __init__(self, longest=None):
         self.longest = longest
@@ -347,6 +347,6 @@ def test_bad_options(model, frames, options, message):
 
 def test_oracle_of_another_molecule(model, frames):
     other = Springs()
-    other.numbers = (1, 8, 8, 1)
+    other.numbers = PEROXIDE.numbers
     with pytest.raises(UqbiasError, match="the springs oracle is for atoms"):
         directions(model, frames, other)

@@ -2,27 +2,24 @@
 
 import importlib.util
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from molecules import AMMONIA, AMMONIA_FOLDER
 
 from uqbias.errors import UqbiasError
 from uqbias.model.model import UncertaintyModel
-from uqbias.molecule.topology import Topology
 from uqbias.potentials.base import Potential
 from uqbias.uncertainty.base import build_uncertainty
 from uqbias.units import ANGSTROM, KCAL
 
-SYSTEM = Path(__file__).parents[2] / "systems" / "ammonia"
-TOPOLOGY = Topology((7, 1, 1, 1), ((0, 1), (0, 2), (0, 3)))
 BARRIER, RISE, BOND = 25.0, 0.037, 0.101
 
 
 @pytest.fixture(scope="module")
 def scores():
-    specification = importlib.util.spec_from_file_location("ammonia_evaluate", SYSTEM / "evaluate.py")
+    specification = importlib.util.spec_from_file_location("ammonia_evaluate", AMMONIA_FOLDER / "evaluate.py")
     module = importlib.util.module_from_spec(specification)
     sys.modules[specification.name] = module
     specification.loader.exec_module(module)
@@ -40,7 +37,7 @@ class Umbrella(Potential):
 
     def __init__(self, barrier=BARRIER, stiffness=2e5, depth=None):
         super().__init__()
-        self.numbers, self.n_members, self.n_latents, self.cutoff = TOPOLOGY.numbers, 2, 1, 1.0
+        self.numbers, self.n_members, self.n_latents, self.cutoff = AMMONIA.numbers, 2, 1, 1.0
         self.barrier, self.stiffness, self.depth = barrier, stiffness, depth
         self.one = torch.nn.Parameter(torch.ones(2, 1))
         self.register_buffer("energy_shift", torch.tensor(-100.0))
@@ -69,8 +66,8 @@ class Umbrella(Potential):
 
 
 def umbrella(**options):
-    judge = build_uncertainty("committee", {"quantity": "energy"}, TOPOLOGY, 1, 4)
-    return UncertaintyModel(Umbrella(**options), judge, TOPOLOGY).eval()
+    judge = build_uncertainty("committee", {"quantity": "energy"}, AMMONIA, 1, 4)
+    return UncertaintyModel(Umbrella(**options), judge, AMMONIA).eval()
 
 
 def test_barrier_of_a_known_surface(scores):

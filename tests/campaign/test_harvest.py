@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from molecules import ALANINE
 
 from uqbias.campaign.post_label import label_verdicts
 from uqbias.campaign.selection import STRATEGIES, Candidates, SelectionOptions, select
@@ -60,13 +61,11 @@ def test_angle_clash_and_stiff_torsion():
 
 
 def test_start_frames_of_alanine_dipeptide_are_physical():
-    from pathlib import Path
 
     from uqbias.molecule.frames import read_frames
 
-    folder = Path(__file__).parents[2] / "systems" / "alanine_dipeptide"
-    start = read_frames(folder / "start.xyz")
-    check = PhysicalFilter(Topology.from_pdb(folder / "structure.pdb"), start.positions, float(start.energies.mean()))
+    start = read_frames(ALANINE / "start.xyz")
+    check = PhysicalFilter(Topology.from_pdb(ALANINE / "structure.pdb"), start.positions, float(start.energies.mean()))
     assert set(check.verdicts(start.positions, start.energies)) == {PHYSICAL}
     assert not set(check.verdicts(start.positions * [1, 1, -1])) & {PHYSICAL}
 

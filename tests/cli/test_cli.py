@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import call, refused
+from molecules import HYDROGENS_LAST, peroxide_geometries, write_pdb
 
 from uqbias import __version__
 from uqbias.cli.models import set_key
@@ -16,10 +17,9 @@ from uqbias.doctor import Row
 from uqbias.model.model import UncertaintyModel
 from uqbias.molecule.frames import Frames, read_frames, write_frames
 from uqbias.molecule.topology import Topology
-from uqbias.testing.peroxide import peroxide_geometries
 
 COMMANDS = ("template", "validate", "run", "report", "train", "evaluate", "md", "fes", "info", "export", "doctor")
-NUMBERS = np.array([8, 8, 1, 1])
+NUMBERS = np.array(HYDROGENS_LAST.numbers)
 TRAIN = ["--driver", "gmm", "--features", "latents", "--steps", "5", "--runner", "eager", "-q"]
 
 
@@ -39,24 +39,13 @@ def folder(tmp_path_factory):
     random = np.random.default_rng(0)
     frames = Frames(NUMBERS, x, random.normal(size=40), 100.0 * random.normal(size=x.shape))
     write_frames(folder / "data.xyz", frames)
-    (folder / "structure.pdb").write_text(PDB)
+    write_pdb(folder / "structure.pdb", HYDROGENS_LAST, x[0])
     (folder / "settings.yaml").write_text(SETTINGS)
     done = call("train", folder / "data.xyz", "-o", folder / "m.uqb", "--settings", folder / "settings.yaml", "-q")
     assert done.exit_code == 0, done.output
     return folder
 
 
-PDB = """\
-HETATM    1  O1  HOO A   1       0.000   0.000  -0.725  1.00  0.00           O
-HETATM    2  O2  HOO A   1       0.000   0.000   0.725  1.00  0.00           O
-HETATM    3  H1  HOO A   1       0.945   0.000  -0.915  1.00  0.00           H
-HETATM    4  H2  HOO A   1       0.000   0.945   0.915  1.00  0.00           H
-CONECT    1    2    3
-CONECT    2    1    4
-CONECT    3    1
-CONECT    4    2
-END
-"""
 SETTINGS = """\
 system: {structure: structure.pdb, start: data.xyz}
 potential: {n_channels: 2, n_radial: 4, l_max: 1, hidden: [8, 4]}
@@ -174,7 +163,8 @@ def test_train_refuses_bad_data(folder, tmp_path):
     assert "no energy or forces" in refused("train", tmp_path / "bare.xyz", "-o", target, *TRAIN)
     (tmp_path / "nan.xyz").write_text((folder / "data.xyz").read_text().replace("energy=", "energy=nan old="))
     assert "not finite" in refused("train", tmp_path / "nan.xyz", "-o", target, *TRAIN)
-    (tmp_path / "other.pdb").write_text(PDB.replace("           H\n", "           F\n"))
+    structure = (folder / "structure.pdb").read_text()
+    (tmp_path / "other.pdb").write_text(structure.replace("           H\n", "           F\n"))
     found = refused("train", folder / "data.xyz", "--structure", tmp_path / "other.pdb", "-o", target, *TRAIN)
     assert "[8, 8, 1, 1]" in found
     assert "[8, 8, 9, 9]" in found

@@ -10,11 +10,11 @@ import pytest
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from command_line import call, refused
+from molecules import HYDROGENS_LAST, peroxide_geometries, peroxide_model
 
 from uqbias.attacks import relaxation
 from uqbias.model.inference import evaluate_frames
 from uqbias.molecule.frames import Frames, write_frames
-from uqbias.testing.peroxide import peroxide_geometries, peroxide_model
 from uqbias.units import ANGSTROM, EV_PER_ANGSTROM
 
 EMT = ["--oracle", "ase", "--oracle-option", "calculator=ase.calculators.emt.EMT"]
@@ -65,7 +65,7 @@ def no_calls():
 def folder(model, frames, tmp_path_factory):
     folder = tmp_path_factory.mktemp("directions")
     model.save(folder / "model.uqb")
-    write_frames(folder / "frames.xyz", Frames(np.array([8, 8, 1, 1]), frames))
+    write_frames(folder / "frames.xyz", Frames(np.array(HYDROGENS_LAST.numbers), frames))
     write_frames(folder / "other.xyz", Frames(np.array([8, 1, 8, 1]), frames))
     return folder
 

@@ -8,6 +8,7 @@ import command_line
 import matplotlib.image
 import numpy as np
 import pytest
+from molecules import ALANINE_PDB
 from synthetic_runs import KT, exact, independent, make, metadynamics_run, values_of, well, write_run
 
 from uqbias.errors import UqbiasError
@@ -41,7 +42,7 @@ def simple(tmp_path_factory):
 @pytest.fixture(scope="module")
 def alanine(tmp_path_factory, alanine_frames):
     """Frames of alanine dipeptide as two walkers under a metadynamics of one hill on φ and a wall on u."""
-    topology = Topology.from_pdb("systems/alanine_dipeptide/structure.pdb")
+    topology = Topology.from_pdb(ALANINE_PDB)
     x = alanine_frames.positions
     x = np.stack([x, x[::-1]], axis=1)
     angles = dihedral_angles(x, [PHI, PSI])

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 import torch
+from molecules import peroxide_geometries, peroxide_model
 
 from uqbias.doctor import Row, healthy, installation
 from uqbias.errors import UqbiasError
-from uqbias.testing.peroxide import peroxide_geometries, peroxide_model
 
 
 def test_health_needs_one_backend_and_no_failure():

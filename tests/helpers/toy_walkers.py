@@ -1,19 +1,10 @@
 """Walkers on a hydrogen peroxide with a driver and a judge of its torsion."""
 
-import numpy as np
 import torch
+from molecules import PEROXIDE, peroxide
 
 from uqbias.compile.fused import FusedEvaluator
 from uqbias.md.walkers import Walkers
-from uqbias.molecule.topology import Topology
-
-PEROXIDE = Topology((1, 8, 8, 1), ((0, 1), (1, 2), (2, 3)))
-
-
-def peroxide(phi=np.pi / 2):
-    bond, oxygen, angle = 0.097, 0.147, np.radians(100.0)
-    x, r = -bond * np.cos(angle), bond * np.sin(angle)
-    return np.array([[-x, r, 0], [0, 0, 0], [oxygen, 0, 0], [oxygen + x, r * np.cos(phi), r * np.sin(phi)]])
 
 
 class Peroxide(torch.nn.Module):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from molecules import HYDROGENS_LAST, peroxide_geometries, peroxide_model
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
@@ -16,11 +17,10 @@ from uqbias.model.inference import evaluate_frames
 from uqbias.model.model import UncertaintyModel
 from uqbias.model.score import score_model
 from uqbias.molecule.frames import Frames, write_frames
-from uqbias.testing.peroxide import peroxide_geometries, peroxide_model
 from uqbias.uncertainty.base import build_uncertainty
 from uqbias.units import EV_PER_ANGSTROM
 
-NUMBERS = np.array([8, 8, 1, 1])
+NUMBERS = np.array(HYDROGENS_LAST.numbers)
 MEV_PER_ANGSTROM = EV_PER_ANGSTROM / 1e3
 SCORES = (
     "spearman",

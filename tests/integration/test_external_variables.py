@@ -1,12 +1,12 @@
 """OpenMM Forces as variables, periodic boxes, and a model in place of a molecule's own force field."""
 
 import itertools
-from pathlib import Path
 
 import numpy as np
 import openmm
 import pytest
 import torch
+from molecules import ALANINE_PDB
 from openmm import app, unit
 
 import uqbias
@@ -21,7 +21,6 @@ from uqbias.errors import UqbiasError
 from uqbias.molecule.topology import Topology
 from uqbias.variables.base import build_variable
 
-ALANINE = Path(__file__).parents[2] / "systems" / "alanine_dipeptide" / "structure.pdb"
 QUIET = {"runner": "eager", "dtype": torch.float64, "hills": None, "colvar": None, "temperature": 300}
 REFERENCE = openmm.Platform.getPlatformByName("Reference")
 
@@ -163,7 +162,7 @@ def test_forces_take_parameters_from_the_simulation(tiny_model, tiny_positions):
 
 def test_gamd_on_the_energy_of_a_force_field():
     """A System as a variable: the boost scales its forces by 1 - k (E_thr - V)."""
-    pdb = app.PDBFile(str(ALANINE))
+    pdb = app.PDBFile(str(ALANINE_PDB))
     system = app.ForceField("amber14/protein.ff14SB.xml").createSystem(pdb.topology)
     boost = GaMD(
         variables=["V"], conventional_steps=40, preparation_steps=0, equilibration_steps=40, pace=2, sigma0=8.0
@@ -248,7 +247,7 @@ def test_forces_that_cannot_be_variables(tiny_model):
 
 def test_variables_of_the_graph_and_their_period(alanine_model, alanine_frames):
     """(u, φ) together, atoms of the molecule by name; φ's period must be the bias's."""
-    topology = Topology.from_pdb(ALANINE)
+    topology = Topology.from_pdb(ALANINE_PDB)
     phi = build_variable({"kind": "dihedral", "atoms": ["ACE1:C", "ALA2:N", "ALA2:CA", "ALA2:C"]}, topology)
     system, _ = particles((8, 1, 1, *alanine_model.numbers))
     x = np.concatenate([3 + np.eye(3), alanine_frames.positions[5]])
@@ -359,7 +358,7 @@ def test_single_precision_far_from_the_origin(alanine_model, alanine_frames):
 def water_box():
     """Alanine dipeptide in a small box of water with PME."""
     field = app.ForceField("amber14/protein.ff14SB.xml", "amber14/tip3p.xml")
-    pdb = app.PDBFile(str(ALANINE))
+    pdb = app.PDBFile(str(ALANINE_PDB))
     modeller = app.Modeller(pdb.topology, pdb.positions)
     modeller.addSolvent(field, boxSize=openmm.Vec3(2.2, 2.2, 2.2) * unit.nanometer)
     options = {"nonbondedMethod": app.PME, "nonbondedCutoff": 1.05 * unit.nanometer, "ewaldErrorTolerance": 1e-7}
@@ -386,7 +385,7 @@ def test_internal_forces_are_removed_and_nothing_else():
     assert mixed.getNumConstraints() > 0
     # Constrained bonds have no term in the box: leave them out of the reference too.
     reference = app.ForceField("amber14/protein.ff14SB.xml").createSystem(
-        app.PDBFile(str(ALANINE)).topology, constraints=app.HBonds
+        app.PDBFile(str(ALANINE_PDB)).topology, constraints=app.HBonds
     )
     states = [
         context_of(system, positions).getState(energy=True, forces=True)

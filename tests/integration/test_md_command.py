@@ -14,7 +14,8 @@ import pytest
 import torch
 from ase import Atoms
 from command_line import call, refused
-from peroxide_oracle import Peroxide, geometry, write_structure
+from molecules import PEROXIDE, peroxide, write_pdb
+from peroxide_oracle import Peroxide
 
 from uqbias.bias.build import build_bias
 from uqbias.cli.sampling_options import bias_sections
@@ -27,7 +28,7 @@ from uqbias.runs.series import read_colvar
 from uqbias.units import EV, EV_PER_ANGSTROM
 from uqbias.variables.base import rebuild_variable
 
-NUMBERS = np.array([1, 8, 8, 1])
+NUMBERS = np.array(PEROXIDE.numbers)
 PHI = ("--variable", "phi=dihedral:0,1,2,3")
 SHORT = ("--walkers", 2, "--pace", 10, "--runner", "eager", "--quiet")
 
@@ -37,12 +38,12 @@ def folder(tmp_path_factory):
     """data.xyz and m.uqb, a model of a peroxide of springs that holds together most of the time."""
     folder = tmp_path_factory.mktemp("md")
     source = np.random.default_rng(0)
-    x = np.array([geometry(phi) + source.normal(0, 0.004, (4, 3)) for phi in source.uniform(1.2, 2.8, 60)])
+    x = np.array([peroxide(phi) + source.normal(0, 0.004, (4, 3)) for phi in source.uniform(1.2, 2.8, 60)])
     molecules = [Atoms("HOOH", positions=10 * positions, calculator=Peroxide()) for positions in x]
     energies = np.array([molecule.get_potential_energy() for molecule in molecules]) * EV
     forces = np.array([molecule.get_forces() for molecule in molecules]) * EV_PER_ANGSTROM
     write_frames(folder / "data.xyz", Frames(NUMBERS, x, energies, forces))
-    write_structure(folder / "structure.pdb")
+    write_pdb(folder / "structure.pdb", PEROXIDE, peroxide(2.0))
     changes = [
         "potential.n_channels=3", "potential.n_radial=5", "potential.l_max=2", "potential.hidden=[8, 4]",
         "driver.features={kind: torsions, heavy_only: false}", "driver.capacity=64", "judge.n_components=1",

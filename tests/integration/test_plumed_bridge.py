@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from molecules import ALANINE, ALANINE_PDB
+
 import torch  # isort: skip  (before OpenMM, whose plugin for torch links its libraries)
 
 import numpy as np
@@ -29,7 +31,6 @@ from uqbias.runs.hills import HillsFile, read_hills
 from uqbias.runs.series import read_colvar
 from uqbias.units import kt
 
-STRUCTURE = Path(__file__).parents[2] / "systems" / "alanine_dipeptide" / "structure.pdb"
 EXAMPLES = Path(__file__).parents[2] / "examples" / "plumed"
 TIMESTEP = 0.0005
 HEIGHT, SIGMA, PACE = 1.0, 0.4, 10
@@ -65,7 +66,7 @@ def bare_system(model):
 
 def force_field_system():
     """Alanine dipeptide by a force field: motion that is regular enough to compare two programs over 500 steps."""
-    topology = app.PDBFile(str(STRUCTURE)).topology
+    topology = app.PDBFile(str(ALANINE_PDB)).topology
     return app.ForceField("amber14-all.xml").createSystem(topology, constraints=None, rigidWater=False)
 
 
@@ -76,7 +77,7 @@ def bridged(system, lines, model, folder, **options):
 
 def simulation_of(system, positions, seed=4, integrator=None, platform="Reference"):
     """Alanine dipeptide by Verlet; velocities of 300 K."""
-    topology = app.PDBFile(str(STRUCTURE)).topology
+    topology = app.PDBFile(str(ALANINE_PDB)).topology
     integrator = openmm.VerletIntegrator(TIMESTEP) if integrator is None else integrator
     simulation = app.Simulation(topology, system, integrator, openmm.Platform.getPlatformByName(platform))
     simulation.context.setPositions(positions)
@@ -569,7 +570,7 @@ def main(task, model_path, folder):
     from uqbias.molecule.frames import read_frames
 
     model, folder = UncertaintyModel.load(model_path), Path(folder)
-    start = read_frames(STRUCTURE.parent / "start.xyz").positions[0]
+    start = read_frames(ALANINE / "start.xyz").positions[0]
     plain = task == "plain"
     system = force_field_system() if plain else bare_system(model)
     bridge = bridged(system, METAD, model, folder, flush=50, include_energy=not plain)

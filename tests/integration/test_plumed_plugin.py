@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from molecules import ALANINE
 
 import uqbias
 from uqbias.errors import UqbiasError
@@ -463,7 +464,7 @@ def test_driver_example(kernel, plugin, alanine_model, tmp_path):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     medians = re.search(r"^driver u, nats: median (\S+) where phi < 0, (\S+) where", done.stdout, re.MULTILINE)
     assert float(medians[2]) > float(medians[1]) + 3
-    frames = uqbias.read_frames(ROOT / "systems" / "alanine_dipeptide" / "reference" / "test_set.xyz")
+    frames = uqbias.read_frames(ALANINE / "reference" / "test_set.xyz")
     colvar = np.loadtxt(tmp_path / "COLVAR")
     assert len(colvar) == len(frames.positions) == 1344
     with torch.no_grad():

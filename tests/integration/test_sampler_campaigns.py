@@ -6,7 +6,8 @@ import shutil
 import numpy as np
 import pytest
 import yaml
-from peroxide_oracle import geometry, make_system
+from molecules import PEROXIDE, peroxide
+from peroxide_oracle import Peroxide, make_system
 
 from uqbias.campaign.rounds import run_campaign
 from uqbias.errors import UqbiasError
@@ -166,21 +167,20 @@ def test_all_attacks_failing_ends_the_campaign_with_a_reason(tmp_path, monkeypat
 def pool_of(folder, count, seed=5):
     """Labelled frames of the peroxide, some of them the start frames."""
     from ase import Atoms
-    from peroxide_oracle import Peroxide
 
     from uqbias.units import EV, EV_PER_ANGSTROM
 
     random = np.random.default_rng(seed)
     start = read_frames(folder / "start.xyz", labelled=False).positions
-    more = [geometry(torsion) + random.normal(0, 0.003, (4, 3)) for torsion in random.uniform(0, 6, count - len(start))]
+    more = [peroxide(torsion) + random.normal(0, 0.003, (4, 3)) for torsion in random.uniform(0, 6, count - len(start))]
     positions = np.concatenate([start, more])
     energies, forces = [], []
     for x in positions:
-        atoms = Atoms(numbers=[1, 8, 8, 1], positions=x / ANGSTROM)
+        atoms = Atoms(PEROXIDE.numbers, positions=x / ANGSTROM)
         atoms.calc = Peroxide()
         energies.append(atoms.get_potential_energy() * EV)
         forces.append(atoms.get_forces() * EV_PER_ANGSTROM)
-    frames = Frames(np.array([1, 8, 8, 1]), positions, np.array(energies), np.array(forces))
+    frames = Frames(np.array(PEROXIDE.numbers), positions, np.array(energies), np.array(forces))
     write_frames(folder / "pool.xyz", frames)
     return frames
 

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+from molecules import PEROXIDE
 
 from uqbias.errors import UqbiasError
 from uqbias.molecule.measures import chirality, dihedral_angles
@@ -45,9 +46,8 @@ def test_internal_coordinates_of_a_chain():
 
 
 def test_dihedrals_of_hydrogens_only_on_request():
-    peroxide = Topology((1, 8, 8, 1), ((0, 1), (1, 2), (2, 3)))
-    assert peroxide.proper_dihedrals() == []
-    assert peroxide.proper_dihedrals(heavy_only=False) == [(0, 1, 2, 3)]
+    assert PEROXIDE.proper_dihedrals() == []
+    assert PEROXIDE.proper_dihedrals(heavy_only=False) == [(0, 1, 2, 3)]
 
 
 def test_three_ring_has_no_dihedral_through_itself():

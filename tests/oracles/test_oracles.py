@@ -1,9 +1,9 @@
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
 from ase.calculators.calculator import Calculator, all_changes
+from molecules import ALANINE_PDB
 
 from uqbias.errors import UqbiasError
 from uqbias.molecule.topology import read_pdb
@@ -11,7 +11,6 @@ from uqbias.oracles.ase import ASEOracle
 from uqbias.oracles.base import OracleError, make_oracle
 from uqbias.oracles.openmm import OpenMMOracle
 
-STRUCTURE = Path(__file__).parents[2] / "systems/alanine_dipeptide/structure.pdb"
 CO2 = np.array([[0.0, 0.0, 0.0], [0.117, 0.002, 0.0], [-0.116, 0.0, 0.01]])
 EMT = "ase.calculators.emt:EMT"
 
@@ -29,7 +28,7 @@ class Broken(Calculator):
 
 
 def openmm_oracle():
-    return OpenMMOracle(structure=STRUCTURE)
+    return OpenMMOracle(structure=ALANINE_PDB)
 
 
 def ase_oracle():
@@ -37,7 +36,7 @@ def ase_oracle():
 
 
 def distorted():
-    return read_pdb(STRUCTURE)[1] + np.random.default_rng(1).normal(scale=0.004, size=(22, 3))
+    return read_pdb(ALANINE_PDB)[1] + np.random.default_rng(1).normal(scale=0.004, size=(22, 3))
 
 
 @pytest.mark.parametrize(("build", "positions"), [(openmm_oracle, distorted()), (ase_oracle, CO2)])
@@ -82,7 +81,7 @@ def test_import_path_with_a_dot():
 
 
 def test_numbers_from_a_structure():
-    assert len(ASEOracle(calculator=EMT, structure=STRUCTURE).numbers) == 22
+    assert len(ASEOracle(calculator=EMT, structure=ALANINE_PDB).numbers) == 22
 
 
 def test_failure_is_one_line_and_the_next_label_works(monkeypatch):
@@ -114,10 +113,10 @@ def test_hopeless_geometries_are_refused(positions, message):
         ("openm", {}, "did you mean 'openmm'"),
         ("openmm", {}, "needs the option 'structure'"),
         ("openmm", {"structure": "absent.pdb"}, "no such file: absent.pdb"),
-        ("openmm", {"structure": STRUCTURE, "forcefeld": "x.xml"}, "did you mean 'forcefield'"),
-        ("openmm", {"structure": STRUCTURE, "forcefield": "amber15.xml"}, "amber15.xml"),
-        ("openmm", {"structure": STRUCTURE, "forcefield": "amber14/tip3p.xml"}, "does not fit"),
-        ("openmm", {"structure": STRUCTURE, "platform": "Referenc"}, "did you mean 'Reference'"),
+        ("openmm", {"structure": ALANINE_PDB, "forcefeld": "x.xml"}, "did you mean 'forcefield'"),
+        ("openmm", {"structure": ALANINE_PDB, "forcefield": "amber15.xml"}, "amber15.xml"),
+        ("openmm", {"structure": ALANINE_PDB, "forcefield": "amber14/tip3p.xml"}, "does not fit"),
+        ("openmm", {"structure": ALANINE_PDB, "platform": "Referenc"}, "did you mean 'Reference'"),
         ("ase", {"calculator": "absent_package:X", "numbers": [1]}, "absent_package.*pip install"),
         ("ase", {"calculator": "ase.calculators.emt:EMU", "numbers": [1]}, "no 'EMU'"),
         ("ase", {"calculator": "EMT", "numbers": [1]}, "not an import path"),

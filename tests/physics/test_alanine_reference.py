@@ -2,11 +2,11 @@
 
 import copy
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from molecules import ALANINE, ALANINE_PDB
 
 from uqbias.molecule.frames import read_frames
 from uqbias.molecule.measures import chirality, dihedral_angles
@@ -14,24 +14,23 @@ from uqbias.molecule.surface import ReferenceSurface, in_box, reached
 from uqbias.molecule.topology import Topology, backbone_dihedrals, read_pdb
 from uqbias.oracles.openmm import OpenMMOracle
 
-SYSTEM = Path(__file__).parents[2] / "systems/alanine_dipeptide"
-SCORE = yaml.safe_load((SYSTEM / "campaign.yaml").read_text())["score"]
-START, TEST_SET = SYSTEM / "start.xyz", SYSTEM / "reference/test_set.xyz"
+SCORE = yaml.safe_load((ALANINE / "campaign.yaml").read_text())["score"]
+START, TEST_SET = ALANINE / "start.xyz", ALANINE / "reference/test_set.xyz"
 
 
 @pytest.fixture(scope="module")
 def topology():
-    return Topology.from_pdb(SYSTEM / "structure.pdb")
+    return Topology.from_pdb(ALANINE_PDB)
 
 
 @pytest.fixture(scope="module")
 def surface():
-    return ReferenceSurface.load(SYSTEM / "reference/surface.csv")
+    return ReferenceSurface.load(ALANINE / "reference/surface.csv")
 
 
 @pytest.fixture(scope="module")
 def oracle():
-    return OpenMMOracle(SYSTEM / "structure.pdb")
+    return OpenMMOracle(ALANINE_PDB)
 
 
 @pytest.fixture(scope="module", params=[START, TEST_SET], ids=["start", "test_set"])
@@ -54,7 +53,7 @@ def phi_positive(phi):
 def test_structure_is_l_alanine_by_the_corn_rule(topology):
     """Seen from the hydrogen, CO, R and N follow clockwise in an L amino acid."""
     atom = {(residue, name): i for i, (residue, name) in enumerate(zip(topology.residues, topology.names, strict=True))}
-    x = read_pdb(SYSTEM / "structure.pdb")[1]
+    x = read_pdb(ALANINE_PDB)[1]
     alpha = x[atom["ALA2", "CA"]]
     hydrogen, carbonyl, side, nitrogen = (x[atom["ALA2", name]] - alpha for name in ("HA", "C", "CB", "N"))
     for first, second in ((carbonyl, side), (side, nitrogen), (nitrogen, carbonyl)):
@@ -65,7 +64,7 @@ def test_backbone_dihedrals_are_phi_and_psi(topology):
     names = [f"{topology.residues[i]}:{topology.names[i]}" for i in (4, 6, 8, 14, 16)]
     assert names == ["ACE1:C", "ALA2:N", "ALA2:CA", "ALA2:C", "NME3:N"]
     assert backbone_dihedrals(topology) == ((4, 6, 8, 14), (6, 8, 14, 16))
-    phi, psi = angles_of(read_pdb(SYSTEM / "structure.pdb")[1][None], topology)
+    phi, psi = angles_of(read_pdb(ALANINE_PDB)[1][None], topology)
     assert basins(phi, psi) == {"C7eq"}
 
 
@@ -73,7 +72,7 @@ def test_minimum_energy_is_at_negative_phi(topology, oracle):
     """A D-alanine structure would have its lowest minimum at φ > 0."""
     import openmm
 
-    positions = read_pdb(SYSTEM / "structure.pdb")[1]
+    positions = read_pdb(ALANINE_PDB)[1]
     mirror = positions * [1, 1, -1]
     assert chirality(positions[None], topology.chiral_centres())[0, 0] == -1
     assert chirality(mirror[None], topology.chiral_centres())[0, 0] == 1
@@ -86,7 +85,7 @@ def test_minimum_energy_is_at_negative_phi(topology, oracle):
         for quadruple, angle in zip(backbone_dihedrals(topology), target, strict=True):
             restraint.addTorsion(*quadruple, [np.radians(angle)])
         restrained.addForce(restraint)
-        positions = read_pdb(SYSTEM / "structure.pdb")[1]
+        positions = read_pdb(ALANINE_PDB)[1]
         for minimised in (restrained, system):
             context = openmm.Context(
                 minimised, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatform("Reference")
@@ -115,7 +114,7 @@ def test_frames_are_physical(frames, topology):
     omega = np.degrees(dihedral_angles(x, [(1, 4, 6, 8), (8, 14, 16, 18)]))
     assert (np.abs(omega) > 120).all()
     i, j = np.array(topology.bonds).T
-    rest = read_pdb(SYSTEM / "structure.pdb")[1]
+    rest = read_pdb(ALANINE_PDB)[1]
     stretch = np.linalg.norm(x[:, i] - x[:, j], axis=-1) / np.linalg.norm(rest[i] - rest[j], axis=-1)
     assert 0.75 < stretch.min() < stretch.max() < 1.25
     energies, forces = frames.labels()

@@ -1,11 +1,10 @@
 """Uncertainties as collective variables: invariant, finite, right gradients, one flat graph with all state as input."""
 
-from pathlib import Path
-
 import ase.io
 import numpy as np
 import pytest
 import torch
+from molecules import ALANINE_PDB
 from scipy.spatial.transform import Rotation
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -13,7 +12,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from uqbias.molecule.topology import Topology
 from uqbias.uncertainty.base import build_uncertainty
 
-SYSTEM = Path(__file__).parents[2] / "systems" / "alanine_dipeptide"
 N = 22
 OPTIONS = {
     "torsions": ("kernel_density", {"features": "torsions", "capacity": 256}),
@@ -36,8 +34,8 @@ OPTIONS = {
 
 @pytest.fixture(scope="module")
 def molecule():
-    topology = Topology.from_pdb(SYSTEM / "structure.pdb")
-    positions = ase.io.read(SYSTEM / "structure.pdb").positions * 0.1
+    topology = Topology.from_pdb(ALANINE_PDB)
+    positions = ase.io.read(ALANINE_PDB).positions * 0.1
     return topology, positions
 
 

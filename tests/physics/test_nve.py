@@ -1,10 +1,9 @@
 """Constant-energy dynamics of a real model with a frozen bias: forces belong to the energy, and stay so."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from molecules import ALANINE, ALANINE_PDB
 
 from uqbias.bias.base import BiasSum
 from uqbias.bias.fixed import UpperWall
@@ -20,15 +19,13 @@ from uqbias.potentials.prediction import predict
 from uqbias.uncertainty.base import build_uncertainty
 from uqbias.units import kt
 
-SYSTEM = Path(__file__).parents[2] / "systems" / "alanine_dipeptide"
-
 
 @pytest.fixture(scope="module")
 def trained():
     """Potential of alanine dipeptide and the demo's driver, trained just well enough to hold the molecule."""
     # The test set spreads over the whole map, so that the molecule finds no hole in the surface.
-    frames = Frames.concatenate([read_frames(SYSTEM / "start.xyz"), read_frames(SYSTEM / "reference" / "test_set.xyz")])
-    topology = Topology.from_pdb(SYSTEM / "structure.pdb")
+    frames = Frames.concatenate([read_frames(ALANINE / name) for name in ("start.xyz", "reference/test_set.xyz")])
+    topology = Topology.from_pdb(ALANINE_PDB)
     potential = PowerSpectrum(topology.numbers)
     train(potential, frames, options=TrainingOptions(steps=1200, batch_size=8), runner="torchscript")
     driver = build_uncertainty(

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toy_walkers import make, peroxide
+from molecules import peroxide
+from toy_walkers import make
 
 from uqbias.bias.base import Bias, BiasSum, Extended
 from uqbias.bias.eabf import ExtendedABF

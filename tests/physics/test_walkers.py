@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from toy_walkers import PEROXIDE, Peroxide, make, peroxide
+from molecules import PEROXIDE, peroxide
+from toy_walkers import Peroxide, make
 
 from uqbias.bias.base import BiasSum
 from uqbias.bias.fixed import UpperWall

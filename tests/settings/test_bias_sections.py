@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from molecules import PEROXIDE
 
 from uqbias.bias.base import Bias
 from uqbias.bias.build import build_bias, completed
 from uqbias.campaign.dry_run import check_exploration
 from uqbias.errors import UqbiasError
-from uqbias.molecule.topology import Topology
 from uqbias.registry import BIASES, VARIABLES
 from uqbias.settings.bias_kinds import SECTIONS, MetadynamicsSection
 from uqbias.settings.file import check_campaign
@@ -23,7 +23,6 @@ from uqbias.units import kt
 from uqbias.variables.base import build_variables, periods_of
 from uqbias.variables.names import COLUMNS
 
-PEROXIDE = Topology((1, 8, 8, 1), ((0, 1), (1, 2), (2, 3)))
 FILES = {"system": {"structure": "molecule.pdb", "start": "start.xyz"}}
 PHI = {"phi": {"kind": "dihedral", "atoms": [0, 1, 2, 3]}}
 #: Keys that a kind cannot do without.

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from molecules import AMMONIA_POSITIONS
 
 from uqbias.attacks.ascent import AttackOptions
 from uqbias.attacks.random import RandomOptions
@@ -80,13 +81,10 @@ def parts(folder, settings, topology, positions):
     check_parts(file, topology, read_frames(folder / "start.xyz", labelled=False))
 
 
-AMMONIA = 0.1 * np.array([[0.0, 0.0, 0.0], [0.94, 0.0, -0.38], [-0.47, 0.81, -0.38], [-0.47, -0.81, -0.38]])
-
-
 def test_molecules_without_torsions_get_a_cure_that_works(tmp_path):
     numbers = (7, 1, 1, 1)
-    topology = Topology.from_positions(numbers, AMMONIA)
-    positions = AMMONIA + np.random.default_rng(0).normal(0, 0.005, (20, 4, 3))
+    topology = Topology.from_positions(numbers, AMMONIA_POSITIONS)
+    positions = AMMONIA_POSITIONS + np.random.default_rng(0).normal(0, 0.005, (20, 4, 3))
     with pytest.raises(
         UqbiasError, match=r"driver: the molecule has no such dihedral, of 4 atoms; give `driver` the content"
     ):

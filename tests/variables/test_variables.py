@@ -4,12 +4,12 @@ import doctest
 import importlib
 import json
 import math
-from pathlib import Path
 
 import mdtraj
 import numpy as np
 import pytest
 import torch
+from molecules import ALANINE_PDB
 from scipy.spatial.transform import Rotation
 
 from uqbias.compile.flatten import flatten
@@ -22,7 +22,6 @@ from uqbias.plumed.kernel import find_kernel, make_plumed
 from uqbias.registry import VARIABLES
 from uqbias.variables.base import CollectiveVariable, build_variable, rebuild_variable
 
-STRUCTURE = Path(__file__).parents[2] / "systems" / "alanine_dipeptide" / "structure.pdb"
 PHI = ["ACE1:C", "ALA2:N", "CA", "ALA2:C"]
 CARBONS = [1, 4, 8, 10, 14, 18]
 SPECS = {
@@ -44,12 +43,12 @@ def gyration(positions):
 
 @pytest.fixture(scope="module")
 def start():
-    return read_pdb(STRUCTURE)[1]
+    return read_pdb(ALANINE_PDB)[1]
 
 
 @pytest.fixture(scope="module")
 def topology():
-    return Topology.from_pdb(STRUCTURE)
+    return Topology.from_pdb(ALANINE_PDB)
 
 
 @pytest.fixture(scope="module")

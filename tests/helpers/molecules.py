@@ -1,0 +1,63 @@
+"""Molecules of the tests; every test takes them from here."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from ase.data import chemical_symbols
+
+from uqbias.molecule.topology import Topology
+from uqbias.testing.peroxide import peroxide_geometries, peroxide_model
+
+__all__ = [
+    "ALANINE",
+    "ALANINE_PDB",
+    "AMMONIA",
+    "AMMONIA_FOLDER",
+    "AMMONIA_POSITIONS",
+    "HYDROGENS_LAST",
+    "PEROXIDE",
+    "peroxide",
+    "peroxide_geometries",
+    "peroxide_model",
+    "write_pdb",
+]
+
+ROOT = Path(__file__).parents[2]
+#: Folder and structure of alanine dipeptide, whose frames and model are fixtures in conftest.py.
+ALANINE = ROOT / "systems" / "alanine_dipeptide"
+ALANINE_PDB = ALANINE / "structure.pdb"
+
+#: Hydrogen peroxide along its chain, H-O-O-H, and in the order of `peroxide_geometries` and `peroxide_model`.
+PEROXIDE = Topology((1, 8, 8, 1), ((0, 1), (1, 2), (2, 3)))
+HYDROGENS_LAST = Topology((8, 8, 1, 1), ((0, 1), (0, 2), (1, 3)))
+
+AMMONIA_FOLDER = ROOT / "systems" / "ammonia"
+AMMONIA = Topology((7, 1, 1, 1), ((0, 1), (0, 2), (0, 3)))
+#: nm
+AMMONIA_POSITIONS = 0.1 * np.array([[0.0, 0.0, 0.0], [0.94, 0.0, -0.38], [-0.47, 0.81, -0.38], [-0.47, -0.81, -0.38]])
+
+
+def peroxide(torsion=np.pi / 2):
+    """Positions [4, 3] nm of H, O, O, H (`PEROXIDE`) at a torsion in rad."""
+    bend = np.deg2rad(100)
+    first = [0.97 * np.cos(bend), 0.97 * np.sin(bend), 0.0]
+    last = [
+        1.45 - 0.97 * np.cos(bend),
+        0.97 * np.sin(bend) * np.cos(torsion),
+        0.97 * np.sin(bend) * np.sin(torsion),
+    ]
+    return 0.1 * np.array([first, [0.0, 0.0, 0.0], [1.45, 0.0, 0.0], last])
+
+
+def write_pdb(path, topology, positions):
+    """Write atoms at ``positions`` [N, 3] nm and their bonds; atoms are named by element and count."""
+    count, lines = Counter(), []
+    for index, (number, (x, y, z)) in enumerate(zip(topology.numbers, 10 * positions, strict=True), start=1):
+        symbol = chemical_symbols[number]
+        count[symbol] += 1
+        atom = f"HETATM{index:5d}  {symbol}{count[symbol]:<2d} MOL A   1    "
+        lines.append(f"{atom}{x:8.3f}{y:8.3f}{z:8.3f}  1.00  0.00          {symbol:>2s}")
+    for index, neighbours in enumerate(topology.neighbours):
+        lines.append("CONECT" + "".join(f"{atom + 1:5d}" for atom in (index, *sorted(neighbours))))
+    path.write_text("\n".join([*lines, "END", ""]))
