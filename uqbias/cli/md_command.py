@@ -11,8 +11,6 @@ import typer
 from uqbias.cli.printing import Json, Quiet, print_json
 from uqbias.errors import UqbiasError
 
-#: Value of a kernel density (nats) beyond which a geometry is taken for broken.
-CAP = 14.0
 #: Share of the observations at which walkers were stopped that is no sampling any more.
 OFTEN = 0.2
 
@@ -117,7 +115,7 @@ def md(
         )
     loaded = UncertaintyModel.load(model)
     frames = _start_frames(loaded, model, start)
-    usual_wall = CAP if loaded.driver.kind == "kernel_density" else None
+    usual_wall = loaded.driver.wall
     if cap is None and (begins := usual_wall if wall is None else wall) is not None:
         cap = begins + 2.0
     settings = _settings(

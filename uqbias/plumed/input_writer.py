@@ -14,10 +14,6 @@ from uqbias.plumed.compile_plugin import PLUGIN_NAME
 
 BIASES = ("metad", "opes")
 OUTPUTS = ("driver", "judge")
-#: Width of a hill in units of the CV, where the CV is in nats: that of the campaigns.
-SIGMA_NATS = 0.3
-#: Value of a kernel density (nats) beyond which a geometry is taken for broken, as in the campaigns.
-WALL_NATS = 14.0
 
 
 @dataclass(frozen=True)
@@ -29,12 +25,12 @@ class PlumedOptions:
     bias : ``metad`` (well-tempered metadynamics) or ``opes`` (OPES_METAD).
     output : ``driver`` (the driver) or ``judge`` (the judge, kJ/mol/nm).
     temperature : K.
-    sigma : width of a hill in units of the CV; None for the default of a CV in nats, and for OPES that of PLUMED.
+    sigma : width of a hill in units of the CV; None for that of the driver's kind, and for OPES that of PLUMED.
     height : of a hill, kJ/mol.
     pace : steps between hills.
     biasfactor : γ.
     barrier : highest barrier that OPES is to level, kJ/mol.
-    wall : value of the CV where an upper wall begins; None for the default of a kernel density, else no wall.
+    wall : value of the CV where an upper wall begins; None for that of the driver's kind, if it has one.
     atoms : the model's atoms in the engine's numbering, from 1, as PLUMED writes it; None for 1-N.
     float64 : evaluate in double precision.
     """
@@ -114,17 +110,17 @@ def _checked(options: PlumedOptions, model: UncertaintyModel) -> PlumedOptions:
         raise UqbiasError(f"biasfactor = {options.biasfactor}", "give a number above 1")
     if options.sigma is not None and not options.sigma > 0:
         raise UqbiasError(f"sigma = {options.sigma}", "give a number above 0")
-    nats = options.output == "driver" and model.driver.unit == "nats"
+    biased = model.driver if options.output == "driver" else None
     if options.bias == "metad" and options.sigma is None:
-        if not nats:
-            unit = model.driver.unit if options.output == "driver" else "kJ/mol/nm"
+        if biased is None or biased.hill_width is None:
+            unit = "kJ/mol/nm" if biased is None else biased.unit
             raise UqbiasError(
                 f"no width for hills on a CV in {unit}",
                 "give --sigma: about half the standard deviation of the CV in a short unbiased run",
             )
-        options = replace(options, sigma=SIGMA_NATS)
-    if options.wall is None and nats and model.driver.kind == "kernel_density":
-        options = replace(options, wall=WALL_NATS)
+        options = replace(options, sigma=biased.hill_width)
+    if options.wall is None and biased is not None:
+        options = replace(options, wall=biased.wall)
     return options
 
 

@@ -41,6 +41,9 @@ class Uncertainty(Memory, nn.Module, ABC):
     fewest_members, most_members : committee sizes that make sense; None for no upper limit.
     statistic : what u is like, for the calibration: ``deviation`` (of an error, up to a factor), ``variance`` or
         ``log_density``.
+    hill_width : width of a hill that suits u as driver, in its unit; None where that depends on the system.
+    wall : value of u, in its unit, beyond which a geometry is taken for broken: where a wall begins, a walker is
+        stopped and a frame is not worth a label; None where that depends on the system.
     bootstrap : whether each committee member is to be trained on its own resample of the frames.
     """
 
@@ -50,6 +53,8 @@ class Uncertainty(Memory, nn.Module, ABC):
     default_members: ClassVar[int] = 1
     fewest_members: ClassVar[int] = 1
     most_members: ClassVar[int | None] = None
+    hill_width: ClassVar[float | None] = None
+    wall: ClassVar[float | None] = None
     bootstrap: bool = False
     features: Features | None
 

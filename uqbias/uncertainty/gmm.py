@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -54,6 +54,7 @@ class GaussianMixture(AtomwiseUncertainty):
     """
 
     kind = "gmm"
+    hill_width: ClassVar[float | None] = 0.3
     features: Features
     nll_median: Tensor
     nll_scale: Tensor

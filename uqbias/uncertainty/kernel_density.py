@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -42,6 +42,8 @@ class KernelDensity(Uncertainty):
     """
 
     kind = "kernel_density"
+    hill_width: ClassVar[float | None] = 0.3
+    wall: ClassVar[float | None] = 14.0
     features: Features
     references: Tensor
     offsets: Tensor
