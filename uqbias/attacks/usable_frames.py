@@ -66,6 +66,8 @@ def usable_frames(path: str | Path, numbers: Sequence[int]) -> UsableFrames:
             )
         elif found != wanted:
             skipped.append((place, "the model's atoms in another order"))
+        elif image.pbc.any():
+            skipped.append((place, "a periodic cell"))
         elif not np.isfinite(image.positions).all():
             skipped.append((place, "positions that are not finite"))
         else:

@@ -27,6 +27,7 @@ class Frames:
     energies : [n] kJ/mol, or None where not labelled.
     forces : [n, N, 3] kJ/mol/nm, or None where not labelled.
     info : one dict a frame, written to the comment line of the file.
+    cells : [n, 3, 3] nm, rows are lattice vectors; None for molecules in vacuum.
     """
 
     numbers: NDArray[np.int64]
@@ -34,6 +35,7 @@ class Frames:
     energies: Array | None = None
     forces: Array | None = None
     info: list[dict[str, Any]] = field(default_factory=list)
+    cells: Array | None = None
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -45,12 +47,17 @@ class Frames:
 
     def __getitem__(self, index: slice | NDArray[Any] | list[int]) -> Frames:
         picked = np.arange(len(self))[index]
+
+        def pick(values: Array | None) -> Array | None:
+            return None if values is None else values[picked]
+
         return replace(
             self,
             positions=self.positions[picked],
-            energies=None if self.energies is None else self.energies[picked],
-            forces=None if self.forces is None else self.forces[picked],
+            energies=pick(self.energies),
+            forces=pick(self.forces),
             info=[self.info[i] for i in picked] if self.info else [],
+            cells=pick(self.cells),
         )
 
     def labels(self) -> tuple[Array, Array]:
@@ -67,11 +74,20 @@ class Frames:
 
     @staticmethod
     def concatenate(parts: list[Frames]) -> Frames:
-        """Join frames of one molecule; labels are kept where every part has them."""
+        """Join frames of one molecule; labels are kept where every part has them.
+
+        Raises
+        ------
+        UqbiasError
+            For parts with other atoms, or some with cells and some without.
+        """
         first = parts[0]
         for part in parts[1:]:
             if not np.array_equal(part.numbers, first.numbers):
                 raise UqbiasError(f"frames of two molecules: {first.numbers.tolist()} and {part.numbers.tolist()}")
+        cells = [part.cells for part in parts if part.cells is not None]
+        if len(cells) not in (0, len(parts)):
+            raise UqbiasError("frames with a cell and frames without", "keep periodic frames and others apart")
         labelled = all(part.labelled for part in parts)
         return Frames(
             numbers=first.numbers,
@@ -79,6 +95,7 @@ class Frames:
             energies=np.concatenate([part.labels()[0] for part in parts]) if labelled else None,
             forces=np.concatenate([part.labels()[1] for part in parts]) if labelled else None,
             info=[entry for part in parts for entry in (part.info or [{} for _ in range(len(part))])],
+            cells=np.concatenate(cells) if cells else None,
         )
 
 
@@ -100,17 +117,19 @@ def read_images(path: Path) -> list[Any]:
         raise UqbiasError(f"{path} is not an extended-XYZ file ({error})", "write it with ase.io.write") from error
 
 
-def read_frames(path: str | Path, *, labelled: bool = True) -> Frames:
+def read_frames(path: str | Path, *, labelled: bool = True, periodic: bool = False) -> Frames:
     """Read an extended-XYZ file (eV, Å, eV/Å) through ASE.
 
     Parameters
     ----------
     labelled : demand finite energies and forces in every frame.
+    periodic : take frames with a cell too; otherwise they are refused, so that no cell is dropped in silence.
 
     Raises
     ------
     UqbiasError
-        If the file is missing, empty, holds more than one molecule, or a label is missing or not finite.
+        If the file is missing, empty, holds more than one molecule, or a label is missing or not finite; and for a
+        periodic frame where none is expected, or one beside frames that are not.
     """
     path = Path(path)
     images = read_images(path)
@@ -124,6 +143,7 @@ def read_frames(path: str | Path, *, labelled: bool = True) -> Frames:
                 f"{images[0].get_chemical_formula()}",
                 "keep one molecule in one atom order per file",
             )
+    cells = _cells(path, images, periodic)
     positions = np.stack([image.positions for image in images]) * ANGSTROM
     if not np.isfinite(positions).all():
         raise UqbiasError(f"{path}: positions are not finite in frame {_first_bad(positions)}", "remove that frame")
@@ -131,13 +151,13 @@ def read_frames(path: str | Path, *, labelled: bool = True) -> Frames:
     if not all(has):
         if labelled:
             raise UqbiasError(f"{path}: frame {has.index(False)} has no energy or forces", "label every frame")
-        return Frames(numbers, positions, info=[dict(image.info) for image in images])
+        return Frames(numbers, positions, info=[dict(image.info) for image in images], cells=cells)
     energies = np.array([image.calc.results["energy"] for image in images]) * EV
     forces = np.stack([image.calc.results["forces"] for image in images]) * EV_PER_ANGSTROM
     for name, values in (("energy", energies), ("forces", forces)):
         if not np.isfinite(values).all():
             raise UqbiasError(f"{path}: {name} is not finite in frame {_first_bad(values)}", "remove that frame")
-    return Frames(numbers, positions, energies, forces, [dict(image.info) for image in images])
+    return Frames(numbers, positions, energies, forces, [dict(image.info) for image in images], cells)
 
 
 def write_frames(path: str | Path, frames: Frames) -> None:
@@ -149,6 +169,9 @@ def write_frames(path: str | Path, frames: Frames) -> None:
     images = []
     for index in range(len(frames)):
         image = Atoms(numbers=frames.numbers, positions=frames.positions[index] / ANGSTROM)
+        if frames.cells is not None:
+            image.set_cell(frames.cells[index] / ANGSTROM)
+            image.set_pbc(True)
         image.info.update(frames.info[index] if frames.info else {})
         if frames.energies is not None and frames.forces is not None:
             image.calc = SinglePointCalculator(
@@ -157,6 +180,20 @@ def write_frames(path: str | Path, frames: Frames) -> None:
         images.append(image)
     with atomic_path(path) as temporary:
         ase.io.write(temporary, images, format="extxyz")
+
+
+def _cells(path: Path, images: list[Any], allowed: bool) -> Array | None:
+    """Cells [n, 3, 3] nm of periodic images; None where no image is periodic."""
+    periodic = [bool(image.pbc.all()) for image in images]
+    for index, image in enumerate(images):
+        if image.pbc.any() and not allowed:
+            raise UqbiasError(f"{path}: frame {index} is periodic", 'give a molecule in vacuum, pbc="F F F"')
+        if image.pbc.any() and not all(periodic):
+            raise UqbiasError(
+                f"{path}: frame {index} is periodic (pbc {image.pbc.tolist()}), others are not",
+                "give frames that are periodic in three directions, or in none",
+            )
+    return np.stack([image.cell.array for image in images]) * ANGSTROM if all(periodic) else None
 
 
 def _first_bad(values: Array) -> int:
