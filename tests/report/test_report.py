@@ -643,7 +643,7 @@ def test_regions_are_those_of_the_campaign_file(complete, tmp_path):
     (path / "summary.json").write_text(json.dumps(summary))
     run = RunData.load(path)
     assert [region.text for region in run.regions] == ["150° < φ < -150°", "0° < φ < 90°, -90° < ψ < 0°"]
-    assert run.shaded() == [(150, 180.0), (-180.0, -150)]
+    assert [region.shaded for region in run.regions] == [((150, 180.0), (-180.0, -150)), ()]
     assert "force MAE at 150° < φ < -150° rose from 3.25 to 3.25" in " ".join(campaign_story(run))
     assert [line.get_label() for line in plots.learning_curve(run).axes[0].lines] == ["whole map", "150° < φ < -150°"]
     config["score"].pop("regions")

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from uqbias.files import atomic_path
 from uqbias.free_energy.result import Axis, FreeEnergy
 from uqbias.report.map_axes import GREEK
-from uqbias.report.style import BLUE, UNVISITED, grid, panels, robust_limits, styled
+from uqbias.report.style import BLUE, UNVISITED, grid, panels, quarter_turns, robust_limits, styled
 from uqbias.units import kt
 
 #: kT up to which a map tells free energies apart, and kT between its contour lines.
@@ -41,7 +41,7 @@ def _curve(result: FreeEnergy, unit: str) -> Figure:
     ax.plot(axis.centres, F, color=BLUE, label=result.method.split(":")[0])
     ax.set(xlabel=_label(axis), ylabel=f"F ({unit})")
     ax.set_xlim(axis.low, axis.high)
-    _ticks(ax, axis, None)
+    _ticks(ax, result)
     grid(ax)
     ax.legend(loc="best")
     return figure
@@ -65,7 +65,7 @@ def _maps(result: FreeEnergy, unit: str) -> Figure:
         bar = figure.colorbar(mesh, ax=ax, pad=0.02, fraction=0.05, extend=beyond)
         bar.set_label(label)
         ax.set_xlabel(_label(x))
-        _ticks(ax, x, y)
+        _ticks(ax, result)
     levels = np.arange(STEP * thermal, top + 1e-9, STEP * thermal)
     if len(levels):
         axes[0, 0].contour(x.centres, y.centres, F.T, levels=levels, colors="white", linewidths=0.6, alpha=0.8)
@@ -81,9 +81,8 @@ def _label(axis: Axis) -> str:
     return f"{name} ({axis.unit})" if axis.unit else name
 
 
-def _ticks(ax: Axes, x: Axis, y: Axis | None) -> None:
+def _ticks(ax: Axes, result: FreeEnergy) -> None:
     """Quarter turns on axes of angles."""
-    if x.period == 360.0:
-        ax.set_xticks([-180, -90, 0, 90, 180])
-    if y is not None and y.period == 360.0:
-        ax.set_yticks([-180, -90, 0, 90, 180])
+    quarter_turns(
+        *(line for line, axis in zip((ax.xaxis, ax.yaxis), result.axes, strict=False) if axis.period == 360.0)
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,42 @@ class MapAxes:
     def short(self) -> tuple[str, str]:
         """Axis names without units."""
         return self.labels[0].split(" (")[0], self.labels[1].split(" (")[0]
+
+
+@dataclass(frozen=True)
+class Region:
+    """A named part of the map, for which errors are reported apart.
+
+    Attributes
+    ----------
+    name : as in the keys of summary.json.
+    title : as it is written in tables.
+    text : its bounds in words, such as ``15° < φ < 135°``.
+    shaded : [low, high] in degrees of what it takes of the first coordinate, in two pieces where it goes through 180°;
+        empty for a region that other coordinates bound too.
+    """
+
+    name: str
+    title: str
+    text: str
+    shaded: tuple[tuple[float, float], ...] = ()
+
+
+def regions_of(score: Mapping[str, Any]) -> list[Region]:
+    """Regions in the section ``score`` of a campaign file."""
+    first = [*(score.get("coordinates") or {})][:1]
+    regions = []
+    for name, box in (score.get("regions") or {}).items():
+        text = ", ".join(f"{low:g}° < {GREEK.get(angle, angle)} < {high:g}°" for angle, (low, high) in box.items())
+        low, high = next(iter(box.values()))
+        pieces = ((low, high),) if low <= high else ((low, 180.0), (-180.0, high))
+        regions.append(Region(name, display_name(score, name), text, pieces if [*box] == first else ()))
+    return regions
+
+
+def display_name(score: Mapping[str, Any], name: str) -> str:
+    """How figures and tables write the name of a basin or a region."""
+    return str((score.get("display_names") or {}).get(name, name))
 
 
 def dihedral_coordinates(named: Mapping[str, Sequence[int]]) -> MapAxes:

@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from scipy.stats import binned_statistic_2d
 
 from uqbias.errors import UqbiasError
 from uqbias.molecule.surface import ReferenceSurface
-from uqbias.report.map_axes import Array, MapAxes
+from uqbias.report.map_axes import Array, MapAxes, display_name
 from uqbias.report.run_data import Round, RunData, section
 from uqbias.report.style import (
     BLACK,
@@ -28,6 +29,7 @@ from uqbias.report.style import (
     WIDTH,
     grid,
     panels,
+    quarter_turns,
     robust_limits,
     spread,
     styled,
@@ -56,29 +58,24 @@ def ramachandran(run: RunData) -> Figure | None:
     cell = WIDTH / columns if columns > 2 else 3.2
     width = WIDTH if columns > 2 else cell * columns + 3.2
     figure, axes = panels(rows, columns, 0.65 + rows * cell, width=width, sharex=True, sharey=True)
-    any_rejected = False
     for ax, entry in zip(axes.flat, shown, strict=False):
         _reference(ax, run.surface)
         if entry is shown[0]:
             _basin_names(ax, run)
         _visited(ax, run, entry)
-        earlier, new = label_points(run, entry.index)
-        _dots(ax, earlier, "#6B6B6B", 5, zorder=3)
-        _dots(ax, new, RED, 9, zorder=4)
-        rejected = rejected_points(run, entry.index)
-        ax.plot(rejected[:, 0], rejected[:, 1], "x", color=BLACK, markersize=3.5, zorder=5)
-        any_rejected = any_rejected or len(rejected) > 0
+        earlier, new, rejected = label_points(run, entry.index)
+        ax.scatter(*earlier.T, s=5, color="#6B6B6B", linewidths=0, zorder=3)
+        ax.scatter(*new.T, s=9, color=RED, linewidths=0, zorder=4)
+        ax.plot(*rejected.T, "x", color=BLACK, markersize=3.5, zorder=5)
         count = f"{len(earlier)} + {len(new)}" if entry.index else f"{len(new)}"
         ax.set_title(f"round {entry.index}: {count}" + (" labels" if columns < 5 else ""))
         frame_axes(ax, run.coordinates)
-    for ax in axes.flat[len(shown) :]:
-        ax.set_visible(False)
-    for ax in axes[:, 0]:
-        ax.set_ylabel(run.coordinates.labels[1])
-    for column in range(columns):
-        axes[max(i for i in range(rows) if i * columns + column < len(shown)), column].set_xlabel(
-            run.coordinates.labels[0]
-        )
+    for index, ax in enumerate(axes.flat):
+        ax.set_visible(index < len(shown))
+        if index % columns == 0:
+            ax.set_ylabel(run.coordinates.labels[1])
+        if index + columns >= len(shown):
+            ax.set_xlabel(run.coordinates.labels[0])
     handles: list[Any] = [
         _marker(RED, "labelled in this round"),
         _marker("#6B6B6B", "labelled before"),
@@ -86,8 +83,10 @@ def ramachandran(run: RunData) -> Figure | None:
     ]
     if run.surface is not None:
         handles.append(Line2D([], [], color=GREY, linewidth=0.8, label="reference F, every 2 kT to 10 kT"))
-    if any_rejected:
-        handles.insert(1, Line2D([], [], marker="x", linestyle="", markersize=4, color=BLACK, label="label rejected"))
+    if run.labels is not None and any(
+        (~run.labels.accepted & (run.labels.round == entry.index)).any() for entry in shown
+    ):
+        handles.insert(1, _marker(BLACK, "label rejected", "x", 4.0))
     if columns > 2:
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), columnspacing=1.2)
     else:
@@ -106,10 +105,12 @@ def error_maps(run: RunData) -> Figure | None:
     shown = spread(scored, 5)
     if run.coordinates is None or points is None or not shown:
         return None
+    # A kernel density counts nats, other kinds have scales of their own.
+    unit = " (nats)" if section(run.config, "driver").get("kind") == "kernel_density" else ""
     quantities = [
         quantity
         for quantity in (
-            ("driver", f"driver u{_unit(run)}", False, "cividis"),
+            ("driver", f"driver u{unit}", False, "cividis"),
             ("judge", "judge (kJ/mol/nm)", True, "cividis"),
             ("force_mae_frame", "force MAE (meV/Å)", True, ERROR),
         )
@@ -156,7 +157,7 @@ def hero_figure(run: RunData) -> Figure:
     UqbiasError
         If no frame is labelled yet.
     """
-    if run.coordinates is None or run.label_points is None or not any(_has_map(run, e) for e in run.rounds):
+    if run.label_points is None or run.coordinates is None or not any(_has_map(run, e) for e in run.rounds):
         raise UqbiasError(
             f"{run.directory} holds no labelled frames to draw", "let 'uqbias run' finish its first round"
         )
@@ -182,8 +183,8 @@ def hero_figure(run: RunData) -> Figure:
             _visited(ax, run, entry)
         _reference(ax, run.surface, fill=False, colour=BLACK)
         _basin_names(ax, run)
-        labelled = np.concatenate(label_points(run, entry.index))
-        ax.scatter(labelled[:, 0], labelled[:, 1], s=14, color=BLUE, edgecolors="white", linewidths=0.5, zorder=4)
+        labelled = np.concatenate(label_points(run, entry.index)[:2])
+        ax.scatter(*labelled.T, s=14, color=BLUE, edgecolors="white", linewidths=0.5, zorder=4)
         ax.set_title(f"round {entry.index}: {len(labelled)} labels")
         ax.set_xlabel(run.coordinates.labels[0])
         frame_axes(ax, run.coordinates)
@@ -237,19 +238,12 @@ def points_of(run: RunData, key: str) -> tuple[Array, Array]:
     return values[:, 0], values[:, 1]
 
 
-def label_points(run: RunData, index: int) -> tuple[Array, Array]:
-    """Accepted labelled frames on the map: [n, 2] of earlier rounds, [m, 2] of round ``index``."""
+def label_points(run: RunData, index: int) -> tuple[Array, Array, Array]:
+    """Labelled frames [n, 2] on the map: accepted ones of earlier rounds and of round ``index``, its rejected ones."""
     if run.labels is None or run.label_points is None:
-        return np.empty((0, 2)), np.empty((0, 2))
-    kept, rounds = run.labels.accepted, run.labels.round
-    return run.label_points[kept & (rounds < index)], run.label_points[kept & (rounds == index)]
-
-
-def rejected_points(run: RunData, index: int) -> Array:
-    """[n, 2] frames whose label in round ``index`` was paid and then rejected."""
-    if run.labels is None or run.label_points is None:
-        return np.empty((0, 2))
-    return np.asarray(run.label_points[~run.labels.accepted & (run.labels.round == index)])
+        return np.empty((0, 2)), np.empty((0, 2)), np.empty((0, 2))
+    points, kept, now = run.label_points, run.labels.accepted, run.labels.round == index
+    return points[kept & (run.labels.round < index)], points[kept & now], points[~kept & now]
 
 
 def bin_edges(coordinates: MapAxes) -> tuple[Array, Array]:
@@ -262,12 +256,9 @@ def bin_edges(coordinates: MapAxes) -> tuple[Array, Array]:
 
 def bin_mean(points: Array, values: Array, coordinates: MapAxes) -> Array:
     """Mean of ``values`` [n] in each bin [x, y]; NaN where a bin holds none."""
-    edges = bin_edges(coordinates)
     finite = np.isfinite(values)
-    x, y = points[finite, 0], points[finite, 1]
-    total, _, _ = np.histogram2d(x, y, bins=list(edges), weights=values[finite])
-    count, _, _ = np.histogram2d(x, y, bins=list(edges))
-    return np.where(count > 0, total / np.maximum(count, 1.0), np.nan)
+    mean = binned_statistic_2d(*points[finite].T, values[finite], "mean", bins=list(bin_edges(coordinates)))
+    return np.asarray(mean.statistic)
 
 
 def kernel_mean(points: Array, values: Array, x: Array, y: Array, coordinates: MapAxes) -> Array:
@@ -301,8 +292,7 @@ def frame_axes(ax: Axes, coordinates: MapAxes) -> None:
         spine.set_visible(True)
     if coordinates.periodic:
         ax.set_aspect("equal")
-        ax.set_xticks([-180, -90, 0, 90, 180])
-        ax.set_yticks([-180, -90, 0, 90, 180])
+        quarter_turns(ax.xaxis, ax.yaxis)
     else:
         ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.yaxis.set_major_locator(MaxNLocator(5))
@@ -343,9 +333,8 @@ def _reference(ax: Axes, surface: ReferenceSurface | None, *, fill: bool = True,
 
 def _basin_names(ax: Axes, run: RunData) -> None:
     """Names of the configured basins at the right edges of their boxes, clear of the dots inside."""
-    score = section(run.config, "score")
-    boxes, names = score.get("basins"), list(score.get("coordinates") or {})[:2]
-    if not isinstance(boxes, dict) or len(names) < 2:
+    boxes, names = section(run.score, "basins"), [*section(run.score, "coordinates")][:2]
+    if len(names) < 2:
         return
     box_style = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6}
     for name, box in boxes.items():
@@ -354,7 +343,7 @@ def _basin_names(ax: Axes, run: RunData) -> None:
         right = (box[names[0]][1] + 180.0) % 360.0 - 180.0
         low, high = box[names[1]]
         middle = (low + ((high - low) % 360.0) / 2.0 + 180.0) % 360.0 - 180.0
-        text = run.display(str(name))
+        text = display_name(run.score, name)
         ax.text(right, middle, text, ha="left", va="center", fontsize=8, bbox=box_style, zorder=5, clip_on=True)
 
 
@@ -373,16 +362,5 @@ def _visited(ax: Axes, run: RunData, entry: Round) -> None:
     ax.pcolormesh(x, y, np.ma.masked_equal(count.T, 0), cmap=VISITED, norm=norm, rasterized=True, zorder=1)
 
 
-def _dots(ax: Axes, points: Array, colour: str, size: float, zorder: int) -> None:
-    if len(points):
-        ax.scatter(points[:, 0], points[:, 1], s=size, color=colour, linewidths=0, zorder=zorder)
-
-
-def _marker(colour: str, label: str) -> Line2D:
-    return Line2D([], [], marker="o", linestyle="", markersize=4.5, color=colour, label=label)
-
-
-def _unit(run: RunData) -> str:
-    """Unit of the driver CV: a kernel density counts nats, other kinds their own scale."""
-    kind = run.config.get("driver", {}).get("kind") if isinstance(run.config.get("driver"), dict) else None
-    return " (nats)" if kind == "kernel_density" else ""
+def _marker(colour: str, label: str, marker: str = "o", size: float = 4.5) -> Line2D:
+    return Line2D([], [], marker=marker, linestyle="", markersize=size, color=colour, label=label)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import platform
+from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -128,37 +130,33 @@ ATTACKS = PageSection(
     "attacks",
     "The attacks",
     attacks_in_time,
-    "Each attack distorts a labelled frame uphill in ln L, the logarithm of uncertainty times Boltzmann factor. A way "
+    "Each attack distorts a labelled frame uphill in ln L, the logarithm of uncertainty times Boltzmann factor. A line "
     "that ends while the others still rise has converged. Uncertainty that rises at a moderate price in energy is what "
     "an attack is for; energies of hundreds of kJ/mol mean that its temperature is too high for this molecule.",
     "no attack was made yet",
 )
-#: Captions that speak of walkers, for samplers that have none.
+#: What captions say of walkers, and in its place where a sampler proposes geometries without MD.
 PROPOSED = {
-    "maps": "Each panel is one round, titled with the labels before it and those it added. Blue shows the geometries "
-    "that were proposed (darker: more of them), orange dots are the frames bought from the oracle in that round, "
-    "grey dots those bought before. A campaign that works spreads over the contoured area; orange dots in a region "
-    "without grey ones are new discoveries.",
-    "harvest": "Left: every geometry that the sampler proposed, by what became of it. Refusals for bonds, angles, "
-    "clashes or chirality are unphysical geometries caught before they cost a label. Right: the candidates of the last "
-    "harvest; a taken set that spans u at moderate energy is what a retraining needs.",
-    "error-maps": "Test frames averaged in bins: the driver u, the calibrated uncertainty of the judge, and the true "
-    "force error, each on one colour scale for all rounds. A good uncertainty is bright where the error is red, and "
-    "both fade as labels arrive. Light grey bins hold no test frame.",
+    "where the walkers were (darker: more often)": "the geometries that were proposed (darker: more of them)",
+    "every frame that the walkers offered": "every geometry that the sampler proposed",
+    "the driver u that the bias acts on": "the driver u",
 }
 
 
-def sections_of(run: RunData) -> tuple[PageSection, ...]:
-    """The sections that a run's sampler gives something to show in."""
+def sections_of(run: RunData) -> list[PageSection]:
+    """Sections of the page that a run's sampler gives something to show in."""
     if not run.proposing:
-        return SECTIONS
-    found = []
+        return [*SECTIONS]
+    sections = []
     for part in SECTIONS:
         if part.key == "walkers":
-            found += [ATTACKS] * (run.proposing == "attack")
+            sections += [ATTACKS] * (run.proposing == "attack")
         elif part.key != "bias":
-            found.append(replace(part, caption=PROPOSED.get(part.key, part.caption)))
-    return tuple(found)
+            caption = part.caption
+            for walkers, proposed in PROPOSED.items():
+                caption = caption.replace(walkers, proposed)
+            sections.append(replace(part, caption=caption))
+    return sections
 
 
 def write_report(run: RunData | str | Path, path: str | Path | None = None) -> Path:
@@ -277,42 +275,29 @@ def _tiles(run: RunData) -> list[tuple[str, str, str]]:
 
 def _fact(key: str, run: RunData) -> str:
     """A sentence with this run's numbers to go with a figure."""
+    stops = sum(len(entry.guard_events) for entry in run.rounds)
     if key == "harvest":
-        return _taken(run)
+        offered = [one for entry in run.rounds for one in (entry.harvest or {}).get("candidates") or []]
+        taken = sum(bool(candidate.get("taken")) for candidate in offered)
+        return f"Here {taken} of {len(offered)} candidates were taken." if offered else ""
     if key == "walkers" and any(entry.observations is not None for entry in run.rounds):
-        stops = sum(len(entry.guard_events) for entry in run.rounds)
         return f"Guards stopped {stops} walker{'' if stops == 1 else 's'} in all rounds together."
     if key == "attacks":
-        return _failed(run)
+        attacks = sum(len(entry.attacks["status"]) for entry in run.rounds if entry.attacks is not None)
+        return f"Here {stops} of {attacks} attacks failed; none of them is a candidate." if attacks else ""
     if key == "maps" and run.surface is None and run.coordinates is not None and not run.coordinates.periodic:
         return (
             "Two coordinates are not configured: the axes are the first two principal components of the heavy-atom "
             "pair distances of the labelled frames."
         )
     if key == "cost":
-        total: dict[str, float] = {}
+        total: Counter[str] = Counter()
         for phases in plots.phase_times(run).values():
-            for phase, seconds in phases.items():
-                total[phase] = total.get(phase, 0.0) + seconds
-        if total and sum(total.values()) > 0:
-            phase = max(total, key=lambda name: total[name])
-            return f"Here {phase} took most: {100 * total[phase] / sum(total.values()):.0f} % of the time."
+            total.update(phases)  # type: ignore[arg-type]  # seconds are added up as counts are
+        if total.total() > 0:
+            phase, seconds = total.most_common(1)[0]
+            return f"Here {phase} took most: {100 * seconds / total.total():.0f} % of the time."
     return ""
-
-
-def _taken(run: RunData) -> str:
-    taken = offered = 0
-    for entry in run.rounds:
-        candidates = (entry.harvest or {}).get("candidates") or []
-        offered += len(candidates)
-        taken += sum(bool(candidate.get("taken")) for candidate in candidates)
-    return f"Here {taken} of {offered} candidates were taken." if offered else ""
-
-
-def _failed(run: RunData) -> str:
-    made = sum(len(entry.attacks["status"]) for entry in run.rounds if entry.attacks is not None)
-    failed = sum(len(entry.guard_events) for entry in run.rounds)
-    return f"Here {failed} of {made} attacks failed; none of them is a candidate." if made else ""
 
 
 def _versions(run: RunData) -> dict[str, Any]:
@@ -320,10 +305,8 @@ def _versions(run: RunData) -> dict[str, Any]:
     for event in run.events:
         if event.get("event") == "campaign" and isinstance(event.get("versions"), dict):
             return dict(event["versions"])
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return versions

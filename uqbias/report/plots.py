@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,22 +12,26 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from uqbias.model.metrics import spearman
 from uqbias.report.map_axes import Array
 from uqbias.report.maps import Curve, curves, is_number, plain_log_ticks, points_of
 from uqbias.report.run_data import Round, RunData, section
 from uqbias.report.style import (
     BLACK,
     BLUE,
+    BROWN,
     CYCLE,
     FAINT,
     GREEN,
     GREY,
     ORANGE,
+    PURPLE,
     RED,
     SKY,
     WIDTH,
     grid,
     panels,
+    quarter_turns,
     spread,
     styled,
 )
@@ -100,7 +105,7 @@ def uncertainty_against_error(run: RunData) -> Figure | None:
         _running_median(ax, at_floor, error)
         ends = np.array([floor, max(float(u_all.max(initial=0.0)), float(error_all.max(initial=0.0)), 2 * floor)])
         ax.plot(ends, ends, "--", color=GREY, linewidth=1.0, label="error = uncertainty")
-        rho, below = spearman(u, error), float((error <= u).mean())
+        rho, below = spearman(u, error) if len(u) > 1 else np.nan, float((error <= u).mean())
         ax.set_title(f"round {entry.index}: Spearman ρ = {rho:.2f}; {100 * below:.0f} % below the line", fontsize=10)
         ax.set_xlabel("calibrated uncertainty (meV/Å)")
         grid(ax)
@@ -142,10 +147,10 @@ def walkers_in_time(run: RunData) -> Figure | None:
         if points is not None and run.coordinates is not None:
             _per_walker(axes[-1, column], time, points[..., 0], line=False)
             axes[-1, column].set_ylim(*run.coordinates.limits[0])
-            for low, high in run.shaded():
+            for low, high in (piece for region in run.regions for piece in region.shaded):
                 axes[-1, column].axhspan(low, high, color="#F0F0F0", zorder=0)
             if run.coordinates.periodic:
-                axes[-1, column].set_yticks([-180, -90, 0, 90, 180])
+                quarter_turns(axes[-1, column].yaxis)
         axes[0, column].set_title(f"round {entry.index}")
         axes[-1, column].set_xlabel("time per walker (ps)")
         axes[-1, column].margins(x=0.02)
@@ -162,21 +167,24 @@ def harvest_reasons(run: RunData) -> Figure | None:
     harvested = [entry for entry in run.rounds if entry.harvest and entry.harvest.get("counts")]
     if not harvested:
         return None
-    counts = [_counts(entry) for entry in harvested]
-    totals: dict[str, int] = {}
+    counts = [Counter[str]((entry.harvest or {})["counts"]) for entry in harvested]
+    totals = Counter[str]()
     for count in counts:
-        for reason, number in count.items():
-            totals[reason] = totals.get(reason, 0) + number
+        totals.update(count)
     reasons = sorted(totals, key=lambda reason: (_fate(reason), -totals[reason]))
     refused = [reason for reason in reasons if _fate(reason) == 2]
     colours = {reason: BLUE if _fate(reason) == 0 else FAINT for reason in reasons}
-    colours |= dict(zip(refused, (ORANGE, SKY, "#CC79A7", GREEN, GREY, RED, "#8C6D31", BLACK), strict=False))
-    candidates = [c for c in (harvested[-1].harvest or {}).get("candidates", []) if _plottable(c)]
+    colours |= dict(zip(refused, (ORANGE, SKY, PURPLE, GREEN, GREY, RED, BROWN, BLACK), strict=False))
+    candidates = [
+        candidate
+        for candidate in (harvested[-1].harvest or {}).get("candidates", [])
+        if is_number(candidate.get("driver")) and is_number(candidate.get("energy"))
+    ]
     figure, axes = panels(1, 2 if candidates else 1, 3.6, width=WIDTH if candidates else 6.0)
     rounds = [str(entry.index) for entry in harvested]
     bottom = np.zeros(len(harvested))
     for reason in reasons:
-        heights = np.array([float(count.get(reason, 0)) for count in counts])
+        heights = np.array([float(count[reason]) for count in counts])
         label = f"{reason.replace('_', ' ')} ({totals[reason]})"
         axes[0, 0].bar(rounds, heights, 0.62, bottom=bottom, color=colours.get(reason, FAINT), label=label)
         bottom += heights
@@ -201,7 +209,7 @@ def cost(run: RunData) -> Figure | None:
     ax = axes[0, 0]
     names = [f"round {index}" for index in times]
     left = np.zeros(len(times))
-    for colour, phase in zip((BLUE, ORANGE, GREEN, "#CC79A7", SKY, RED, GREY, BLACK) * 3, order, strict=False):
+    for colour, phase in zip((BLUE, ORANGE, GREEN, PURPLE, SKY, RED, GREY, BLACK) * 3, order, strict=False):
         seconds = np.array([entry.get(phase, 0.0) for entry in times.values()])
         ax.barh(names, seconds, 0.62, left=left, color=colour, label=f"{phase} ({seconds.sum():.0f} s)")
         left += seconds
@@ -241,16 +249,6 @@ def phase_times(run: RunData) -> dict[int, dict[str, float]]:
         if phases:
             times[entry.index] = phases
     return times
-
-
-def spearman(first: Array, second: Array) -> float:
-    """Spearman rank correlation, ties averaged; NaN when one side is constant."""
-    from scipy.stats import rankdata
-
-    a, b = rankdata(first), rankdata(second)
-    if len(a) < 2 or a.std() == 0 or b.std() == 0:
-        return float("nan")
-    return float(np.corrcoef(a, b)[0, 1])
 
 
 def _judged(entry: Round) -> tuple[Array, Array]:
@@ -298,42 +296,22 @@ def _guard_marks(ax: Axes, entry: Round, driver: Array, steps: Array, timestep: 
         ax.plot(*np.array(marks).T, "x", color=BLACK, markersize=7, markeredgewidth=1.8, zorder=10)
 
 
-def _counts(entry: Round) -> dict[str, int]:
-    """Reason -> number of candidates; the frames taken come under ``taken`` whatever name they have."""
-    return {str(reason): int(number) for reason, number in ((entry.harvest or {}).get("counts") or {}).items()}
-
-
 def _fate(reason: str) -> int:
     """0 for frames taken, 1 for fit frames beyond the budget, 2 for refused ones."""
     words = reason.replace("_", " ")
     return 0 if words.startswith("taken") else 1 if words.startswith(("not taken", "not selected")) else 2
 
 
-def _plottable(candidate: dict[str, Any]) -> bool:
-    return is_number(candidate.get("driver")) and is_number(candidate.get("energy"))
-
-
 def _candidates(ax: Axes, candidates: Sequence[dict[str, Any]], index: int) -> None:
-    values = np.array([(c["driver"], c["energy"]) for c in candidates], dtype=np.float64)
+    u, energy = np.array([(c["driver"], c["energy"]) for c in candidates], dtype=np.float64).T
     taken = np.array([bool(c.get("taken")) for c in candidates])
-    ax.scatter(
-        values[~taken, 0], values[~taken, 1], s=6, color="#BDBDBD", linewidths=0, rasterized=True, label="refused"
-    )
-    ax.scatter(
-        values[taken, 0],
-        values[taken, 1],
-        s=16,
-        color=BLUE,
-        edgecolors="white",
-        linewidths=0.4,
-        label="taken",
-        zorder=3,
-    )
+    ax.scatter(u[~taken], energy[~taken], s=6, color="#BDBDBD", linewidths=0, rasterized=True, label="refused")
+    ax.scatter(u[taken], energy[taken], s=16, color=BLUE, edgecolors="white", linewidths=0.4, label="taken", zorder=3)
     # An exploded geometry may lie thousands of kJ/mol away: the axis is that of the frames that could be taken.
     fit = np.array([_fate(str(c.get("reason", ""))) < 2 for c in candidates])
-    low, high = np.percentile(values[fit if fit.any() else slice(None), 1], [0.5, 99.5])
+    low, high = np.percentile(energy[fit if fit.any() else slice(None)], [0.5, 99.5])
     ax.set_ylim(low - 0.1 * (high - low) - 1.0, high + 0.25 * (high - low) + 1.0)
-    hidden = int(((values[:, 1] < ax.get_ylim()[0]) | (values[:, 1] > ax.get_ylim()[1])).sum())
+    hidden = int(((energy < ax.get_ylim()[0]) | (energy > ax.get_ylim()[1])).sum())
     title = f"round {index}" + (f" ({hidden} outside the axes)" if hidden else "")
     ax.set(xlabel="driver u", ylabel="model energy (kJ/mol)", title=title)
     ax.yaxis.set_major_locator(MaxNLocator(6))

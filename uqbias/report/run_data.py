@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
@@ -14,31 +15,15 @@ from numpy.typing import NDArray
 
 from uqbias.errors import UqbiasError
 from uqbias.files import read_arrays
+from uqbias.molecule.frames import read_frames
 from uqbias.molecule.surface import ReferenceSurface
-from uqbias.report.map_axes import GREEK, MapAxes, dihedral_coordinates, principal_components
+from uqbias.report.map_axes import MapAxes, Region, dihedral_coordinates, principal_components, regions_of
 from uqbias.runs.hills import Hills, load_hills
 from uqbias.settings.sampler_sections import DISTORTING
 
 Array = NDArray[np.float64]
+T = TypeVar("T")
 OBSERVED = ("step", "positions", "energy", "driver", "judge", "bias")
-
-
-@dataclass(frozen=True)
-class Region:
-    """A named part of the map, for which errors are reported apart.
-
-    Attributes
-    ----------
-    name : as in the keys of summary.json.
-    title : as it is written in tables.
-    text : its bounds in words, such as ``15° < φ < 135°``.
-    box : [from, to] in degrees for each coordinate that bounds it.
-    """
-
-    name: str
-    title: str
-    text: str
-    box: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -50,13 +35,11 @@ class Labels:
     round : [n] round in which each label was paid.
     positions : [n, N, 3] nm.
     accepted : [n] False where the label was paid and then left out of the training.
-    info : n dicts (reason, driver, judge, walker, step where known).
     """
 
     round: NDArray[np.int64]
     positions: Array
     accepted: NDArray[np.bool_]
-    info: list[dict[str, Any]]
 
     def __len__(self) -> int:
         return len(self.round)
@@ -173,34 +156,20 @@ class RunData:
         """Whether the campaign ended; ``summary["stopped"]`` says why."""
         return bool(self.summary.get("stopped"))
 
-    def display(self, name: str) -> str:
-        """How figures and tables write a basin or a region."""
-        return str((section(section(self.config, "score"), "display_names")).get(name, name))
-
     @cached_property
     def regions(self) -> list[Region]:
         """Regions of the campaign file."""
+        return regions_of(self.score)
 
-        def words(box: dict[str, Any]) -> str:
-            return ", ".join(f"{low:g}° < {GREEK.get(name, name)} < {high:g}°" for name, (low, high) in box.items())
-
-        boxes = section(section(self.config, "score"), "regions")
-        return [Region(name, self.display(name), words(box), box) for name, box in boxes.items()]
-
-    def shaded(self) -> list[tuple[float, float]]:
-        """[low, high] in degrees of the regions on the first coordinate alone, in two pieces where one wraps around."""
-        names = list(section(section(self.config, "score"), "coordinates"))[:1]
-        pieces: list[tuple[float, float]] = []
-        for region in self.regions:
-            if [*region.box] == names:
-                low, high = region.box[names[0]]
-                pieces += [(low, high)] if low <= high else [(low, 180.0), (-180.0, high)]
-        return pieces
+    @property
+    def score(self) -> dict[str, Any]:
+        """The section ``score`` of the configuration."""
+        return section(self.config, "score")
 
     @cached_property
     def coordinates(self) -> MapAxes | None:
         """The first two configured dihedrals, else principal components of the labelled frames, else None."""
-        named = section(self.config, "score").get("coordinates") or {}
+        named = section(self.score, "coordinates")
         if len(named) >= 2:
             return dihedral_coordinates(named)
         if self.labels is not None and self.labels.accepted.sum() >= 3:
@@ -210,22 +179,20 @@ class RunData:
     @cached_property
     def label_points(self) -> Array | None:
         """[n, 2] the labelled frames on the map."""
-        if self.coordinates is None or self.labels is None:
-            return None
-        return self.coordinates.project(self.labels.positions)
+        return self.on_map(None if self.labels is None else self.labels.positions)
 
     @cached_property
     def test_points(self) -> Array | None:
         """[n, 2] the test set on the map."""
-        if self.coordinates is None or self.test_positions is None:
-            return None
-        return self.coordinates.project(self.test_positions)
+        return self.on_map(self.test_positions)
 
     def visited_points(self, entry: Round) -> Array | None:
         """[T, W, 2] the walkers of one round on the map."""
-        if self.coordinates is None or entry.observations is None:
-            return None
-        return self.coordinates.project(entry.observations.positions)
+        return self.on_map(None if entry.observations is None else entry.observations.positions)
+
+    def on_map(self, positions: Array | None) -> Array | None:
+        """[..., 2] where geometries [..., N, 3] lie on the map; None without a map or without geometries."""
+        return None if self.coordinates is None or positions is None else self.coordinates.project(positions)
 
     def scored(self, key: str) -> list[tuple[Round, Array]]:
         """Rounds whose ``scores.npz`` holds ``key``, with the values."""
@@ -253,89 +220,69 @@ class _Reader:
 
     def read(self) -> RunData:
         run = self.run
-        config_file = self.path / "campaign.yaml"
-        if config_file.is_file():
-            run.config_text = config_file.read_text(encoding="utf-8")
-            try:
-                content = yaml.safe_load(run.config_text)
-                run.config = content if isinstance(content, dict) else {}
-            except yaml.YAMLError as error:
-                self.note(config_file, error)
-        run.summary = self.json(self.path / "summary.json") or {}
+        run.config_text = self.file(self.path / "campaign.yaml", lambda path: path.read_text(encoding="utf-8")) or ""
+        run.config = self.file(self.path / "campaign.yaml", _yaml) or {}
+        run.summary = self.file(self.path / "summary.json", _json) or {}
         run.events = self.json_lines(self.path / "ledger.jsonl")
         run.labels, run.numbers = self.labels()
         run.rounds = self.rounds()
         self.scoring_files()
         return run
 
+    def file(self, path: Path, read: Callable[[Path], T]) -> T | None:
+        """What ``read`` makes of a file; None, with a note, where it fails, and without one where there is no file."""
+        if not path.is_file():
+            return None
+        try:
+            return read(path)
+        except (UqbiasError, ValueError, KeyError, OSError, yaml.YAMLError) as error:
+            self.note(path, error)
+            return None
+
     def note(self, path: Path, error: object) -> None:
         self.run.notes.append(f"{path.name} could not be read: {error}".replace("\n", " "))
 
-    def json(self, path: Path) -> dict[str, Any] | None:
-        if not path.is_file():
-            return None
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, OSError) as error:
-            self.note(path, error)
-            return None
-        return content if isinstance(content, dict) else None
-
     def json_lines(self, path: Path) -> list[dict[str, Any]]:
         """Events of a line-by-line file; a torn last line is normal after a kill, any other is noted."""
-        if not path.is_file():
-            return []
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        events = []
+        text = self.file(path, lambda path: path.read_text(encoding="utf-8", errors="replace")) or ""
+        lines, events = text.splitlines(), []
         for number, line in enumerate(lines):
             try:
-                event = json.loads(line)
+                events.append(json.loads(line))
             except ValueError as error:
                 if number < len(lines) - 1 and line.strip():
                     self.note(path, f"line {number + 1}: {error}")
-                continue
-            if isinstance(event, dict):
-                events.append(event)
-        return events
+        return [event for event in events if isinstance(event, dict)]
 
-    def npz(self, path: Path, needed: tuple[str, ...] = ()) -> dict[str, Array] | None:
-        if not path.is_file():
-            return None
-        try:
+    def arrays(self, path: Path, needed: tuple[str, ...] = ()) -> dict[str, Array] | None:
+        def read(path: Path) -> dict[str, Array]:
             content = read_arrays(path, "file of a run", "put it back from a copy")
-        except UqbiasError as error:
-            self.note(path, error)
-            return None
-        missing = [key for key in needed if key not in content]
-        if missing:
-            self.note(path, f"no {', '.join(missing)}")
-            return None
-        return content
+            if missing := [key for key in needed if key not in content]:
+                raise ValueError(f"no {', '.join(missing)}")
+            return content
+
+        return self.file(path, read)
 
     def labels(self) -> tuple[Labels | None, NDArray[np.int64] | None]:
         """Labels from the ledger; verdicts and atomic numbers from the data set that is derived from it."""
-        from uqbias.molecule.frames import read_frames
 
-        verdicts: dict[tuple[int, int], str] = {}
-        numbers = None
-        path = self.path / "dataset.xyz"
-        if path.is_file():
-            try:
-                frames = read_frames(path)
-                numbers = frames.numbers
-                verdicts = {(int(e["round"]), int(e["index"])): str(e["verdict"]) for e in frames.info}
-            except (UqbiasError, KeyError, ValueError) as error:
-                self.note(path, error)
-        paid = [event for event in self.run.events if event.get("event") == "label" and "positions" in event]
-        found = {(int(event.get("round", 0)), int(event.get("index", 0))): event for event in paid}
-        if not found:
+        def verdicts_of(path: Path) -> tuple[NDArray[np.int64], dict[tuple[int, int], str]]:
+            frames = read_frames(path)
+            return frames.numbers, {(int(e["round"]), int(e["index"])): str(e["verdict"]) for e in frames.info}
+
+        numbers, verdicts = self.file(self.path / "dataset.xyz", verdicts_of) or (None, {})
+        paid = {
+            (int(event.get("round", 0)), int(event.get("index", 0))): event
+            for event in self.run.events
+            if event.get("event") == "label" and "positions" in event
+        }
+        if not paid:
             return None, numbers
-        keys = sorted(found)
+        keys = sorted(paid)
         labels = Labels(
             round=np.array([key[0] for key in keys]),
-            positions=np.array([found[key]["positions"] for key in keys], dtype=np.float64),
+            positions=np.array([paid[key]["positions"] for key in keys], dtype=np.float64),
             accepted=np.array([verdicts.get(key, "accepted") == "accepted" for key in keys], dtype=bool),
-            info=[found[key].get("info") or {} for key in keys],
         )
         return labels, numbers
 
@@ -352,88 +299,73 @@ class _Reader:
         if folder is None:
             return Round(index, row)
         groups = sorted((folder / "md").glob("group_*")) or [folder / "md"]
-        seen = [content for group in groups if (content := self.npz(group / "observations.npz", OBSERVED)) is not None]
-        n_walkers = np.cumsum([0] + [content["driver"].shape[1] for content in seen])
+        seen = [arrays for group in groups if (arrays := self.arrays(group / "observations.npz", OBSERVED)) is not None]
+        n_walkers = np.cumsum([0] + [arrays["driver"].shape[1] for arrays in seen])
         events = [
             event | {"walker": event["walker"] + int(offset)} if isinstance(event.get("walker"), int) else event
             for group, offset in zip(groups, n_walkers, strict=False)
             for event in self.json_lines(group / "events.jsonl")
         ]
+        timestep = float(section(self.run.config, "md").get("timestep_fs", 0.5))
+        files = [file for group in groups for file in sorted(group.glob("HILLS*"))]
+        hills = [self.file(file, lambda file: load_hills(file, timestep)) for file in files]
         return Round(
             index=index,
             summary=row,
-            training=self.json(folder / "training.json"),
-            scores=self.npz(folder / "scores.npz"),
-            harvest=self.json(folder / "harvest.json"),
+            training=self.file(folder / "training.json", _json),
+            scores=self.arrays(folder / "scores.npz"),
+            harvest=self.file(folder / "harvest.json", _json),
             observations=_joined(seen),
             guard_events=events,
-            hills=[hills for group in groups for hills in self.hills(group)],
-            attacks=self.npz(folder / "md" / "attacks.npz", ("status",)),
+            hills=[one for one in hills if one is not None],
+            attacks=self.arrays(folder / "md" / "attacks.npz", ("status",)),
         )
-
-    def hills(self, folder: Path) -> list[Hills]:
-        """All hills of a group of walkers, a file for each set of variables."""
-        timestep = float(section(self.run.config, "md").get("timestep_fs", 0.5))
-        found = []
-        for path in sorted(folder.glob("HILLS*")):
-            try:
-                found.append(load_hills(path, timestep))
-            except (UqbiasError, ValueError) as error:
-                self.note(path, error)
-        return [hills for hills in found if hills is not None]
 
     def scoring_files(self) -> None:
         """Reference surface and test set, where the configuration names them and they can be found."""
-        score = section(self.run.config, "score")
-        test_set = self.find(score.get("test_set"))
+        score = self.run.score
+        test_set, surface = (self.named(score.get(key)) for key in ("test_set", "surface"))
         if test_set is not None:
-            from uqbias.molecule.frames import read_frames
-
-            try:
-                self.run.test_positions = read_frames(test_set, labelled=False).positions
-            except UqbiasError as error:
-                self.note(test_set, error)
-        surface = self.find(score.get("surface"))
+            self.run.test_positions = self.file(test_set, lambda path: read_frames(path, labelled=False).positions)
         if surface is not None and len(score.get("coordinates") or ()) >= 2:
-            try:
-                self.run.surface = ReferenceSurface.load(surface)
-            except (UqbiasError, ValueError, OSError) as error:
-                self.note(surface, error)
+            self.run.surface = self.file(surface, ReferenceSurface.load)
 
-    def find(self, name: Any) -> Path | None:
+    def named(self, name: Any) -> Path | None:
         """A file named in the configuration, relative to the run directory."""
         if not isinstance(name, str):
             return None
-        candidate = self.path / name
-        if candidate.is_file():
-            return candidate
-        self.run.notes.append(f"{name} is named in the configuration and not found from here")
-        return None
+        if not (self.path / name).is_file():
+            self.run.notes.append(f"{name} is named in the configuration and not found from here")
+            return None
+        return self.path / name
+
+
+def _json(path: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, Any]:
+    """The mapping in a file; empty for a file that holds something else."""
+    content = parse(path.read_text(encoding="utf-8"))
+    return content if isinstance(content, dict) else {}
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    return _json(path, yaml.safe_load)
 
 
 def _joined(groups: list[dict[str, Array]]) -> Observations | None:
     """Observations of all groups side by side, cut to the shortest."""
     if not groups:
         return None
-    length = min(len(content["step"]) for content in groups)
-    walkers = {
-        name: np.concatenate([content[name][:length] for content in groups], axis=1)
-        for name in OBSERVED
-        if name != "step"
-    }
-    return Observations(groups[0]["step"][:length], **walkers, variables=_variables(groups, length))
+    length = min(len(arrays["step"]) for arrays in groups)
 
+    def beside(columns: Iterable[Array]) -> Array:
+        return np.concatenate([column[:length] for column in columns], axis=1)
 
-def _variables(groups: list[dict[str, Array]], length: int) -> dict[str, Array]:
-    """Variables of the bias that all groups have kept."""
-    if not all({"variables", "variable_names"} <= content.keys() for content in groups):
-        return {}
-    names = [content["variable_names"].tolist() for content in groups]
-    return {
-        name: np.concatenate(
-            [content["variables"][:length, :, own.index(name)] for content, own in zip(groups, names, strict=True)],
-            axis=1,
-        )
-        for name in names[0]
-        if all(name in own for own in names)
-    }
+    walkers = {name: beside(arrays[name] for arrays in groups) for name in OBSERVED if name != "step"}
+    variables = [
+        dict(zip(arrays["variable_names"].tolist(), np.moveaxis(arrays["variables"], -1, 0), strict=True))
+        if {"variables", "variable_names"} <= arrays.keys()
+        else {}
+        for arrays in groups
+    ]
+    common = [name for name in variables[0] if all(name in each for each in variables)]
+    kept = {name: beside(each[name] for each in variables) for name in common}
+    return Observations(groups[0]["step"][:length], **walkers, variables=kept)

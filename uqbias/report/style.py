@@ -10,16 +10,15 @@ import matplotlib as mpl
 import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 # Okabe and Ito, 2008; the yellow is left out (too faint for lines on white).
-BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK = (
-    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#222222",
-)  # fmt: skip
-CYCLE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK, "#8C6D31")
+CYCLE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#222222", "#8C6D31")
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK, BROWN = CYCLE
 GREY, FAINT = "#8A8A8A", "#D9D9D9"
 UNVISITED = "#F4F4F4"
 #: Page width in inches of every figure but the hero.
@@ -79,6 +78,12 @@ def spread(items: Sequence[T], most: int) -> list[T]:
     if len(items) <= most:
         return list(items)
     return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, most).round().astype(int))]
+
+
+def quarter_turns(*axes: Axis) -> None:
+    """Ticks of axes on which an angle runs from -180 to 180 degrees."""
+    for axis in axes:
+        axis.set_ticks([-180, -90, 0, 90, 180])
 
 
 def grid(axes: Axes, axis: Any = "both") -> None:

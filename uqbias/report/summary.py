@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from uqbias.report.map_axes import Region
 from uqbias.report.maps import is_number
-from uqbias.report.run_data import Region, RunData, section
+from uqbias.report.run_data import RunData, section
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,7 +57,7 @@ def _columns(run: RunData, headings: dict[str, str]) -> dict[str, str]:
     named = {
         key.format(region.name): heading.format(region.title)
         for key, heading in headings.items()
-        for region in (run.regions if "{}" in key else [Region("", "", "", {})])
+        for region in (run.regions if "{}" in key else [Region("", "", "")])
     }
     return {key: heading for key, heading in named.items() if any(row.get(key) is not None for row in run.rows)}
 
