@@ -160,7 +160,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _known_keys(cls, value: Any) -> Any:
-        if isinstance(value, dict):
+        if isinstance(value, dict) and cls.model_config["extra"] == "forbid":
             for key in value:
                 if key not in cls.model_fields:
                     hint = did_you_mean(str(key), cls.model_fields) if cls.model_fields else "it takes no options"
@@ -213,10 +213,12 @@ class of_kind:  # noqa: N801 - reads as a word in `Annotated[KindSection, of_kin
     ----------
     registry : registry of the kinds.
     default : kind where none is given; None if one must be given.
+    only : whether ``default`` is the only kind that may be given.
     """
 
     registry: PartRegistry
     default: str | None = None
+    only: bool = False
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         # A section is written out by its own class, not by the base that the field is declared with.
@@ -230,8 +232,8 @@ class of_kind:  # noqa: N801 - reads as a word in `Annotated[KindSection, of_kin
         if not isinstance(value, dict):
             return value
         kind = value.get("kind", self.default)
-        names = self.registry.names()
-        if kind not in names and ":" not in str(kind):
+        names = [str(self.default)] if self.only else self.registry.names()
+        if kind not in names and (self.only or ":" not in str(kind)):
             hint = did_you_mean(str(kind), names)
             raise PydanticCustomError(
                 "unknown_kind", "unknown kind '{kind}'; {hint}", {"kind": str(kind), "hint": hint}

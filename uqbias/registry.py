@@ -232,13 +232,14 @@ SPACES = Registry(
 SAMPLERS = Registry(
     "sampler",
     {
-        "metadynamics": "uqbias.campaign.samplers.md:explore",
-        "md": "uqbias.campaign.samplers.md:explore",
-        "plumed": "uqbias.campaign.samplers.plumed_md:explore_plumed",
-        "attack": "uqbias.campaign.samplers.distorting:explore_by_attack",
-        "random": "uqbias.campaign.samplers.distorting:explore_at_random",
-        "pool": "uqbias.campaign.samplers.distorting:explore_pool",
+        "metadynamics": "uqbias.campaign.samplers.md:BiasedDynamics",
+        "md": "uqbias.campaign.samplers.md:MolecularDynamics",
+        "plumed": "uqbias.campaign.samplers.plumed_md:PlumedDynamics",
+        "attack": "uqbias.campaign.samplers.distorting:Attack",
+        "random": "uqbias.campaign.samplers.distorting:Random",
+        "pool": "uqbias.campaign.samplers.distorting:Pool",
     },
+    "uqbias.campaign.samplers.base:Sampler",
 )
 
 

@@ -9,7 +9,8 @@ import torch
 from uqbias.bias.base import BiasSum
 from uqbias.bias.fixed import UpperWall
 from uqbias.bias.gamd import GaMD
-from uqbias.campaign.samplers.md import Exploration, explore
+from uqbias.campaign.samplers.base import Exploration
+from uqbias.campaign.samplers.md import explore
 from uqbias.errors import UqbiasError
 from uqbias.settings.file import check_campaign
 from uqbias.units import GAS_CONSTANT

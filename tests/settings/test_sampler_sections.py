@@ -1,55 +1,82 @@
 """Sections of the samplers without MD, and what they are turned into."""
 
 import dataclasses
+from typing import Annotated
 
 import numpy as np
 import pytest
 from molecules import AMMONIA_POSITIONS
+from typing_extensions import Doc
 
 from uqbias.attacks.ascent import AttackOptions
 from uqbias.attacks.random import RandomOptions
 from uqbias.campaign.dry_run import check_parts
+from uqbias.campaign.samplers.base import Sampler
 from uqbias.errors import UqbiasError
 from uqbias.molecule.frames import Frames, read_frames, write_frames
 from uqbias.molecule.topology import Topology
+from uqbias.options import InputFile, Positive
 from uqbias.oracles.analytic import DoubleWellOracle
 from uqbias.oracles.base import OracleError, make_oracle
 from uqbias.potentials.coordinates import Coordinates
-from uqbias.registry import SPACES
-from uqbias.settings.file import check_campaign
+from uqbias.registry import SAMPLERS
+from uqbias.settings.file import CampaignFile, check_campaign, load_campaign
 from uqbias.settings.kinds import CoordinatesSection, DoubleWellOracleSection
-from uqbias.settings.sampler_sections import (
-    AttackSection,
-    RandomSection,
-)
 from uqbias.testing import molecule
 
 FILES = {"system": {"structure": "molecule.pdb", "start": "start.xyz"}}
 
 
-@pytest.mark.parametrize(("section", "options"), [(AttackSection, AttackOptions), (RandomSection, RandomOptions)])
-def test_a_section_has_the_keys_and_defaults_of_its_options(section, options):
-    values = section().model_dump()
-    values.pop("count")
+@pytest.mark.parametrize(("kind", "options"), [("attack", AttackOptions), ("random", RandomOptions)])
+def test_a_section_has_the_keys_and_defaults_of_its_options(kind, options):
+    values = SAMPLERS.section(kind)().arguments()
+    assert values.pop("count") == 200
     made = options(**values)
     assert set(values) == {field.name for field in dataclasses.fields(options)}
     plain = options()
     for name in set(values) - {"space"}:
         assert getattr(made, name) == getattr(plain, name), name
-    assert made.space["kind"] == plain.space["kind"] == "cartesian"
+    assert made.space["kind"] == plain.space == "cartesian"
 
 
-@pytest.mark.parametrize("kind", ["cartesian", "internal", "variables"])
-def test_a_space_is_built_from_its_section(kind):
-    section = SPACES.section(kind)()
-    space = SPACES.build(
-        section,
-        topology=molecule.topology(),
-        reference=molecule.POSITIONS,
-        collective_variables={"t": {"kind": "dihedral", "atoms": list(molecule.TORSION)}},
-    )
-    assert space.n_coordinates >= 1
-    assert all(field.description for field in SPACES.section(kind).model_fields.values())
+class Halves(Sampler):
+    """A third party's sampler."""
+
+    invents = False
+
+    def __init__(self, *, file: Annotated[str, InputFile(), Doc("frames")], share: Annotated[Positive, Doc("")] = 0.5):
+        self.file, self.share = file, share
+
+    def explore(self, job, advance=None):
+        raise NotImplementedError
+
+    def check(self, campaign, topology, start):
+        if campaign.sampling.file != self.file:
+            raise UqbiasError(self.file)
+
+
+def test_a_third_partys_sampler_gets_what_a_built_in_one_gets(tmp_path):
+    """Its options are checked, its paths resolved, its files part of the campaign's identity."""
+    for name in ("molecule.pdb", "start.xyz", "theirs.xyz"):
+        (tmp_path / name).write_text(name)
+    section = {"kind": f"{__name__}:Halves", "file": "theirs.xyz", "share": 0.25}
+    file = CampaignFile(check_campaign({**FILES, "sampler": section}), tmp_path)
+    assert file.campaign.harvest.driver_window == [None, None]
+    sampler = SAMPLERS.build(file.resolved.sampling)
+    assert (sampler.file, sampler.share) == (str(tmp_path / "theirs.xyz"), 0.25)
+    before = file.identity()
+    assert before["sampler.share"] == 0.25
+    (tmp_path / "theirs.xyz").write_text("other")
+    assert [key for key, value in file.identity().items() if value != before[key]] == ["sampler.file"]
+    (tmp_path / "run").mkdir()
+    file.write(tmp_path / "run" / "campaign.yaml")
+    assert load_campaign(tmp_path / "run" / "campaign.yaml").resolved == file.resolved
+    with pytest.raises(UqbiasError, match=r"sampler\.share = -1\.0: input should be greater than 0"):
+        check_campaign({**FILES, "sampler": section | {"share": -1.0}})
+    with pytest.raises(UqbiasError, match="'pathlib:Path' is not a sampler"):
+        check_campaign({**FILES, "sampler": "pathlib:Path"})
+    with pytest.raises(UqbiasError, match="did you mean 'attack'"):
+        check_campaign({**FILES, "sampler": "atack"})
 
 
 def test_coordinates_and_double_well_sections_are_what_their_classes_take():
@@ -75,8 +102,6 @@ def test_the_window_of_the_driver_is_open_without_md():
 def parts(folder, settings, topology, positions):
     write_frames(folder / "start.xyz", Frames(np.array(topology.numbers), positions))
     (folder / "molecule.pdb").write_text("")
-    from uqbias.settings.file import CampaignFile
-
     file = CampaignFile(check_campaign({**FILES, **settings}), folder)
     check_parts(file, topology, read_frames(folder / "start.xyz", labelled=False))
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from uqbias.bias.build import build_bias, completed
 from uqbias.errors import UqbiasError
 from uqbias.molecule.frames import Frames
 from uqbias.molecule.topology import Topology
+from uqbias.registry import SAMPLERS
 from uqbias.settings.file import CampaignFile
 from uqbias.settings.schema import Campaign
 from uqbias.variables.base import build_variables, periods_of
@@ -23,51 +22,14 @@ def check_parts(file: CampaignFile, topology: Topology, start: Frames) -> None:
     UqbiasError
         With the key of the fault.
     """
-    campaign = file.campaign
+    campaign = file.resolved
     check_exploration(campaign, topology)
     _check_uncertainties(campaign, topology, start)
-    _check_sampler(file, topology, start)
+    SAMPLERS.build(campaign.sampling).check(campaign, topology, start)
     if campaign.oracle.kind == "pool":
         from uqbias.oracles.pool import check_pool
 
-        check_pool(file.path("oracle", "file"), topology.numbers, labelled=True)
-
-
-def distortion_options(file: CampaignFile) -> dict[str, Any]:
-    """The sampler's own section as a dict, with paths made absolute; empty for the samplers that have none."""
-    campaign = file.campaign
-    if campaign.sampler == "pool":
-        return {"file": str(file.path("pool", "file"))}
-    if campaign.sampler in ("attack", "random"):
-        section = campaign.attack if campaign.sampler == "attack" else campaign.random
-        return section.model_dump()
-    return {}
-
-
-def _check_sampler(file: CampaignFile, topology: Topology, start: Frames) -> None:
-    campaign, options = file.campaign, distortion_options(file)
-    if campaign.sampler == "pool":
-        from uqbias.oracles.pool import check_pool
-
-        check_pool(options["file"], topology.numbers, labelled=False)
-    elif campaign.sampler in ("attack", "random"):
-        from uqbias.registry import SPACES
-
-        variables = {
-            name: {"kind": section.kind, **section.arguments()} for name, section in campaign.variables.items()
-        }
-        try:
-            space = SPACES.build(
-                options["space"], topology=topology, reference=start.positions[0], collective_variables=variables
-            )
-        except UqbiasError as error:
-            raise UqbiasError(f"{campaign.sampler}: {error.what}", error.cure) from None
-        amplitude = options.get("amplitude")
-        if isinstance(amplitude, list) and len(amplitude) != space.n_coordinates:
-            raise UqbiasError(
-                f"random.amplitude: {len(amplitude)} numbers for {space.n_coordinates} coordinates",
-                "give one for all, or one for each",
-            )
+        check_pool(campaign.oracle.arguments()["file"], topology.numbers, labelled=True)
 
 
 def _check_uncertainties(campaign: Campaign, topology: Topology, start: Frames) -> None:

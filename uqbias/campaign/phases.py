@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from uqbias.campaign.dry_run import distortion_options
 from uqbias.campaign.executors import LabelRequest, label_all
 from uqbias.campaign.ledger import label_key
-from uqbias.campaign.samplers.md import Exploration
+from uqbias.campaign.samplers.base import Exploration, Sampler
 from uqbias.campaign.selection import Candidates, SelectionOptions, select
 from uqbias.campaign.work import Work
 from uqbias.errors import UqbiasError
@@ -24,12 +23,9 @@ from uqbias.model.model import UncertaintyModel
 from uqbias.molecule.frames import Frames, write_frames
 from uqbias.molecule.physical import PHYSICAL, Limits, PhysicalFilter
 from uqbias.registry import SAMPLERS
-from uqbias.settings.sampler_sections import DISTORTING
 
 Array = NDArray[np.float64]
 
-#: What the progress display calls an exploration without MD.
-TITLES = {"attack": "attacks", "random": "distortions", "pool": "pool"}
 #: What observations hold of every frame.
 OBSERVED = ("positions", "energy", "driver", "judge")
 #: And where a proposed geometry comes from; see `uqbias.campaign.samplers.distorting`.
@@ -48,22 +44,17 @@ def explore_phase(work: Work, round_index: int) -> dict[str, Any]:
     for leftover in (final, partial):
         if leftover.exists():
             shutil.rmtree(leftover)
-    sampler = "plumed" if campaign.md.engine == "plumed" else campaign.sampler
-    explore = SAMPLERS.get(sampler)
-    proposes = sampler in DISTORTING
-    total: int | None
-    groups = 1 if proposes else campaign.md.groups
-    jobs = [_exploration(work, round_index, group, groups) for group in range(groups)]
-    name, total = f"round {round_index}: {TITLES.get(sampler, 'MD')}", campaign.md.steps
-    if proposes:
-        total = campaign.attack.count * campaign.attack.iterations if sampler == "attack" else None
+    sampler: Sampler = SAMPLERS.build(campaign.sampling)
+    groups = campaign.md.groups if sampler.walks else 1
+    jobs = [_exploration(work, sampler, round_index, group, groups) for group in range(groups)]
+    name, total = f"round {round_index}: {sampler.title}", sampler.units(campaign)
     # The first call of a new architecture compiles it, which takes longer than an ordinary user expects of "MD".
     work.progress.phase(f"round {round_index}: load or compile the model", None)
     if len(jobs) == 1:
-        results = [explore(jobs[0], _Announced(work, name, total))]
+        results = [sampler.explore(jobs[0], _Announced(work, name, total))]
     else:
         work.progress.phase(name, campaign.md.steps * groups)
-        pending = {work.executor.submit(explore, job) for job in jobs}
+        pending = {work.executor.submit(sampler.explore, job) for job in jobs}
         results = []
         while pending:
             done, pending = wait(pending, return_when=FIRST_COMPLETED)
@@ -76,7 +67,7 @@ def explore_phase(work: Work, round_index: int) -> dict[str, Any]:
         "stopped": sum(result["stopped"] for result in results),
         "runner": results[0]["runner"],
     }
-    return facts | ({"proposed": sum(result["proposed"] for result in results)} if proposes else {})
+    return facts | ({} if sampler.walks else {"proposed": sum(result["proposed"] for result in results)})
 
 
 class _Announced:
@@ -92,7 +83,7 @@ class _Announced:
         self.work.progress.advance(count, note)
 
 
-def _exploration(work: Work, round_index: int, group: int, groups: int) -> Exploration:
+def _exploration(work: Work, sampler: Sampler, round_index: int, group: int, groups: int) -> Exploration:
     campaign = work.campaign
     partial = work.folder(round_index) / "md.partial"
     several = groups > 1
@@ -109,18 +100,15 @@ def _exploration(work: Work, round_index: int, group: int, groups: int) -> Explo
     if campaign.md.start_from == "sparse":
         weights = _sparseness(model, evaluate_frames(model, frames.positions).driver)
     earlier = None
-    if campaign.old_bias == "keep" and round_index > 1 and campaign.sampler == "metadynamics":
+    if campaign.old_bias == "keep" and round_index > 1 and sampler.biased:
         earlier = work.folder(round_index - 1) / "md" / (f"group_{group}" if several else "") / "bias.npz"
-    md = campaign.md
-    if md.engine == "plumed":
-        md = md.model_copy(update={"plumed": str(work.file.path("md", "plumed"))})
-    biases = campaign.bias if campaign.sampler == "metadynamics" else []
+    biases = campaign.bias if sampler.biased else []
     start = work.ledger.labels(0)
     return Exploration(
         model=work.model_path(round_index - 1),
         folder=partial / f"group_{group}" if several else partial,
         biases=tuple((section.kind, section.arguments()) for section in biases),
-        md=md,
+        md=campaign.md,
         guards=campaign.guards,
         safe_frames=frames.positions,
         safe_weights=weights / weights.sum(),
@@ -128,10 +116,9 @@ def _exploration(work: Work, round_index: int, group: int, groups: int) -> Explo
         seed=work.seed(round_index, f"md/{group}"),
         earlier_bias=earlier,
         variables={name: {"kind": section.kind, **section.arguments()} for name, section in campaign.variables.items()},
-        options=distortion_options(work.file),
         energies=accepted.labels()[0],
         names=tuple(f"{entry['round']}/{entry['index']}" for entry in frames.info),
-        known=_asked(work, round_index) if campaign.sampler == "pool" else None,
+        known=_asked(work, round_index),
     )
 
 

@@ -17,6 +17,7 @@ from uqbias.campaign.ledger import open_ledger
 from uqbias.campaign.progress import Progress, SilentProgress
 from uqbias.campaign.work import Work, read_start
 from uqbias.molecule.topology import Topology
+from uqbias.registry import SAMPLERS
 from uqbias.settings.file import CampaignFile, digest
 
 Phase = Callable[[Work, int], dict[str, Any]]
@@ -124,21 +125,13 @@ def _enough(work: Work, round_index: int) -> str | None:
             f"95 % of the frames visited in round {round_index} have an uncertainty below {visited:.3g} kJ/mol/nm, "
             f"under stop.judge_below = {threshold:g}"
         )
-    if harvest["candidates"] == 0 and (reason := _nothing_proposed(work, round_index)) is not None:
-        return reason
+    if harvest["candidates"] == 0:
+        sampler = SAMPLERS.build(work.campaign.sampling)
+        events = f"{work.folder(round_index).name}/md/events.jsonl"
+        if (reason := sampler.why_nothing(round_index, events)) is not None:
+            return str(reason)
     if harvest["taken"] == 0:
         return f"round {round_index} found no frame worth a label"
-    return None
-
-
-def _nothing_proposed(work: Work, round_index: int) -> str | None:
-    """Why a sampler without MD proposed nothing."""
-    sampler, options = work.campaign.sampler, work.campaign
-    if sampler == "pool":
-        return f"the pool is used up: the oracle was asked for every frame of {work.file.path('pool', 'file').name}"
-    if sampler in ("attack", "random"):
-        what = f"{options.attack.count} attacks" if sampler == "attack" else f"{options.random.count} distortions"
-        return f"all {what} of round {round_index} failed: see {work.folder(round_index).name}/md/events.jsonl"
     return None
 
 

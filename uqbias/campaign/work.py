@@ -53,8 +53,8 @@ class Work:
 
     @property
     def campaign(self) -> Campaign:
-        """The settings."""
-        return self.file.campaign
+        """The settings, with absolute paths."""
+        return self.file.resolved
 
     @property
     def executor(self) -> Executor:

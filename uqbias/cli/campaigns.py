@@ -74,10 +74,12 @@ def validate(path: CampaignPath, json: Json = False) -> None:
     from uqbias.campaign.work import read_start
     from uqbias.molecule.frames import read_frames
     from uqbias.molecule.topology import Topology
+    from uqbias.registry import SAMPLERS
     from uqbias.settings.file import load_campaign
 
     file = load_campaign(path)
-    campaign = file.campaign
+    campaign = file.resolved
+    sampling = campaign.sampling
     topology = Topology.from_pdb(file.path("system", "structure"))
     start = read_start(file, topology)
     check_parts(file, topology, start)
@@ -91,18 +93,11 @@ def validate(path: CampaignPath, json: Json = False) -> None:
         "potential": campaign.potential.kind,
         "driver": campaign.driver.kind,
         "judge": campaign.judge.kind,
-        "sampler": campaign.sampler,
+        "sampler": sampling.kind,
         "rounds": campaign.stop.rounds,
         "labels_at_most": len(start) + campaign.stop.rounds * campaign.harvest.labels_per_round,
     }
-    md = campaign.md
-    if campaign.sampler == "pool":
-        assert campaign.pool is not None
-        facts["pool_frames"] = len(read_frames(file.path("pool", "file"), labelled=False))
-    elif campaign.sampler in ("attack", "random"):
-        facts["proposed_per_round"] = campaign.attack.count if campaign.sampler == "attack" else campaign.random.count
-    else:
-        facts["md_ps_per_round"] = md.walkers * md.groups * md.steps * md.timestep_fs * 1e-3
+    facts |= SAMPLERS.build(sampling).outlook(campaign)
     if campaign.stop.labels is not None:
         facts["labels_at_most"] = min(facts["labels_at_most"], max(campaign.stop.labels, len(start)))
     if campaign.score is not None and campaign.score.test_set is not None:

@@ -101,7 +101,8 @@ def md(
       uqbias md model.uqb --bias none --temperature 500 -o md500/
     """
     from uqbias.campaign.progress import make_progress
-    from uqbias.campaign.samplers.md import Exploration, explore
+    from uqbias.campaign.samplers.base import Exploration
+    from uqbias.campaign.samplers.md import explore
     from uqbias.cli.sampling_options import choose_kinds
     from uqbias.model.model import UncertaintyModel
 

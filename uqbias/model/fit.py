@@ -26,8 +26,8 @@ from uqbias.uncertainty.base import Uncertainty, build_uncertainty
 from uqbias.uncertainty.calibration import Calibration, frames_needed
 
 if TYPE_CHECKING:
+    from uqbias.options import KindSection
     from uqbias.settings.schema import Campaign
-    from uqbias.settings.sections import KindSection
 
 #: Fewest frames left to train on.
 FEWEST = 10

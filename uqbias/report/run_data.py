@@ -17,9 +17,9 @@ from uqbias.errors import UqbiasError
 from uqbias.files import read_arrays
 from uqbias.molecule.frames import read_frames
 from uqbias.molecule.surface import ReferenceSurface
+from uqbias.registry import SAMPLERS
 from uqbias.report.map_axes import MapAxes, Region, dihedral_coordinates, principal_components, regions_of
 from uqbias.runs.hills import Hills, load_hills
-from uqbias.settings.sampler_sections import DISTORTING
 
 Array = NDArray[np.float64]
 T = TypeVar("T")
@@ -142,9 +142,13 @@ class RunData:
 
     @property
     def proposing(self) -> str:
-        """The sampler if it is one without MD: ``attack``, ``random`` or ``pool``; else empty."""
+        """The sampler if it is one without MD, such as ``attack``, ``random`` or ``pool``; else empty."""
         sampler = self.config.get("sampler")
-        return str(sampler) if sampler in DISTORTING else ""
+        kind = str((sampler.get("kind") if isinstance(sampler, dict) else sampler) or "md")
+        try:
+            return "" if SAMPLERS.get(kind).walks else kind
+        except UqbiasError:  # a third party's, which is not installed here
+            return ""
 
     @property
     def rows(self) -> list[dict[str, Any]]:

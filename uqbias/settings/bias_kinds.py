@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, Tag, model_validator
 
 from uqbias.errors import did_you_mean
+from uqbias.options import KindSection
 from uqbias.registry import BIASES
-from uqbias.settings.sections import KindSection, ThirdParty, by_kind, known_kind
+from uqbias.settings.sections import ThirdParty, by_kind, known_kind
 from uqbias.settings.variable_kinds import known_names
 from uqbias.variables.names import EXTENDED
 

@@ -6,28 +6,20 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from uqbias.errors import UqbiasError
 from uqbias.files import sha256, write_text
+from uqbias.options import InputFile
 from uqbias.settings.schema import Campaign
-from uqbias.settings.sections import ThirdParty
 
-#: Keys that name files, relative to the campaign file.
-FILE_KEYS = (
-    ("system", "structure"),
-    ("system", "start"),
-    ("md", "plumed"),
-    ("oracle", "file"),
-    ("pool", "file"),
-    ("score", "test_set"),
-    ("score", "surface"),
-)
 #: Keys that may change between two runs in one directory: they do not change what the finished part computed.
 FREE_KEYS = ("name", "stop", "executor", "score")
 
@@ -75,23 +67,23 @@ class CampaignFile:
         value: Any = self.campaign
         for key in keys:
             value = getattr(value, key)
-        path = Path(os.path.abspath(self.folder / str(value)))  # noqa: PTH100 - resolve() would follow links
-        if not path.is_file():
-            raise UqbiasError(
-                f"{'.'.join(keys)} = {value}: no such file ({path})", "give a path relative to the campaign file"
-            )
-        return path
+        return self._existing(".".join(keys), str(value))
+
+    @cached_property
+    def resolved(self) -> Campaign:
+        """The settings with absolute paths."""
+        absolute: Campaign = with_files(self.campaign, lambda key, name: str(self._existing(key, name)))
+        return absolute
 
     def files(self) -> dict[str, Path]:
         """Absolute paths of all files named in the campaign, by key."""
-        found = {}
-        for keys in FILE_KEYS:
-            section = getattr(self.campaign, keys[0])
-            # What a third party's oracle calls a file is its own affair.
-            if isinstance(section, ThirdParty):
-                continue
-            if getattr(section, keys[1], None) is not None:
-                found[".".join(keys)] = self.path(*keys)
+        found: dict[str, Path] = {}
+
+        def note(key: str, name: str) -> str:
+            found[key] = self._existing(key, name)
+            return name
+
+        with_files(self.campaign, note)
         return found
 
     def identity(self) -> dict[str, Any]:
@@ -102,12 +94,41 @@ class CampaignFile:
 
     def write(self, path: str | Path) -> None:
         """Write the settings, defaults filled in, with file paths relative to ``path``."""
-        path = Path(path)
-        settings = self.campaign.model_dump()
-        for key, target in self.files().items():
-            section, name = key.split(".")
-            settings[section][name] = os.path.relpath(target, path.parent.resolve())
-        write_text(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        folder = Path(path).parent.resolve()
+        moved = with_files(self.campaign, lambda key, name: os.path.relpath(self._existing(key, name), folder))
+        write_text(Path(path), yaml.safe_dump(moved.model_dump(), sort_keys=False, allow_unicode=True))
+
+    def _existing(self, key: str, name: str) -> Path:
+        path = Path(os.path.abspath(self.folder / name))  # noqa: PTH100 - resolve() would follow links
+        if not path.is_file():
+            raise UqbiasError(f"{key} = {name}: no such file ({path})", "give a path relative to the campaign file")
+        return path
+
+
+def with_files(value: Any, change: Callable[[str, str], str], key: str = "") -> Any:
+    """Copy of sections in which each option marked as `uqbias.options.InputFile` has another file name.
+
+    Parameters
+    ----------
+    value : a section, or a list or mapping of sections; other values are left as they are.
+    change : gives the new name from the dotted key and the old name.
+    key : dotted key of ``value``.
+    """
+    prefix = f"{key}." if key else ""
+    if isinstance(value, BaseModel):
+        entries = {}
+        for name, field in type(value).model_fields.items():
+            entry = getattr(value, name)
+            if isinstance(entry, str) and any(isinstance(mark, InputFile) for mark in field.metadata):
+                entries[name] = change(prefix + name, entry)
+            else:
+                entries[name] = with_files(entry, change, prefix + name)
+        return value.model_copy(update=entries)
+    if isinstance(value, dict):
+        return {name: with_files(entry, change, f"{prefix}{name}") for name, entry in value.items()}
+    if isinstance(value, list):
+        return [with_files(entry, change, f"{prefix}{index}") for index, entry in enumerate(value)]
+    return value
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, Tag
 
+from uqbias.options import InputFile, KindSection
 from uqbias.registry import ORACLES, POTENTIALS
-from uqbias.settings.sections import KindSection, ThirdParty, by_kind, known_kind
+from uqbias.settings.sections import ThirdParty, by_kind, known_kind
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -103,7 +104,7 @@ class PoolOracleSection(KindSection):
     kind: Literal["pool"] = Field(
         default="pool", description="labels of a file, looked up by geometry; for sampler: pool"
     )
-    file: str = Field(description="labelled extended-XYZ file (eV, Å)")
+    file: Annotated[str, InputFile()] = Field(description="labelled extended-XYZ file (eV, Å)")
 
 
 OracleSection = Annotated[

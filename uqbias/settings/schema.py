@@ -4,29 +4,30 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
-from uqbias.errors import did_you_mean
+from uqbias.errors import UqbiasError
+from uqbias.options import InputFile, KindSection, Runner, Section, of_kind
+from uqbias.registry import SAMPLERS
 from uqbias.settings.bias_kinds import BiasSection, GaMDSection, check_biases
 from uqbias.settings.bias_kinds import default_biases as biases
 from uqbias.settings.harvest_sections import Harvest
 from uqbias.settings.kinds import OpenMMSection, OracleSection, PotentialSection, PowerSpectrumSection
-from uqbias.settings.sampler_sections import DISTORTING, AttackSection, PoolSection, RandomSection, VariablesSpace
-from uqbias.settings.sections import Section
 from uqbias.settings.uncertainty_kinds import DriverSection, JudgeSection, driver, judge
 from uqbias.settings.variable_kinds import Variables
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
-Sampler = Annotated[str, Field(pattern=r"^(metadynamics|md|attack|random|pool|[\w.]+:\w+)$")]
+File = Annotated[str, InputFile()]
+OptionalFile = Annotated[str | None, InputFile()]
 Dihedral = Annotated[list[int], Field(min_length=4, max_length=4)]
 
 
 class System(Section):
     """What is simulated."""
 
-    structure: str = Field(description="PDB file with CONECT records: gives atom names and the bond graph")
-    start: str = Field(
+    structure: File = Field(description="PDB file with CONECT records: gives atom names and the bond graph")
+    start: File = Field(
         description="extended-XYZ file of the frames to begin with (eV, Å); frames without energies and forces "
         "are labelled by the oracle"
     )
@@ -66,7 +67,7 @@ class Training(Section):
         gt=0,
         description="end the schedule after this time instead; the result then depends on the machine's speed",
     )
-    runner: Literal["auto", "aoti", "torchscript", "eager"] = Field(
+    runner: Runner = Field(
         default="auto",
         description="how the training step is run: aoti (needs a C++ compiler), torchscript, eager, or auto",
     )
@@ -126,7 +127,7 @@ class MD(Section):
         description="openmm (the biases of `bias:`) or plumed (those of the PLUMED input below instead; needs a PLUMED "
         "kernel)",
     )
-    plumed: str | None = Field(
+    plumed: OptionalFile = Field(
         default=None,
         description="PLUMED input for engine plumed: EXTRACV NAME=driver is the driver, NAME=judge the judge; each "
         "walker runs it in a folder of its own",
@@ -135,7 +136,7 @@ class MD(Section):
     backend: Literal["auto", "torchforce", "pythonforce"] = Field(
         default="auto", description="how the model enters OpenMM: torchforce, pythonforce, or auto"
     )
-    runner: Literal["auto", "aoti", "torchscript", "eager"] = Field(
+    runner: Runner = Field(
         default="auto",
         description="how the fused graph is run: aoti (needs a C++ compiler), torchscript, eager, or auto",
     )
@@ -200,8 +201,8 @@ Box = Annotated[dict[str, Interval], Field(min_length=1)]
 class Score(Section):
     """Files that the campaign sees only to be scored against."""
 
-    test_set: str | None = Field(default=None, description="labelled extended-XYZ file for the error columns")
-    surface: str | None = Field(default=None, description="reference free-energy surface for the coverage column")
+    test_set: OptionalFile = Field(default=None, description="labelled extended-XYZ file for the error columns")
+    surface: OptionalFile = Field(default=None, description="reference free-energy surface for the coverage column")
     coordinates: dict[str, Dihedral] = Field(
         default_factory=dict, description="name of each surface coordinate: the four atom indices of its dihedral"
     )
@@ -228,6 +229,16 @@ class Score(Section):
         return self
 
 
+def _known_sampler(value: Any) -> Any:
+    if isinstance(value, dict):
+        return of_kind(SAMPLERS).choose(value)
+    try:
+        SAMPLERS.get(str(value))
+    except UqbiasError as error:
+        raise ValueError(f"{error.what}; {error.cure}") from None
+    return value
+
+
 class Campaign(Section):
     """A whole campaign."""
 
@@ -247,15 +258,20 @@ class Campaign(Section):
         description="judge: decides what is harvested, when a walker is stopped, when the campaign ends",
     )
     calibration: CalibrationSettings = Field(default=CalibrationSettings(), description="how the judge is calibrated")
-    sampler: Sampler = Field(
+    sampler: SerializeAsAny[Annotated[str | KindSection, BeforeValidator(_known_sampler)]] = Field(
         default="metadynamics",
         description="where candidates come from: metadynamics (MD with the biases below), md (no bias, at "
         "md.temperature), attack (labelled frames distorted uphill in uncertainty), random (the same, at random), pool "
-        "(frames of a file), or module:function with the signature of uqbias.campaign.samplers.md.explore",
+        "(frames of a file), or a uqbias.campaign.samplers.base.Sampler of your own: module:Class, or {kind: "
+        "module:Class, options}",
     )
-    attack: AttackSection = Field(default=AttackSection(), description="sampler attack: adversarial attacks")
-    random: RandomSection = Field(default=RandomSection(), description="sampler random: distortions at random")
-    pool: PoolSection | None = Field(
+    attack: Annotated[KindSection, of_kind(SAMPLERS, "attack", only=True)] = Field(
+        default="attack", validate_default=True, description="sampler attack: adversarial attacks"
+    )
+    random: Annotated[KindSection, of_kind(SAMPLERS, "random", only=True)] = Field(
+        default="random", validate_default=True, description="sampler random: distortions at random"
+    )
+    pool: Annotated[KindSection, of_kind(SAMPLERS, "pool", only=True)] | None = Field(
         default=None, description="sampler pool: {file: frames.xyz}, frames that are proposed as they are"
     )
     variables: Variables = Field(
@@ -281,14 +297,27 @@ class Campaign(Section):
         default=None, description="reference data that only score the campaign; null: no scores"
     )
 
+    @property
+    def sampling(self) -> KindSection:
+        """The sampler with its options, from the section of its name where it has one."""
+        if isinstance(self.sampler, KindSection):
+            return self.sampler
+        kind = "plumed" if self.md.engine == "plumed" and SAMPLERS.get(self.sampler).walks else self.sampler
+        given = {"attack": self.attack, "random": self.random, "pool": self.pool}.get(kind)
+        return SAMPLERS.section(kind)(kind=kind) if given is None else given
+
     @model_validator(mode="before")
     @classmethod
     def _open_window(cls, value: Any) -> Any:
         """The highest value of the driver belongs to walkers that a bias heats; without them any driver will do."""
-        if not (isinstance(value, dict) and value.get("sampler") in DISTORTING):
+        if not isinstance(value, dict):
             return value
-        harvest = value.get("harvest", {})
-        if not isinstance(harvest, dict) or "driver_window" in harvest:
+        sampler, harvest = value.get("sampler", "md"), value.get("harvest", {})
+        kind = sampler.get("kind") if isinstance(sampler, dict) else sampler
+        try:
+            if SAMPLERS.get(str(kind)).walks or not isinstance(harvest, dict) or "driver_window" in harvest:
+                return value
+        except UqbiasError:  # told by the check of the key itself
             return value
         return {**value, "harvest": {**harvest, "driver_window": [None, None]}}
 
@@ -317,27 +346,13 @@ def check_sampler(campaign: Campaign) -> None:
     ValueError
         One line with the key, its value and the cure, for pydantic to report.
     """
-    sampler = campaign.sampler
-    if sampler in DISTORTING and campaign.md.engine == "plumed":
-        raise ValueError(f"sampler = {sampler} with md.engine = plumed: take engine: openmm, or another sampler")
-    if sampler == "pool" and campaign.pool is None:
+    if campaign.sampler == "pool" and campaign.pool is None:
         raise ValueError("sampler = pool without a pool: give the section `pool: {file: frames.xyz}`")
-    if campaign.oracle.kind == "pool" and sampler in ("metadynamics", "md", "attack", "random"):
+    name = campaign.sampling.kind
+    sampler = SAMPLERS.get(name)
+    if campaign.md.engine == "plumed" and not sampler.walks:
+        raise ValueError(f"sampler = {name} with md.engine = plumed: take engine: openmm, or another sampler")
+    if campaign.oracle.kind == "pool" and sampler.invents:
         raise ValueError(
-            f"oracle.kind = pool with sampler = {sampler}: the pool has labels for its own frames only; take "
-            "sampler: pool"
+            f"oracle.kind = pool with sampler = {name}: the pool has labels for its own frames only; take sampler: pool"
         )
-    for name, section in (("attack", campaign.attack), ("random", campaign.random)):
-        if isinstance(section.space, VariablesSpace):
-            _check_names(name, section.space.names, campaign.variables)
-
-
-def _check_names(section: str, names: list[str], variables: dict[str, Any]) -> None:
-    for name in names:
-        if name not in variables:
-            cure = (
-                did_you_mean(name, variables)
-                if variables
-                else f"define it: variables: {{{name}: {{kind: dihedral, atoms: [4, 6, 8, 14]}}}}"
-            )
-            raise ValueError(f"{section}.space names the variable '{name}', which is not defined; {cure}")

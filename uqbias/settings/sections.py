@@ -1,42 +1,15 @@
-"""The base of every section of a campaign file: strict, unknown keys refused, every field described."""
+"""Sections of kinds that are written by hand."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Discriminator
 from pydantic_core import PydanticCustomError
 
 from uqbias.errors import did_you_mean
+from uqbias.options import KindSection
 from uqbias.registry import Registry
-
-
-class Section(BaseModel):
-    """A mapping of the campaign file; unknown keys are refused with the nearest valid one."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_keys(cls, value: Any) -> Any:
-        if isinstance(value, dict) and cls.model_config.get("extra") == "forbid":
-            for key in value:
-                if key not in cls.model_fields:
-                    hint = did_you_mean(str(key), cls.model_fields)
-                    raise PydanticCustomError(
-                        "unknown_key", "unknown key '{key}'; {hint}", {"key": str(key), "hint": hint}
-                    )
-        return value
-
-
-class KindSection(Section):
-    """A section whose ``kind`` chooses a class by name; the other keys are that class's options."""
-
-    kind: str
-
-    def arguments(self) -> dict[str, Any]:
-        """Arguments of the class: every key but ``kind``."""
-        return self.model_dump(exclude={"kind"})
 
 
 class ThirdParty(KindSection):

@@ -10,10 +10,11 @@ import yaml
 from pydantic import BaseModel
 
 from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.options import KindSection
 from uqbias.settings.bias_kinds import BiasSection
 from uqbias.settings.kinds import OracleSection, PotentialSection
 from uqbias.settings.schema import Campaign, Score, System
-from uqbias.settings.sections import KindSection, ThirdParty
+from uqbias.settings.sections import ThirdParty
 from uqbias.settings.uncertainty_kinds import DriverSection, FeatureKinds, JudgeSection
 from uqbias.settings.variable_kinds import VariableSection
 
@@ -82,7 +83,7 @@ def _entry(section: BaseModel, indent: str) -> list[str]:
     return inner
 
 
-def _section(section: BaseModel, depth: int) -> list[str]:
+def _section(section: BaseModel, depth: int, title: str = "") -> list[str]:
     lines: list[str] = []
     indent = "  " * depth
     extra = section.model_extra or {}
@@ -93,10 +94,12 @@ def _section(section: BaseModel, depth: int) -> list[str]:
             lines.append(f"{indent}{name}:  # required: {description}")
             continue
         value = getattr(section, name)
+        if name == "kind" and value == title:  # said by the key of the section
+            continue
         if depth == 0 and lines:
             lines.append("")
         if isinstance(value, BaseModel):
-            lines += [*_comment(description, indent), f"{indent}{name}:", *_section(value, depth + 1)]
+            lines += [*_comment(description, indent), f"{indent}{name}:", *_section(value, depth + 1, name)]
         elif isinstance(value, list) and value and all(isinstance(entry, BaseModel) for entry in value):
             lines += [*_comment(description, indent), f"{indent}{name}:"]
             for entry in value:

@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, Tag
 
+from uqbias.options import KindSection
 from uqbias.registry import FEATURES, UNCERTAINTIES
-from uqbias.settings.sections import KindSection, ThirdParty, by_kind, known_kind
+from uqbias.settings.sections import ThirdParty, by_kind, known_kind
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
+from uqbias.options import KindSection
 from uqbias.registry import VARIABLES
-from uqbias.settings.sections import KindSection, ThirdParty, by_kind, known_kind
+from uqbias.settings.sections import ThirdParty, by_kind, known_kind
 from uqbias.variables.names import EXTENDED, OF_MODEL, is_taken
 
 Positive = Annotated[float, Field(gt=0)]

@@ -4,32 +4,35 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Doc
 
-from uqbias.campaign.samplers.md import Exploration
+from uqbias.attacks.ascent import AttackOptions, AttackResult
+from uqbias.attacks.base import DistortionSpace
+from uqbias.attacks.random import RandomOptions, distort_at_random
+from uqbias.campaign.samplers.base import Advance, Array, Exploration, Sampler
 from uqbias.errors import UqbiasError
 from uqbias.files import sha256, write_arrays, write_text
 from uqbias.model.inference import evaluate_frames
+from uqbias.model.model import UncertaintyModel
 from uqbias.molecule.frames import Frames, read_frames, write_frames
+from uqbias.molecule.topology import Topology
+from uqbias.options import Count, InputFile
+from uqbias.oracles.pool import Places, check_pool
+from uqbias.registry import SPACES
 
 if TYPE_CHECKING:
-    from uqbias.attacks.ascent import AttackResult
-    from uqbias.model.model import UncertaintyModel
-    from uqbias.runs.observation import ExternalBias
-
-Array = NDArray[np.float64]
-Advance = Callable[[int, str], None]
+    from uqbias.settings.schema import Campaign
 
 FORMAT, VERSION = "uqbias-proposals", 1
 #: What an attack's or a distortion's status begins with where there is no geometry to propose.
 FAILED = "failed"
-#: Keys of a section that say how many, and not how.
-COUNT = "count"
 
 
 @dataclass(frozen=True)
@@ -53,103 +56,140 @@ class Proposals:
         return len(self.energy)
 
 
-def explore_by_attack(
-    job: Exploration, advance: Advance | None = None, *, external: ExternalBias | None = None
-) -> dict[str, Any]:
-    """Distort labelled frames uphill in uncertainty, as long as their energy allows it; see `uqbias.attacks`.
+@dataclass(frozen=True, kw_only=True)
+class _Proposing(Sampler):
+    """A sampler that distorts ``count`` labelled frames a round."""
+
+    count: Annotated[Count, Doc("geometries proposed in a round, each made of a frame of md.start_from")] = 200
+    space: str | Mapping[str, Any] = "cartesian"
+
+    def check(self, campaign: Campaign, topology: Topology, start: Frames) -> None:
+        self._space(campaign, topology, start)
+
+    def _space(self, campaign: Campaign, topology: Topology, start: Frames) -> DistortionSpace:
+        variables = {name: section.model_dump() for name, section in campaign.variables.items()}
+        try:
+            space: DistortionSpace = SPACES.build(
+                self.space, topology=topology, reference=start.positions[0], collective_variables=variables
+            )
+        except UqbiasError as error:
+            raise UqbiasError(f"{campaign.sampling.kind}: {error.what}", error.cure) from None
+        return space
+
+    def outlook(self, campaign: Campaign) -> dict[str, Any]:
+        return {"proposed_per_round": self.count}
+
+    def why_nothing(self, round_index: int, events: str) -> str | None:
+        return f"all {self.count} {self.title} of round {round_index} failed: see {events}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(AttackOptions, _Proposing):
+    """Labelled frames distorted uphill in uncertainty, as long as their energy allows it; see `uqbias.attacks`.
 
     Writes ``run.json``, ``observations.npz`` (the geometries reached, without the failed ones), ``candidates.xyz`` (the
     same), ``events.jsonl`` (the failed attacks) and ``attacks.npz`` (the way of each attack) into the job's folder.
-
-    Parameters
-    ----------
-    job : starting frames with their weights, training energies, and ``options`` as the section ``attack``.
-    advance : told (iterations done, note) while it runs.
-
-    Returns
-    -------
-    dict
-        ``steps`` (0: of MD), ``stopped`` (how many attacks failed), ``runner``, ``proposed`` (how many geometries were
-        asked for).
-
-    Raises
-    ------
-    UqbiasError
-        If the job does not fit the model, or forces are given.
     """
-    from uqbias.attacks.ascent import AttackOptions, attack
 
-    options = _options(job, external)
-    model, start, source = _begin(job, options.pop(COUNT))
-    result = attack(
-        model,
-        start,
-        AttackOptions(**options),
-        training_energies=job.energies,
-        variables=job.variables,
-        seed=job.seed,
-        advance=advance,
-    )
-    # Total energies have their digits before the point; all else is drawn.
-    ways = {
-        name: values if name == "energy" else values.astype(np.float32) for name, values in result.trajectory.items()
-    }
-    write_arrays(job.folder / "attacks.npz", {**ways, "status": np.array(result.status)}, compressed=True)
-    return _finish(job, model, *_sorted_out(job, result, source), runner=result.runner)
+    title: ClassVar[str] = "attacks"
+
+    def explore(self, job: Exploration, advance: Advance | None = None) -> dict[str, Any]:
+        from uqbias.attacks import ascent
+
+        model, start, source = _begin(job, self.count)
+        result = ascent.attack(
+            model,
+            start,
+            self,
+            training_energies=job.energies,
+            variables=job.variables,
+            seed=job.seed,
+            advance=advance,
+        )
+        # Total energies have their digits before the point; all else is drawn.
+        ways = {
+            name: values if name == "energy" else values.astype(np.float32)
+            for name, values in result.trajectory.items()
+        }
+        write_arrays(job.folder / "attacks.npz", {**ways, "status": np.array(result.status)}, compressed=True)
+        return _finish(job, model, *_sorted_out(job, result, source), options=vars(self), runner=result.runner)
+
+    def units(self, campaign: Campaign) -> int | None:
+        return self.count * self.iterations
 
 
-def explore_at_random(
-    job: Exploration, advance: Advance | None = None, *, external: ExternalBias | None = None
-) -> dict[str, Any]:
-    """Distort labelled frames at random: what attacks are to be better than.
+@dataclass(frozen=True, kw_only=True)
+class Random(RandomOptions, _Proposing):
+    """Labelled frames distorted at random: what attacks are to be better than.
 
-    Writes the files of `explore_by_attack`, without ``attacks.npz``.
-
-    Parameters
-    ----------
-    job : as for `explore_by_attack`, with ``options`` as the section ``random``.
-    advance : told (distortions done, note).
+    Writes the files of `Attack`, without ``attacks.npz``.
     """
-    from uqbias.attacks.random import RandomOptions, distort_at_random
 
-    options = _options(job, external)
-    model, start, source = _begin(job, options.pop(COUNT))
-    result = distort_at_random(model, start, RandomOptions(**options), variables=job.variables, seed=job.seed)
-    if advance is not None:
-        advance(len(start), "")
-    return _finish(job, model, *_sorted_out(job, result, source), runner="none")
+    title: ClassVar[str] = "distortions"
+
+    def check(self, campaign: Campaign, topology: Topology, start: Frames) -> None:
+        space = self._space(campaign, topology, start)
+        if isinstance(self.amplitude, list) and len(self.amplitude) != space.n_coordinates:
+            raise UqbiasError(
+                f"random.amplitude: {len(self.amplitude)} numbers for {space.n_coordinates} coordinates",
+                "give one for all, or one for each",
+            )
+
+    def explore(self, job: Exploration, advance: Advance | None = None) -> dict[str, Any]:
+        model, start, source = _begin(job, self.count)
+        result = distort_at_random(model, start, self, variables=job.variables, seed=job.seed)
+        if advance is not None:
+            advance(len(start), "")
+        return _finish(job, model, *_sorted_out(job, result, source), options=vars(self), runner="none")
 
 
-def explore_pool(
-    job: Exploration, advance: Advance | None = None, *, external: ExternalBias | None = None
-) -> dict[str, Any]:
-    """Propose every frame of a file that is not known yet.
+class Pool(Sampler):
+    """Every frame of a file that the oracle was not asked for yet.
 
     Writes ``run.json``, ``observations.npz``, ``candidates.xyz`` and an empty ``events.jsonl``.
-
-    Parameters
-    ----------
-    job : ``options`` holds ``file``; ``known`` are the geometries that are labelled, or that the oracle failed on.
-    advance : told (frames done, note).
     """
-    from uqbias.model.model import UncertaintyModel
-    from uqbias.oracles.pool import Places
 
-    options = _options(job, external)
-    model = UncertaintyModel.load(job.model)
-    frames = read_frames(options["file"], labelled=False)
-    if tuple(frames.numbers.tolist()) != tuple(model.numbers):
-        raise UqbiasError(
-            f"pool.file = {options['file']} has atoms {frames.numbers.tolist()}, the model {list(model.numbers)}",
-            "use the same molecule, in the same order of atoms, in both",
-        )
-    left = np.arange(len(frames))
-    if job.known is not None and len(job.known):
-        left = np.flatnonzero(Places(job.known).find(frames.positions)[0] < 0)
-    proposals = evaluated(model, frames.positions[left], source=left, status=np.full(len(left), "pool"))
-    if advance is not None:
-        advance(len(frames), f"{len(left)} without a label")
-    return _finish(job, model, proposals, [], runner="none")
+    title: ClassVar[str] = "pool"
+    invents: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        *,
+        file: Annotated[
+            str,
+            InputFile(),
+            Doc(
+                "extended-XYZ file (eV, Å); its frames that have no label yet are proposed. Labels in it are not "
+                "looked at: for those give the same file to the oracle, {kind: pool, file: frames.xyz}"
+            ),
+        ],
+    ) -> None:
+        self.file = file
+
+    def check(self, campaign: Campaign, topology: Topology, start: Frames) -> None:
+        check_pool(self.file, topology.numbers, labelled=False)
+
+    def explore(self, job: Exploration, advance: Advance | None = None) -> dict[str, Any]:
+        model = UncertaintyModel.load(job.model)
+        frames = read_frames(self.file, labelled=False)
+        if tuple(frames.numbers.tolist()) != tuple(model.numbers):
+            raise UqbiasError(
+                f"pool.file = {self.file} has atoms {frames.numbers.tolist()}, the model {list(model.numbers)}",
+                "use the same molecule, in the same order of atoms, in both",
+            )
+        left = np.arange(len(frames))
+        if job.known is not None and len(job.known):
+            left = np.flatnonzero(Places(job.known).find(frames.positions)[0] < 0)
+        proposals = evaluated(model, frames.positions[left], source=left, status=np.full(len(left), "pool"))
+        if advance is not None:
+            advance(len(frames), f"{len(left)} without a label")
+        return _finish(job, model, proposals, [], options=vars(self), runner="none")
+
+    def outlook(self, campaign: Campaign) -> dict[str, Any]:
+        return {"pool_frames": len(read_frames(self.file, labelled=False))}
+
+    def why_nothing(self, round_index: int, events: str) -> str | None:
+        return f"the pool is used up: the oracle was asked for every frame of {Path(self.file).name}"
 
 
 def evaluated(model: UncertaintyModel, positions: Array, **columns: NDArray[Any]) -> Proposals:
@@ -161,17 +201,8 @@ def evaluated(model: UncertaintyModel, positions: Array, **columns: NDArray[Any]
     return Proposals(positions, found.energy, found.driver, found.judge, columns)
 
 
-def _options(job: Exploration, external: ExternalBias | None) -> dict[str, Any]:
-    if external is not None:
-        raise UqbiasError("external forces on a sampler without MD", "take sampler: metadynamics or md")
-    job.folder.mkdir(parents=True, exist_ok=True)
-    return dict(job.options)
-
-
 def _begin(job: Exploration, count: int) -> tuple[UncertaintyModel, Array, NDArray[np.int64]]:
     """The model, the frames [n, N, 3] nm to distort, and which of the job's frames they are [n]."""
-    from uqbias.model.model import UncertaintyModel
-
     weights = job.safe_weights / job.safe_weights.sum()
     random = np.random.default_rng(job.seed)
     # Each frame as often as its weight asks for, to within one: no frame is left out by chance.
@@ -214,7 +245,13 @@ def _sorted_out(
 
 
 def _finish(
-    job: Exploration, model: UncertaintyModel, proposals: Proposals, events: list[dict[str, Any]], *, runner: str
+    job: Exploration,
+    model: UncertaintyModel,
+    proposals: Proposals,
+    events: list[dict[str, Any]],
+    *,
+    options: Mapping[str, Any],
+    runner: str,
 ) -> dict[str, Any]:
     """Write what every sampler of this module writes."""
     n = len(proposals)
@@ -244,7 +281,7 @@ def _finish(
     facts = {
         "format": FORMAT,
         "version": VERSION,
-        "options": job.options,
+        "options": dict(options),
         "seed": job.seed,
         "model": {"path": str(job.model), "sha256": sha256(job.model)},
         "topology": model.topology.to_dict(),

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from uqbias.bias.build import BiasParts, build_bias, completed
+from uqbias.campaign.samplers.base import Advance, Exploration, Sampler
 from uqbias.errors import UqbiasError
 from uqbias.files import read_arrays, sha256
 from uqbias.variables.base import build_variables, periods_of
@@ -24,54 +23,10 @@ if TYPE_CHECKING:
     from uqbias.model.inference import Evaluated
     from uqbias.runs.observation import ExternalBias, Observation
     from uqbias.runs.writer import RunWriter
-    from uqbias.settings.schema import MD, Guards
+    from uqbias.settings.schema import MD
     from uqbias.variables.base import CollectiveVariable
 
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Exploration:
-    """One group of walkers.
-
-    Attributes
-    ----------
-    model : model file.
-    folder : where its output goes; made by the task.
-    biases : (kind, options) of each part of the bias; empty for unbiased MD.
-    md : the ``md`` section of a campaign file.
-    guards : its ``guards`` section.
-    safe_frames : [n, N, 3] nm, where walkers begin and begin again.
-    safe_weights : [n] probability of each safe frame.
-    reference : [N, 3] nm, geometry that gives bond lengths and chirality.
-    seed : of everything random here.
-    earlier_bias : checkpoint to go on from, or None.
-    variables : collective variables by name, as in a campaign file.
-    snapshot_every : steps between snapshots, rounded up to a multiple of the pace; None: no snapshots.
-    resume : go on with the run in the folder, if there is one.
-    options : the sampler's own section as a dict, where it has one.
-    energies : [m] kJ/mol, oracle energies of all accepted frames; None where there are none.
-    names : of the safe frames, ``"round/index"`` of their labels; may be empty.
-    known : [k, N, 3] nm, geometries that the oracle was asked for before; None where the sampler need not know.
-    """
-
-    model: Path
-    folder: Path
-    biases: BiasParts
-    md: MD
-    guards: Guards
-    safe_frames: Array
-    safe_weights: Array
-    reference: Array
-    seed: int
-    earlier_bias: Path | None = None
-    variables: dict[str, dict[str, Any]] = field(default_factory=dict)
-    snapshot_every: int | None = None
-    resume: bool = False
-    options: dict[str, Any] = field(default_factory=dict)
-    energies: Array | None = None
-    names: tuple[str, ...] = ()
-    known: Array | None = None
 
 
 def make_guard(job: Exploration, model: Any) -> Any:
@@ -111,8 +66,28 @@ def starting_points(job: Exploration, guard: Any) -> tuple[Array, Array, NDArray
     return frames, weights, random.choice(len(frames), walkers, p=weights, replace=len(frames) < walkers)
 
 
+class MolecularDynamics(Sampler):
+    """MD at md.temperature, without a bias."""
+
+    title: ClassVar[str] = "MD"
+    walks: ClassVar[bool] = True
+
+    def explore(self, job: Exploration, advance: Advance | None = None) -> dict[str, Any]:
+        return explore(job, advance, external=self.external(job))
+
+    def external(self, job: Exploration) -> ExternalBias | None:
+        """Further OpenMM forces on the walkers, for a sampler of one's own; None for none."""
+        return None
+
+
+class BiasedDynamics(MolecularDynamics):
+    """MD with the biases of `bias:`."""
+
+    biased: ClassVar[bool] = True
+
+
 def explore(
-    job: Exploration, advance: Callable[[int, str], None] | None = None, *, external: ExternalBias | None = None
+    job: Exploration, advance: Advance | None = None, *, external: ExternalBias | None = None
 ) -> dict[str, Any]:
     """Run one group of walkers and write its folder.
 
@@ -293,7 +268,7 @@ def _make_walkers(
     )
 
 
-def _run(job: Exploration, walkers: Walkers, writer: RunWriter, advance: Callable[[int, str], None] | None) -> None:
+def _run(job: Exploration, walkers: Walkers, writer: RunWriter, advance: Advance | None) -> None:
     """Run up to the job's number of steps, with a snapshot every so often."""
     pace, steps = job.md.pace, job.md.steps
     if advance is not None and walkers.step:

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uqbias.campaign.samplers.md import Exploration, make_guard, starting_points
+from uqbias.campaign.samplers.base import Advance, Exploration
+from uqbias.campaign.samplers.md import MolecularDynamics, make_guard, starting_points
 from uqbias.errors import UqbiasError
 from uqbias.md.guards import refuse_endless
 from uqbias.runs.observation import GuardEvent, Observation
 from uqbias.units import kt
 
+if TYPE_CHECKING:
+    from uqbias.molecule.frames import Frames
+    from uqbias.molecule.topology import Topology
+    from uqbias.settings.schema import Campaign
 
-def explore_plumed(job: Exploration, advance: Callable[[int, str], None] | None = None) -> dict[str, Any]:
+
+class PlumedDynamics(MolecularDynamics):
+    """MD under the PLUMED input md.plumed."""
+
+    def check(self, campaign: Campaign, topology: Topology, start: Frames) -> None:
+        if campaign.md.plumed is None:
+            raise UqbiasError("sampler = plumed without an input", "give md: {engine: plumed, plumed: FILE}")
+
+    def explore(self, job: Exploration, advance: Advance | None = None) -> dict[str, Any]:
+        return explore_plumed(job, advance)
+
+
+def explore_plumed(job: Exploration, advance: Advance | None = None) -> dict[str, Any]:
     """Run the walkers of a group under ``md.plumed`` and write the group's folder.
 
     Each walker is a Context with a PLUMED of its own, whose files are in ``walker_N`` of the folder; they share hills
