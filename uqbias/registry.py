@@ -237,7 +237,7 @@ SAMPLERS = Registry(
         "plumed": "uqbias.campaign.samplers.plumed_md:PlumedDynamics",
         "attack": "uqbias.campaign.samplers.distorting:Attack",
         "random": "uqbias.campaign.samplers.distorting:Random",
-        "pool": "uqbias.campaign.samplers.distorting:Pool",
+        "pool": "uqbias.campaign.samplers.distorting:PoolOfFrames",
     },
     "uqbias.campaign.samplers.base:Sampler",
 )

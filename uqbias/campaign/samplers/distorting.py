@@ -143,7 +143,7 @@ class Random(RandomOptions, _Proposing):
         return _finish(job, model, *_sorted_out(job, result, source), options=vars(self), runner="none")
 
 
-class Pool(Sampler):
+class PoolOfFrames(Sampler):
     """Every frame of a file that the oracle was not asked for yet.
 
     Writes ``run.json``, ``observations.npz``, ``candidates.xyz`` and an empty ``events.jsonl``.
