@@ -98,7 +98,7 @@ class Variables(DistortionSpace):
         chosen = list(defined) if names is None else [names] if isinstance(names, str) else list(names)
         for name in chosen:
             if name not in defined:
-                cure = did_you_mean(name, defined) if defined else "define it, such as variables: {phi: {kind: dihedral, ..}}"
+                cure = did_you_mean(name, defined) if defined else "define it: variables: {phi: {kind: dihedral, ..}}"
                 raise UqbiasError(f"space 'variables': no variable '{name}'", cure)
         if not chosen:
             raise UqbiasError("space 'variables' without a variable", "define one, such as phi: {kind: dihedral, ..}")
