@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
-from typing import Annotated, Any, Literal, Protocol, get_args, get_origin, get_type_hints
+from pathlib import PurePath
+from types import UnionType
+from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
@@ -35,8 +37,8 @@ class PartRegistry(Protocol):
     def names(self) -> list[str]:
         """Valid names."""
 
-    def get(self, name: str) -> Any:
-        """Class or function of a name."""
+    def part(self, name: str) -> Any:
+        """Class or function that makes the part of a name."""
 
     def section(self, kind: str) -> type[KindSection]:
         """Section of a kind."""
@@ -89,7 +91,7 @@ class Option:
 
     def marks(self) -> tuple[Any, ...]:
         """What stands beside the type in ``Annotated``."""
-        return get_args(self.annotation)[1:] if get_origin(self.annotation) is Annotated else ()
+        return _marks(self.annotation)
 
     def is_file(self) -> bool:
         """Whether it names a file."""
@@ -116,7 +118,7 @@ def options_of(part: Any, given: Collection[str] = ()) -> dict[str, Option]:
     # The constructor of a dataclass repeats what stands in the modules of its bases.
     fields = get_type_hints(part, include_extras=True) if factory_of(part) is part and is_dataclass(part) else {}
     options = {}
-    for name, (parameter, scope) in _parameters(part).items():
+    for name, (parameter, scope) in parameters_of(part).items():
         if name in given or parameter.kind is not parameter.KEYWORD_ONLY:
             continue
         annotation = fields.get(name, parameter.annotation)
@@ -130,11 +132,11 @@ def options_of(part: Any, given: Collection[str] = ()) -> dict[str, Option]:
 
 def accepted(part: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     """Those of ``given`` that the factory of a part has parameters for."""
-    parameters = _parameters(part)
+    parameters = parameters_of(part)
     return {name: value for name, value in given.items() if name in parameters}
 
 
-def _parameters(part: Any) -> dict[str, tuple[inspect.Parameter, dict[str, Any]]]:
+def parameters_of(part: Any) -> dict[str, tuple[inspect.Parameter, dict[str, Any]]]:
     """Parameters of what makes a part, and the names that its annotations are read with."""
     factory = factory_of(part)
     functions: list[Any] = [] if isinstance(factory, type) else [factory]
@@ -186,15 +188,17 @@ class KindSection(Section):
 
 def section_of(registry: PartRegistry, kind: str) -> type[KindSection]:
     """The campaign file's section for a kind, made from the options of its class."""
-    part = registry.get(kind)
+    part = registry.part(kind)
     fields: dict[str, Any] = {}
     for option in options_of(part, registry.given).values():
         default = ... if option.required else option.default
         if isinstance(default, tuple):
             default = list(default)
+        elif isinstance(default, Mapping):
+            default = dict(default)
         # A part among the options has its kind as default, which becomes a section.
         field = Field(default=default, description=option.description, validate_default=True)
-        fields[option.name] = (_field_type(option), field)
+        fields[option.name] = (_field_type(option.annotation), field)
     fields["kind"] = (Literal[kind], Field(default=kind, description=summary_of(part)))
     validators: Any = {"_fit": model_validator(mode="after")(_check_together(part))}
     name = f"{registry.kind}_{kind}"
@@ -267,18 +271,41 @@ def check_values(owner: str, part: Any, values: Mapping[str, Any], given: Collec
             if option.required:
                 raise UqbiasError(f"{owner} without {name}", f"give {name}: {option.description}")
             continue
-        try:
-            _adapter(option).validate_python(values[name])
-        except ValidationError as error:
-            fault = error.errors()[0]
-            message = str(fault["msg"]).removeprefix("Value error, ")
-            raise UqbiasError(f"{owner} with {name} {values[name]!r}", f"{message[:1].lower()}{message[1:]}") from None
+        check_value(owner, name, option.annotation, values[name])
+    check = getattr(part, "check_options", None)
+    if check is not None:
+        check({**{name: option.default for name, option in options.items()}, **values})
+
+
+def check_value(owner: str, name: str, annotation: Any, value: Any) -> None:
+    """Refuse a value that an annotation, such as that of an option, does not allow.
+
+    Raises
+    ------
+    UqbiasError
+        In one line, with the value.
+    """
+    try:
+        _adapter(annotation).validate_python(_plain(value))
+    except ValidationError as error:
+        # Of a union, such as one number or a list, the fault of the branch that fits best.
+        fault = max(error.errors(), key=lambda one: (not one["type"].endswith("_type"), len(one["loc"])))
+        message = str(fault["msg"]).removeprefix("Value error, ")
+        message = f"{message[:1].lower()}{message[1:]}"
+        shown = " ".join(repr(value).split())
+        shown = shown if len(shown) < 60 else f"{shown[:57]}..."
+        raise UqbiasError(f"{owner} with {name} {shown}", message) from None
 
 
 def summary_of(part: Any) -> str:
     """First sentence of a part's docstring."""
     text = " ".join((inspect.getdoc(part) or "").partition("\n\n")[0].split())
     return text.partition(". ")[0].rstrip(".")
+
+
+def infinite(value: Any) -> Any:
+    """Let ``inf`` through as YAML writes it and as people do; for ``BeforeValidator``."""
+    return math.inf if value in ("inf", ".inf") else value
 
 
 def is_finite(value: float) -> float:
@@ -288,23 +315,50 @@ def is_finite(value: float) -> float:
     return value
 
 
-def _field_type(option: Option) -> Any:
+def _field_type(annotation: Any) -> Any:
     """Annotation of a section's field: a part among the options becomes its section."""
-    for mark in option.marks():
+    for mark in _marks(annotation):
         if isinstance(mark, OfKind):
             inner = Annotated[KindSection, of_kind(REGISTRIES[mark.registry], mark.default)]
-            optional = type(None) in get_args(get_args(option.annotation)[0])
+            optional = type(None) in get_args(get_args(annotation)[0])
             return inner | None if optional else inner
-    return option.annotation
+    return _with_lists(annotation)
 
 
-def _adapter(option: Option) -> Any:
+def _marks(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
+
+
+def _with_lists(annotation: Any) -> Any:
+    """An annotation with ``list`` for ``Sequence``: that is what a campaign file has."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return Annotated[(_with_lists(inner[0]), *inner[1:])]
+    if origin is Sequence:
+        return list[_with_lists(inner[0])]  # type: ignore[misc]
+    if origin in (Union, UnionType):
+        return Union[tuple(_with_lists(one) for one in inner)]  # noqa: UP007 - made at run time
+    return annotation
+
+
+def _adapter(annotation: Any) -> Any:
     from pydantic import TypeAdapter
 
-    annotation = _field_type(option)
-    if annotation is not option.annotation:  # a section, which has its own
-        return TypeAdapter(annotation)
-    return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
+    if any(isinstance(mark, OfKind) for mark in _marks(annotation)):
+        return TypeAdapter(_field_type(annotation))  # a section, which has a configuration of its own
+    config = ConfigDict(arbitrary_types_allowed=True, strict=True, allow_inf_nan=False)
+    return TypeAdapter(_field_type(annotation), config=config)
+
+
+def _plain(value: Any) -> Any:
+    """A value as a campaign file would have it: arrays and tuples as lists, paths as text."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return value
 
 
 def _check_together(part: Any) -> Callable[[Any], Any]:

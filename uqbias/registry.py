@@ -27,7 +27,8 @@ class Registry:
     builtin : name to ``module:attribute``.
     base : ``module:attribute`` of the class that everything imported by path must derive from; None for no such rule.
     given : parameters of the parts that the program fills in; all others are the user's options.
-    functions : whether a plain function may stand for a part.
+    functions : ``module:attribute`` of the class that makes a part of a plain function, which its ``build`` gets as
+        ``function``, with the name as ``kind``; None if a function cannot be a part.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class Registry:
         base: str | None = None,
         *,
         given: tuple[str, ...] = (),
-        functions: bool = False,
+        functions: str | None = None,
     ) -> None:
         self.kind = kind
         self.builtin = builtin
@@ -69,6 +70,11 @@ class Registry:
             return self._checked(name, import_attribute(name))
         raise UqbiasError(f"unknown {self.kind} '{name}'", did_you_mean(name, self.names()))
 
+    def part(self, name: str) -> Any:
+        """What makes a part: `get`, or in place of a function the class for such."""
+        found = self.get(name)
+        return import_attribute(self.functions) if self.functions and isinstance(found, FunctionType) else found
+
     def section(self, kind: str) -> type[KindSection]:
         """The campaign file's section for a kind, made from the annotations of its options."""
         if kind not in self._sections:
@@ -96,9 +102,14 @@ class Registry:
         name = values.pop("kind", None)
         if not isinstance(name, str):
             raise UqbiasError(f"{self.kind} {kind!r} has no kind", did_you_mean("", self.names()))
-        part = self.get(name)
+        part = self.part(name)
         check_values(f"{self.kind} '{name}'", part, values, self.given)
-        return factory_of(part)(**{**accepted(part, given), **values})
+        if self.functions is not None:
+            given |= {"kind": name, "function": self.get(name)}
+        made = factory_of(part)(**{**accepted(part, given), **values})
+        if ":" in name:
+            made.kind = name  # the name by which it is found again
+        return made
 
     def _checked(self, name: str, found: Any) -> Any:
         """Names come from model files too: nothing but a class of the right family may be called for them."""
@@ -160,7 +171,7 @@ FEATURES = Registry(
     },
     "uqbias.uncertainty.features.base:Features",
     given=("topology", "n_latents"),
-    functions=True,
+    functions="uqbias.uncertainty.features.base:CallableFeatures",
 )
 UNCERTAINTIES = Registry(
     "uncertainty",
@@ -206,7 +217,7 @@ VARIABLES = Registry(
     },
     "uqbias.variables.base:CollectiveVariable",
     given=("topology", "start"),
-    functions=True,
+    functions="uqbias.variables.base:CallableVariable",
 )
 ORACLES = Registry(
     "oracle",
@@ -217,7 +228,7 @@ ORACLES = Registry(
         "pool": "uqbias.oracles.pool:PoolOracle",
     },
     "uqbias.oracles.base:Oracle",
-    given=("structure",),
+    given=("structure", "numbers"),
 )
 SPACES = Registry(
     "space",

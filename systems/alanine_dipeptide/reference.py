@@ -67,7 +67,7 @@ def simulation(temperature: float, seed: int, system: object | None = None) -> o
     import openmm
     from openmm import app, unit
 
-    oracle = OpenMMOracle(STRUCTURE, FORCEFIELD)
+    oracle = OpenMMOracle(STRUCTURE, forcefield=FORCEFIELD)
     integrator = openmm.LangevinMiddleIntegrator(
         temperature * unit.kelvin, 1.0 / unit.picosecond, TIMESTEP * unit.picosecond
     )
@@ -104,7 +104,7 @@ def is_physical(positions: NDArray) -> NDArray[np.bool_]:
 
 def write_labelled(path: Path, positions: NDArray, comment: str) -> None:
     """Round, label and write frames as extended XYZ (eV, Å), with no more decimals than float32 can use."""
-    oracle = OpenMMOracle(STRUCTURE, FORCEFIELD)
+    oracle = OpenMMOracle(STRUCTURE, forcefield=FORCEFIELD)
     rounded = np.round(positions.astype(float) / ANGSTROM, POSITION_DECIMALS)
     lines = []
     for frame in rounded:
@@ -159,7 +159,7 @@ def sample_map(seed: int, build_ns: float, sample_ns: float) -> Records:
         torsion.addTorsion(*quadruple, [])
         return app.BiasVariable(torsion, -np.pi, np.pi, 0.25, periodic=True, gridWidth=73)
 
-    system = OpenMMOracle(STRUCTURE, FORCEFIELD).system
+    system = OpenMMOracle(STRUCTURE, forcefield=FORCEFIELD).system
     hills = app.Metadynamics(
         system,
         [periodic(PHI), periodic(PSI)],

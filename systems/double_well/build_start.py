@@ -40,7 +40,7 @@ def points(dimensions: int) -> NDArray[np.float64]:
 
 def start(dimensions: int) -> Frames:
     """Labelled frames below the threshold."""
-    oracle, x = DoubleWellOracle(dimensions), points(dimensions)
+    oracle, x = DoubleWellOracle(dimensions=dimensions), points(dimensions)
     labels = [oracle.label(place) for place in x]
     energies = np.array([label.energy for label in labels])
     forces = np.stack([label.forces for label in labels])

@@ -13,13 +13,13 @@ from uqbias.compile.flatten import flatten
 from uqbias.errors import UqbiasError
 from uqbias.molecule.measures import dihedral_angles
 from uqbias.molecule.topology import Topology
+from uqbias.registry import VARIABLES
 from uqbias.testing import molecule
-from uqbias.variables.base import build_variable
 
 TOPOLOGY = molecule.topology()
 BASE = molecule.frames(4, seed=3).positions
 TORSION = list(molecule.TORSION)
-VARIABLES = {
+TURNS = {
     "turn": {"kind": "dihedral", "atoms": TORSION},
     "back": {"kind": "dihedral", "atoms": TORSION[::-1]},
     "bend": {"kind": "angle", "atoms": [2, 0, 1]},
@@ -47,7 +47,7 @@ FLATTENED = ("heavy_xy", "internal", "own")
 
 def own_torsion(positions):
     """A user's function, for which no rigid move is known."""
-    return build_variable({"kind": "dihedral", "atoms": TORSION}, TOPOLOGY)(positions)
+    return VARIABLES.build({"kind": "dihedral", "atoms": TORSION}, topology=TOPOLOGY)(positions)
 
 
 def build_space(spec, topology, reference, variables=None):
@@ -55,12 +55,12 @@ def build_space(spec, topology, reference, variables=None):
 
 
 def space(name):
-    return build_space(SPACES[name], TOPOLOGY, BASE[0], VARIABLES)
+    return build_space(SPACES[name], TOPOLOGY, BASE[0], TURNS)
 
 
 def changes(variable, before, after):
     """Change of a variable [n], wrapped."""
-    module = build_variable(VARIABLES[variable], TOPOLOGY, BASE[0])
+    module = VARIABLES.build(TURNS[variable], topology=TOPOLOGY, start=BASE[0])
     with torch.no_grad():
         found = (module(torch.tensor(after)) - module(torch.tensor(before))).numpy()
     return found if module.period is None else found - module.period * np.round(found / module.period)
@@ -166,7 +166,7 @@ def test_rigid_variables_change_by_delta_and_keep_the_bonds():
     [(["turn"], 1.0), (["back"], 1.0), (["own"], 1.0), (["turn", "ends"], 0.4), (["contacts"], 0.1), (["rmsd"], 0.2)],
 )
 def test_newton_steps_reach_any_variable(names, reach):
-    chosen = build_space({"kind": "variables", "names": names, "rigid": False}, TOPOLOGY, BASE[0], VARIABLES)
+    chosen = build_space({"kind": "variables", "names": names, "rigid": False}, TOPOLOGY, BASE[0], TURNS)
     assert chosen.moves is None
     delta = np.random.default_rng(2).uniform(-reach, reach, (4, len(names)))
     if names == ["rmsd"]:  # it cannot become negative
@@ -212,9 +212,9 @@ def flat(positions):
 
 def test_variables_that_move_each_other_are_not_moved_rigidly():
     assert space("mixed").moves is None
-    both = {"turn": VARIABLES["turn"], "other": {"kind": "dihedral", "atoms": [6, 2, 0, 1]}}
+    both = {"turn": TURNS["turn"], "other": {"kind": "dihedral", "atoms": [6, 2, 0, 1]}}
     assert build_space({"kind": "variables"}, TOPOLOGY, BASE[0], both).moves is not None
-    same = {"turn": VARIABLES["turn"], "twin": {"kind": "dihedral", "atoms": [2, 0, 1, 4]}}
+    same = {"turn": TURNS["turn"], "twin": {"kind": "dihedral", "atoms": [2, 0, 1, 4]}}
     assert build_space({"kind": "variables"}, TOPOLOGY, BASE[0], same).moves is None
 
 
@@ -263,7 +263,7 @@ def test_straight_angles_are_left_out():
 )
 def test_wrong_options(spec, match):
     with pytest.raises(UqbiasError, match=match):
-        build_space(spec, TOPOLOGY, BASE[0], VARIABLES)
+        build_space(spec, TOPOLOGY, BASE[0], TURNS)
 
 
 def test_reference_of_another_molecule():

@@ -306,5 +306,5 @@ def test_stretched_kernel_is_that_of_plumed():
     expected = 2.0 * (np.exp(-0.5 * x**2) - np.exp(-6.25)) / (1 - np.exp(-6.25))
     np.testing.assert_allclose(bias.value(1.0 + 0.5 * x), expected, atol=2e-6)
     np.testing.assert_allclose(bias.value(1.0 + 0.5 * np.array([-4.0, -3.7, 3.7, 4.0])), 0.0, atol=1e-12)
-    with pytest.raises(UqbiasError, match="did you mean 'gaussian'"):
+    with pytest.raises(UqbiasError, match="kernel 'gausian'; input should be 'gaussian'"):
         MetaD(kernel="gausian")

@@ -126,10 +126,10 @@ def test_checkpoint_of_two_variables_continues_exactly():
     ("options", "message"),
     [
         ({"variables": ["a", "a"]}, "each once"),
-        ({"variables": []}, "at least one"),
-        ({"variables": ["a", "b", "c", "d"]}, "4 variables"),
+        ({"variables": []}, "at least 1"),
+        ({"variables": ["a", "b", "c", "d"]}, "at most 3 items"),
         ({"variables": ["a", "b"], "sigma": [1.0]}, "1 values of sigma"),
-        ({"variables": ["a", "b"], "sigma": [1.0, 0.0]}, "sigma 0"),
+        ({"variables": ["a", "b"], "sigma": [1.0, 0.0]}, r"sigma \[1.0, 0.0\]; input should be greater than 0"),
         ({"grid_range": [[1.0, 1.0]]}, "maximum above the minimum"),
         ({"sigma": 1e-6, "grid_range": [[0.0, 10.0]]}, "over 4000000 points"),
         ({"variables": ["a", "b"], "periods": [None]}, "1 values of periods"),

@@ -370,7 +370,7 @@ def test_reset():
         ({"compression_threshold": 9.0}, "compression_threshold 9"),
         ({"periods": [None, None]}, "2 values of periods"),
         ({"periods": [TURN], "reflect_at": 0.0}, "reflect_at"),
-        ({"variables": ["a", "b", "c", "d"], "sigma": 1.0}, "4 variables"),
+        ({"variables": ["a", "b", "c", "d"], "sigma": 1.0}, "at most 3 items"),
     ],
 )
 def test_bad_options(wrong, says):

@@ -19,7 +19,7 @@ from uqbias.bias.linear import Linear
 from uqbias.bias.metad import MetaD
 from uqbias.errors import UqbiasError
 from uqbias.molecule.topology import Topology
-from uqbias.variables.base import build_variable
+from uqbias.registry import VARIABLES
 
 QUIET = {"runner": "eager", "dtype": torch.float64, "hills": None, "colvar": None, "temperature": 300}
 REFERENCE = openmm.Platform.getPlatformByName("Reference")
@@ -248,7 +248,7 @@ def test_forces_that_cannot_be_variables(tiny_model):
 def test_variables_of_the_graph_and_their_period(alanine_model, alanine_frames):
     """(u, φ) together, atoms of the molecule by name; φ's period must be the bias's."""
     topology = Topology.from_pdb(ALANINE_PDB)
-    phi = build_variable({"kind": "dihedral", "atoms": ["ACE1:C", "ALA2:N", "ALA2:CA", "ALA2:C"]}, topology)
+    phi = VARIABLES.build({"kind": "dihedral", "atoms": ["ACE1:C", "ALA2:N", "ALA2:CA", "ALA2:C"]}, topology=topology)
     system, _ = particles((8, 1, 1, *alanine_model.numbers))
     x = np.concatenate([3 + np.eye(3), alanine_frames.positions[5]])
     atoms = list(range(3, 25))

@@ -1,6 +1,5 @@
 """Biases and variables of a campaign file: what is refused, what is filled in, and that every kind can be built."""
 
-import inspect
 import json
 import math
 
@@ -14,6 +13,7 @@ from uqbias.bias.base import Bias
 from uqbias.bias.build import build_bias, completed
 from uqbias.campaign.dry_run import check_exploration
 from uqbias.errors import UqbiasError
+from uqbias.options import options_of, parameters_of
 from uqbias.registry import BIASES, VARIABLES
 from uqbias.settings.bias_kinds import SECTIONS, MetadynamicsSection
 from uqbias.settings.file import check_campaign
@@ -46,14 +46,14 @@ def parts_of(settings, lowest=-1.5):
 def test_every_section_fits_its_class(section):
     """Each key of a section is an option of the class, each option of the class is a key, and the defaults build."""
     kind = section.model_fields["kind"].default
-    options = set(inspect.signature(BIASES.get(kind)).parameters) - {"temperature", "periods"}
+    options = set(options_of(BIASES.get(kind), BIASES.given))
     assert set(section.model_fields) - {"kind"} == options
     assert all(field.description for field in section.model_fields.values())
     settings = campaign({"kind": kind, **REQUIRED.get(kind, {})}, md={"temperature": 350.0})
     bias = build_bias(parts_of(settings), 300.0)
     x = torch.zeros(3, len(bias.variables))
     assert bias.energy(x, bias.state()).shape == (3,)
-    if "temperature" in inspect.signature(BIASES.get(kind)).parameters:
+    if "temperature" in parameters_of(BIASES.get(kind)):
         assert bias.biases[0].temperature == 350.0
 
 

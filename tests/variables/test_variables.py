@@ -20,7 +20,7 @@ from uqbias.molecule.measures import dihedral_angles
 from uqbias.molecule.topology import Topology, read_pdb
 from uqbias.plumed.kernel import find_kernel, make_plumed
 from uqbias.registry import VARIABLES
-from uqbias.variables.base import CollectiveVariable, build_variable, rebuild_variable
+from uqbias.variables.base import CollectiveVariable, rebuild_variable
 
 PHI = ["ACE1:C", "ALA2:N", "CA", "ALA2:C"]
 CARBONS = [1, 4, 8, 10, 14, 18]
@@ -62,7 +62,7 @@ def frames(start):
 @pytest.fixture(params=SPECS)
 def case(request, topology, start):
     spec, unit, period = SPECS[request.param]
-    return build_variable(spec, topology, start), unit, period
+    return VARIABLES.build(spec, topology=topology, start=start), unit, period
 
 
 def value_and_gradient(variable):
@@ -190,9 +190,9 @@ def test_values_of_distance_angle_dihedral(topology, frames):
         ("angle", [4, 6, 8], mdtraj.compute_angles),
         ("dihedral", [4, 6, 8, 14], mdtraj.compute_dihedrals),
     ):
-        found = build_variable({"kind": kind, "atoms": atoms}, topology)(frames)
+        found = VARIABLES.build({"kind": kind, "atoms": atoms}, topology=topology)(frames)
         np.testing.assert_allclose(found, function(of_mdtraj, [atoms])[:, 0], atol=3e-6)
-    by_name = build_variable({"kind": "dihedral", "atoms": PHI}, topology)(frames)
+    by_name = VARIABLES.build({"kind": "dihedral", "atoms": PHI}, topology=topology)(frames)
     np.testing.assert_allclose(by_name, dihedral_angles(frames.numpy(), [[4, 6, 8, 14]])[:, 0], atol=1e-6)
     np.testing.assert_allclose(by_name, mdtraj.compute_phi(of_mdtraj)[1][:, 0], atol=3e-6)
 
@@ -202,7 +202,7 @@ def test_dihedral_over_the_whole_circle(topology):
     x = torch.zeros(63, 4, 3, dtype=torch.float64)
     x[:, 0, 0], x[:, 2, 2], x[:, 3, 2] = 0.1, 0.15, 0.15
     x[:, 3, 0], x[:, 3, 1] = 0.1 * angles.cos(), 0.1 * angles.sin()
-    found = build_variable({"kind": "dihedral", "atoms": [0, 1, 2, 3]}, topology)(x)
+    found = VARIABLES.build({"kind": "dihedral", "atoms": [0, 1, 2, 3]}, topology=topology)(x)
     torch.testing.assert_close(found, angles, rtol=0, atol=1e-6)
 
 
@@ -213,12 +213,12 @@ def test_value_between_centres_of_mass(topology, frames):
         np.average(frames[:, group].numpy(), axis=1, weights=masses[group]) for group in ([4, 5, 6], [16, 18, 17])
     ]
     expected = np.linalg.norm(centres[0] - centres[1], axis=-1)
-    np.testing.assert_allclose(build_variable(spec, topology)(frames), expected, atol=1e-7)
+    np.testing.assert_allclose(VARIABLES.build(spec, topology=topology)(frames), expected, atol=1e-7)
 
 
 @pytest.mark.parametrize("atoms", ["heavy", "all", [10, 4, 8, 1], [4, 5]])
 def test_rmsd_is_that_of_mdtraj(topology, start, frames, atoms):
-    variable = build_variable({"kind": "rmsd", "atoms": atoms}, topology, start)
+    variable = VARIABLES.build({"kind": "rmsd", "atoms": atoms}, topology=topology, start=start)
     # mdtraj wants centred coordinates for its single precision to be worth something.
     centred = frames - frames.mean(1, keepdim=True)
     chosen = ordered_atoms(topology, atoms, "")
@@ -232,7 +232,7 @@ def test_rmsd_is_a_minimum_over_rotations(topology, start):
     """Far from the reference too, where a search from below may find another stationary rotation."""
     rng = np.random.default_rng(0)
     x = rng.normal(0, 0.2, (40, 22, 3))
-    found = build_variable({"kind": "rmsd", "atoms": "all"}, topology, start)(torch.tensor(x)).numpy()
+    found = VARIABLES.build({"kind": "rmsd", "atoms": "all"}, topology=topology, start=start)(torch.tensor(x)).numpy()
     y = start - start.mean(0)
     for geometry, value in zip(x - x.mean(1, keepdims=True), found, strict=True):
         residual = Rotation.align_vectors(y, geometry)[1]
@@ -240,7 +240,7 @@ def test_rmsd_is_a_minimum_over_rotations(topology, start):
 
 
 def test_rmsd_near_the_reference(topology, start):
-    variable = build_variable({"kind": "rmsd", "atoms": "all"}, topology, start)
+    variable = VARIABLES.build({"kind": "rmsd", "atoms": "all"}, topology=topology, start=start)
     rng = np.random.default_rng(1)
     direction = rng.normal(0, 1, start.shape)
     for dtype in (torch.float64, torch.float32):
@@ -258,7 +258,7 @@ def test_rmsd_of_linear_molecules(start):
     """Two eigenvalues of the key matrix coincide, the rotation is not unique, the RMSD is."""
     dioxide = Topology((8, 6, 8), ((0, 1), (1, 2)))
     straight = [[-0.116, 0, 0], [0, 0, 0], [0.116, 0, 0]]
-    variable = build_variable({"kind": "rmsd", "atoms": "all", "reference": straight}, dioxide)
+    variable = VARIABLES.build({"kind": "rmsd", "atoms": "all", "reference": straight}, topology=dioxide)
     stretched = torch.tensor([[[0, -0.126, 0], [0, 0, 0], [0, 0.126, 0]]], dtype=torch.float64, requires_grad=True)
     value = variable(stretched)
     assert value.item() == pytest.approx(math.sqrt(2 / 3 * 0.01**2 + 1e-8), rel=1e-9)
@@ -273,7 +273,7 @@ def test_coordination_is_the_rational_function(topology, frames, n, m):
     first, second = np.array(pairs).T
     ratio = np.linalg.norm(frames[:, first].numpy() - frames[:, second].numpy(), axis=-1) / 0.27
     expected = ((1 - ratio**n) / (1 - ratio**m)).sum(1)
-    np.testing.assert_allclose(build_variable(spec, topology)(frames), expected, rtol=1e-6)
+    np.testing.assert_allclose(VARIABLES.build(spec, topology=topology)(frames), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("n", "m"), [(6, 12), (5, 9)])
@@ -282,7 +282,7 @@ def test_coordination_at_r0(n, m):
     pair = Topology((8, 1), ((0, 1),))
     options = {"group_a": [0], "group_b": [1], "r0": 0.25, "n": n, "m": m}
     x = torch.tensor([[[0.0, 0, 0], [0.25, 0, 0]]], dtype=torch.float64, requires_grad=True)
-    value = build_variable({"kind": "coordination", **options}, pair)(x)
+    value = VARIABLES.build({"kind": "coordination", **options}, topology=pair)(x)
     (gradient,) = torch.autograd.grad(value.sum(), x)
     assert value.item() == pytest.approx(n / m, rel=1e-6)
     assert gradient[0, 1, 0].item() == pytest.approx(n * (n - m) / (2 * m * 0.25), rel=1e-6)
@@ -290,7 +290,7 @@ def test_coordination_at_r0(n, m):
 
 def test_straight_angle():
     chain = Topology((8, 6, 8), ((0, 1), (1, 2)))
-    bend = build_variable({"kind": "angle", "atoms": [0, 1, 2]}, chain)
+    bend = VARIABLES.build({"kind": "angle", "atoms": [0, 1, 2]}, topology=chain)
     for degrees in (0.5, 30.0, 120.0, 179.5):
         radians = math.radians(degrees)
         end = [0.12 * math.cos(radians), 0.12 * math.sin(radians), 0.0]
@@ -325,7 +325,7 @@ def test_values_and_gradients_of_plumed(topology, start, frames, tmp_path):
         "coordination": f"COORDINATION NOPBC GROUPA={numbers} GROUPB=1-22 R_0=0.3",
     }
     for name, line in lines.items():
-        variable = build_variable(SPECS[name][0], topology, np.round(start, 4))
+        variable = VARIABLES.build(SPECS[name][0], topology=topology, start=np.round(start, 4))
         engine = make_plumed(find_kernel())
         engine.cmd("setNatoms", 22)
         engine.cmd("setMDEngine", "test")
@@ -368,30 +368,33 @@ def test_lookup_keeps_the_order(topology):
         ({"atoms": [0, 1]}, "has no kind"),
         ("distance", "needs atoms or groups"),
         ({"kind": "distance", "atoms": [0, 1], "groups": [[0], [1]]}, "needs atoms or groups"),
-        ({"kind": "distance", "atoms": [0, 1, 2]}, r"atoms of distance: \[0, 1, 2\]; give a list of 2"),
-        ({"kind": "distance", "atoms": "heavy"}, "'heavy'; give a list of 2"),
-        ({"kind": "distance", "groups": [[0], [1], [2]]}, "two lists"),
+        ({"kind": "distance", "atoms": [0, 1, 2]}, r"atoms \[0, 1, 2\]; list should have at most 2"),
+        ({"kind": "distance", "atoms": "heavy"}, "'heavy'; input should be a valid list"),
+        (
+            {"kind": "distance", "groups": [[0], [1], [2]]},
+            r"groups \[\[0\], \[1\], \[2\]\]; list should have at most 2",
+        ),
         ({"kind": "distance", "groups": [[0], []]}, "chooses no atom"),
         ({"kind": "distance", "atoms": [3, 3]}, r"atom 3 \(ACE1:H3\) twice"),
         ({"kind": "distance", "atoms": [0, 22]}, "22 in a molecule of 22 atoms; atoms are numbered from 0"),
         ({"kind": "distance", "atoms": [-1, 2]}, "-1 in a molecule"),
-        ({"kind": "distance", "atoms": [True, 2]}, "True in a molecule"),
+        ({"kind": "distance", "atoms": [True, 2]}, r"\[True, 2\]; input should be a valid integer"),
         ({"kind": "distance", "atoms": ["CAA", 2]}, "no atom is called 'CAA'; did you mean 'CA'"),
         ({"kind": "distance", "atoms": ["ALA1:CA", 2]}, "did you mean 'ALA2:CA'"),
         ({"kind": "distance", "atoms": ["C", 2]}, "'C' is the name of 3 atoms; say which: ACE1:C, ALA2:C, NME3:C"),
-        ({"kind": "angle", "atoms": [0, 1]}, "give a list of 3"),
+        ({"kind": "angle", "atoms": [0, 1]}, "at least 3 items"),
         ({"kind": "angle"}, "variable 'angle' without atoms"),
         ({"kind": "angle", "atom": [0, 1, 2]}, "unknown option 'atom'.*did you mean 'atoms'"),
-        ({"kind": "dihedral", "atoms": [0, 1, 2]}, "give a list of 4"),
+        ({"kind": "dihedral", "atoms": [0, 1, 2]}, "at least 4 items"),
         ({"kind": "rmsd"}, "without reference"),
         ({"kind": "rmsd", "atoms": [1], "reference": np.zeros((22, 3))}, "rmsd of 1 atom"),
         ({"kind": "rmsd", "atoms": "light", "reference": np.zeros((22, 3))}, "'light'"),
         ({"kind": "rmsd", "reference": np.zeros((21, 3))}, r"shape \(21, 3\).*all 22 atoms"),
-        ({"kind": "rmsd", "reference": np.full((22, 3), np.nan)}, "finite: False"),
+        ({"kind": "rmsd", "reference": np.full((22, 3), np.nan)}, "finite number"),
         ({"kind": "coordination", "group_a": [0, 1]}, "without r0"),
         ({"kind": "coordination", "group_a": [0, 1], "r0": -1}, "r0 -1"),
         ({"kind": "coordination", "group_a": [0, 1], "r0": 1, "n": 6, "m": 6}, "0 < n < m"),
-        ({"kind": "coordination", "group_a": [0, 1], "r0": 1, "n": 2.5}, "whole numbers"),
+        ({"kind": "coordination", "group_a": [0, 1], "r0": 1, "n": 2.5}, "n 2.5; input should be a valid integer"),
         ({"kind": "coordination", "group_a": [0], "group_b": [0], "r0": 1}, "an atom with itself"),
         ("os:system", "'os:system' is not a variable"),
         ("json:JSONDecoder", "is not a variable"),
@@ -402,7 +405,7 @@ def test_lookup_keeps_the_order(topology):
 )
 def test_bad_input(topology, spec, message):
     with pytest.raises(UqbiasError, match=message):
-        build_variable(spec, topology)
+        VARIABLES.build(spec, topology=topology)
 
 
 def per_atom(positions):
@@ -412,9 +415,9 @@ def per_atom(positions):
 def test_molecule_without_names():
     water = Topology((8, 1, 1), ((0, 1), (0, 2)))
     with pytest.raises(UqbiasError, match="no atom is called 'O'; this molecule has no atom names"):
-        build_variable({"kind": "distance", "atoms": ["O", 1]}, water)
+        VARIABLES.build({"kind": "distance", "atoms": ["O", 1]}, topology=water)
     with pytest.raises(UqbiasError, match=r"atom 1 \(1\) twice"):
-        build_variable({"kind": "distance", "atoms": [1, 1]}, water)
+        VARIABLES.build({"kind": "distance", "atoms": [1, 1]}, topology=water)
 
 
 class Mean(CollectiveVariable):
@@ -436,9 +439,9 @@ class Mean(CollectiveVariable):
 
 
 def test_class_and_function_by_path(topology, frames):
-    made = build_variable({"kind": f"{__name__}:Mean", "atoms": ["CA"]}, topology)
+    made = VARIABLES.build({"kind": f"{__name__}:Mean", "atoms": ["CA"]}, topology=topology)
     torch.testing.assert_close(rebuild_variable(made.describe())(frames), frames[:, 8].pow(2).sum(-1))
-    turn = build_variable({"kind": f"{__name__}:gyration", "period": 3, "unit": "rad"}, topology)
+    turn = VARIABLES.build({"kind": f"{__name__}:gyration", "period": 3, "unit": "rad"}, topology=topology)
     twin = rebuild_variable(turn.describe())
     assert (twin.period, twin.unit) == (3.0, "rad")
     torch.testing.assert_close(twin(frames), gyration(frames))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge
 
 from uqbias.app import host
 from uqbias.app.external import is_force
@@ -16,10 +17,10 @@ from uqbias.app.sampling import Sampling
 from uqbias.app.sharing import SharedHills
 from uqbias.bias.base import Array, Bias
 from uqbias.bias.fixed import UpperWall
-from uqbias.bias.metad import MetaD
-from uqbias.bias.options import number, whole
+from uqbias.bias.metad import Kernel, MetaD
 from uqbias.errors import UqbiasError
 from uqbias.files import check_directory
+from uqbias.options import Count, check_value
 from uqbias.variables.names import OF_MODEL
 
 #: Grid points per width of a hill, for `Metadynamics.getFreeEnergy`, as in openmm.app.BiasVariable.
@@ -89,7 +90,7 @@ class BiasVariable:
                 "give a range of one period, or none",
             )
         if gridWidth is not None:
-            whole("BiasVariable", "gridWidth", gridWidth, 2)
+            check_value("BiasVariable", "gridWidth", Annotated[int, Ge(2)], gridWidth)
         self.gridWidth = None if gridWidth is None else int(gridWidth)
         if gridWidth is None and self.minValue is not None and self.maxValue is not None:
             self.gridWidth = math.ceil(POINTS_PER_WIDTH * (self.maxValue - self.minValue) / self.biasWidth)
@@ -156,15 +157,15 @@ class Metadynamics(Sampling):
         model: torch.nn.Module | str | Path | None = None,
         wall: float | None = None,
         wall_kappa: float = 20.0,
-        kernel: str = "gaussian",
+        kernel: Kernel = "gaussian",
         hills: str | Path | None = "HILLS",
         **options: Any,
     ) -> None:
         if (saveFrequency is None) != (biasDir is None):
             raise UqbiasError(f"saveFrequency {saveFrequency} with biasDir {biasDir}", "give both or none")
-        whole("metadynamics", "frequency", frequency, 1)
+        check_value("metadynamics", "frequency", Count, frequency)
         if saveFrequency is not None:
-            whole("metadynamics", "saveFrequency", saveFrequency, 1)
+            check_value("metadynamics", "saveFrequency", Count, saveFrequency)
         if biasDir is not None:
             check_directory(Path(biasDir))
         if saveFrequency is not None and saveFrequency % frequency:
@@ -173,10 +174,7 @@ class Metadynamics(Sampling):
             raise UqbiasError(f"metadynamics on {variables!r}", "give a list of one to three BiasVariable")
         self.variables = [one if isinstance(one, BiasVariable) else _taken_over(one) for one in variables]
         names, given, chosen = _named(self.variables, model)
-        temperature, height = (
-            number("metadynamics", name, host.value(given))
-            for name, given in (("temperature", temperature), ("height", height))
-        )
+        temperature, height = host.value(temperature), host.value(height)
         self.metadynamics = MetaD(
             variables=names,
             periods=[one.period for one in self.variables],

@@ -2,20 +2,46 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from inspect import Parameter
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
+from annotated_types import MaxLen, MinLen
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError
+from uqbias.options import Positive, check_value, options_of, parameters_of
 
 Array = NDArray[np.float64]
+#: Marks an option that is one value for all variables, or a list with one for each.
+ONE_EACH = "one value, or a list with one for each variable"
+Names = Annotated[
+    Sequence[str],
+    MinLen(1),
+    MaxLen(3),
+    Doc("names of the variables: driver, judge, energy, or any of `variables`"),
+]
+OneName = Annotated[Sequence[str], MinLen(1), MaxLen(1), Doc("name of the one variable")]
+Width = Annotated[Positive | Sequence[Positive], ONE_EACH]
+Periods = Annotated[
+    Positive | Sequence[Positive | None] | None, ONE_EACH, Doc("periods of the variables, None where there is none")
+]
+Temperature = Annotated[Positive, Doc("K")]
+Bound = float | Literal["lowest"] | None
+Reflection = Annotated[
+    Bound | Sequence[Bound],
+    ONE_EACH,
+    Doc(
+        "lowest value of the variable, where the bias is mirrored, so that walkers are not held there: a number, "
+        "lowest (of the driver over the labelled frames; other variables: none), null, or a list with one each"
+    ),
+]
 #: State tensors to replace -> forces [W, N, 3] of E + V at the walkers' positions, kJ/mol/nm.
 Probe = Callable[[Mapping[str, Tensor]], Array]
 
@@ -56,11 +82,20 @@ class Bias(ABC):
     frozen: bool = False
     pace: int | None = None
     extended: tuple[Extended, ...] = ()
-    _given: tuple[tuple[Any, ...], dict[str, Any]] = (), {}
+    _given: dict[str, Any]
 
     def __new__(cls, *arguments: Any, **options: Any) -> Self:
         bias = super().__new__(cls)
-        bias._given = arguments, options
+        bias._given = dict(zip(parameters_of(cls), arguments, strict=False)) | options
+        described = options_of(cls)
+        values = {name: option.default for name, option in described.items()} | bias._given
+        if isinstance(values.get("variables"), str):
+            values["variables"] = [values["variables"]]
+        for name, option in described.items():
+            if name in bias._given:
+                check_value(cls.kind, name, option.annotation, values[name])
+        if not any(value is Parameter.empty for value in values.values()):
+            cls.check_options(values)
         return bias
 
     def __init__(self, variables: Sequence[str] = ("driver",)) -> None:
@@ -72,18 +107,40 @@ class Bias(ABC):
         self._dtype = torch.float32
         self._device = torch.device("cpu")
 
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        """See that options, each of them in its range, fit each other.
+
+        Raises
+        ------
+        UqbiasError
+            If they do not: a list marked `ONE_EACH` has another length than that of the variables.
+        """
+        count = len(options["variables"]) if "variables" in options else 0
+        for name, option in options_of(cls).items():
+            value = options.get(name)
+            if ONE_EACH in option.marks() and isinstance(value, list | tuple | np.ndarray) and len(value) != count:
+                raise UqbiasError(
+                    f"{cls.kind} with {len(value)} values of {name} for {count} variable(s)", "give one each"
+                )
+
+    def _each(self, value: Any) -> list[Any]:
+        """[D] an option of every variable, from one value for all or a list."""
+        value = value.tolist() if isinstance(value, np.ndarray) else value
+        return list(value) if isinstance(value, list | tuple) else [value] * len(self.variables)
+
+    def _bounds(self, reflect_at: Any) -> tuple[float | None, ...]:
+        """[D] bounds to mirror at; ``lowest`` where no campaign has put a number in its place is none."""
+        return tuple(None if bound in (None, "lowest") else float(bound) for bound in self._each(reflect_at))
+
     def options(self) -> dict[str, Any]:
         """What the bias was made with, defaults included: the arguments that are numbers, words or lists of these.
 
         One number for all variables and the same number for each are the same option. A run that goes on from a
         snapshot must have those of the run that wrote it.
         """
-        try:
-            bound = inspect.signature(type(self).__init__).bind(self, *self._given[0], **self._given[1])
-        except TypeError:  # not made by its constructor, but by copying
-            return {}
-        bound.apply_defaults()
-        plain = {name: _plain(value) for name, value in list(bound.arguments.items())[1:] if name != "variables"}
+        values = {name: parameter.default for name, (parameter, _) in parameters_of(type(self)).items()} | self._given
+        plain = {name: _plain(value) for name, value in values.items() if name != "variables"}
         return {name: value for name, value in plain.items() if value is not _OTHER}
 
     def state(self) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uqbias.errors import UqbiasError
+from uqbias.options import parameters_of
 from uqbias.registry import BIASES
 from uqbias.variables.names import EXTENDED
 
@@ -65,7 +65,7 @@ def completed(
     known |= {f"{EXTENDED}{name}": period for name, period in known.items()}
     result = []
     for kind, options in parts:
-        taken = inspect.signature(BIASES.get(kind)).parameters
+        taken = parameters_of(BIASES.get(kind))
         full = dict(options)
         names = full.get("variables", ("driver",))
         names = (names,) if isinstance(names, str) else names

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Gt, MaxLen, MinLen
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import Doc
 
-from uqbias.bias.base import Array, Bias, Extended, Probe
+from uqbias.bias.base import Array, Bias, Extended, Periods, Probe, Temperature
 from uqbias.bias.czar import Bins, czar
 from uqbias.bias.grid import GrowingGrid, hermite
 from uqbias.bias.metad import MetaD
-from uqbias.bias.options import per_variable, positive, whole
 from uqbias.errors import UqbiasError
+from uqbias.options import Count, Positive
 from uqbias.units import kt
 from uqbias.variables.names import EXTENDED
 
@@ -24,7 +26,7 @@ _HILLS = "hills."
 
 
 class ExtendedABF(Bias):
-    """Extended variable λ that follows the variable ξ, and the adaptive biasing force on λ; all walkers share one bias.
+    """Adaptive biasing force on an extended variable λ that follows a variable ξ. All walkers share one bias.
 
     V(ξ, λ) = k/2 (ξ - λ)² + V_abf(λ) with k = k_B T/σ² (Lesage, Lelièvre, Stoltz and Hénin, J. Phys. Chem. B 121,
     3676, 2017). Every ``pace`` steps each walker adds its force on λ, k (ξ - λ), to the mean of the bin that λ is in.
@@ -63,31 +65,22 @@ class ExtendedABF(Bias):
     def __init__(
         self,
         *,
-        variables: Sequence[str] = ("driver",),
-        periods: float | Sequence[float | None] | None = None,
-        sigma: float = 0.5,
-        mass: float = 0.5,
-        bin_width: float = 0.1,
-        full_samples: int = 100,
-        pace: int = 10,
-        temperature: float = 300.0,
+        variables: Annotated[Sequence[str], MinLen(1), MaxLen(1), Doc("name of the one variable to follow")] = (
+            "driver",
+        ),
+        sigma: Annotated[Positive, Doc("thermal width of the coupling kT/σ², in units of the variable")] = 0.5,
+        mass: Annotated[
+            Positive, Doc("mass of the extended variable, dalton nm² per squared unit of the variable")
+        ] = 0.5,
+        bin_width: Annotated[Positive, Doc("width of the bins of the mean force, in units of the variable")] = 0.1,
+        full_samples: Annotated[Count, Doc("samples from which on all of the mean force acts")] = 100,
+        pace: Annotated[Count, Doc("steps between samples; a multiple of md.pace")] = 50,
+        periods: Periods = None,
+        temperature: Temperature = 300.0,
     ) -> None:
-        names = (variables,) if isinstance(variables, str) else tuple(variables)
-        if len(names) != 1:
-            raise UqbiasError(f"{self.kind} on the variables {list(names)}", "name one; each takes a bias of its own")
-        super().__init__((names[0], f"{EXTENDED}{names[0]}"))
-        for name, value in (
-            ("sigma", sigma),
-            ("mass", mass),
-            ("bin_width", bin_width),
-            ("pace", pace),
-            ("temperature", temperature),
-        ):
-            positive(self.kind, name, value)
-        whole(self.kind, "full_samples", full_samples, 1)
-        self.period: float | None = per_variable(self.kind, "periods", periods, 1)[0]
-        if self.period is not None:
-            positive(self.kind, "periods", self.period)
+        name = variables if isinstance(variables, str) else variables[0]
+        super().__init__((name, f"{EXTENDED}{name}"))
+        self.period: float | None = self._each(periods)[0]
         self.sigma, self.temperature = float(sigma), float(temperature)
         self.full_samples = int(full_samples)
         self.coupling = kt(self.temperature) / self.sigma**2
@@ -236,14 +229,15 @@ class ExtendedABF(Bias):
 
 
 class WellTemperedExtendedABF(ExtendedABF):
-    """`ExtendedABF` with well-tempered metadynamics on the extended variable λ.
+    """Adaptive biasing force as of ``eabf``, and well-tempered metadynamics on the extended variable.
 
-    V(ξ, λ) = k/2 (ξ - λ)² + V_abf(λ) + V_meta(λ) (Fu, Zhang, Chen, Shao, Chipot and Cai, J. Phys. Chem. Lett. 9, 4738,
-    2018): the hills push λ out of bins whose mean force is not known yet, the adaptive force flattens those that are.
+    V = k/2 (ξ - λ)² + V_abf(λ) + V_meta(λ), k and V_abf as of `ExtendedABF` (Fu, Zhang, Chen, Shao, Chipot and Cai,
+    J. Phys. Chem. Lett. 9, 4738, 2018): the hills push λ out of bins whose mean force is not known yet, the adaptive
+    force flattens those that are.
 
     Parameters
     ----------
-    variables, periods, sigma, mass, bin_width, full_samples, pace, temperature : as of `ExtendedABF`.
+    of_extended : options of `ExtendedABF`.
     height, hill_sigma, biasfactor, hill_pace : height, sigma, biasfactor and pace of the `MetaD` on λ.
 
     Attributes
@@ -256,31 +250,13 @@ class WellTemperedExtendedABF(ExtendedABF):
     def __init__(
         self,
         *,
-        variables: Sequence[str] = ("driver",),
-        periods: float | Sequence[float | None] | None = None,
-        sigma: float = 0.5,
-        mass: float = 0.5,
-        bin_width: float = 0.1,
-        full_samples: int = 100,
-        pace: int = 10,
-        height: float = 1.0,
-        hill_sigma: float = 0.5,
-        biasfactor: float | None = 10.0,
-        hill_pace: int = 50,
-        temperature: float = 300.0,
+        height: Annotated[Positive, Doc("height of a new hill, kJ/mol")] = 1.0,
+        hill_sigma: Annotated[Positive, Doc("width of a hill, in units of the variable")] = 0.3,
+        biasfactor: Annotated[float | None, Gt(1), Doc("γ of the hills; null: they keep their height")] = 10.0,
+        hill_pace: Annotated[Count, Doc("steps between hills of one walker; a multiple of md.pace")] = 50,
+        **of_extended: Any,
     ) -> None:
-        super().__init__(
-            variables=variables,
-            periods=periods,
-            sigma=sigma,
-            mass=mass,
-            bin_width=bin_width,
-            full_samples=full_samples,
-            pace=pace,
-            temperature=temperature,
-        )
-        for name, value in (("height", height), ("hill_sigma", hill_sigma), ("hill_pace", hill_pace)):
-            positive(self.kind, name, value)
+        super().__init__(**of_extended)
         self.metadynamics = MetaD(
             variables=self.variables[1:],
             periods=[self.period],

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
+from typing_extensions import Doc
 
-from uqbias.bias.base import Bias
-from uqbias.bias.options import per_variable, positive
+from uqbias.bias.base import Bias, OneName, Periods
 from uqbias.errors import UqbiasError
+from uqbias.options import Count, Positive
+
+Stiffness = Annotated[Positive, Doc("kJ/mol per squared unit of the variable")]
+WallBegins = Annotated[float, Doc("value of the variable where the wall begins")]
 
 
 class FixedBias(Bias):
@@ -22,27 +27,11 @@ class FixedBias(Bias):
     variables : name of the one variable.
     periods : its period, or None where it has none.
     constants : the state by name; kept in double precision on the host.
-
-    Raises
-    ------
-    UqbiasError
-        For more than one variable, or a value that is not finite.
     """
 
-    def __init__(
-        self, variables: Sequence[str], periods: Sequence[float | None] | None = None, **constants: float
-    ) -> None:
+    def __init__(self, variables: Sequence[str], periods: Any = None, **constants: float) -> None:
         super().__init__(variables)
-        for name, value in constants.items():
-            if not math.isfinite(value):
-                raise UqbiasError(f"{self.kind} with {name} {value}", "give a finite number")
-        if len(self.variables) != 1:
-            raise UqbiasError(
-                f"{self.kind} on the variables {list(self.variables)}", "give each variable one of its own"
-            )
-        (self.period,) = per_variable(self.kind, "periods", periods, 1)
-        if self.period is not None:
-            positive(self.kind, "periods", self.period)
+        (self.period,) = self._each(periods)
         self._constants = {name: float(value) for name, value in constants.items()}
         self.to(self._dtype, self._device)
 
@@ -63,70 +52,31 @@ class FixedBias(Bias):
         return self
 
 
-class Wall(FixedBias):
-    """V(x) = kappa (x - at)² on one side of ``at``, else 0: PLUMED's walls with EXP=2, without a factor ½.
-
-    Parameters
-    ----------
-    at : value of the variable where the wall begins.
-    kappa : force constant, kJ/mol per squared unit of the variable.
-    variables : name of the one variable.
-    periods : its period, or None. With one, the wall reaches from ``at`` half a period far, as in PLUMED.
-
-    Raises
-    ------
-    UqbiasError
-        If kappa is negative, or a value is not finite.
-    """
-
-    side: ClassVar[float]
+class Harmonic(FixedBias):
+    """A harmonic potential about a value ``at`` of the variable; subclasses say on which side it acts."""
 
     def __init__(
         self,
         *,
-        at: float,
-        kappa: float = 20.0,
-        variables: Sequence[str] = ("driver",),
-        periods: Sequence[float | None] | None = None,
+        variables: OneName = ("driver",),
+        at: Annotated[float, Doc("value of the variable that it is held at")],
+        kappa: Stiffness,
+        periods: Periods = None,
     ) -> None:
-        if kappa < 0:
-            raise UqbiasError(f"{self.kind} with kappa {kappa}", "a wall that repels has kappa > 0")
         super().__init__(variables, periods, at=at, kappa=kappa)
         self.at, self.kappa = float(at), float(kappa)
 
-    def energy(self, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-        beyond = torch.relu(self.side * self.displacement(x, state["at"]))
-        return state["kappa"] * beyond * beyond
 
-
-class UpperWall(Wall):
-    """V(x) = kappa (x - at)² for x > at, else 0: PLUMED's UPPER_WALLS."""
-
-    kind = "upper_wall"
-    side = 1.0
-
-
-class LowerWall(Wall):
-    """V(x) = kappa (x - at)² for x < at, else 0: PLUMED's LOWER_WALLS."""
-
-    kind = "lower_wall"
-    side = -1.0
-
-
-class Restraint(FixedBias):
-    """V(x) = ½ kappa (x - at)²: PLUMED's RESTRAINT, with its factor ½, which PLUMED's walls do not have.
+class Restraint(Harmonic):
+    """Harmonic restraint ½ κ (x − at)², as PLUMED's RESTRAINT. The factor ½ is one that PLUMED's walls do not have.
 
     Parameters
     ----------
+    variables : name of the one variable.
     at : value of the variable where V is 0.
     kappa : force constant, kJ/mol per squared unit of the variable.
-    variables : name of the one variable.
-    periods : its period, or None; x - at is to the nearest image, and the force jumps half a period away from ``at``.
-
-    Raises
-    ------
-    UqbiasError
-        If kappa is negative, or a value is not finite.
+    periods : period of the variable, or None; x - at is to the nearest image, and the force jumps half a period away
+        from ``at``.
 
     Examples
     --------
@@ -138,26 +88,47 @@ class Restraint(FixedBias):
 
     kind = "restraint"
 
-    def __init__(
-        self,
-        *,
-        at: float,
-        kappa: float,
-        variables: Sequence[str] = ("driver",),
-        periods: Sequence[float | None] | None = None,
-    ) -> None:
-        if kappa < 0:
-            raise UqbiasError(f"restraint with kappa {kappa}", "a restraint that attracts has kappa > 0")
-        super().__init__(variables, periods, at=at, kappa=kappa)
-        self.at, self.kappa = float(at), float(kappa)
-
     def energy(self, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         away = self.displacement(x, state["at"])
         return 0.5 * state["kappa"] * away * away
 
 
+class LowerWall(Harmonic):
+    """Wall κ (x − at)² below `at`, as PLUMED's LOWER_WALLS. With EXP=2, and without a factor ½.
+
+    Parameters
+    ----------
+    variables : name of the one variable.
+    at : value of the variable where the wall begins.
+    kappa : force constant, kJ/mol per squared unit of the variable.
+    periods : period of the variable, or None. With one, the wall reaches from ``at`` half a period far, as in PLUMED.
+    """
+
+    kind = "lower_wall"
+    side: ClassVar[float] = -1.0
+
+    def __init__(self, *, at: WallBegins, kappa: Stiffness = 20.0, **options: Any) -> None:
+        super().__init__(at=at, kappa=kappa, **options)
+
+    def energy(self, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        beyond = torch.relu(self.side * self.displacement(x, state["at"]))
+        return state["kappa"] * beyond * beyond
+
+
+class UpperWall(LowerWall):
+    """Wall κ (x − at)² above `at`, as PLUMED's UPPER_WALLS. Otherwise as `LowerWall`."""
+
+    kind = "upper_wall"
+    side = 1.0
+
+    def __init__(self, *, at: WallBegins = 14.0, **options: Any) -> None:
+        super().__init__(at=at, **options)
+
+
 class UDD(FixedBias):
-    r"""Bias of Kulichenko et al., Nat. Comput. Sci. 3, 230 (2023), equation 4.
+    r"""Uncertainty-driven dynamics: an inverted Gaussian of a committee's disagreement.
+
+    Kulichenko et al., Nat. Comput. Sci. 3, 230 (2023), equation 4:
 
     .. math:: V = A \left[\exp\left(-\frac{\sigma_E^2}{N_M N_A B^2}\right) - 1\right], \qquad
               \sigma_E^2 = \tfrac12 \sum_{m=1}^{N_M} (E_m - \bar E)^2 = \tfrac12 (N_M - 1)\, u^2
@@ -175,11 +146,6 @@ class UDD(FixedBias):
     n_members, n_atoms : N_M and N_A. Without both, w is B itself, and u may be any uncertainty.
     variables : name of the one variable.
 
-    Raises
-    ------
-    UqbiasError
-        If a parameter is out of range.
-
     Examples
     --------
     >>> import torch
@@ -193,22 +159,23 @@ class UDD(FixedBias):
     def __init__(
         self,
         *,
-        A: float = 64.4,
-        B: float = 0.50,
-        n_members: int | None = None,
-        n_atoms: int | None = None,
-        variables: Sequence[str] = ("driver",),
+        variables: OneName = ("driver",),
+        A: Annotated[Positive, Doc("depth, kJ/mol")] = 64.4,
+        B: Annotated[Positive, Doc("width in units of u, per √atom where the next two are given")] = 0.5,
+        n_members: Annotated[int | None, Ge(2), Doc("size of the committee whose disagreement u is, or null")] = None,
+        n_atoms: Annotated[Count | None, Doc("number of atoms, or null")] = None,
     ) -> None:
-        for name, value in (("A", A), ("B", B)):
-            positive(self.kind, name, value)
         width = float(B)
-        if (n_members is None) != (n_atoms is None):
-            raise UqbiasError(f"udd with n_members {n_members} and n_atoms {n_atoms}", "give both, or none")
         if n_members is not None and n_atoms is not None:
-            if n_members < 2 or n_atoms < 1:
-                raise UqbiasError(f"udd with n_members {n_members} and n_atoms {n_atoms}", "a committee has 2 or more")
             width *= math.sqrt(n_atoms * n_members / (n_members - 1))
         super().__init__(variables, A=A, width=width)
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        super().check_options(options)
+        n_members, n_atoms = options["n_members"], options["n_atoms"]
+        if (n_members is None) != (n_atoms is None):
+            raise UqbiasError(f"udd with n_members {n_members} and n_atoms {n_atoms}", "give both, or none")
 
     def energy(self, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         scaled = x[:, 0] / state["width"]

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge, MaxLen, MinLen
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import Doc
 
-from uqbias.bias.base import Array, Bias, Probe
-from uqbias.bias.options import positive, whole
-from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.bias.base import Array, Bias, Probe, Temperature
+from uqbias.errors import UqbiasError
+from uqbias.options import Count, Positive
 from uqbias.units import KCAL, kt
 
-THRESHOLDS = ("lower", "upper")
+Steps = Annotated[int, Ge(0)]
 #: Energies that spread over less than this many kT are taken for constant: k, which goes with the inverse of the
 #: spread, would be made of rounding errors.
 LEAST_SPREAD = 0.1
 
 
 class GaMD(Bias):
-    """Harmonic boost ΔV = ½ k (E_thr - E)² wherever E < E_thr, else 0, with k = k0/(V_max - V_min).
+    """Gaussian accelerated MD: a boost of low energies.
+
+    ΔV = ½ k (E_thr - E)² wherever E < E_thr, else 0, with k = k0/(V_max - V_min).
 
     E_thr and k0 follow from extremes, mean and standard deviation σ_V of the potential energy so that the order of
     energies is kept and the boost's standard deviation, about k (E_thr - V_avg) σ_V, stays below ``sigma0``: small
@@ -69,33 +73,18 @@ class GaMD(Bias):
     def __init__(
         self,
         *,
-        variables: Sequence[str] = ("energy",),
-        threshold: str = "lower",
-        sigma0: float = 6 * KCAL,
-        preparation_steps: int = 2_000,
-        conventional_steps: int = 10_000,
-        equilibration_steps: int = 50_000,
-        pace: int = 10,
-        temperature: float = 300.0,
+        variables: Annotated[Sequence[str], MinLen(1), MaxLen(1), Doc("name of the one energy to boost")] = ("energy",),
+        threshold: Annotated[
+            Literal["lower", "upper"], Doc("bound of the threshold energy; upper boosts more")
+        ] = "lower",
+        sigma0: Annotated[Positive, Doc("largest standard deviation of the boost, kJ/mol")] = 6 * KCAL,
+        preparation_steps: Annotated[Steps, Doc("steps at the start that are left out of the statistics")] = 400,
+        conventional_steps: Annotated[Count, Doc("steps without boost, the preparation included")] = 2000,
+        equilibration_steps: Annotated[Steps, Doc("steps with a boost that still adapts; then it stays")] = 4000,
+        pace: Annotated[Count, Doc("steps between looks at the energies; a multiple of md.pace")] = 50,
+        temperature: Temperature = 300.0,
     ) -> None:
         super().__init__(variables)
-        if len(self.variables) != 1:
-            raise UqbiasError(f"gamd on the variables {list(self.variables)}", "name the one energy to boost")
-        if threshold not in THRESHOLDS:
-            raise UqbiasError(f"gamd with threshold '{threshold}'", did_you_mean(str(threshold), THRESHOLDS))
-        for name, value in (("sigma0", sigma0), ("pace", pace), ("temperature", temperature)):
-            positive(self.kind, name, value)
-        for name, value in (
-            ("preparation_steps", preparation_steps),
-            ("conventional_steps", conventional_steps),
-            ("equilibration_steps", equilibration_steps),
-        ):
-            whole(self.kind, name, value, 0)
-        if not conventional_steps > preparation_steps:
-            raise UqbiasError(
-                f"gamd with conventional_steps {conventional_steps} and preparation_steps {preparation_steps}",
-                "make the conventional stage the longer one, so that it has steps to take the statistics from",
-            )
         self.threshold, self.sigma0 = threshold, float(sigma0)
         self.preparation_steps, self.conventional_steps = int(preparation_steps), int(conventional_steps)
         self.equilibration_steps = int(equilibration_steps)
@@ -106,6 +95,16 @@ class GaMD(Bias):
         self.production_from = math.ceil((self.conventional_steps + self.equilibration_steps) / self.pace) * self.pace
         self._state = {"threshold": torch.zeros(1), "k": torch.zeros(1)}
         self.reset()
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        super().check_options(options)
+        conventional, preparation = options["conventional_steps"], options["preparation_steps"]
+        if not conventional > preparation:
+            raise UqbiasError(
+                f"gamd with conventional_steps {conventional} and preparation_steps {preparation}",
+                "make the conventional stage the longer one, so that it has steps to take the statistics from",
+            )
 
     def energy(self, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         # In single precision the difference of two large energies is exact, their squares are not. With k first, a

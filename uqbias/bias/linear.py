@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import Doc
 
-from uqbias.bias.base import Bias, Probe
-from uqbias.bias.options import positive
+from uqbias.bias.base import Bias, OneName, Probe
 from uqbias.errors import UqbiasError
+from uqbias.options import Count, Positive
 
 
 class Linear(Bias):
-    r"""V(u) = -τ u, with τ adapted to the forces: HAL (van der Oord et al., npj Comput. Mater. 9, 168, 2023).
+    r"""V = −τ u: a constant push towards high u (HAL).
+
+    τ is adapted to the forces (van der Oord et al., npj Comput. Mater. 9, 168, 2023):
 
     .. math:: \tau = \tau_\mathrm{rel} \frac{\langle |F| \rangle}{\langle |\nabla u| \rangle}
 
-    as their equation 14, where \|·\| is the norm of an atom's vector and ⟨·⟩ the mean over atoms and walkers and, with
+    their equation 14, where \|·\| is the norm of an atom's vector and ⟨·⟩ the mean over atoms and walkers and, with
     exponentially falling weights, over updates: mean ← (1 - 1/n) mean + (1/n) new with n = ``averaging``. F are the
     forces without this bias; those of other biases of the run count with the model's. As in the authors' code, τ is 0
     for the first n updates, until the means are worth something. Each update costs two evaluations.
@@ -57,19 +59,13 @@ class Linear(Bias):
     def __init__(
         self,
         *,
-        relative: float = 0.1,
-        pace: int = 10,
-        averaging: int = 100,
-        tau: float | None = None,
-        variables: Sequence[str] = ("driver",),
+        variables: OneName = ("driver",),
+        relative: Annotated[Positive, Doc("mean bias force over mean model force that τ is set for")] = 0.1,
+        pace: Annotated[Count, Doc("steps between updates of τ; a multiple of md.pace")] = 50,
+        averaging: Annotated[Count, Doc("updates averaged over; τ is 0 for as many at the start")] = 20,
+        tau: Annotated[float | None, Doc("a fixed τ, kJ/mol per unit of u; null: adapted")] = None,
     ) -> None:
         super().__init__(variables)
-        if len(self.variables) != 1:
-            raise UqbiasError(f"linear on the variables {list(self.variables)}", "give each variable one of its own")
-        for name, value in (("relative", relative), ("pace", pace), ("averaging", averaging)):
-            positive(self.kind, name, value)
-        if tau is not None and not math.isfinite(tau):
-            raise UqbiasError(f"linear with tau {tau}", "give a finite number, or None to have it adapted")
         self.relative, self.averaging = float(relative), int(averaging)
         self.pace = int(pace) if tau is None else None
         self._start = 0.0 if tau is None else float(tau)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Gt, MaxLen, MinLen
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import Doc
 
-from uqbias.bias.base import Array, Bias, Probe
+from uqbias.bias.base import ONE_EACH, Array, Bias, Names, Periods, Probe, Reflection, Temperature, Width
 from uqbias.bias.grid import GrowingGrid, hermite, outer
-from uqbias.bias.options import number, per_variable, positive
-from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.errors import UqbiasError
+from uqbias.options import Count, Positive
 from uqbias.units import kt
 
 #: Grid points per sigma in one, two, three dimensions. The Hermite error of one Gaussian is 3/384 of (spacing/sigma)⁴
@@ -22,7 +24,7 @@ from uqbias.units import kt
 POINTS_PER_SIGMA = (10, 5, 2)
 #: A hill ends where it has fallen to exp(-6²/2) = 1.5e-8 of its height.
 SUPPORT = 6.0
-KERNELS = ("gaussian", "stretched-gaussian")
+Kernel = Literal["gaussian", "stretched-gaussian"]
 #: PLUMED's kernels end where Σ (x - x_k)²/2σ² is 6.25; they are stretched so that they fall to zero there.
 CUTOFF = 6.25
 STRETCH = 1.0 / (1.0 - math.exp(-CUTOFF))
@@ -35,7 +37,7 @@ def hill_type(dimensions: int) -> np.dtype[Any]:
 
 
 class MetaD(Bias):
-    """Standard or well-tempered metadynamics; several walkers share one bias.
+    """Well-tempered metadynamics, or standard metadynamics. All walkers share one bias.
 
     V(x) = Σ_k h_k Π_d exp(-(x_d - x_kd)²/2σ_d²) (Laio and Parrinello, PNAS 99, 12562, 2002). Untempered: h_k = height.
     Well-tempered (Barducci, Bussi, Parrinello, Phys. Rev. Lett. 100, 020603, 2008): h_k = height ·
@@ -78,46 +80,49 @@ class MetaD(Bias):
     def __init__(
         self,
         *,
-        variables: Sequence[str] = ("driver",),
-        periods: Sequence[float | None] | None = None,
-        height: float = 1.0,
-        sigma: float | Sequence[float] = 1.0,
-        pace: int = 50,
-        biasfactor: float | None = 10.0,
-        temperature: float = 300.0,
-        reflect_at: float | Sequence[float | None] | None = None,
-        kernel: str = "gaussian",
-        grid_range: Sequence[Sequence[float] | None] | None = None,
+        variables: Names = ("driver",),
+        height: Annotated[Positive, Doc("height of a new hill, kJ/mol")] = 1.0,
+        sigma: Annotated[
+            Width,
+            Doc("width of a hill, in units of the variable (or a list); wide hills on u trap walkers at its lower end"),
+        ] = 0.3,
+        biasfactor: Annotated[
+            float | None, Gt(1), Doc("γ; the variable moves as if at γ T; null: hills keep their height")
+        ] = 10.0,
+        pace: Annotated[Count, Doc("steps between hills of one walker; a multiple of md.pace")] = 50,
+        kernel: Annotated[
+            Kernel,
+            Doc("gaussian, or stretched-gaussian as PLUMED's METAD has them"),
+        ] = "gaussian",
+        reflect_at: Reflection = "lowest",
+        grid_range: Annotated[
+            Sequence[Annotated[Sequence[float], MinLen(2), MaxLen(2)] | None] | None,
+            ONE_EACH,
+            Doc("[min, max] of each variable that the grid spans at first; it grows; null: no need"),
+        ] = None,
+        periods: Periods = None,
+        temperature: Temperature = 300.0,
     ) -> None:
         super().__init__(variables)
-        if kernel not in KERNELS:
-            raise UqbiasError(f"unknown kernel '{kernel}' of metadynamics", did_you_mean(kernel, KERNELS))
+        count = len(self.variables)
         self.kernel = kernel
         self._support = SUPPORT if kernel == "gaussian" else math.sqrt(2 * CUTOFF)
-        for name, value in (("height", height), ("pace", pace), ("temperature", temperature)):
-            positive(self.kind, name, value)
-        if biasfactor is not None and not 1 < number(self.kind, "biasfactor", biasfactor) < math.inf:
-            raise UqbiasError(
-                f"metadynamics with biasfactor {biasfactor}", "give a finite one > 1, or None for untempered"
-            )
-        count = len(self.variables)
-        self.sigma = np.array(per_variable(self.kind, "sigma", sigma, count), dtype=np.float64)
-        for width in self.sigma.tolist():
-            positive(self.kind, "sigma", width)
+        self.sigma = np.array(self._each(sigma), dtype=np.float64)
         self.height, self.pace = float(height), int(pace)
         self.biasfactor = None if biasfactor is None else float(biasfactor)
         self.temperature = float(temperature)
-        self.reflect_at = tuple(
-            None if bound is None else float(bound)
-            for bound in per_variable(self.kind, "reflect_at", reflect_at, count)
-        )
-        self.periods = tuple(per_variable(self.kind, "periods", periods, count))
-        self._fineness = POINTS_PER_SIGMA[min(count, 3) - 1]
-        if grid_range is not None:
-            _check_range(grid_range, count)
+        self.reflect_at, self.periods = self._bounds(reflect_at), tuple(self._each(periods))
+        self._fineness = POINTS_PER_SIGMA[count - 1]
         self.grid = GrowingGrid((self.sigma / self._fineness).tolist(), self._state, self.periods, grid_range)
         self._hills = np.empty(256, dtype=hill_type(count))
         self._count = 0
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        super().check_options(options)
+        for span in options["grid_range"] or ():
+            if span is not None and not span[0] < span[1]:
+                raise UqbiasError(f"metadynamics with grid_range {span}", "give a maximum above the minimum")
 
     def energy(self, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         return hermite(x, state, self.periods)
@@ -278,14 +283,6 @@ class MetaD(Bias):
             hills[name] = arrays[f"hill_{name}"]
         self._count = 0
         self._append(hills)
-
-
-def _check_range(grid_range: Sequence[Sequence[float] | None], count: int) -> None:
-    if len(grid_range) != count:
-        raise UqbiasError(f"metadynamics with grid_range {grid_range} for {count} variable(s)", "give one each")
-    for span in grid_range:
-        if span is not None and not (np.shape(span) == (2,) and math.isfinite(span[1] - span[0])):
-            raise UqbiasError(f"metadynamics with grid_range {grid_range}", "give [minimum, maximum] of each, finite")
 
 
 def metadynamics_parts(biases: Sequence[Bias | None]) -> list[MetaD]:

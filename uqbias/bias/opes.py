@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Gt
 from numpy.typing import NDArray
+from pydantic import BeforeValidator, Field
 from torch import Tensor
+from typing_extensions import Doc
 
-from uqbias.bias.base import Array, Bias, Probe
+from uqbias.bias.base import ONE_EACH, Array, Bias, Names, Periods, Probe, Reflection, Temperature, Width
 from uqbias.bias.compressed_kernels import CompressedKernels
 from uqbias.bias.grid import GrowingGrid, hermite
-from uqbias.bias.options import per_variable, positive
 from uqbias.errors import UqbiasError
+from uqbias.options import Count, NotNegative, Positive, infinite
 from uqbias.units import kt
 
 #: Default of sigma_min as a part of the first sigma, for one, two, three variables. Silverman's rule reaches 0.2 at an
@@ -33,7 +36,7 @@ SMALLEST_EPSILON = 1e-36
 
 
 class OPES(Bias):
-    """On-the-fly probability enhanced sampling with a well-tempered target; several walkers share one bias.
+    """On-the-fly probability enhanced sampling, as PLUMED's OPES_METAD. All walkers share one bias.
 
     V(x) = k_B T (1 - 1/γ) log(P(x)/Z + ε) (Invernizzi and Parrinello, J. Phys. Chem. Lett. 11, 2731, 2020).
     P(x) = Σ_k G_k(x) / Σ_k w_k is the unbiased density, estimated from the biased run with weights w_k = exp(V/k_B T),
@@ -93,21 +96,31 @@ class OPES(Bias):
     def __init__(
         self,
         *,
-        barrier: float,
-        sigma: float | Sequence[float],
-        variables: Sequence[str] = ("driver",),
-        periods: Sequence[float | None] | None = None,
-        pace: int = 500,
-        biasfactor: float | None = None,
-        sigma_min: float | Sequence[float] | None = None,
-        compression_threshold: float = 1.0,
-        exploratory: bool = False,
-        temperature: float = 300.0,
-        reflect_at: float | Sequence[float | None] | None = None,
+        variables: Names = ("driver",),
+        barrier: Annotated[Positive, Doc("free energy to be overcome, kJ/mol")] = 40.0,
+        sigma: Annotated[
+            Width, Doc("width of the first kernels: what the variable fluctuates by in a basin (or a list)")
+        ] = 0.3,
+        pace: Annotated[Count, Doc("steps between kernels of one walker; a multiple of md.pace")] = 100,
+        biasfactor: Annotated[
+            float | None,
+            Gt(1),
+            Field(allow_inf_nan=True),
+            BeforeValidator(infinite),
+            Doc("γ; inf: a flat target; null: barrier/kT"),
+        ] = None,
+        sigma_min: Annotated[
+            Width | None, ONE_EACH, Doc("kernels are never narrower; null: a fifth of the first ones")
+        ] = None,
+        compression_threshold: Annotated[
+            NotNegative, Doc("kernels closer than this, in units of sigma, are merged")
+        ] = 1.0,
+        exploratory: Annotated[bool, Doc("OPES_METAD_EXPLORE: explore fast, converge slowly")] = False,
+        reflect_at: Reflection = "lowest",
+        periods: Periods = None,
+        temperature: Temperature = 300.0,
     ) -> None:
         super().__init__(variables)
-        for name, value in (("barrier", barrier), ("pace", pace), ("temperature", temperature)):
-            positive(self.kind, name, value)
         self.barrier, self.pace, self.temperature = float(barrier), int(pace), float(temperature)
         self.exploratory = bool(exploratory)
         self._kt = kt(self.temperature)
@@ -130,11 +143,7 @@ class OPES(Bias):
             )
         self._set_widths(sigma, sigma_min)
         count = len(self.variables)
-        self.periods = tuple(per_variable(self.kind, "periods", periods, count))
-        self.reflect_at = tuple(
-            None if bound is None else float(bound)
-            for bound in per_variable(self.kind, "reflect_at", reflect_at, count)
-        )
+        self.periods, self.reflect_at = tuple(self._each(periods)), self._bounds(reflect_at)
         for name, period, bound in zip(self.variables, self.periods, self.reflect_at, strict=True):
             if period is not None and bound is not None:
                 raise UqbiasError(
@@ -159,16 +168,14 @@ class OPES(Bias):
 
     def _set_widths(self, sigma: float | Sequence[float], sigma_min: float | Sequence[float] | None) -> None:
         count = len(self.variables)
-        self.sigma = np.array(per_variable(self.kind, "sigma", sigma, count), dtype=np.float64)
+        self.sigma = np.array(self._each(sigma), dtype=np.float64)
         #: Width of the first kernels: the target of the exploratory form is broader.
         self._sigma0 = self.sigma * (math.sqrt(self.biasfactor) if self.exploratory else 1.0)
         if sigma_min is None:
             self.sigma_min = SIGMA_MIN[min(count, 3) - 1] * self._sigma0
         else:
-            self.sigma_min = np.array(per_variable(self.kind, "sigma_min", sigma_min, count), dtype=np.float64)
-        for width, narrowest, first in zip(self.sigma, self.sigma_min, self._sigma0, strict=True):
-            positive(self.kind, "sigma", float(width))
-            positive(self.kind, "sigma_min", float(narrowest))
+            self.sigma_min = np.array(self._each(sigma_min), dtype=np.float64)
+        for narrowest, first in zip(self.sigma_min, self._sigma0, strict=True):
             if narrowest > first:
                 raise UqbiasError(
                     f"opes with sigma_min {narrowest:g} above the first kernels' width {first:g}", "give a smaller one"

@@ -293,7 +293,7 @@ def _bias_of(path: Path) -> Any:
     hills = read_hills(path, 1.0, ["driver"])
     if not len(hills):
         raise UqbiasError(f"{path} holds no hill", "give the HILLS file of a finished run")
-    kernel = stated_values(read_text(path)).get("kerneltype", "gaussian")
+    kernel: Any = stated_values(read_text(path)).get("kerneltype", "gaussian")
     bias = MetaD(sigma=float(hills["sigma"].min()), kernel=kernel)
     bias.load_hills(hills)
     return bias

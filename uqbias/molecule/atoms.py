@@ -10,10 +10,12 @@ import numpy as np
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.molecule.topology import Topology
 
+#: Index or name.
+Atom = int | str
 #: `all`, `heavy`, or indices and names of atoms.
-Atoms = Literal["all", "heavy"] | list[int | str]
+Atoms = Literal["all", "heavy"] | Sequence[Atom]
 #: The same from a caller whose words and entries have not been checked.
-Unchecked = str | Sequence[int | str]
+Unchecked = str | Sequence[Atom]
 
 
 def ordered_atoms(topology: Topology, spec: Unchecked, owner: str) -> tuple[int, ...]:

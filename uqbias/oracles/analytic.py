@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 from torch import Tensor
+from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError
 from uqbias.model.model import Prediction
+from uqbias.options import Positive
 from uqbias.oracles.base import Array, Oracle
 from uqbias.units import GAS_CONSTANT, kt
 
@@ -158,7 +160,7 @@ class DoubleWell(torch.nn.Module):
 
 
 class DoubleWellOracle(Oracle):
-    """Labels of `DoubleWell`, for one particle.
+    """One particle in E = 5x⁴ - 10x² + 1.5x, or 10x⁴ - 10x² + 2x + 4y⁴ (kJ/mol, nm). Labels of `DoubleWell`.
 
     Parameters
     ----------
@@ -168,7 +170,15 @@ class DoubleWellOracle(Oracle):
     kind: ClassVar[str] = "double_well"
     numbers: tuple[int, ...] = DoubleWell.numbers
 
-    def __init__(self, dimensions: int = 1, scale: float = 1.0, confinement: float = 50.0) -> None:
+    def __init__(
+        self,
+        *,
+        dimensions: Annotated[Literal[1, 2], Doc("1 or 2")] = 1,
+        scale: Annotated[Positive, Doc("factor of that energy")] = 1.0,
+        confinement: Annotated[
+            Positive, Doc("kJ/mol/nm², force constant of the harmonic wells along the other axes")
+        ] = 50.0,
+    ) -> None:
         self.well = DoubleWell(dimensions, scale=scale, confinement=confinement)
 
     def options(self) -> dict[str, Any]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError
 from uqbias.molecule.topology import Topology
@@ -36,9 +39,10 @@ class ASEOracle(Oracle):
 
     def __init__(
         self,
-        calculator: str,
-        calculator_options: dict[str, Any] | None = None,
-        numbers: list[int] | tuple[int, ...] | None = None,
+        *,
+        calculator: Annotated[str, Doc("import path of the calculator class, as module:Class")],
+        calculator_options: Annotated[Mapping[str, Any], Doc("arguments of the calculator")] = MappingProxyType({}),
+        numbers: Sequence[int] | None = None,
         structure: str | Path | None = None,
     ) -> None:
         from ase import Atoms
@@ -49,7 +53,7 @@ class ASEOracle(Oracle):
             numbers = Topology.from_pdb(structure).numbers
         self.numbers = tuple(int(number) for number in numbers)
         self.calculator = calculator
-        self.calculator_options = dict(calculator_options or {})
+        self.calculator_options = dict(calculator_options)
         factory = import_attribute(calculator)
         try:
             built = factory(**self.calculator_options)

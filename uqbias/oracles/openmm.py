@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from annotated_types import MinLen
+from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.molecule.topology import Topology, read_pdb
@@ -37,8 +40,13 @@ class OpenMMOracle(Oracle):
     def __init__(
         self,
         structure: str | Path,
-        forcefield: str | list[str] | tuple[str, ...] = ("amber14/protein.ff14SB.xml",),
-        platform: str = "Reference",
+        *,
+        forcefield: Annotated[Sequence[str], MinLen(1), Doc("OpenMM force-field files")] = (
+            "amber14/protein.ff14SB.xml",
+        ),
+        platform: Annotated[
+            Literal["Reference", "CUDA", "OpenCL"], Doc("OpenMM platform, double precision")
+        ] = "Reference",
     ) -> None:
         self.structure = str(structure)
         self.forcefield = [forcefield] if isinstance(forcefield, str) else list(forcefield)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
+from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError
 from uqbias.molecule.frames import read_frames
+from uqbias.options import InputFile
 from uqbias.oracles.base import Array, Oracle, OracleError
 
 #: nm; no coordinate of a geometry may be further from that of its frame in the file.
@@ -45,7 +47,9 @@ class Places:
 
 
 class PoolOracle(Oracle):
-    """Labels of a file of frames; a geometry that is not in it has none.
+    """Labels of a file, looked up by geometry; for sampler: pool.
+
+    A geometry that is not in the file has no label.
 
     With it a campaign runs on a data set that is there already, such as one of costly calculations, and sees only the
     labels that it asks for. Use it with ``sampler: pool``, which proposes frames of such a file.
@@ -53,7 +57,6 @@ class PoolOracle(Oracle):
     Parameters
     ----------
     file : labelled extended-XYZ file (eV, Å). A geometry is found again to `TOLERANCE` in each coordinate.
-
 
     Raises
     ------
@@ -64,7 +67,7 @@ class PoolOracle(Oracle):
     kind: ClassVar[str] = "pool"
     numbers: tuple[int, ...]
 
-    def __init__(self, file: str | Path) -> None:
+    def __init__(self, *, file: Annotated[str, InputFile(), Doc("labelled extended-XYZ file (eV, Å)")]) -> None:
         self.file = str(file)
         self._frames = read_frames(file)
         self.numbers = tuple(int(number) for number in self._frames.numbers)

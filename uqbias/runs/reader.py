@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.files import read_arrays
 from uqbias.molecule.topology import Topology, backbone_dihedrals
-from uqbias.variables.base import build_variable, rebuild_variable
+from uqbias.registry import VARIABLES
+from uqbias.variables.base import rebuild_variable
 
 if TYPE_CHECKING:
     from uqbias.bias.base import Bias
@@ -229,7 +230,8 @@ class RunFolder:
         kind, separator, atoms = name.partition(":")
         if separator and kind in BY_ATOMS:
             words = [int(word) if word.isdecimal() else word for word in atoms.split("-")]
-            return self._evaluated(build_variable({"kind": BY_ATOMS[kind], "atoms": words}, self.topology).describe())
+            spec = {"kind": BY_ATOMS[kind], "atoms": words}
+            return self._evaluated(VARIABLES.build(spec, topology=self.topology).describe())
         if name in self._backbone:
             return self._evaluated({"kind": "dihedral", "options": {"atoms": self._backbone[name]}})
         raise UqbiasError(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
+from annotated_types import MaxLen, MinLen
 from torch import Tensor
+from typing_extensions import Doc
 
-from uqbias.molecule.atoms import Atoms, fixed_atoms
+from uqbias.molecule.atoms import Atom, fixed_atoms
 from uqbias.molecule.topology import Topology
 from uqbias.variables.base import CollectiveVariable, take
 
@@ -18,7 +20,9 @@ FLAT = 1e-6
 
 
 class Angle(CollectiveVariable):
-    r"""Angle i-j-k at the atom in the middle, in rad, 0 to π.
+    r"""Angle of three atoms, rad.
+
+    The angle i-j-k at the atom j, 0 to π:
 
     .. math:: \theta = \mathrm{atan2}(|a \times b|, a \cdot b), \qquad a = x_i - x_j, \quad b = x_k - x_j
 
@@ -33,9 +37,9 @@ class Angle(CollectiveVariable):
     --------
     >>> import torch
     >>> from uqbias.molecule.topology import Topology
-    >>> from uqbias.variables.base import build_variable
+    >>> from uqbias.registry import VARIABLES
     >>> water = Topology((8, 1, 1), ((0, 1), (0, 2)))
-    >>> bend = build_variable({"kind": "angle", "atoms": [1, 0, 2]}, water)
+    >>> bend = VARIABLES.build({"kind": "angle", "atoms": [1, 0, 2]}, topology=water)
     >>> bend(torch.tensor([[[0.0, 0, 0], [0.1, 0, 0], [0, 0.1, 0]]]))
     tensor([1.5708])
     """
@@ -50,8 +54,13 @@ class Angle(CollectiveVariable):
         self.register_buffer("index", torch.tensor(self.atoms), persistent=False)
 
     @classmethod
-    def build(cls, topology: Topology, *, atoms: Atoms) -> Self:
-        """``atoms``: [i, j, k], the vertex in the middle."""
+    def build(
+        cls,
+        topology: Topology,
+        *,
+        atoms: Annotated[Sequence[Atom], MinLen(3), MaxLen(3), Doc("the three atoms, the vertex second")],
+    ) -> Self:
+        """Make the variable of three atoms of a molecule."""
         return cls(fixed_atoms(topology, atoms, 3, "atoms of angle"))
 
     def options(self) -> dict[str, Any]:

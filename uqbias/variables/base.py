@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from types import FunctionType
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from typing_extensions import Doc
 
-from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.errors import UqbiasError
 from uqbias.molecule.topology import Topology
-from uqbias.registry import VARIABLES, check_options, import_attribute, keywords
+from uqbias.options import Positive
+from uqbias.registry import VARIABLES
 from uqbias.variables.names import is_of_torch
 
 #: nm; a length is √(x² + SOFTENING²), so that it has a derivative at zero. At 0.1 nm that adds 5e-8 nm.
@@ -88,22 +88,22 @@ class CallableVariable(CollectiveVariable):
         kind: str,
         function: Callable[[Tensor], Tensor],
         *,
-        period: float | None = None,
-        unit: str = "",
+        period: Annotated[Positive | None, Doc("period of the value; null: none")] = None,
+        unit: Annotated[str, Doc("unit of the value")] = "",
     ) -> Self:
-        """Call the function on two random geometries, to see that it gives [2] and can be traced."""
+        """Make the variable; the function is called on two random geometries, to see that it gives [2] and traces."""
         geometries = torch.randn(2, len(topology), 3, generator=torch.Generator().manual_seed(0))
         try:
-            found = function(geometries)
+            values = function(geometries)
             make_fx(function)(geometries)
         except Exception as error:
-            told = (str(error).splitlines() or [""])[0]
+            reason = (str(error).splitlines() or [""])[0]
             raise UqbiasError(
-                f"variable '{kind}' fails on positions [2, {len(topology)}, 3]: {type(error).__name__}: {told}",
+                f"variable '{kind}' fails on positions [2, {len(topology)}, 3]: {type(error).__name__}: {reason}",
                 "make it of torch operations without a branch on values (torch.where chooses)",
             ) from error
-        if not isinstance(found, Tensor) or found.shape != (2,):
-            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        if not isinstance(values, Tensor) or values.shape != (2,):
+            shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise UqbiasError(f"variable '{kind}' gave {shape} for 2 geometries", "return a tensor [W]")
         return cls(kind, function, period, unit)
 
@@ -116,52 +116,13 @@ class CallableVariable(CollectiveVariable):
         return self._function(positions)
 
 
-def build_variable(
-    spec: str | Mapping[str, Any], topology: Topology, start: NDArray[Any] | None = None
-) -> CollectiveVariable:
-    """Make a variable from a campaign file.
-
-    Parameters
-    ----------
-    spec : ``kind`` and the options of that kind; a kind alone where it needs no option. A kind ``"module:attribute"``
-        names a third party's `CollectiveVariable` class or a function (see `CallableVariable`).
-    topology : of the molecule.
-    start : [N, 3] nm, start geometry: the ``reference`` of a variable that has one and is given none.
-
-    Raises
-    ------
-    UqbiasError
-        For an unknown kind or option, a missing option, or atoms that the molecule does not have.
-    """
-    values = {"kind": spec} if isinstance(spec, str) else dict(spec)
-    kind = values.pop("kind", None)
-    if not isinstance(kind, str):
-        raise UqbiasError(f"variable {spec!r} has no kind", did_you_mean("", VARIABLES.names()))
-    found = _find(kind)
-    owner = f"variable '{kind}'"
-    if isinstance(found, FunctionType):
-        check_options(owner, values, keywords(CallableVariable.build))
-        return CallableVariable.build(topology, kind, found, **values)
-    valid = keywords(found.build)
-    check_options(owner, values, valid)
-    if start is not None and "reference" in valid and values.get("reference") is None:
-        values["reference"] = np.asarray(start, dtype=float).tolist()
-    parameters = inspect.signature(found.build).parameters
-    missing = [name for name in valid if name not in values and parameters[name].default is inspect.Parameter.empty]
-    if missing:
-        raise UqbiasError(f"{owner} without {missing[0]}", f"give {', '.join(missing)}")
-    variable: CollectiveVariable = found.build(topology, **values)
-    variable.kind = kind
-    return variable
-
-
 def rebuild_variable(description: Mapping[str, Any]) -> CollectiveVariable:
     """Make a variable from the ``{"kind", "options"}`` of a run folder."""
     kind = description["kind"]
-    found = _find(kind)
-    if isinstance(found, FunctionType):
-        return CallableVariable(kind, found, **description["options"])
-    variable: CollectiveVariable = found(**description["options"])
+    part = VARIABLES.get(kind)
+    if isinstance(part, FunctionType):
+        return CallableVariable(kind, part, **description["options"])
+    variable: CollectiveVariable = part(**description["options"])
     variable.kind = kind
     return variable
 
@@ -176,23 +137,14 @@ def take(positions: Tensor, index: Tensor) -> Tensor:
     return (index.unsqueeze(1) == atoms).to(positions.dtype) @ positions
 
 
-def _find(kind: str) -> Any:
-    """A class of the registry or of ``module:attribute``, or a plain function; nothing else is ever called."""
-    if ":" in kind:
-        found = import_attribute(kind)
-        if isinstance(found, FunctionType):
-            return found
-    return VARIABLES.get(kind)
-
-
 def build_variables(
-    specs: Mapping[str, Mapping[str, Any]], topology: Topology, start: NDArray[Any] | None = None
+    specs: Mapping[str, Any], topology: Topology, start: NDArray[Any] | None = None
 ) -> dict[str, CollectiveVariable]:
     """Collective variables of a campaign by name.
 
     Parameters
     ----------
-    specs : ``kind`` and options of each, as in a campaign file.
+    specs : ``kind`` and options of each, or its section of a campaign file.
     start : [N, 3] nm, geometry that variables with a reference refer to where they are given none.
 
     Raises
@@ -200,17 +152,15 @@ def build_variables(
     UqbiasError
         With the name of the variable, if it does not fit the molecule.
     """
-    from uqbias.variables.base import build_variable
-
-    found = {}
+    variables = {}
     for name, spec in specs.items():
         if is_of_torch(name):
             raise UqbiasError(f"variables.{name}: the name is taken by torch", "choose another")
         try:
-            found[name] = build_variable(dict(spec), topology, start)
+            variables[name] = VARIABLES.build(spec, topology=topology, start=start)
         except UqbiasError as error:
             raise UqbiasError(f"variables.{name}: {error.what}", error.cure) from None
-    return found
+    return variables
 
 
 def periods_of(variables: Mapping[str, CollectiveVariable]) -> dict[str, float]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
 from torch import Tensor
+from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError
 from uqbias.molecule.atoms import Atoms, ordered_atoms
 from uqbias.molecule.topology import Topology
+from uqbias.options import Count, Positive
 from uqbias.variables.base import SOFTENING, CollectiveVariable, take
 
 #: (r/r₀)^m is held below this, so that it does not overflow in single precision.
@@ -19,7 +21,9 @@ LARGEST = 1e30
 
 
 class Coordination(CollectiveVariable):
-    r"""Sum of a rational switching function over the pairs of two groups.
+    r"""Number of pairs closer than r0, counted smoothly.
+
+    A sum of a rational switching function over the pairs of two groups:
 
     .. math:: C = \sum_{i \in A} \sum_{j \in B} \frac{1 - (r_{ij}/r_0)^n}{1 - (r_{ij}/r_0)^m}
 
@@ -38,9 +42,9 @@ class Coordination(CollectiveVariable):
     --------
     >>> import torch
     >>> from uqbias.molecule.topology import Topology
-    >>> from uqbias.variables.base import build_variable
+    >>> from uqbias.registry import VARIABLES
     >>> water = Topology((8, 1, 1), ((0, 1), (0, 2)))
-    >>> bonds = build_variable({"kind": "coordination", "group_a": [0], "group_b": [1, 2], "r0": 0.1}, water)
+    >>> bonds = VARIABLES.build({"kind": "coordination", "group_a": [0], "group_b": [1, 2], "r0": 0.1}, topology=water)
     >>> bonds(torch.tensor([[[0.0, 0, 0], [0.1, 0, 0], [0, 0.1, 0]]]))
     tensor([1.0000])
     """
@@ -75,13 +79,13 @@ class Coordination(CollectiveVariable):
         cls,
         topology: Topology,
         *,
-        group_a: Atoms,
-        group_b: Atoms | None = None,
-        r0: float,
-        n: int = 6,
-        m: int | None = None,
+        group_a: Annotated[Atoms, Doc("atoms")],
+        group_b: Annotated[Atoms | None, Doc("atoms; null: pairs within group_a")] = None,
+        r0: Annotated[Positive, Doc("nm")],
+        n: Annotated[Count, Doc("exponent of the numerator")] = 6,
+        m: Annotated[Count | None, Doc("exponent of the denominator; null: 2 n")] = None,
     ) -> Self:
-        """Pairs of ``group_a`` with ``group_b``, or within ``group_a`` if None; ``m`` is 2n if None."""
+        """Make the variable of the pairs of two groups of a molecule, or within one."""
         a = ordered_atoms(topology, group_a, "group_a of coordination")
         b = None if group_b is None else ordered_atoms(topology, group_b, "group_b of coordination")
         return cls(a, b, r0, n, 2 * n if m is None else m)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
+from annotated_types import MaxLen, MinLen
 from torch import Tensor
+from typing_extensions import Doc
 
-from uqbias.molecule.atoms import Atoms, fixed_atoms
+from uqbias.molecule.atoms import Atom, fixed_atoms
 from uqbias.molecule.topology import Topology
 from uqbias.variables.base import SOFTENING, CollectiveVariable, take
 
@@ -19,7 +21,9 @@ COLLINEAR = 1e-7
 
 
 class Dihedral(CollectiveVariable):
-    r"""Dihedral angle i-j-k-l in rad, -π to π, with period 2π: 0 for cis, in the IUPAC sign convention.
+    r"""Dihedral of four atoms, rad, period 2π.
+
+    The angle i-j-k-l, -π to π, 0 for cis, in the IUPAC sign convention:
 
     .. math:: \varphi = \mathrm{atan2}(|b_2|\, b_1 \cdot n_2,\; n_1 \cdot n_2), \qquad
               n_1 = b_1 \times b_2, \quad n_2 = b_2 \times b_3
@@ -36,9 +40,9 @@ class Dihedral(CollectiveVariable):
     --------
     >>> import torch
     >>> from uqbias.molecule.topology import Topology
-    >>> from uqbias.variables.base import build_variable
+    >>> from uqbias.registry import VARIABLES
     >>> peroxide = Topology((1, 8, 8, 1), ((0, 1), (1, 2), (2, 3)))
-    >>> turn = build_variable({"kind": "dihedral", "atoms": [0, 1, 2, 3]}, peroxide)
+    >>> turn = VARIABLES.build({"kind": "dihedral", "atoms": [0, 1, 2, 3]}, topology=peroxide)
     >>> turn(torch.tensor([[[0.1, 0, 0], [0, 0, 0], [0, 0, 0.15], [0, 0.1, 0.15]]]))
     tensor([1.5708])
     """
@@ -54,8 +58,13 @@ class Dihedral(CollectiveVariable):
         self.register_buffer("index", torch.tensor(self.atoms), persistent=False)
 
     @classmethod
-    def build(cls, topology: Topology, *, atoms: Atoms) -> Self:
-        """``atoms``: [i, j, k, l], the turn being about j-k."""
+    def build(
+        cls,
+        topology: Topology,
+        *,
+        atoms: Annotated[Sequence[Atom], MinLen(4), MaxLen(4), Doc("the four atoms")],
+    ) -> Self:
+        """Make the variable of four atoms of a molecule."""
         return cls(fixed_atoms(topology, atoms, 4, "atoms of dihedral"))
 
     def options(self) -> dict[str, Any]:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Self
 
 import torch
+from annotated_types import MaxLen, MinLen
 from torch import Tensor
+from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError
-from uqbias.molecule.atoms import Atoms, fixed_atoms, ordered_atoms
+from uqbias.molecule.atoms import Atom, Atoms, fixed_atoms, ordered_atoms
 from uqbias.molecule.topology import Topology
 from uqbias.variables.base import SOFTENING, CollectiveVariable, take
 
 
 class Distance(CollectiveVariable):
-    r"""Distance in nm.
+    r"""Distance of two atoms or of two centres of mass, nm.
 
     .. math:: d = \sqrt{|X_2 - X_1|^2 + \varepsilon^2}, \qquad X_g = \sum_{i \in g} w_{gi} x_i
 
@@ -31,9 +33,9 @@ class Distance(CollectiveVariable):
     --------
     >>> import torch
     >>> from uqbias.molecule.topology import Topology
-    >>> from uqbias.variables.base import build_variable
+    >>> from uqbias.registry import VARIABLES
     >>> water = Topology((8, 1, 1), ((0, 1), (0, 2)))
-    >>> bond = build_variable({"kind": "distance", "atoms": [0, 1]}, water)
+    >>> bond = VARIABLES.build({"kind": "distance", "atoms": [0, 1]}, topology=water)
     >>> bond(torch.tensor([[[0.0, 0, 0], [0.1, 0, 0], [0, 0.1, 0]]]))
     tensor([0.1000])
     """
@@ -52,19 +54,30 @@ class Distance(CollectiveVariable):
         self.register_buffer("signed", torch.tensor(signed, dtype=torch.float64), persistent=False)
 
     @classmethod
-    def build(cls, topology: Topology, *, atoms: Atoms | None = None, groups: Sequence[Atoms] | None = None) -> Self:
-        """Either ``atoms``: [i, j], or ``groups``: two lists of atoms, whose centres of mass count."""
-        if (atoms is None) == (groups is None):
-            raise UqbiasError("variable 'distance' needs atoms or groups", "give one of the two: atoms: [i, j]")
+    def build(
+        cls,
+        topology: Topology,
+        *,
+        atoms: Annotated[Sequence[Atom] | None, MinLen(2), MaxLen(2), Doc("the two atoms")] = None,
+        groups: Annotated[
+            Sequence[Atoms] | None, MinLen(2), MaxLen(2), Doc("or two groups, whose centres of mass count")
+        ] = None,
+    ) -> Self:
+        """Make the variable of two atoms or of two groups of a molecule."""
         if groups is None:
             assert atoms is not None
             i, j = fixed_atoms(topology, atoms, 2, "atoms of distance")
             return cls([[i], [j]])
-        if isinstance(groups, str) or len(groups) != 2:
-            raise UqbiasError(f"groups of distance: {groups!r}", "give two lists of atoms")
         chosen = [ordered_atoms(topology, group, "groups of distance") for group in groups]
         masses = [topology.masses()[list(group)] for group in chosen]
         return cls(chosen, [(mass / mass.sum()).tolist() for mass in masses])
+
+    @staticmethod
+    def check_options(options: Mapping[str, Any]) -> None:
+        if (options["atoms"] is None) == (options["groups"] is None):
+            raise UqbiasError(
+                "variable 'distance' needs atoms or groups", "give either atoms: [i, j] or groups: [[...], [...]]"
+            )
 
     def options(self) -> dict[str, Any]:
         """Constructor arguments."""

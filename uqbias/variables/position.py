@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from torch import Tensor
+from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError
-from uqbias.molecule.atoms import fixed_atoms
+from uqbias.molecule.atoms import Atom, fixed_atoms
 from uqbias.molecule.topology import Topology
 from uqbias.variables.base import CollectiveVariable
 
@@ -16,8 +16,9 @@ AXES = "xyz"
 
 
 class Position(CollectiveVariable):
-    """x, y or z of an atom in nm. Neither rotation nor translation leaves it alone: of no use for a free molecule.
+    """Cartesian coordinate of an atom in an external field, nm.
 
+    Neither rotation nor translation leaves it alone: it is of no use for a free molecule.
     PLUMED's POSITION with NOPBC.
 
     Parameters
@@ -34,8 +35,8 @@ class Position(CollectiveVariable):
     --------
     >>> import torch
     >>> from uqbias.molecule.topology import Topology
-    >>> from uqbias.variables.base import build_variable
-    >>> height = build_variable({"kind": "position", "axis": "y"}, Topology((1,), ()))
+    >>> from uqbias.registry import VARIABLES
+    >>> height = VARIABLES.build({"kind": "position", "axis": "y"}, topology=Topology((1,), ()))
     >>> height(torch.tensor([[[0.1, 0.2, 0.3]]]))
     tensor([0.2000])
     """
@@ -51,10 +52,15 @@ class Position(CollectiveVariable):
         self.axis, self.atom = axis, int(atom)
 
     @classmethod
-    def build(cls, topology: Topology, *, axis: str, atom: int | str = 0) -> Self:
-        """``axis`` of ``atom``, an index or a name."""
-        atoms: Sequence[int | str] = [atom]
-        return cls(axis, fixed_atoms(topology, atoms, 1, "atom of position")[0])
+    def build(
+        cls,
+        topology: Topology,
+        *,
+        axis: Annotated[Literal["x", "y", "z"], Doc("x, y or z")],
+        atom: Annotated[Atom, Doc("index or name")] = 0,
+    ) -> Self:
+        """Make the variable of one atom of a molecule."""
+        return cls(axis, fixed_atoms(topology, [atom], 1, "atom of position")[0])
 
     def options(self) -> dict[str, Any]:
         """Constructor arguments."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError
 from uqbias.molecule.atoms import Atoms, ordered_atoms
@@ -35,7 +37,7 @@ def _key_matrix() -> Tensor:
 
 
 class RMSD(CollectiveVariable):
-    r"""Root-mean-square deviation in nm, minimised over translations and rotations.
+    r"""Root-mean-square deviation after superposition on a reference, nm.
 
     .. math:: d = \sqrt{\min_R \frac1A \sum_{a} |R\,(x_a - \bar x) - (y_a - \bar y)|^2 + \varepsilon^2}
 
@@ -57,10 +59,10 @@ class RMSD(CollectiveVariable):
     --------
     >>> import torch
     >>> from uqbias.molecule.topology import Topology
-    >>> from uqbias.variables.base import build_variable
+    >>> from uqbias.registry import VARIABLES
     >>> water = Topology((8, 1, 1), ((0, 1), (0, 2)))
     >>> start = [[0.0, 0, 0], [0.1, 0, 0], [0, 0.1, 0]]
-    >>> away = build_variable({"kind": "rmsd", "atoms": "all", "reference": start}, water)
+    >>> away = VARIABLES.build({"kind": "rmsd", "atoms": "all", "reference": start}, topology=water)
     >>> moved = torch.tensor([[[0.0, 0, 0], [0, 0.1, 0], [0.1, 0, 0]], [[0.0, 0, 0], [0.2, 0, 0], [0, 0.2, 0]]])
     >>> [f"{value:.3f}" for value in away(moved)]
     ['0.000', '0.067']
@@ -83,9 +85,18 @@ class RMSD(CollectiveVariable):
 
     @classmethod
     def build(
-        cls, topology: Topology, *, atoms: Atoms = "heavy", reference: Sequence[Sequence[float]] | None = None
+        cls,
+        topology: Topology,
+        *,
+        atoms: Annotated[Atoms, Doc("all, heavy, or a list of indices and atom names")] = "heavy",
+        reference: Annotated[
+            Sequence[Sequence[float]] | None,
+            Doc("positions of all atoms, nm; null: the start frame of lowest energy"),
+        ] = None,
+        start: NDArray[Any] | None = None,
     ) -> Self:
-        """``reference``: positions [N, 3] in nm of all atoms; None where the driver has a start geometry to give."""
+        """Make the variable of a molecule; without a reference it is ``start`` [N, 3], nm."""
+        reference = start if reference is None else reference  # type: ignore[assignment]
         chosen = ordered_atoms(topology, atoms, "atoms of rmsd")
         if len(chosen) < 2:
             raise UqbiasError(f"rmsd of {len(chosen)} atom", "give two or more")
