@@ -135,10 +135,15 @@ def test_identity_follows_settings_and_file_contents_but_not_the_stop_rule(tmp_p
     assert file.identity()["system.start"] != base["system.start"]
 
 
-def test_third_party_kinds_keep_their_options(monkeypatch):
-    from uqbias.registry import UNCERTAINTIES
+class Theirs:
+    """A third party's uncertainty."""
 
-    monkeypatch.setitem(UNCERTAINTIES.builtin, "theirs", "somewhere:Theirs")
+    def __init__(self, *, anything: int = 2):
+        pass
+
+
+def test_third_party_kinds_keep_their_options(monkeypatch):
+    monkeypatch.setitem(UNCERTAINTIES.builtin, "theirs", f"{__name__}:Theirs")
     campaign = check_campaign({**MINIMAL, "driver": {"kind": "theirs", "anything": 3}})
     assert campaign.driver.arguments() == {"anything": 3}
     assert flatten(campaign.model_dump())["driver.anything"] == 3

@@ -18,10 +18,9 @@ from uqbias.molecule.topology import Topology
 from uqbias.options import InputFile, Positive
 from uqbias.oracles.analytic import DoubleWellOracle
 from uqbias.oracles.base import OracleError, make_oracle
-from uqbias.potentials.coordinates import Coordinates
 from uqbias.registry import SAMPLERS
 from uqbias.settings.file import CampaignFile, check_campaign, load_campaign
-from uqbias.settings.kinds import CoordinatesSection, DoubleWellOracleSection
+from uqbias.settings.kinds import DoubleWellOracleSection
 from uqbias.testing import molecule
 
 FILES = {"system": {"structure": "molecule.pdb", "start": "start.xyz"}}
@@ -79,11 +78,7 @@ def test_a_third_partys_sampler_gets_what_a_built_in_one_gets(tmp_path):
         check_campaign({**FILES, "sampler": "atack"})
 
 
-def test_coordinates_and_double_well_sections_are_what_their_classes_take():
-    options = CoordinatesSection().arguments()
-    assert options.pop("n_members") is None
-    made = Coordinates(numbers=(1,), **options).options()
-    assert {name: made[name] for name in options} == options
+def test_double_well_sections_are_what_their_classes_take():
     oracle = DoubleWellOracleSection(dimensions=2, scale=3.0).arguments()
     assert make_oracle("double_well", oracle).options() == oracle
     assert DoubleWellOracleSection().arguments() == DoubleWellOracle().options()

@@ -33,7 +33,7 @@ def template(
         typer.Option(
             metavar="SECTION",
             help="All kinds of one section with their keys instead: bias, variables, driver, judge, features, "
-            "potential or oracle.",
+            "potential, oracle, sampler or space.",
         ),
     ] = None,
 ) -> None:

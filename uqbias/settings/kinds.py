@@ -1,4 +1,4 @@
-"""The campaign file's sections whose ``kind`` names a class: potential and oracle."""
+"""The campaign file's sections whose ``kind`` names a class: the oracle."""
 
 from __future__ import annotations
 
@@ -7,61 +7,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, Tag
 
 from uqbias.options import InputFile, KindSection
-from uqbias.registry import ORACLES, POTENTIALS
+from uqbias.registry import ORACLES
 from uqbias.settings.sections import ThirdParty, by_kind, known_kind
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Other = Annotated[ThirdParty, Tag("third_party")]
-
-
-class PowerSpectrumSection(KindSection):
-    """The embedded potential."""
-
-    kind: Literal["power_spectrum"] = Field(default="power_spectrum", description="the embedded potential")
-    n_members: Count | None = Field(
-        default=None, description="committee size; null: what driver and judge need, 1 without a committee"
-    )
-    shared_density: bool = Field(
-        default=False,
-        description="the members of a committee differ by their networks only: much cheaper, a little less diverse",
-    )
-    cutoff: Positive = Field(default=0.8, description="nm")
-    n_radial: Count = Field(default=10, description="radial basis functions")
-    n_channels: Count = Field(default=10, description="learned radial-species channels")
-    l_max: int = Field(default=3, ge=0, le=3, description="highest angular momentum")
-    hidden: list[Count] = Field(
-        default=[64, 32], min_length=1, description="widths of the hidden layers; the last is the number of latents"
-    )
-
-
-class CoordinatesSection(KindSection):
-    """Particles in a field that is fixed in space; see `uqbias.potentials.coordinates`."""
-
-    kind: Literal["coordinates"] = Field(
-        default="coordinates",
-        description="a small network on Cartesian coordinates, for particles in a field that is fixed in space",
-    )
-    n_members: Count | None = Field(
-        default=None, description="committee size; null: what driver and judge need, 1 without a committee"
-    )
-    hidden: list[Count] = Field(
-        default=[64, 64], min_length=1, description="widths of the hidden layers; the last is the number of latents"
-    )
-    activation: Literal["tanh", "silu", "softplus"] = Field(default="tanh", description="tanh, silu or softplus")
-    axes: str = Field(
-        default="xyz", pattern="^[xyz]{1,3}$", description="axes that the energy depends on, such as x or xy"
-    )
-    length: float | None = Field(
-        default=None, gt=0, description="nm, unit of the coordinates; null: their spread over the training frames"
-    )
-
-
-PotentialSection = Annotated[
-    Annotated[PowerSpectrumSection, Tag("power_spectrum")] | Annotated[CoordinatesSection, Tag("coordinates")] | Other,
-    by_kind("power_spectrum", ("power_spectrum", "coordinates")),
-    known_kind(POTENTIALS, "power_spectrum"),
-]
 
 
 class OpenMMSection(KindSection):

@@ -8,12 +8,11 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from uqbias.errors import UqbiasError
 from uqbias.options import InputFile, KindSection, Runner, Section, of_kind
-from uqbias.registry import SAMPLERS
+from uqbias.registry import POTENTIALS, SAMPLERS, UNCERTAINTIES
 from uqbias.settings.bias_kinds import BiasSection, GaMDSection, check_biases
 from uqbias.settings.bias_kinds import default_biases as biases
 from uqbias.settings.harvest_sections import Harvest
-from uqbias.settings.kinds import OpenMMSection, OracleSection, PotentialSection, PowerSpectrumSection
-from uqbias.settings.uncertainty_kinds import DriverSection, JudgeSection, driver, judge
+from uqbias.settings.kinds import OpenMMSection, OracleSection
 from uqbias.settings.variable_kinds import Variables
 
 Positive = Annotated[float, Field(gt=0)]
@@ -248,13 +247,18 @@ class Campaign(Section):
     oracle: OracleSection = Field(
         default=OpenMMSection(), description="what labels cost: energies and forces taken as the truth"
     )
-    potential: PotentialSection = Field(default=PowerSpectrumSection(), description="the machine-learned potential")
-    training: Training = Field(default=Training(), description="how it is trained")
-    driver: DriverSection = Field(
-        default=driver(), description="driver: the uncertainty that the bias acts on; it must move slow modes"
+    potential: Annotated[KindSection, of_kind(POTENTIALS, "power_spectrum")] = Field(
+        default="power_spectrum", validate_default=True, description="the machine-learned potential"
     )
-    judge: JudgeSection = Field(
-        default=judge(),
+    training: Training = Field(default=Training(), description="how it is trained")
+    driver: Annotated[KindSection, of_kind(UNCERTAINTIES, "kernel_density")] = Field(
+        default="kernel_density",
+        validate_default=True,
+        description="driver: the uncertainty that the bias acts on; it must move slow modes",
+    )
+    judge: Annotated[KindSection, of_kind(UNCERTAINTIES, "gmm")] = Field(
+        default="gmm",
+        validate_default=True,
         description="judge: decides what is harvested, when a walker is stopped, when the campaign ends",
     )
     calibration: CalibrationSettings = Field(default=CalibrationSettings(), description="how the judge is calibrated")

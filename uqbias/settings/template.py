@@ -7,28 +7,41 @@ from collections.abc import Iterator
 from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.options import KindSection
+from uqbias.registry import (
+    BIASES,
+    FEATURES,
+    ORACLES,
+    POTENTIALS,
+    SAMPLERS,
+    SPACES,
+    UNCERTAINTIES,
+    VARIABLES,
+    Registry,
+)
 from uqbias.settings.bias_kinds import BiasSection
-from uqbias.settings.kinds import OracleSection, PotentialSection
+from uqbias.settings.kinds import OracleSection
 from uqbias.settings.schema import Campaign, Score, System
 from uqbias.settings.sections import ThirdParty
-from uqbias.settings.uncertainty_kinds import DriverSection, FeatureKinds, JudgeSection
 from uqbias.settings.variable_kinds import VariableSection
 
 WIDTH = 110
-#: Sections whose ``kind`` decides which keys they have.
-OF_KINDS: dict[str, Any] = {
-    "bias": BiasSection,
-    "variables": VariableSection,
-    "driver": DriverSection,
-    "judge": JudgeSection,
-    "features": FeatureKinds,
-    "potential": PotentialSection,
-    "oracle": OracleSection,
+#: Registries of the sections whose ``kind`` decides which keys they have.
+OF_KINDS: dict[str, Registry] = {
+    "bias": BIASES,
+    "variables": VARIABLES,
+    "driver": UNCERTAINTIES,
+    "judge": UNCERTAINTIES,
+    "features": FEATURES,
+    "potential": POTENTIALS,
+    "oracle": ORACLES,
+    "sampler": SAMPLERS,
+    "space": SPACES,
 }
+BY_HAND: dict[str, Any] = {"bias": BiasSection, "variables": VariableSection, "oracle": OracleSection}
 HEADER = """\
 # Campaign file of uqbias: an uncertainty-driven active-learning campaign.
 # Paths are relative to this file. Units: nm, ps, kJ/mol, K; extended-XYZ files are in eV and Å.
@@ -60,8 +73,15 @@ def kinds_template(section: str) -> str:
     if section not in OF_KINDS:
         raise UqbiasError(f"no section '{section}' with kinds", did_you_mean(section, OF_KINDS))
     lines: list[str] = [f"# Kinds of `{section}`: their keys, defaults and units."]
-    for cls in _kinds(OF_KINDS[section]):
-        lines += ["", *_entry(cls.model_construct(), "")]
+    registry = OF_KINDS[section]
+    by_hand = {cls.model_fields["kind"].default: cls for cls in _kinds(BY_HAND.get(section))}
+    for kind in dict.fromkeys([*registry.builtin, *registry.names()]):
+        cls = by_hand.get(kind) or registry.section(kind)
+        try:
+            blank = cls(kind=kind)
+        except ValidationError:  # something must be given
+            blank = cls.model_construct()
+        lines += ["", *_entry(blank, "")]
     return "\n".join(lines) + "\n"
 
 
