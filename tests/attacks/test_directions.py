@@ -275,23 +275,23 @@ def test_relaxations_that_break_off_are_counted(model, frames, monkeypatch):
     assert found.relaxation.failed.tolist() == [n == 4 for n in range(12)]
     assert calls == [12, 12, 12, 11, 11, 11]
     assert summary(found)["relaxation"]["failed"] == 1
-    distance = found.relaxation.distance
+    distance = found.distance
     assert distance[4, 2] == distance[4, -1] > 0
     assert (np.delete(distance, 4, axis=0)[:, -1] > np.delete(distance, 4, axis=0)[:, 2]).all()
-    assert np.isfinite(found.relaxation.energy_error).all()
+    assert np.isfinite(found.relaxed_energy_error).all()
 
 
 def test_first_step_follows_cos_theta(model, frames, result):
     cos, change = first_step(result)
     assert len(cos) == 12
-    size = np.abs(result.relaxation.energy_error)
+    size = np.abs(result.relaxed_energy_error)
     assert change == pytest.approx((size[:, 1] - size[:, 0]) / EV * 1e3)
     clear = np.abs(cos) > 0.3
     assert clear.sum() >= 3
     assert (np.sign(cos) == np.sign(change))[clear].mean() >= 0.75
-    assert result.relaxation.energy_error[:, 0] == pytest.approx(result.energy_error)
+    assert result.relaxed_energy_error[:, 0] == pytest.approx(result.energy_error)
     last = error(model, Springs(), relax(model.potential, frames, steps=12).positions[-1, 5])
-    assert result.relaxation.energy_error[5, -1] == pytest.approx(last - result.zero, abs=1e-8)
+    assert result.relaxed_energy_error[5, -1] == pytest.approx(last - result.zero, abs=1e-8)
 
 
 def test_seed_and_index_choose_the_random_directions(model, frames, result):

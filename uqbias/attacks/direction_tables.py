@@ -1,11 +1,11 @@
-"""What `uqbias.attacks.directions` found, as numbers for a table and as CSV files in eV and Å."""
+"""Results of `uqbias.attacks.directions`, as numbers for a table and as CSV files in eV and Å."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,6 @@ def summary(result: DirectionResult) -> dict[str, Any]:
           error's size with cos θ, and ``agreement``, the share of frames where both have one sign.
     """
     errors = {kind: _statistics(result.errors_along(kind) / MEV) for kind in result.kinds}
-    forces = {kind: _statistics(result.errors_along(kind, "force") / MEV_PER_ANGSTROM) for kind in result.kinds}
     n_atoms = result.gradient.shape[1]
     chance = 1 / math.sqrt(3 * n_atoms - (6 if n_atoms > 2 else 0))
     cos = result.cos_theta[np.isfinite(result.cos_theta)]
@@ -58,10 +57,12 @@ def summary(result: DirectionResult) -> dict[str, Any]:
         },
         "epsilon_A2": [0.0, *result.epsilons.tolist()],
         "energy_error_meV": errors,
-        "force_error_meV_per_A": forces,
+        "force_error_meV_per_A": {
+            kind: _statistics(result.errors_along(kind, "force") / MEV_PER_ANGSTROM) for kind in result.kinds
+        },
         "ratio": {
-            kind: [_ratio(a, b) for a, b in zip(errors[kind]["mean"], errors[RANDOM]["mean"], strict=True)]
-            for kind in result.kinds
+            kind: [a / b if b > 0 else math.nan for a, b in zip(part["mean"], errors[RANDOM]["mean"], strict=True)]
+            for kind, part in errors.items()
             if kind != RANDOM
         },
     }
@@ -75,7 +76,7 @@ def summary(result: DirectionResult) -> dict[str, Any]:
     if result.relaxation is not None:
         facts["relaxation"] = {
             "steps": result.relaxation.steps.tolist(),
-            "energy_error_meV": _statistics(np.abs(result.relaxation.energy_error) / MEV),
+            "energy_error_meV": _statistics(np.abs(result.relaxed_energy_error) / MEV),
             "converged": _mean(result.relaxation.converged),
             "failed": int(result.relaxation.failed.sum()),
         }
@@ -91,17 +92,10 @@ def first_step(result: DirectionResult) -> tuple[Array, Array]:
     """The cos θ and the change of the energy error's size in the first step of relaxation, meV, of m frames.
 
     Frames that do not move, have no cos θ or no label there are left out.
-
-    Raises
-    ------
-    ValueError
-        If there was no relaxation.
     """
-    if result.relaxation is None:
-        raise ValueError("there was no relaxation")
-    size = np.abs(result.relaxation.energy_error) / MEV
+    size = np.abs(result.relaxed_energy_error) / MEV
     change = size[:, 1] - size[:, 0]
-    known = np.isfinite(change) & np.isfinite(result.cos_theta) & (result.relaxation.distance[:, 1] > 0)
+    known = np.isfinite(change) & np.isfinite(result.cos_theta) & (result.distance[:, 1] > 0)
     return result.cos_theta[known], change[known]
 
 
@@ -110,42 +104,45 @@ def write_tables(result: DirectionResult, folder: Path) -> list[Path]:
 
     Energies in eV, forces in eV/Å, lengths in Å; empty where there is no label.
     """
-    ascents = list(result.cos_ascent)
-    columns = ["frame", "energy_error_eV", "force_rmse_eV_per_A", "gradient_norm_eV2_per_A", "cos_theta"]
-    columns += [f"cos_{name}" for name in ascents] + ["uncertainty_eV_per_A"]
-    values = [result.energy_error / EV, result.force_error / EV_PER_ANGSTROM, result.norm / (EV * EV_PER_ANGSTROM)]
-    values += [result.cos_theta, *(result.cos_ascent[name] for name in ascents), result.judge / EV_PER_ANGSTROM]
-    rows = ([int(frame), *line] for frame, line in zip(result.source, np.stack(values, axis=1).tolist(), strict=True))
-    files = [_write(folder / "frames.csv", columns, rows)]
-    columns = ["frame", "direction", "number", "epsilon_A2", "displacement_A"]
-    columns += ["energy_error_eV", "force_rmse_eV_per_A", "uncertainty_eV_per_A"]
-    files.insert(0, _write(folder / "directions.csv", columns, _displaced_rows(result)))
-    if (relaxed := result.relaxation) is not None:
-        rows = (
-            [int(frame), int(step), relaxed.distance[n, k] / ANGSTROM, relaxed.energy_error[n, k] / EV]
-            for n, frame in enumerate(result.source)
-            for k, step in enumerate(relaxed.steps)
-        )
-        files.append(_write(folder / "relaxation.csv", ["frame", "step", "distance_A", "energy_error_eV"], rows))
-    return files
+    n, D, L = result.displaced_energy_error.shape
+    numbers = [result.names[:d].count(name) for d, name in enumerate(result.names)]
+    tables: dict[str, dict[str, Any]] = {
+        "directions": {
+            "frame": np.repeat(result.source, D * L),
+            "direction": np.tile(np.repeat(result.names, L), n),
+            "number": np.tile(np.repeat(numbers, L), n),
+            "epsilon_A2": np.tile(result.epsilons, n * D),
+            "displacement_A": np.sqrt(np.tile(result.epsilons, n * D)),
+            "energy_error_eV": result.displaced_energy_error / EV,
+            "force_rmse_eV_per_A": result.displaced_force_error / EV_PER_ANGSTROM,
+            "uncertainty_eV_per_A": result.displaced_uncertainty / EV_PER_ANGSTROM,
+        },
+        "frames": {
+            "frame": result.source,
+            "energy_error_eV": result.energy_error / EV,
+            "force_rmse_eV_per_A": result.force_error / EV_PER_ANGSTROM,
+            "gradient_norm_eV2_per_A": result.norm / (EV * EV_PER_ANGSTROM),
+            "cos_theta": result.cos_theta,
+            **{f"cos_{name}": values for name, values in result.cos_ascent.items()},
+            "uncertainty_eV_per_A": result.judge / EV_PER_ANGSTROM,
+        },
+    }
+    if result.relaxation is not None:
+        tables["relaxation"] = {
+            "frame": np.repeat(result.source, len(result.relaxation.steps)),
+            "step": np.tile(result.relaxation.steps, n),
+            "distance_A": result.distance / ANGSTROM,
+            "energy_error_eV": result.relaxed_energy_error / EV,
+        }
+    return [_write(folder / f"{name}.csv", columns) for name, columns in tables.items()]
 
 
-def _displaced_rows(result: DirectionResult) -> Iterable[Sequence[Any]]:
-    units = (EV, EV_PER_ANGSTROM, EV_PER_ANGSTROM)
-    arrays = (result.displaced_energy_error, result.displaced_force_error, result.displaced_uncertainty)
-    for n, frame in enumerate(result.source):
-        for d, name in enumerate(result.names):
-            number = result.names[:d].count(name)
-            for index, epsilon in enumerate(result.epsilons):
-                found = [array[n, d, index] / factor for array, factor in zip(arrays, units, strict=True)]
-                yield [int(frame), name, number, float(epsilon), math.sqrt(epsilon), *found]
-
-
-def _write(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
+def _write(path: Path, columns: Mapping[str, NDArray[Any]]) -> Path:
+    """Write columns of equal size as CSV."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
-    for row in rows:
+    for row in zip(*(values.ravel().tolist() for values in columns.values()), strict=True):
         writer.writerow([_cell(value) for value in row])
     write_text(path, text.getvalue())
     return path
@@ -173,19 +170,14 @@ def _mean(values: NDArray[Any]) -> float:
     return float(values.mean()) if values.size else math.nan
 
 
-def _ratio(first: float, second: float) -> float:
-    return first / second if second > 0 else math.nan
-
-
 def table(facts: Mapping[str, Any]) -> list[str]:
     """Lines of a table of `summary`: the energy error along each direction at each ε."""
-    kinds = list(facts["energy_error_meV"])
-    width = max(16, *(len(kind) + 2 for kind in kinds))
-    lines = [f"{'ε (Å²)':>8}" + "".join(f"{kind:>{width}}" for kind in kinds) + f"{'adversarial/random':>21}"]
+    parts = facts["energy_error_meV"]
+    width = max(16, *(len(kind) + 2 for kind in parts))
+    lines = [f"{'ε (Å²)':>8}" + "".join(f"{kind:>{width}}" for kind in parts) + f"{'adversarial/random':>21}"]
     for index, epsilon in enumerate(facts["epsilon_A2"]):
         cells = [
-            f"{_number(part['mean'][index])} ± {_number(part['standard_error'][index])}"
-            for part in facts["energy_error_meV"].values()
+            f"{_number(part['mean'][index])} ± {_number(part['standard_error'][index])}" for part in parts.values()
         ]
         ratio = _number(facts["ratio"][ADVERSARIAL][index])
         lines.append(f"{epsilon:>8g}" + "".join(f"{cell:>{width}}" for cell in cells) + f"{ratio:>21}")

@@ -53,9 +53,9 @@ def relax(
     steps: int = 100,
     every: int = 10,
     force_limit: float = 0.05,
-    advance: Callable[[], None] | None = None,
+    advance: Callable[[], None] = lambda: None,
 ) -> RelaxationPath:
-    """Minimise the energy of each geometry by FIRE (Bitzek et al., PRL 97, 170201 (2006)), all in one batch.
+    """Minimise the energy of each geometry by FIRE, all in one batch.
 
     Every geometry has a time step and a velocity of its own. The velocity begins at zero, so that the first step
     follows the model's force.
@@ -71,16 +71,14 @@ def relax(
     Raises
     ------
     UqbiasError
-        If the numbers of steps or the limit are not valid.
+        If the force limit is not valid.
     """
-    if steps < 1 or every < 1:
-        raise UqbiasError(f"relaxation of {steps} steps, kept every {every}", "give at least 1 for both")
     if not (np.isfinite(force_limit) and force_limit > 0):
         raise UqbiasError(f"force limit of relaxation {force_limit} eV/Å", "give a finite number above 0")
     x = np.array(positions, dtype=np.float64) / ANGSTROM
     n = len(x)
-    v, dt, mixing, uphill_free = np.zeros_like(x), np.full(n, FIRST_STEP), np.full(n, MIXING), np.zeros(n)
-    converged, failed, moved = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
+    v, dt, mixing, downhill_steps = np.zeros_like(x), np.full(n, FIRST_STEP), np.full(n, MIXING), np.zeros(n)
+    converged, failed, moved = np.zeros((3, n), dtype=bool)
     kept = recorded_steps(steps, every)
     path, has_moved = [x * ANGSTROM], [moved.copy()]
     for step in range(1, steps + 1):
@@ -91,8 +89,8 @@ def relax(
             converged[active] = np.linalg.norm(f, axis=2).max(axis=1) < force_limit
             going = ~(converged | failed)[active]
             active, f = active[going], f[going]
-            v[active], dt[active], mixing[active], uphill_free[active] = _accelerated(
-                f, v[active], dt[active], mixing[active], uphill_free[active]
+            v[active], dt[active], mixing[active], downhill_steps[active] = _accelerated(
+                f, v[active], dt[active], mixing[active], downhill_steps[active]
             )
             shift = dt[active, None, None] * v[active]
             length = np.linalg.norm(shift, axis=(1, 2), keepdims=True)
@@ -102,27 +100,28 @@ def relax(
             path.append(x * ANGSTROM)
             has_moved.append(moved.copy())
             moved[:] = False
-        if advance is not None:
-            advance()
+        advance()
     return RelaxationPath(np.array(kept), np.array(path), np.array(has_moved), converged, failed)
 
 
 def _forces(potential: Potential, x: Array) -> Array:
     """Forces [n, N, 3] in eV/Å at ``x`` in Å."""
-    found = predict(potential, x * ANGSTROM, 128).forces
-    assert found is not None
-    return np.asarray(found.double().cpu().numpy()) / EV_PER_ANGSTROM
+    forces = predict(potential, x * ANGSTROM, 128).forces
+    assert forces is not None
+    return np.asarray(forces.double().cpu().numpy()) / EV_PER_ANGSTROM
 
 
-def _accelerated(f: Array, v: Array, dt: Array, mixing: Array, uphill_free: Array) -> tuple[Array, Array, Array, Array]:
+def _accelerated(
+    f: Array, v: Array, dt: Array, mixing: Array, downhill_steps: Array
+) -> tuple[Array, Array, Array, Array]:
     """Velocity, time step, mixing and number of steps since the last one uphill, after one step of FIRE."""
     downhill = (f * v).sum(axis=(1, 2)) > 0
     size_v, size_f = (np.linalg.norm(part, axis=(1, 2)) for part in (v, f))
     along = (mixing * size_v / np.maximum(size_f, 1e-12))[:, None, None] * f
     v = np.where(downhill[:, None, None], (1 - mixing)[:, None, None] * v + along, 0.0)
-    grown = downhill & (uphill_free > WAIT)
+    grown = downhill & (downhill_steps > WAIT)
     # At rest there is no uphill: the first step keeps its length.
     stopped = ~downhill & (size_v > 0)
     dt = np.where(grown, np.minimum(dt * GROW, LONGEST_STEP), np.where(stopped, dt * SHRINK, dt))
     mixing = np.where(grown, mixing * MIXING_DECAY, np.where(downhill, mixing, MIXING))
-    return v + dt[:, None, None] * f, dt, mixing, np.where(downhill, uphill_free + 1, 0)
+    return v + dt[:, None, None] * f, dt, mixing, np.where(downhill, downhill_steps + 1, 0)

@@ -1,4 +1,4 @@
-"""Directions in the space of all coordinates of a molecule: adversarial, uncertain, random."""
+"""Directions in the space of all coordinates of a molecule: uncertain, random."""
 
 from __future__ import annotations
 
@@ -12,22 +12,10 @@ from uqbias.model.model import UncertaintyModel
 from uqbias.potentials.prediction import with_member_forces
 
 Array = NDArray[np.float64]
-#: Uncertainties with a gradient to follow: the judge and the driver.
+#: Uncertainties with a gradient to follow.
 ASCENTS = ("judge", "driver")
 #: Frames whose uncertainty is differentiated together.
 BLOCK = 64
-
-
-def adversarial_gradient(energy_error: Array, force_error: Array) -> Array:
-    """A = 2 (E_acc − E_app)(F_app − F_acc), [n, N, 3], the gradient of the squared energy error (kJ/mol)²/nm.
-
-    Parameters
-    ----------
-    energy_error : [n] E_app − E_acc, kJ/mol.
-    force_error : [n, N, 3] F_app − F_acc, kJ/mol/nm.
-    """
-    gradient: Array = -2.0 * energy_error[:, None, None] * force_error
-    return gradient
 
 
 def uncertainty_gradient(model: UncertaintyModel, positions: NDArray[Any], of: str = "judge") -> Array:
@@ -45,30 +33,24 @@ def uncertainty_gradient(model: UncertaintyModel, positions: NDArray[Any], of: s
 def random_directions(positions: Array, count: int, rng: np.random.Generator) -> Array:
     """Directions [count, N, 3] of unit length, isotropic among those that neither move nor turn a molecule as a whole.
 
-    A single atom only has directions that move it, so that none is left out.
-
-    Parameters
-    ----------
-    positions : [N, 3] any unit of length.
+    A single atom only has directions that move it, so that none is left out. ``positions`` [N, 3] in any unit.
     """
     directions = rng.normal(size=(count, positions.size))
     if len(positions) > 1:
         modes = rigid_modes(positions)
         directions -= (directions @ modes.T) @ modes
-    found: Array = (directions / np.linalg.norm(directions, axis=1, keepdims=True)).reshape(count, *positions.shape)
-    return found
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    return directions.reshape(count, *positions.shape)
 
 
 def rigid_modes(positions: Array) -> Array:
     """Orthonormal translations and infinitesimal rotations, [6, 3N]; one rotation less if the atoms are on a line."""
     centred = positions - positions.mean(axis=0)
     size = np.linalg.norm(centred)
-    axes = np.eye(3)
-    moves = np.stack([np.tile(axis, len(positions)) / np.sqrt(len(positions)) for axis in axes])
-    turns = np.stack([np.cross(axis, centred).ravel() / max(size, 1e-12) for axis in axes])
+    moves = np.stack([np.tile(axis, len(positions)) / np.sqrt(len(positions)) for axis in np.eye(3)])
+    turns = np.stack([np.cross(axis, centred).ravel() / max(size, 1e-12) for axis in np.eye(3)])
     _, sizes, modes = np.linalg.svd(np.concatenate([moves, turns]), full_matrices=False)
-    found: Array = modes[sizes > 1e-5]
-    return found
+    return np.asarray(modes[sizes > 1e-5])
 
 
 def unit(direction: Array) -> Array:
@@ -80,8 +62,3 @@ def unit(direction: Array) -> Array:
 def cosine(a: Array, b: Array) -> Array:
     """Cosine [n] between directions [n, N, 3]; NaN where one of them is zero."""
     return np.asarray(np.clip((unit(a) * unit(b)).sum(axis=(1, 2)), -1.0, 1.0))
-
-
-def rms(forces: Array) -> Array:
-    """Root mean square component [n] of forces [n, N, 3]."""
-    return np.asarray(np.sqrt(np.square(forces).mean(axis=(1, 2))))
