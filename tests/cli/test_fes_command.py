@@ -253,7 +253,7 @@ def test_what_acts_beside_a_bias_is_taken_off_or_refused(tmp_path):
     expected = -4 / 3 * v - 20 * np.maximum(x - 0.2, 0) ** 2 - 2 * (y - 0.5) ** 2
     np.testing.assert_allclose(found.values, expected - expected.min(), atol=1e-6)
     others = {
-        "upper_wall on u": make("upper_wall", at=1.0),
+        "upper_wall on driver": make("upper_wall", at=1.0),
         "gamd on energy": make("gamd", preparation_steps=0, conventional_steps=10, equilibration_steps=0),
         "opes on y": make("opes", variables=["y"], sigma=0.1, barrier=20.0),
     }

@@ -23,7 +23,6 @@ from synthetic_runs import (
 
 from uqbias.errors import UqbiasError
 from uqbias.free_energy.estimate import free_energy
-from uqbias.free_energy.estimators import WeightedFrames, deposition_steps, tiwary_parrinello_offset
 from uqbias.free_energy.multistate import mbar, overlap, solve_mbar, window_log_weights
 from uqbias.free_energy.reweighting import (
     HillHistory,
@@ -35,6 +34,7 @@ from uqbias.free_energy.reweighting import (
     log_density,
     reweighting_offset,
 )
+from uqbias.free_energy.weighted_frames import WeightedFrames, deposition_steps, tiwary_parrinello_offset
 from uqbias.runs.reader import RunFolder
 
 RANGE = [(-1.8, 1.8)]

@@ -76,9 +76,15 @@ class Bias(ABC):
     extended : extended variables that the bias brings along.
     frozen : if True, ``update`` does nothing: the bias is a fixed potential and the energy is conserved.
     pace : number of steps between updates, or None for a bias that never changes.
+    estimator : method of `uqbias.free_energy.estimate.METHODS` that fits a run in which this bias alone changed.
+        ``quasi-static`` takes the bias as it acted; ``tiwary-parrinello`` needs ``hills`` and ``biasfactor``,
+        ``cumulant`` a boost that stays as it is from `equilibrium_from` on, ``czar`` an extended variable with
+        ``sigma``, ``period`` and ``coupling``.
+    free_energy_factor : f of a bias that converges to -F/f, so that F = -f V; None for any other.
     """
 
     kind: ClassVar[str]
+    estimator: ClassVar[str] = "quasi-static"
     frozen: bool = False
     pace: int | None = None
     extended: tuple[Extended, ...] = ()
@@ -170,6 +176,21 @@ class Bias(ABC):
         x : [W, D]; a row with NaN is a walker that is to be left out.
         probe : gives the walkers' forces under another state of this bias, at the cost of one evaluation.
         """
+
+    @property
+    def free_energy_factor(self) -> float | None:
+        """F of a bias that converges to -F/f, such as γ/(γ-1) of a well-tempered one; None for any other."""
+        return None
+
+    def equilibrium_from(self) -> int:
+        """Step after which the frames of a run can be reweighted, -1 for all of them.
+
+        Raises
+        ------
+        UqbiasError
+            If the bias changes in a way that leaves no such frames.
+        """
+        return -1
 
     def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Bias:
         """Move the state tensors; returns the bias itself."""

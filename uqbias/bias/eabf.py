@@ -61,6 +61,7 @@ class ExtendedABF(Bias):
     """
 
     kind = "eabf"
+    estimator = "czar"
 
     def __init__(
         self,

@@ -69,6 +69,7 @@ class GaMD(Bias):
     """
 
     kind = "gamd"
+    estimator = "cumulant"
 
     def __init__(
         self,
@@ -130,6 +131,14 @@ class GaMD(Bias):
         if self._elapsed < self._boost_from:
             return "conventional"
         return "equilibration" if self._elapsed < self.production_from else "production"
+
+    def equilibrium_from(self) -> int:
+        if self.stage != "production":
+            raise UqbiasError(
+                f"gamd has not got beyond its {self.stage} stage",
+                f"run more than {self.production_from} steps: only production, after them, can be used",
+            )
+        return self.production_from
 
     @property
     def parameters(self) -> dict[str, float]:

@@ -113,6 +113,12 @@ class Linear(Bias):
         self._means = np.array(arrays["mean_forces"], dtype=np.float64)
         self._state["tau"].fill_(self.tau)
 
+    def equilibrium_from(self) -> int:
+        if self.pace is not None and not self.frozen:
+            # A slope that follows the forces has no equilibrium to be reweighted.
+            raise UqbiasError(f"{self.kind} adapted its tau during the run", "run with a fixed tau, or another bias")
+        return -1
+
     def reset(self) -> None:
         self.tau = self._start
         self._means, self._count = np.zeros(2), 0

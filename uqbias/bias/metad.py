@@ -76,6 +76,7 @@ class MetaD(Bias):
     """
 
     kind = "metadynamics"
+    estimator = "tiwary-parrinello"
 
     def __init__(
         self,
@@ -189,6 +190,11 @@ class MetaD(Bias):
             self._hills = np.concatenate([self.hills, more])
         self._hills[self._count : needed] = hills
         self._count = needed
+
+    @property
+    def free_energy_factor(self) -> float:
+        """γ/(γ-1); 1 for untempered."""
+        return 1.0 if self.biasfactor is None else self.biasfactor / (self.biasfactor - 1)
 
     def value(self, x: NDArray[Any]) -> Array:
         """Bias V [n] in kJ/mol, float64, at ``x`` [n, D] (or [n] for one variable)."""

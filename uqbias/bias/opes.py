@@ -244,6 +244,11 @@ class OPES(Bias):
                 folded[:, d] = bound + np.abs(folded[:, d] - bound)
         return folded
 
+    @property
+    def free_energy_factor(self) -> float:
+        """γ/(γ-1); 1 for a flat target."""
+        return 1.0 if math.isinf(self.biasfactor) else self.biasfactor / (self.biasfactor - 1.0)
+
     def value(self, x: NDArray[Any]) -> Array:
         """Bias V [n] in kJ/mol, float64, at ``x`` [n, D] (or [n] for one variable)."""
         density = np.maximum(self.grid.value(self._folded(x)), 0.0) / self._norm

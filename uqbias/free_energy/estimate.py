@@ -5,32 +5,33 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from uqbias.bias.linear import Linear
-from uqbias.bias.metad import MetaD
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.free_energy.estimators import (
+    ENOUGH,
     AcrossRuns,
+    Coupled,
     Cumulant,
     Czar,
     Estimator,
     OverWindows,
-    Pool,
     Weighted,
-    WeightedFrames,
-    biasfactor_text,
-    last_bias,
-    rest_bias,
-    tempered,
-    tiwary_parrinello_offset,
 )
 from uqbias.free_energy.from_bias import free_energy_from_bias
 from uqbias.free_energy.result import Axis, FreeEnergy
-from uqbias.free_energy.reweighting import anharmonicity, free_energy_of, jackknife_error, kish
+from uqbias.free_energy.reweighting import free_energy_of, jackknife_error, kish
+from uqbias.free_energy.weighted_frames import (
+    Pool,
+    WeightedFrames,
+    about_run,
+    biasfactor_text,
+    tempered,
+    tiwary_parrinello_offset,
+)
 from uqbias.runs.reader import RunFolder, join
 
 Array = NDArray[np.float64]
@@ -53,8 +54,6 @@ WINDOWS = (
 BINS = (60, 36)
 #: Bins in all beyond which memory may not suffice.
 MOST = 250_000
-#: WeightedFrames a bin needs for its skewness to count, and a run, by their weights, for its free energy.
-ENOUGH = 50
 
 
 def free_energy(
@@ -108,6 +107,8 @@ def free_energy(
     _refuse_adapted(frames)
     pool = Pool(frames, axes, values)
     chosen = _automatic(frames, variables) if method == "auto" else method
+    if chosen not in METHODS:
+        raise UqbiasError(f"a bias of {runs[0].path} names the method '{chosen}'", did_you_mean(chosen, METHODS))
     if chosen == "bias":
         return free_energy_from_bias(pool, axes, f"bias: {METHODS['bias']}", _notes(frames, discard))
     estimator, description = _estimator(pool, chosen, axes, order)
@@ -123,16 +124,13 @@ def free_energy(
         notes["warning"] = (
             f"by their weights {sum(map(len, frames))} frames are worth {effective:.0f}: do not trust F and its error"
         )
-    if isinstance(estimator, AcrossRuns):
-        notes["overlap"] = f"{estimator.overlap:.3g}; 1: all runs sample one ensemble, 0: they have nothing in common"
-    if isinstance(estimator, Cumulant):
-        notes["anharmonicity"] = _anharmonicity(estimator, everything, pool, order)
+    notes |= estimator.notes()
     shape = tuple(axis.bins for axis in axes)
     return FreeEnergy(
         axes,
         (F - F.min()).reshape(shape),
         jackknife_error(replicates).reshape(shape),
-        np.bincount(pool.bins[pool.bins >= 0], minlength=pool.n_bins).reshape(shape),
+        pool.counts().reshape(shape),
         runs[0].temperature,
         description,
         effective,
@@ -161,14 +159,11 @@ def _check(
 
 
 def _refuse_adapted(frames: Sequence[WeightedFrames]) -> None:
-    """A slope that follows the forces has no equilibrium to be reweighted."""
+    """Let each bias that changed say whether that left an equilibrium to be reweighted."""
     for one in frames:
         for index in one.changing:
-            if isinstance(part := one.run.parts[index], Linear):
-                raise UqbiasError(
-                    f"{one.run.path}: {part.kind} adapted its tau during the run",
-                    "run with a fixed tau, or another bias",
-                )
+            with about_run(one.run):
+                one.run.parts[index].equilibrium_from()
 
 
 def _refuse_extended(frames: Sequence[WeightedFrames], variables: Sequence[str]) -> None:
@@ -232,9 +227,9 @@ def _for_the_rest(frames: WeightedFrames, variables: Sequence[str]) -> str:
     parts = [frames.run.parts[index] for index in frames.changing]
     if not parts:
         return "last-bias"
-    if len(parts) == 1 and isinstance(parts[0], MetaD):
-        return "tiwary-parrinello"
-    return "last-bias" if any(isinstance(part, MetaD) for part in parts) else "quasi-static"
+    if len(parts) == 1:
+        return parts[0].estimator
+    return "quasi-static" if all(part.estimator == "quasi-static" for part in parts) else "last-bias"
 
 
 def _estimator(pool: Pool, method: str, axes: Sequence[Axis], order: int) -> tuple[Estimator, str]:
@@ -245,7 +240,7 @@ def _estimator(pool: Pool, method: str, axes: Sequence[Axis], order: int) -> tup
         if len(pool.frames) > 1:
             raise UqbiasError(f"cumulant over {len(pool.frames)} runs, whose boosts differ", "one by one, or mbar")
         rest, described = _weighted(pool, _for_the_rest(pool.frames[0], [axis.name for axis in axes]), axes, boost=True)
-        boost = pool.of(lambda one: last_bias(one, [i for i in one.on_molecule if i not in one.boosts]))
+        boost = pool.of(lambda one: one.last_bias([i for i in one.on_molecule if i not in one.boosts]))
         return Cumulant(pool, rest, boost, order), f"cumulant of order {order}: {METHODS['cumulant']}; {described}"
     return _weighted(pool, method, axes, boost=False)
 
@@ -260,7 +255,7 @@ def _weighted(pool: Pool, method: str, axes: Sequence[Axis], *, boost: bool) -> 
 
     if method in ("czar", "mbar") and (any(extended) or method == "czar"):
         part = _one_extended(pool)
-        bias = pool.of(lambda one: rest_bias(one, without(one)))
+        bias = pool.of(lambda one: one.acted_bias(without(one)))
         if method == "mbar":
             return OverWindows(pool, part, bias), WINDOWS
         if tuple(axis.name for axis in axes) != part.variables[:1]:
@@ -273,14 +268,14 @@ def _weighted(pool: Pool, method: str, axes: Sequence[Axis], *, boost: bool) -> 
     if method == "mbar":
         return AcrossRuns(pool), described
     if method == "last-bias":
-        return Weighted(pool, pool.of(lambda one: last_bias(one, without(one)))), described
-    bias = pool.of(lambda one: rest_bias(one, without(one)))
+        return Weighted(pool, pool.of(lambda one: one.last_bias(without(one)))), described
+    bias = pool.of(lambda one: one.acted_bias(without(one)))
     if method == "tiwary-parrinello":
         bias = bias - pool.of(tiwary_parrinello_offset)
     return Weighted(pool, bias), described
 
 
-def _one_extended(pool: Pool) -> Any:
+def _one_extended(pool: Pool) -> Coupled:
     """The one extended variable, the same in all runs.
 
     Raises
@@ -293,28 +288,15 @@ def _one_extended(pool: Pool) -> Any:
             raise UqbiasError(
                 f"{one.run.path} has {len(one.extended)} extended variables", "czar and its windows take exactly one"
             )
-    first = pool.frames[0].extended[0]
+    first = cast(Coupled, pool.frames[0].extended[0])
     for one in pool.frames[1:]:
-        other = one.extended[0]
+        other = cast(Coupled, one.extended[0])
         if (other.variables, other.sigma, other.period) != (first.variables, first.sigma, first.period):
             raise UqbiasError(f"{one.run.path} couples its extended variable in another way", "one run at a time")
         beside = [[run.run.facts["biases"][index] for index in run.on_molecule] for run in (pool.frames[0], one)]
         if one.changing or one.boosts or beside[0] != beside[1]:
             raise UqbiasError(f"the biases beside eabf of {one.run.path} act on the molecule differently", "one by one")
     return first
-
-
-def _anharmonicity(estimator: Cumulant, everything: Any, pool: Pool, order: int) -> str:
-    """What says whether the expansion may be trusted."""
-    rest = estimator.rest(everything)
-    skew = estimator.moments(everything, rest.log_weights)[1]
-    filled = np.bincount(pool.bins[pool.bins >= 0], minlength=pool.n_bins) >= ENOUGH
-    largest = f"{float(np.abs(skew[filled]).max()):.2f}" if filled.any() else "unknown"
-    spread = float(estimator.boost.std()) / pool.kt
-    return (
-        f"γ of ΔV = {anharmonicity(estimator.boost):.4f}, largest |skewness| in a bin of {ENOUGH} frames or more "
-        f"{largest}, standard deviation of ΔV {spread:.2f} kT; order {order} is exact for a Gaussian ΔV (both 0)"
-    )
 
 
 def _notes(frames: Sequence[WeightedFrames], discard: float) -> dict[str, str]:

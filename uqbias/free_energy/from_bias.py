@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +12,10 @@ from scipy.special import logsumexp
 
 from uqbias.bias.base import Bias
 from uqbias.bias.metad import MetaD
-from uqbias.bias.opes import OPES
 from uqbias.errors import UqbiasError
-from uqbias.free_energy.estimators import Pool, WeightedFrames, deposition_steps, well_tempered_factor
 from uqbias.free_energy.result import Axis, FreeEnergy
 from uqbias.free_energy.reweighting import free_energy_of
+from uqbias.free_energy.weighted_frames import Pool, WeightedFrames, deposition_steps
 
 Array = NDArray[np.float64]
 
@@ -43,13 +43,15 @@ def free_energy_from_bias(pool: Pool, axes: tuple[Axis, ...], description: str, 
         raise UqbiasError(f"the bias of {len(pool.frames)} runs", "give one run, or --method mbar")
     one = pool.frames[0]
     names = [axis.name for axis in axes]
-    found = [part for part in one.run.parts if isinstance(part, MetaD | OPES) and set(names) <= set(part.variables)]
-    if len(found) != 1:
+    filling = [
+        part for part in one.run.parts if part.free_energy_factor is not None and set(names) <= set(part.variables)
+    ]
+    if len(filling) != 1:
         raise UqbiasError(
-            f"{len(found)} biases of {one.run.path} (metadynamics, opes) act on {', '.join(names)}",
+            f"{len(filling)} biases of {one.run.path} (metadynamics, opes) act on {', '.join(names)}",
             "method bias takes exactly one",
         )
-    part = found[0]
+    part, place = filling[0], one.run.parts.index(filling[0])
     grids = [_points(one, name, axes[names.index(name)] if name in names else None) for name in part.variables]
     if (points := math.prod(map(len, grids))) > MOST_POINTS:
         raise UqbiasError(f"{points} points of a bias on {len(grids)} variables for these bins", "give fewer --bins")
@@ -58,7 +60,7 @@ def free_energy_from_bias(pool: Pool, axes: tuple[Axis, ...], description: str, 
     mesh = np.stack(np.meshgrid(*grids, indexing="ij"), axis=-1).reshape(-1, len(grids))
     columns = dict(zip(part.variables, mesh.T, strict=True))
     fixed = sum((one.run.energy_of(index, columns.__getitem__) for index in beside), np.zeros(len(mesh)))
-    factor = well_tempered_factor(part)
+    factor = filling[0].free_energy_factor or 1.0
 
     def surface(values: Array) -> Array:
         # V converges to the opposite of all else that acts along its variables.
@@ -69,15 +71,17 @@ def free_energy_from_bias(pool: Pool, axes: tuple[Axis, ...], description: str, 
         F = free_energy_of(np.transpose(reduced, [kept.index(name) for name in names]).ravel(), pool.kt)
         return np.where(visited, F, np.inf)
 
-    counts = np.bincount(pool.bins[pool.bins >= 0], minlength=pool.n_bins)
+    counts = pool.counts()
     visited = counts > 0
-    F = surface(part.value(mesh))
+    F = surface(one.run.energy_of(place, columns.__getitem__))
     shape = tuple(axis.bins for axis in axes)
     error = np.full(F.shape, np.nan)
-    if isinstance(part, MetaD) and len(part.hills):
+    if part.estimator == "tiwary-parrinello" and len(cast(MetaD, part).hills):
         ends = [one.step[one.block == block].max() for block in np.unique(one.block)]
         if len(ends) > 1:
-            error[visited] = np.std([surface(values)[visited] for values in _grown(part, ends, mesh)], axis=0, ddof=1)
+            error[visited] = np.std(
+                [surface(values)[visited] for values in _grown(cast(MetaD, part), ends, mesh)], axis=0, ddof=1
+            )
             notes["error"] = f"standard deviation of the estimate at the ends of {len(ends)} blocks in time"
     return FreeEnergy(
         axes,
