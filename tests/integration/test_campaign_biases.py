@@ -79,7 +79,9 @@ def test_bias_is_carried_on_from_round_to_round(tmp_path):
     np.testing.assert_array_equal(hills[1][: len(hills[0])], hills[0])
     assert len(hills[1]) > len(hills[0])
     counts = [int(bias.biases[0].checkpoint()["force_weights"].sum()) for bias in (first, second)]
-    assert counts[1] > counts[0] == 2 * 10
+    # A walker that is stopped leaves out its sample of that step; which are stopped differs between processors.
+    stopped = (tmp_path / "run" / "round_01" / "md" / "events.jsonl").read_text().count("\n")
+    assert counts[1] > counts[0] == 2 * 10 - stopped
     assert second.biases[1].reflect_at == first.biases[1].reflect_at
     assert second.biases[1].neff > first.biases[1].neff
     assert second.biases[2].checkpoint()["count"] == 2 * first.biases[2].checkpoint()["count"] == 20

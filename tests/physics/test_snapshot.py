@@ -221,11 +221,12 @@ def test_options_of_a_bias():
 
 def test_extended_variable_has_its_distribution():
     """⟨(u - λ)²⟩ = k_B T / k, and λ moves at the temperature of the thermostat."""
-    walkers, seen = make(8, bias=Spring(mass=20.0), friction_per_ps=10.0), []
+    # A light λ forgets within 0.1 ps: some 250 independent gaps, their variance known to 9 % (a mass of 20 leaves 100).
+    walkers, seen = make(8, bias=Spring(mass=1.0), friction_per_ps=10.0), []
     walkers.run(8000, pace=10, observers=[seen.append])
     x = np.array([o.variables for o in seen[200:]])
     gap = x[..., 0] - x[..., 1]
-    assert np.var(gap) == pytest.approx(kt(300.0) / K, rel=0.08)
+    assert np.var(gap) == pytest.approx(kt(300.0) / K, rel=0.12)
     assert abs(gap.mean()) < 0.3 * np.std(gap)
     assert seen[0].names == ("driver", "extended_driver")
     np.testing.assert_allclose(seen[0].variables[:, 0], seen[0].variables[:, 1], rtol=1e-12)
