@@ -34,11 +34,6 @@ class MapAxes:
     periodic: bool
     project: Callable[[Array], Array]
 
-    @property
-    def short(self) -> tuple[str, str]:
-        """Axis names without units."""
-        return self.labels[0].split(" (")[0], self.labels[1].split(" (")[0]
-
 
 @dataclass(frozen=True)
 class Region:

@@ -161,7 +161,7 @@ def hero_figure(run: RunData) -> Figure:
         raise UqbiasError(
             f"{run.directory} holds no labelled frames to draw", "let 'uqbias run' finish its first round"
         )
-    curve = any(is_number(row.get("force_mae_meV_per_A")) for row in run.rows)
+    curve = bool(run.values("force_mae_meV_per_A"))
     figure = Figure(figsize=(13.0 if curve else 8.6, 3.9), layout="constrained")
     maps = figure.subplots(1, 3, width_ratios=(1.0, 1.0, 1.05)) if curve else figure.subplots(1, 2)
     points = run.test_points
@@ -200,7 +200,7 @@ def hero_figure(run: RunData) -> Figure:
 
 def _hero_curve(ax: Axes, run: RunData) -> None:
     for curve in reversed(curves(run, "force_mae", "meV_per_A")):
-        labels, values = points_of(run, curve.key)
+        labels, values = run.learned(curve.key)
         if len(labels):
             ax.plot(labels, values, "o-", color=curve.colour, label=curve.label)
             ax.set_xticks(spread(labels.tolist(), 6))
@@ -229,13 +229,6 @@ def curves(run: RunData, error: str, unit: str) -> list[Curve]:
         Curve(f"{error}_{region.name}_{unit}", region.text, colours[index % len(colours)], "s-")
         for index, region in enumerate(run.regions)
     ]
-
-
-def points_of(run: RunData, key: str) -> tuple[Array, Array]:
-    """Number of labels and the value of ``key`` for each summary entry that has both."""
-    pairs = [(row["labels"], row[key]) for row in run.rows if is_number(row.get("labels")) and is_number(row.get(key))]
-    values = np.array(pairs, dtype=np.float64).reshape(-1, 2)
-    return values[:, 0], values[:, 1]
 
 
 def label_points(run: RunData, index: int) -> tuple[Array, Array, Array]:
@@ -306,11 +299,6 @@ def plain_log_ticks(axis: Any, norm: Normalize) -> None:
     axis.set_major_locator(FixedLocator(ticks))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-
-
-def is_number(value: Any) -> bool:
-    """Whether ``value`` is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
 def _has_map(run: RunData, entry: Round) -> bool:

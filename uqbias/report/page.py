@@ -20,8 +20,7 @@ from uqbias.files import atomic_path, write_text
 from uqbias.report import maps, plots
 from uqbias.report.attack_plots import attacks_in_time
 from uqbias.report.bias_plots import final_bias
-from uqbias.report.maps import is_number
-from uqbias.report.run_data import RunData
+from uqbias.report.run_data import RunData, is_number
 from uqbias.report.style import RC
 from uqbias.report.summary import campaign_story, duration, round_table, status
 
@@ -267,8 +266,7 @@ def _tiles(run: RunData) -> list[tuple[str, str, str]]:
         tiles.append((f"{100 * last['coverage']:.0f} %", "of accessible bins", before))
     if last.get("basins") is not None:
         tiles.append((str(len(last["basins"])), "named basins", ", ".join(last["basins"])))
-    wall = sum(row["wall_s"] for row in run.rows if is_number(row.get("wall_s")))
-    if wall:
+    if wall := sum(run.values("wall_s")):
         tiles.append((duration(wall), "wall time", f"{last.get('oracle_calls', '?')} oracle calls"))
     return tiles
 

@@ -14,8 +14,8 @@ from matplotlib.ticker import MaxNLocator
 
 from uqbias.model.metrics import spearman
 from uqbias.report.map_axes import Array
-from uqbias.report.maps import Curve, curves, is_number, plain_log_ticks, points_of
-from uqbias.report.run_data import Round, RunData, section
+from uqbias.report.maps import Curve, curves, plain_log_ticks
+from uqbias.report.run_data import Round, RunData, is_number, section
 from uqbias.report.style import (
     BLACK,
     BLUE,
@@ -51,7 +51,7 @@ def learning_curve(run: RunData) -> Figure | None:
         ("energy MAE (meV/atom)", curves(run, "energy_mae", "meV_per_atom")),
         ("coverage (% of accessible bins)", [Curve("coverage", "", GREEN, "o-")]),
     )
-    drawn = [(label, [curve for curve in found if points_of(run, curve.key)[0].size]) for label, found in panels_of]
+    drawn = [(label, [curve for curve in found if run.learned(curve.key)[0].size]) for label, found in panels_of]
     drawn = [(label, found) for label, found in drawn if found]
     if not drawn:
         return None
@@ -59,7 +59,7 @@ def learning_curve(run: RunData) -> Figure | None:
     for ax, (label, shown) in zip(axes[0], drawn, strict=True):
         share = shown[0].key == "coverage"
         for curve in shown:
-            labels, values = points_of(run, curve.key)
+            labels, values = run.learned(curve.key)
             values = 100.0 * values if share else values
             ax.plot(labels, values, curve.style, color=curve.colour, label=curve.label)
             below = curve is shown[0] and len(shown) > 1
@@ -72,7 +72,7 @@ def learning_curve(run: RunData) -> Figure | None:
                 color=curve.colour,
                 fontsize=9,
             )
-        ax.set_xticks(spread(sorted(set(points_of(run, shown[0].key)[0].tolist())), 6))
+        ax.set_xticks(spread(sorted(set(run.learned(shown[0].key)[0].tolist())), 6))
         ax.set_xlabel("labelled frames")
         ax.set_ylabel(label)
         ax.set_ylim(0.0, 100.0 if share else 1.12 * ax.get_ylim()[1])

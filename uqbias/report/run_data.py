@@ -155,6 +155,18 @@ class RunData:
         """Summary entries, one a scored round."""
         return [entry for entry in self.summary.get("rounds", []) if isinstance(entry, dict)]
 
+    def values(self, key: str) -> list[float]:
+        """Finite values of a key of the summary, one a round that has it."""
+        return [row[key] for row in self.rows if is_number(row.get(key))]
+
+    def learned(self, key: str) -> tuple[Array, Array]:
+        """Number of labels, and the value of ``key``, in each round of the summary that has both."""
+        both = [
+            (row["labels"], row[key]) for row in self.rows if is_number(row.get("labels")) and is_number(row.get(key))
+        ]
+        labels, values = np.array(both, dtype=np.float64).reshape(-1, 2).T
+        return labels, values
+
     @property
     def finished(self) -> bool:
         """Whether the campaign ended; ``summary["stopped"]`` says why."""
@@ -213,6 +225,11 @@ def section(config: dict[str, Any], name: str) -> dict[str, Any]:
     """A section of the configuration, ``{}`` where it is absent."""
     value = config.get(name)
     return value if isinstance(value, dict) else {}
+
+
+def is_number(value: Any) -> bool:
+    """Whether ``value`` is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
 class _Reader:

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from uqbias.report.map_axes import Region
-from uqbias.report.maps import is_number
-from uqbias.report.run_data import RunData, section
+from uqbias.report.run_data import RunData, is_number, section
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -139,10 +138,7 @@ def print_summary(run: RunData, console: Console | None = None) -> None:
     columns = _columns(run, NARROW)
     for key, heading in columns.items():
         table.add_column(heading, justify="left" if key == "basins" else "right", no_wrap=key != "basins")
-    known: set[str] = set()
-    for index, row in enumerate(run.rows):
-        fresh = [name for name in row.get("basins") or [] if name not in known]
-        known.update(fresh)
+    for index, (row, fresh) in enumerate(zip(run.rows, _new_basins(run), strict=True)):
         cells = {key: _cell(key, row.get(key)) for key in columns} | {"basins": ", ".join(fresh)}
         table.add_row(str(row.get("round", index)), *(cells[key] for key in columns))
     console.print(Text(f"{run.name} ({status(run)})", style="bold"))
@@ -202,19 +198,22 @@ def _where(options: dict[str, Any]) -> str:
 def _crossing(run: RunData) -> str:
     if len(run.rows) < 2 or not any("basins" in row and row["basins"] is not None for row in run.rows):
         return ""
-    known, reached = set(run.rows[0].get("basins") or []), []
-    for index, row in enumerate(run.rows[1:], start=1):
-        new = [name for name in row.get("basins") or [] if name not in known]
-        known.update(new)
-        if new:
-            reached.append(f"{_join(new)} in round {index}")
-    if not reached:
-        return (
-            f"No barrier was crossed: every labelled frame that lies in a named basin lies in {_join(sorted(known))}."
-            if known
-            else "No barrier was crossed: no labelled frame lies in a named basin."
-        )
-    return f"Barriers were crossed: frames labelled by the oracle reached {'; '.join(reached)}."
+    first, *later = _new_basins(run)
+    if reached := [f"{_join(new)} in round {index}" for index, new in enumerate(later, start=1) if new]:
+        return f"Barriers were crossed: frames labelled by the oracle reached {'; '.join(reached)}."
+    if not first:
+        return "No barrier was crossed: no labelled frame lies in a named basin."
+    return f"No barrier was crossed: every labelled frame that lies in a named basin lies in {_join(sorted(first))}."
+
+
+def _new_basins(run: RunData) -> list[list[str]]:
+    """Basins of each row that no row before it has."""
+    known: set[str] = set()
+    new = []
+    for row in run.rows:
+        new.append([name for name in row.get("basins") or [] if name not in known])
+        known.update(new[-1])
+    return new
 
 
 def _errors(run: RunData) -> str:
@@ -224,12 +223,10 @@ def _errors(run: RunData) -> str:
         *((f"force_mae_{region.name}_meV_per_A", f"force MAE at {region.text}", "meV/Å") for region in run.regions),
         ("energy_mae_meV_per_atom", "energy MAE", "meV/atom"),
     ):
-        values = [row[key] for row in run.rows if is_number(row.get(key))]
-        if not values:
-            continue
+        values = run.values(key)
         if len(values) == 1:
             parts.append(f"{name} is {values[0]:.3g} {unit}")
-        else:
+        elif values:
             ratio = values[-1] / values[0] if values[0] else float("nan")
             verb = "fell" if values[-1] < values[0] else "rose"
             parts.append(f"{name} {verb} from {values[0]:.3g} to {values[-1]:.3g} {unit} ({ratio:.2f} ×)")
@@ -237,19 +234,15 @@ def _errors(run: RunData) -> str:
 
 
 def _coverage(run: RunData) -> str:
-    values = [row["coverage"] for row in run.rows if is_number(row.get("coverage"))]
-    if not values:
-        return ""
-    change = f"{100 * values[0]:.0f} % → {100 * values[-1]:.0f} %" if len(values) > 1 else f"{100 * values[0]:.0f} %"
-    return f"Labelled frames cover {change} of the accessible bins of the reference surface."
+    shares = [f"{100 * share:.0f} %" for share in run.values("coverage")]
+    change = " → ".join([*shares[:1], *shares[1:][-1:]])
+    return f"Labelled frames cover {change} of the accessible bins of the reference surface." if shares else ""
 
 
 def _price(run: RunData) -> str:
-    wall = sum(row["wall_s"] for row in run.rows if is_number(row.get("wall_s")))
-    last = run.rows[-1]
+    wall, last = sum(run.values("wall_s")), run.rows[-1]
     parts = [f"{last['oracle_calls']} oracle calls"] if is_number(last.get("oracle_calls")) else []
-    rejected = [row["rejected"] for row in run.rows if is_number(row.get("rejected"))]
-    if rejected:
+    if rejected := run.values("rejected"):
         parts.append(f"{sum(rejected)} labels rejected")
     if is_number(last.get("failed")) and run.proposing in ("attack", "random"):
         what = "attacks" if run.proposing == "attack" else "distortions"
