@@ -1,10 +1,13 @@
-"""Contract tests of an uncertainty: what every kind must keep, built-in or a third party's, in one call.
+"""Contract tests: what every kind of part must keep, built-in or a third party's, in one call.
+
+`check_uncertainty` takes the name of a kind, `check_potential`, `check_bias`, `check_variable` and `check_oracle` a
+finished part.
 
 >>> from uqbias.testing import check_uncertainty
 >>> print(check_uncertainty("gmm", {"n_components": 2}))  # doctest: +SKIP
 
-The kind is put around a small potential of a small molecule (`build_case`): trained with the potential where it has
-weights, fitted, calibrated on frames held out. Then every check is run; each may also be called by itself on a case.
+An uncertainty is put around a small potential of a small molecule (`build_case`): trained with the potential where it
+has weights, fitted, calibrated on frames held out. Then every check is run; each may also be called by itself on a case.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from uqbias.testing.checks import (
     check_outputs,
     check_smoothness,
 )
+from uqbias.testing.parts import check_bias, check_oracle, check_potential, check_variable
 from uqbias.testing.report import ContractError, Measurement, Report
 from uqbias.testing.routes import check_routes
 from uqbias.testing.storage import check_refit, check_round_trip
@@ -32,15 +36,19 @@ __all__ = [
     "Measurement",
     "Report",
     "build_case",
+    "check_bias",
     "check_exploded",
     "check_gradient",
     "check_invariance",
+    "check_oracle",
     "check_outputs",
+    "check_potential",
     "check_refit",
     "check_round_trip",
     "check_routes",
     "check_smoothness",
     "check_uncertainty",
+    "check_variable",
 ]
 
 

@@ -38,7 +38,7 @@ class Measurement:
 
 @dataclass
 class Report:
-    """All measurements of one uncertainty; print it for a table.
+    """All measurements of one part; print it for a table.
 
     Attributes
     ----------
@@ -56,7 +56,7 @@ class Report:
         self.measurements.append(Measurement(clause, float(measured), float(allowed), note))
 
     def extend(self, other: Report) -> None:
-        """Take over what another report of the same uncertainty has."""
+        """Take over what another report of the same part has."""
         self.measurements += other.measurements
         self.skipped |= other.skipped
 
@@ -95,7 +95,7 @@ class Report:
 
 
 class ContractError(AssertionError):
-    """An uncertainty does not keep its contract.
+    """A part does not keep its contract.
 
     Attributes
     ----------

@@ -1,0 +1,351 @@
+"""Contracts of potentials, biases, collective variables and oracles, each checked on a finished part.
+
+>>> from uqbias.bias.fixed import UpperWall
+>>> check_bias(UpperWall(at=1.0)).violations
+[]
+
+Every check returns a `Report` of what was measured, or raises a `ContractError` that lists the violated clauses. None
+needs pytest. Derivatives are compared with central differences of second order, in float64.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import itertools
+import json
+import pickle
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from uqbias.bias.base import Bias
+from uqbias.oracles.base import Oracle, OracleError
+from uqbias.potentials.base import Potential
+from uqbias.potentials.prediction import predict
+from uqbias.testing import molecule
+from uqbias.testing.report import Report
+from uqbias.variables.base import CollectiveVariable, rebuild_variable
+
+Array = NDArray[np.float64]
+#: Step of the central differences: nm, or the unit of a bias's variable.
+STEP = 1e-5
+#: Error of a derivative, relative to the largest component.
+DERIVATIVE = 1e-5
+#: Change with rounding alone, relative to the largest value.
+ROUNDING = 1e-9
+#: Updates of a bias's history, and walkers.
+UPDATES, WALKERS = 30, 4
+
+
+def check_potential(potential: Potential, positions: NDArray[Any] | None = None) -> Report:
+    """Check that forces belong to the energy, and that nothing but the molecule's shape matters.
+
+    Energies are [M, W] and latents [M, W, N, F]. A walker's energy does not depend on the other walkers nor on what was
+    evaluated before. Unless ``potential.invariant`` is False, energies stay under translation, rotation and exchange of
+    like atoms, and the latents go with their atoms. A twin made from ``options``, with the same weights, gives the
+    same bits.
+
+    Parameters
+    ----------
+    potential : in float64.
+    positions : [W, N, 3] nm, three or more; by default those of `uqbias.testing.molecule`.
+
+    Raises
+    ------
+    ContractError
+        If a clause is violated.
+    """
+    report = Report(f"potential '{potential.kind}'")
+    x = torch.tensor(molecule.frames(3).positions if positions is None else positions, dtype=torch.float64)
+    before = copy.deepcopy(potential.state_dict())
+    with torch.no_grad():
+        energy, latents = potential(x)
+    sizes = (potential.n_members, len(x)), (potential.n_members, *x.shape[:2], potential.n_latents)
+    wrong = [tuple(out.shape) for out, size in zip((energy, latents), sizes, strict=True) if out.shape != size]
+    report.add("outputs of wrong shape", len(wrong), 0, ", ".join(map(str, wrong)))
+
+    def mean(geometries: Tensor) -> Tensor:
+        return predict(potential, geometries, forces="none").energy.mean(0)
+
+    forces = predict(potential, x[:1]).forces
+    assert forces is not None
+    report.add("forces", _error(-forces[0], _differences(mean, x[0])), DERIVATIVE)
+    report.add("walkers alone", _change(torch.cat([mean(one[None]) for one in x]), mean(x)), ROUNDING)
+    if potential.invariant:
+        turn = torch.tensor(np.linalg.qr(np.random.default_rng(5).normal(size=(3, 3)))[0])
+        turn = turn * torch.linalg.det(turn)
+        moves = {"translation": x + torch.tensor([3.0, -2.0, 5.0], dtype=x.dtype), "rotation": x @ turn.T}
+        for name, moved in moves.items():
+            found = predict(potential, moved, forces="none")
+            report.add(f"energy: {name}", _change(found.energy, energy), ROUNDING)
+            report.add(f"latents: {name}", _change(found.latents, latents), ROUNDING)
+        numbers = potential.numbers
+        for i, j in itertools.combinations(range(len(numbers)), 2):
+            if numbers[i] != numbers[j]:
+                continue
+            order = torch.arange(len(numbers))
+            order[[i, j]] = order[[j, i]]
+            found = predict(potential, x[:, order], forces="none")
+            report.add("energy: exchange of like atoms", _change(found.energy, energy), ROUNDING, f"{i} and {j}")
+            report.add("latents: exchange of like atoms", _change(found.latents[:, :, order], latents), ROUNDING)
+    report.add("evaluated again", _change(predict(potential, x, forces="none").energy, energy), 0.0)
+    report.add("weights changed by an evaluation", _changed(before, potential.state_dict()), 0)
+    twin = type(potential)(**_through_json(report, potential.options())).double()
+    twin.load_state_dict(potential.state_dict())
+    report.add("rebuilt from options", _change(predict(twin, x, forces="none").energy, energy), 0.0)
+    return report.verified()
+
+
+def check_variable(variable: CollectiveVariable, positions: NDArray[Any] | None = None) -> Report:
+    """Check that a collective variable is a smooth function of the geometry.
+
+    Values are [W]. A walker's value does not depend on the other walkers. The gradient is that of central differences,
+    a turn through the period apart, and finite at broken geometries. All values lie within one period. Unless
+    ``variable.invariant`` is False, the value stays under translation and rotation. `rebuild_variable` makes an equal
+    variable from ``describe``.
+
+    Parameters
+    ----------
+    variable : of a molecule.
+    positions : [W, N, 3] nm, three or more; by default those of `uqbias.testing.molecule`, with its broken geometries.
+
+    Raises
+    ------
+    ContractError
+        If a clause is violated.
+    """
+    report = Report(f"variable '{variable.kind}'")
+    variable = variable.double()
+    x = torch.tensor(molecule.frames(20, turn=3.0).positions if positions is None else positions, dtype=torch.float64)
+    values = variable(x).detach()
+    report.add("outputs of wrong shape", values.shape != x.shape[:1], 0, str(tuple(values.shape)))
+    if report.violations:
+        return report.verified()
+
+    def apart(one: Tensor, other: Tensor) -> Tensor:
+        away = one - other
+        return away if variable.period is None else away - variable.period * torch.round(away / variable.period)
+
+    def from_rest(geometries: Tensor) -> Tensor:
+        return apart(variable(geometries), variable(x[:1])).detach()
+
+    report.add("gradient", _error(_gradient(variable, x[:1])[0], _differences(from_rest, x[0])), DERIVATIVE)
+    alone = torch.cat([variable(one[None]) for one in x]).detach()
+    report.add("walkers alone", _largest(apart(alone, values)), ROUNDING)
+    if variable.period is not None:
+        spread = float(values.max() - values.min())
+        report.add("spread of the values in periods", spread / variable.period, 1.0)
+    if variable.invariant:
+        turn = np.linalg.qr(np.random.default_rng(5).normal(size=(3, 3)))[0]
+        moves = {"translation": x + 3.0, "rotation": x @ torch.tensor(turn * np.linalg.det(turn)).T}
+        for name, moved in moves.items():
+            report.add(name, _largest(apart(variable(moved).detach(), values)), 1e-7)
+    if positions is None:
+        for name, broken in molecule.exploded().items():
+            gradient = _gradient(variable, torch.tensor(broken))
+            report.add(f"{name}: gradient not finite", int((~torch.isfinite(gradient)).sum()), 0)
+    twin = rebuild_variable(_through_json(report, variable.describe())).double()
+    report.add("rebuilt", _largest(twin(x).detach() - values), 0.0)
+    report.add("rebuilt: other unit or period", (twin.unit, twin.period) != (variable.unit, variable.period), 0)
+    return report.verified()
+
+
+def check_oracle(oracle: Oracle, positions: NDArray[Any]) -> Report:
+    """Check that an oracle's forces belong to its energies, and that a geometry has one label.
+
+    A geometry labelled again, after another one and by a pickled copy, has the same label, so that no calculation
+    starts from what the last one left behind. NaN and wrong shapes are refused by an `OracleError` that names the
+    oracle.
+
+    Parameters
+    ----------
+    oracle : costs about a dozen labels; one that knows some geometries only, such as a pool, is spared the differences.
+    positions : [2, N, 3] nm, two geometries that it can label.
+
+    Raises
+    ------
+    ContractError
+        If a clause is violated.
+    """
+    report = Report(f"oracle '{oracle.kind}'")
+    x, other = np.asarray(positions, dtype=np.float64)[:2]
+    label = oracle.label(x)
+    random = np.random.default_rng(0)
+    size = float(np.abs(label.forces).max())
+    try:
+        for _ in range(3):
+            direction = random.normal(size=x.shape)
+            direction /= np.linalg.norm(direction)
+            plus, minus = (oracle.label(x + side * 10 * STEP * direction).energy for side in (1, -1))
+            slope = -float((label.forces * direction).sum())
+            report.add("forces", abs((plus - minus) / (20 * STEP) - slope) / max(size, 1e-30), 1e-4)
+    except OracleError as error:
+        report.skipped["forces"] = error.what
+    oracle.label(other)
+    copied = pickle.loads(pickle.dumps(oracle))
+    for clause, twin in (("labelled again", oracle), ("pickled copy", copied)):
+        found = twin.label(x)
+        report.add(f"{clause}: energy, kJ/mol", abs(found.energy - label.energy), 1e-9 * max(1.0, abs(label.energy)))
+        report.add(f"{clause}: forces", float(np.abs(found.forces - label.forces).max()), 1e-6 * max(size, 1.0))
+    for clause, wrong in (("NaN", np.full_like(x, np.nan)), ("a wrong shape", x[:, :2])):
+        try:
+            oracle.label(wrong)
+        except OracleError as error:
+            report.add(f"{clause}: refused without its name", oracle.kind not in error.what, 0, error.what)
+        else:
+            report.add(f"{clause}: not refused", 1, 0)
+    _through_json(report, oracle.options())
+    return report.verified()
+
+
+def check_bias(bias: Bias, periods: Sequence[float | None] | None = None, scale: float = 1.0) -> Report:
+    """Check that a bias is a function of its variables and its state, and that a run can go on from a checkpoint.
+
+    After a history of random walkers, V [W] has the gradient of central differences; it is the same when it is asked
+    again, in a batch or alone, and one period on. With the state of an earlier moment V is that of the moment. The
+    energy changes no state. A twin made from ``options`` goes on from a checkpoint exactly as the bias itself does.
+    A frozen bias stays as it is, and ``reset`` leaves a bias as it was made.
+
+    Parameters
+    ----------
+    bias : newly made.
+    periods : of the columns of ``x``, extended variables included; None where it has none.
+    scale : spread of the walkers, in the unit of the variables.
+
+    Raises
+    ------
+    ContractError
+        If a clause is violated.
+    """
+    report = Report(f"bias '{bias.kind}' on {', '.join(bias.variables)}")
+    bias = bias.to(torch.float64)
+    brought = {extended.name for extended in bias.extended}
+    variables = [name for name in bias.variables if name not in brought]
+    options = {**_through_json(report, bias.options()), "variables": variables}
+
+    def twin() -> Bias:
+        return type(bias)(**options).to(torch.float64)
+
+    history = _History(len(bias.variables), bias.pace or 10, scale)
+    x = history.visit(20)
+    fresh = bias.energy(x, bias.state()).detach()
+    report.add("outputs of wrong shape", fresh.shape != x.shape[:1], 0, str(tuple(fresh.shape)))
+    if report.violations:
+        return report.verified()
+    report.add("made from options", _change(twin().energy(x, twin().state()).detach(), fresh), 0.0)
+    history.lead(bias)
+    state = bias.state()
+    kept = {name: tensor.clone() for name, tensor in state.items()}
+    values = bias.energy(x, state).detach()
+    report.add("evaluated again", _change(bias.energy(x, state).detach(), values), 0.0)
+    report.add("state changed by the energy", _changed(kept, state), 0)
+    report.add("walkers alone", _change(torch.cat([bias.energy(one[None], state) for one in x]).detach(), values), 1e-9)
+    gradient = _gradient(lambda y: bias.energy(y, state), x)
+    expected = torch.cat([_differences(lambda y: bias.energy(y, state).detach(), one)[None] for one in x])
+    # A wall begins with a kink of its second derivative, a bin ends with one: there the differences are off by a step.
+    report.add("gradient", _error(gradient, expected), 1e-4)
+    if periods is not None and any(periods):
+        shift = torch.tensor([period or 0.0 for period in periods], dtype=x.dtype)
+        report.add("one period on", _change(bias.energy(x + shift, state).detach(), values), 1e-6)
+
+    saved = _through_file(bias.checkpoint())
+    again = twin()
+    again.restore(saved)
+    report.add("restored", _change(again.energy(x, again.state()).detach(), values), 0.0)
+    later = copy.deepcopy(history)
+    history.lead(bias)
+    later.lead(again)
+    report.add("V of the earlier state", _change(bias.energy(x, kept).detach(), values), 0.0)
+    values = bias.energy(x, bias.state()).detach()
+    report.add("restored and led on", _change(again.energy(x, again.state()).detach(), values), 0.0)
+
+    again.frozen = True
+    kept = {name: tensor.clone() for name, tensor in again.state().items()}
+    arrays = {name: np.copy(array) for name, array in again.checkpoint().items()}
+    later.lead(again)
+    report.add("frozen: state changed", _changed(kept, again.state()), 0)
+    changed = [name for name, array in again.checkpoint().items() if array.tobytes() != arrays[name].tobytes()]
+    report.add("frozen: checkpoint changed", len(changed), 0, ", ".join(changed))
+    again.frozen = False
+    again.reset()
+    report.add("reset", _change(again.energy(x, again.state()).detach(), fresh), 0.0)
+    return report.verified()
+
+
+class _History:
+    """Random walkers, the same for every bias that is led by a copy."""
+
+    def __init__(self, n_variables: int, pace: int, scale: float) -> None:
+        self.shape, self.pace, self.scale, self.step = (WALKERS, n_variables), pace, scale, 0
+        self.random = np.random.default_rng(0)
+
+    def visit(self, n: int) -> Tensor:
+        """Points [n, D] where the walkers go."""
+        return torch.tensor(self.scale * np.random.default_rng(9).normal(size=(n, self.shape[1])))
+
+    def lead(self, bias: Bias) -> None:
+        """Update a bias at its pace."""
+        for _ in range(UPDATES):
+            self.step += self.pace
+            bias.update(self.step, self.scale * self.random.normal(size=self.shape), self._probe)
+
+    def _probe(self, _: Any) -> Array:
+        return self.random.normal(size=(WALKERS, 3, 3))
+
+
+def _through_json(report: Report, options: Any) -> Any:
+    """Options as they come back from a file."""
+    try:
+        return json.loads(json.dumps(options, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        report.add("options: not JSON", 1, 0, str(error))
+        report.verified()
+        raise
+
+
+def _through_file(arrays: Any) -> dict[str, NDArray[Any]]:
+    """Arrays as they come back from a file without pickles."""
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    file.seek(0)
+    with np.load(file, allow_pickle=False) as loaded:
+        return dict(loaded)
+
+
+def _gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """∂Σf/∂x, zero where f does not depend on x."""
+    x = x.detach().clone().requires_grad_()
+    value = function(x).sum()
+    if not value.requires_grad:
+        return torch.zeros_like(x)
+    (gradient,) = torch.autograd.grad(value, x, allow_unused=True)
+    return torch.zeros_like(x) if gradient is None else gradient
+
+
+def _differences(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Central differences of f [W] at one point ``x``, of its shape."""
+    unit = STEP * torch.eye(x.numel(), dtype=x.dtype).reshape(-1, *x.shape)
+    return ((function(x + unit) - function(x - unit)) / (2 * STEP)).reshape(x.shape)
+
+
+def _error(gradient: Tensor, expected: Tensor) -> float:
+    return _largest(gradient - expected) / max(_largest(expected), 1e-6)
+
+
+def _change(found: Tensor, expected: Tensor) -> float:
+    """Largest difference relative to the largest value."""
+    return _largest(found - expected) / max(_largest(expected), 1e-30)
+
+
+def _largest(tensor: Tensor) -> float:
+    return float(tensor.abs().max()) if torch.isfinite(tensor).all() else float("inf")
+
+
+def _changed(before: Any, after: Any) -> int:
+    """Number of tensors that are not bit for bit what they were."""
+    return sum(name not in after or not torch.equal(tensor, after[name]) for name, tensor in before.items())
