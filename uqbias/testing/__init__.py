@@ -7,7 +7,8 @@ finished part.
 >>> print(check_uncertainty("gmm", {"n_components": 2}))  # doctest: +SKIP
 
 An uncertainty is put around a small potential of a small molecule (`build_case`): trained with the potential where it
-has weights, fitted, calibrated on frames held out. Then every check is run; each may also be called by itself on a case.
+has weights, fitted, calibrated on frames held out. Then every check is run; each may also be called by itself on a
+case.
 """
 
 from __future__ import annotations
