@@ -16,7 +16,7 @@ from uqbias.oracles.base import Oracle, make_oracle
 from uqbias.potentials.power_spectrum import PowerSpectrum
 from uqbias.registry import BIASES, ORACLES, POTENTIALS, VARIABLES
 from uqbias.testing import ContractError, check_bias, check_oracle, check_potential, check_variable, molecule
-from uqbias.variables.base import CollectiveVariable, build_variable
+from uqbias.variables.base import CollectiveVariable
 
 #: Options that a kind cannot do without, or with which it does something within the few updates of a check.
 OPTIONS = {
@@ -61,7 +61,7 @@ def test_potential(kind):
 
 @pytest.mark.parametrize("kind", VARIABLES.builtin)
 def test_variable(kind):
-    check_variable(build_variable({"kind": kind, **OPTIONS.get(kind, {})}, molecule.topology(), molecule.POSITIONS))
+    check_variable(VARIABLES.build(kind, OPTIONS.get(kind), topology=molecule.topology(), start=molecule.POSITIONS))
 
 
 @pytest.mark.parametrize("kind", ORACLES.builtin)
