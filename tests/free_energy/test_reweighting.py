@@ -585,3 +585,13 @@ def test_values_of_a_rebuilt_bias_are_those_of_the_run(tempered):
     found = run.energy_of(0, lambda name: {"x": x}[name])
     assert found == pytest.approx(values_of(run.parts[0], {"x": x}))
     assert found.max() > 5 * KT
+
+
+def test_a_third_partys_bias_names_its_estimator(tmp_path):
+    x = independent(lambda x: well(x) + 3 * KT * x**2, (300, 20), 3)
+    options = {"variables": ["x"], "at": 0.0, "kappa": 6 * KT}
+    run = write_run(tmp_path / "drifting", {"x": x}, [make("synthetic_runs:Drifting", **options)])
+    assert free_energy([run], ["x"]).method.startswith("last-bias:")
+    run = write_run(tmp_path / "unknown", {"x": x}, [make("synthetic_runs:Unknown", **options)])
+    with pytest.raises(UqbiasError, match=r"names the method 'last-bia'; .*last-bias"):
+        free_energy([run], ["x"])

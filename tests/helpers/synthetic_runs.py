@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from uqbias.bias.base import BiasSum
+from uqbias.bias.fixed import Restraint
 from uqbias.molecule.topology import Topology
 from uqbias.registry import BIASES
 from uqbias.units import kt
@@ -146,3 +147,16 @@ def umbrella_run(folder, at, kappa=6 * KT, *, seed=2, more=()):
     biases = [make("restraint", at=at, kappa=kappa, variables=["x"]), *more]
     x = independent(lambda x: well(x) + 0.5 * kappa * (x - at) ** 2, (300, 100), seed)
     return write_run(folder, {"x": x}, biases)
+
+
+class Drifting(Restraint):
+    """A bias of a third party: it counts as changing, and names the method for its runs."""
+
+    kind = "synthetic_runs:Drifting"
+    estimator = "last-bias"
+    pace = 10
+
+
+class Unknown(Drifting):
+    kind = "synthetic_runs:Unknown"
+    estimator = "last-bia"

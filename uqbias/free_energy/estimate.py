@@ -75,18 +75,20 @@ def free_energy(
 
     Parameters
     ----------
-    paths : run folders of one molecule, model and temperature; walkers are pooled.
+    paths : run folders with the same molecule, model and temperature; walkers are pooled.
     variables : one or two names, see `RunFolder.column`.
-    method : a key of `METHODS`, or ``auto``: by the biases in run.json. One run: ``cumulant`` with GaMD, on top of the
-        method for the other biases; ``czar`` with an extended variable that follows the one asked for, else ``mbar``
-        over its windows; ``tiwary-parrinello`` with one metadynamics; ``quasi-static`` with OPES or another bias that
-        changed; ``last-bias`` where none did, which is exact. Several runs: ``mbar``.
+    method : a key of `METHODS`, or ``auto``, which chooses by the biases in run.json. For one run: ``cumulant`` with a
+        boost such as GaMD, on top of the method for the other biases; ``czar`` with an extended variable that follows
+        the variable asked for, else ``mbar`` over its windows; the `estimator` that a bias names where it alone
+        changed; ``quasi-static`` or ``last-bias`` where several did; ``last-bias`` where none did, which is exact. For
+        several runs: ``mbar``.
     discard : fraction of each run's observations that is left out at the start.
-    blocks : of the jackknife that gives the error.
-    bins : of each variable; by default 60 for one and 36 for two.
-    ranges : [low, high] of each variable, or None: what was visited. Angles always have all bins, in degrees.
-    temperature : K; checked against that of the runs, to which F belongs.
-    order : 2 or 3, of the cumulant expansion.
+    blocks : number of blocks of the jackknife that gives the error.
+    bins : number of bins of each variable; by default 60 for one variable and 36 each for two.
+    ranges : [low, high] of each variable, or None for the range that was visited; an angle is always binned over its
+        whole period, in degrees.
+    temperature : K; must be that of the runs, to which F belongs.
+    order : order of the cumulant expansion, 2 or 3.
 
     Raises
     ------
@@ -221,7 +223,7 @@ def _automatic(frames: Sequence[WeightedFrames], variables: Sequence[str]) -> st
 
 
 def _for_the_rest(frames: WeightedFrames, variables: Sequence[str]) -> str:
-    """The method that fits the biases other than GaMD."""
+    """The method that fits the biases other than a boost: what a bias names that alone changed."""
     if frames.extended:
         return "czar" if tuple(variables) == frames.extended[0].variables[:1] else "mbar"
     parts = [frames.run.parts[index] for index in frames.changing]
@@ -246,7 +248,7 @@ def _estimator(pool: Pool, method: str, axes: Sequence[Axis], order: int) -> tup
 
 
 def _weighted(pool: Pool, method: str, axes: Sequence[Axis], *, boost: bool) -> tuple[Estimator, str]:
-    """Estimator for all biases, or with ``boost`` for all but GaMD."""
+    """Estimator for all biases, or with ``boost`` for all but the boosts."""
     extended = [one.extended for one in pool.frames]
     described = f"{method}: {METHODS[method]}"
 

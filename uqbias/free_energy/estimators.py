@@ -32,7 +32,7 @@ class Estimate(NamedTuple):
     Attributes
     ----------
     log_density : [bins] ln P, without a norm.
-    log_weights : [n] of the frames taken; of no meaning beyond ratios.
+    log_weights : [n] logarithmic weights of the frames taken; only their differences have a meaning.
     """
 
     log_density: Array

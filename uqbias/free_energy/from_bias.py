@@ -30,9 +30,9 @@ def free_energy_from_bias(pool: Pool, axes: tuple[Axis, ...], description: str, 
 
     Parameters
     ----------
-    pool : of one run.
+    pool : frames of one run.
     axes : bins of each variable.
-    description, notes : what the header says.
+    description, notes : method and notes for the header of the result.
 
     Raises
     ------
@@ -103,7 +103,7 @@ def _beside(one: WeightedFrames, part: Bias) -> list[int]:
     UqbiasError
         If another bias acts on the molecule, whose share in ``part`` cannot be told.
     """
-    found = []
+    places = []
     for index, other in enumerate(one.run.parts):
         if other is part:
             continue
@@ -114,8 +114,8 @@ def _beside(one: WeightedFrames, part: Bias) -> list[int]:
                 f"{', '.join(part.variables)}, whose bias has then filled more than F",
                 "use --method auto, which takes the weight of each off",
             )
-        found.append(index)
-    return found
+        places.append(index)
+    return places
 
 
 def _points(one: WeightedFrames, name: str, axis: Axis | None) -> Array:
@@ -134,13 +134,13 @@ def _grown(part: MetaD, ends: Sequence[int], mesh: Array) -> list[Array]:
     """V at the points ``mesh`` [n, D] with the hills up to each of the steps ``ends``."""
     hills, steps = part.hills.copy(), deposition_steps(part)
     part.reset()
-    done, found = 0, []
+    done, grown = 0, []
     for end in ends:
         stop = int(np.searchsorted(steps, end, side="right"))
         if stop > done:
             part.deposit(hills[done:stop])
         done = stop
-        found.append(part.value(mesh))
+        grown.append(part.value(mesh))
     if done < len(hills):
         part.deposit(hills[done:])
-    return found
+    return grown

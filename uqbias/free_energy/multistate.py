@@ -39,7 +39,7 @@ def window_log_weights(xi: Array, lam: Array, sigma: float, period: float | None
     ----------
     xi, lam : [n] variable and extended variable.
     sigma : coupling width, in units of the variable.
-    period : of the variable, or None.
+    period : period of the variable, or None.
 
     Returns
     -------
@@ -182,8 +182,8 @@ def overlap(reduced: Array, counts: Indices, f: Array, log_weights: Array) -> fl
 
     Parameters
     ----------
-    reduced, counts : as of `mbar`.
-    f, log_weights : what it returned.
+    reduced, counts : arguments of `mbar`.
+    f, log_weights : results of `mbar`.
     """
     share = np.exp((np.log(counts) + f)[:, None] - reduced + log_weights)
     eigenvalues = np.linalg.eigvals(share @ share.T / counts)

@@ -30,8 +30,8 @@ class Axis:
 
     Attributes
     ----------
-    name : of the variable.
-    unit : degrees for angles.
+    name : name of the variable.
+    unit : its unit; degrees for angles.
     low, high : outer edges.
     bins : number of bins.
     period : high - low for a variable with a period, else None.
@@ -77,7 +77,7 @@ class FreeEnergy:
     temperature : K.
     method : how it was estimated.
     effective : effective sample size; NaN for a method without weights.
-    notes : by name, what else the reader must know, as it stands in the header of the file.
+    notes : further lines for the header of the file, by name.
     replicates : [B, bins, ...] kJ/mol, -kT ln P without one block each; empty where there are none.
     """
 

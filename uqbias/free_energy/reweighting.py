@@ -229,7 +229,7 @@ def cumulant_log_factors(
     ----------
     bins : [n] bin of each frame, negative for none.
     boost : [n] ΔV, kJ/mol.
-    log_weights : [n] of the other biases, over which the averages are taken.
+    log_weights : [n] logarithmic weights for the other biases, over which the averages are taken.
     order : 2 or 3.
 
     Returns

@@ -114,7 +114,7 @@ class WeightedFrames:
     def on_molecule(self) -> list[int]:
         """Places of the biases that act on the molecule itself, not on an extended variable alone."""
         extended = self.run.extended
-        found = []
+        places = []
         for index, part in enumerate(self.run.parts):
             names = set(part.variables)
             if part.extended or names <= extended:
@@ -124,8 +124,8 @@ class WeightedFrames:
                     f"{self.run.path}: '{part.kind}' acts on {sorted(names)}, an extended variable among others",
                     "such a run cannot be reweighted",
                 )
-            found.append(index)
-        return found
+            places.append(index)
+        return places
 
     @property
     def changing(self) -> list[int]:

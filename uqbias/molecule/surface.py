@@ -67,7 +67,7 @@ class ReferenceSurface:
         Parameters
         ----------
         path : the file.
-        names : of the two angles.
+        names : names of the two angles.
         comments : lines at the top.
         """
         lines = [f"# {comment}" for comment in comments] + [",".join((*names, "F"))]

@@ -24,11 +24,11 @@ def final_bias(run: RunData) -> Figure | None:
     mean over its groups. More are not drawn.
     """
     shown = spread([entry for entry in run.rounds if entry.hills], len(CYCLE))
-    found = dict.fromkeys(hills.variables for entry in shown for hills in entry.hills if len(hills.variables) in (1, 2))
-    if not found:
+    drawn = dict.fromkeys(hills.variables for entry in shown for hills in entry.hills if len(hills.variables) in (1, 2))
+    if not drawn:
         return None
-    figure, axes = panels(len(found), 2, HEIGHT * len(found))
-    for row, variables in zip(axes, found, strict=True):
+    figure, axes = panels(len(drawn), 2, HEIGHT * len(drawn))
+    for row, variables in zip(axes, drawn, strict=True):
         rounds = {colour: entry for colour, entry in zip(CYCLE, shown, strict=False) if _on(entry, variables)}
         if len(variables) == 1:
             _lines(row, rounds, variables)
@@ -52,7 +52,11 @@ def _lines(row: list[Axes], rounds: dict[str, Round], variables: tuple[str, ...]
             good = every[0].wrapped(values[np.isfinite(values)], 0)
             row[1].hist(good, bins=edges, histtype="step", density=True, linewidth=1.4, color=colour)
     label = _label(name, every[0].periods[0])
-    row[0].set(xlabel=label, ylabel=f"bias V({name}) at the end (kJ/mol)", title="bias that was built")
+    row[0].set(
+        xlabel=label,
+        ylabel=f"bias V({'u' if name in DRIVER else name}) at the end (kJ/mol)",
+        title="bias that was built",
+    )
     row[1].set(xlabel=label, ylabel="density of visited frames", title="where it took the walkers")
     row[0].legend(loc="best")
     for ax in row:

@@ -41,8 +41,8 @@ class Region:
 
     Attributes
     ----------
-    name : as in the keys of summary.json.
-    title : as it is written in tables.
+    name : the name in the keys of summary.json.
+    title : the name that tables show.
     text : its bounds in words, such as ``15° < φ < 135°``.
     shaded : [low, high] in degrees of what it takes of the first coordinate, in two pieces where it goes through 180°;
         empty for a region that other coordinates bound too.

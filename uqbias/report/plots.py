@@ -51,8 +51,8 @@ def learning_curve(run: RunData) -> Figure | None:
         ("energy MAE (meV/atom)", curves(run, "energy_mae", "meV_per_atom")),
         ("coverage (% of accessible bins)", [Curve("coverage", "", GREEN, "o-")]),
     )
-    drawn = [(label, [curve for curve in found if run.learned(curve.key)[0].size]) for label, found in panels_of]
-    drawn = [(label, found) for label, found in drawn if found]
+    drawn = [(label, [curve for curve in every if run.learned(curve.key)[0].size]) for label, every in panels_of]
+    drawn = [(label, shown) for label, shown in drawn if shown]
     if not drawn:
         return None
     figure, axes = panels(1, len(drawn), 3.3, width=min(WIDTH, 3.6 * len(drawn) + 0.4))

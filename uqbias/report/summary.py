@@ -52,7 +52,7 @@ NARROW = {
 
 
 def _columns(run: RunData, headings: dict[str, str]) -> dict[str, str]:
-    """Those of ``headings`` for which a round has a value, with the names of the regions put in."""
+    """Select the headings for which a round has a value, with the names of the regions put in."""
     named = {
         key.format(region.name): heading.format(region.title)
         for key, heading in headings.items()
