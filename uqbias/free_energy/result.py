@@ -55,6 +55,11 @@ class Axis:
         edges = self.edges
         return np.asarray(0.5 * (edges[1:] + edges[:-1]))
 
+    @property
+    def label(self) -> str:
+        """Name and unit."""
+        return f"{self.name} ({self.unit})" if self.unit else self.name
+
     def indices(self, values: Array) -> NDArray[np.int64]:
         """[n] bin of each value; -1 outside. The upper edge belongs to the last bin."""
         if self.period is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,8 +78,7 @@ def _maps(result: FreeEnergy, unit: str) -> Figure:
 
 
 def _label(axis: Axis) -> str:
-    name = GREEK.get(axis.name, axis.name)
-    return f"{name} ({axis.unit})" if axis.unit else name
+    return replace(axis, name=GREEK.get(axis.name, axis.name)).label
 
 
 def _ticks(ax: Axes, result: FreeEnergy) -> None:
