@@ -66,7 +66,7 @@ def alanine_model(alanine_frames):
     from uqbias.model.model import UncertaintyModel
     from uqbias.molecule.topology import Topology
     from uqbias.potentials.power_spectrum import PowerSpectrum
-    from uqbias.uncertainty.base import build_uncertainty
+    from uqbias.registry import UNCERTAINTIES
 
     frames = alanine_frames
     numbers = tuple(int(number) for number in frames.numbers)
@@ -75,8 +75,12 @@ def alanine_model(alanine_frames):
     energies, forces = frames.labels()
     positions = torch.tensor(frames.positions)
     potential.standardise(positions, torch.tensor(energies), torch.tensor(forces))
-    judge = build_uncertainty("gmm", {"features": "latents"}, topology, potential.n_latents, len(numbers)).double()
-    driver = build_uncertainty("kernel_density", {"capacity": 128}, topology, potential.n_latents).double()
+    judge = UNCERTAINTIES.build(
+        "gmm", {"features": "latents"}, topology=topology, n_latents=potential.n_latents
+    ).double()
+    driver = UNCERTAINTIES.build(
+        "kernel_density", {"capacity": 128}, topology=topology, n_latents=potential.n_latents
+    ).double()
     with torch.no_grad():
         energy, latents = potential(positions)
     for part in (judge, driver):

@@ -7,15 +7,14 @@ through the entry-point group ``uqbias.<kind>``.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 from types import FunctionType
 from typing import Any
 
 from uqbias.errors import UqbiasError, did_you_mean
-from uqbias.options import REGISTRIES, KindSection, accepted, check_values, factory_of, section_of
+from uqbias.options import REGISTRIES, KindSection, Part, accepted, check_values, factory_of, section_of
 
 
 class Registry:
@@ -107,7 +106,7 @@ class Registry:
         if self.functions is not None:
             given |= {"kind": name, "function": self.get(name)}
         made = factory_of(part)(**{**accepted(part, given), **values})
-        if ":" in name:
+        if isinstance(made, Part) or ":" in name:
             made.kind = name  # the name by which it is found again
         return made
 
@@ -252,26 +251,3 @@ SAMPLERS = Registry(
     },
     "uqbias.campaign.samplers.base:Sampler",
 )
-
-
-def keywords(build: Callable[..., Any]) -> tuple[str, ...]:
-    """Names of the options that a ``build`` class method takes from the user."""
-    return tuple(
-        name
-        for name, parameter in inspect.signature(build).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    )
-
-
-def check_options(owner: str, options: Iterable[str], valid: Sequence[str]) -> None:
-    """Refuse options that ``owner`` does not have.
-
-    Raises
-    ------
-    UqbiasError
-        With the nearest valid name.
-    """
-    for name in options:
-        if name not in valid:
-            cure = did_you_mean(name, valid) if valid else "it takes no options"
-            raise UqbiasError(f"unknown option '{name}' of {owner}", cure)

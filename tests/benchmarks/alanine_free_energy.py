@@ -47,7 +47,7 @@ from uqbias.molecule.measures import dihedral_angles
 from uqbias.molecule.surface import ReferenceSurface, in_box
 from uqbias.molecule.topology import Topology
 from uqbias.oracles.openmm import OpenMMOracle
-from uqbias.uncertainty.base import build_uncertainty
+from uqbias.registry import UNCERTAINTIES
 from uqbias.units import kt
 from uqbias.variables.dihedral import Dihedral
 
@@ -123,7 +123,7 @@ class ForceFieldWalkers:
 def fitted(frames, topology, start, potential, steps):
     """A model of ``frames`` whose driver knows the start frames only."""
     model, facts = fit_model(frames, topology, {"potential": potential, "training": {"steps": steps}})
-    driver = build_uncertainty("kernel_density", {}, topology, model.potential.n_latents)
+    driver = UNCERTAINTIES.build("kernel_density", {}, topology=topology, n_latents=model.potential.n_latents)
     driver.prepare(torch.tensor(start.positions, dtype=torch.float32))
     fit_uncertainty(model.potential, driver, start, 0)
     error = facts["validation"]["force_mae_meV_per_A"]

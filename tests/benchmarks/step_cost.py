@@ -39,7 +39,7 @@ from uqbias.model.model import UncertaintyModel
 from uqbias.molecule.frames import read_frames
 from uqbias.molecule.topology import Topology
 from uqbias.potentials.power_spectrum import PowerSpectrum
-from uqbias.uncertainty.base import build_uncertainty
+from uqbias.registry import UNCERTAINTIES
 
 SYSTEM = Path(__file__).parents[2] / "systems" / "alanine_dipeptide"
 TEMPERATURE, TIMESTEP_FS, FRICTION = 300.0, 0.5, 1.0
@@ -55,8 +55,10 @@ def demo_model(frames):
     positions = torch.tensor(frames.positions, dtype=torch.float32)
     energies, forces = (torch.tensor(values, dtype=torch.float32) for values in frames.labels())
     potential.standardise(positions, energies, forces)
-    judge = build_uncertainty("gmm", {"features": "latents"}, topology, potential.n_latents, len(frames.numbers))
-    driver = build_uncertainty("kernel_density", {"features": "torsions"}, topology, potential.n_latents)
+    judge = UNCERTAINTIES.build("gmm", {"features": "latents"}, topology=topology, n_latents=potential.n_latents)
+    driver = UNCERTAINTIES.build(
+        "kernel_density", {"features": "torsions"}, topology=topology, n_latents=potential.n_latents
+    )
     with torch.no_grad():
         potential.energy_scale.mul_(1e-3)
         energy, latents = potential(positions)

@@ -148,7 +148,7 @@ def split_of(frames, seed, calibration=0.2, validation=0.1):
 
 def trained(campaign, task, split, seed, steps):
     """Potential and judge after training, and its seconds."""
-    potential = make_potential(campaign, task.topology.numbers, seed)
+    potential = make_potential(campaign, task.topology, seed)
     judge, _ = make_uncertainties(campaign, task.topology, potential, split.training, split.training)
     options = TrainingOptions(steps=steps, patience=steps)
     result = train(potential, split.training, split.validation, options, uncertainties=[judge], seed=seed)
@@ -168,7 +168,7 @@ def models_of(task, fold, kinds, seed, steps):
     for name in kinds:
         kind, options, potential_options, _ = KINDS[name]
         campaign = campaign_of(kind, options, potential_options, seed)
-        untrained = make_potential(campaign, task.topology.numbers, seed)
+        untrained = make_potential(campaign, task.topology, seed)
         probe, _ = make_uncertainties(campaign, task.topology, untrained, split.training, split.training)
         key = (*training_key(probe), *potential_options)
         if key not in shared:
@@ -277,7 +277,7 @@ def print_costs(found, kinds):
 
 def quick_model(campaign, task, split):
     """A model as good as untrained, for the cost."""
-    potential = make_potential(campaign, task.topology.numbers, 0)
+    potential = make_potential(campaign, task.topology, 0)
     judge, _ = make_uncertainties(campaign, task.topology, potential, split.training, split.training)
     options = TrainingOptions(steps=2, evaluate_every=1)
     train(potential, split.training, split.validation, options, uncertainties=[judge], runner="eager")

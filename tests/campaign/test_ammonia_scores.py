@@ -11,7 +11,7 @@ from molecules import AMMONIA, AMMONIA_FOLDER
 from uqbias.errors import UqbiasError
 from uqbias.model.model import UncertaintyModel
 from uqbias.potentials.base import Potential
-from uqbias.uncertainty.base import build_uncertainty
+from uqbias.registry import UNCERTAINTIES
 from uqbias.units import ANGSTROM, KCAL
 
 BARRIER, RISE, BOND = 25.0, 0.037, 0.101
@@ -66,7 +66,7 @@ class Umbrella(Potential):
 
 
 def umbrella(**options):
-    judge = build_uncertainty("committee", {"quantity": "energy"}, AMMONIA, 1, 4)
+    judge = UNCERTAINTIES.build("committee", {"quantity": "energy"}, topology=AMMONIA, n_latents=1)
     return UncertaintyModel(Umbrella(**options), judge, AMMONIA).eval()
 
 

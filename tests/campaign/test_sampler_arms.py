@@ -16,8 +16,8 @@ from uqbias.model.model import UncertaintyModel
 from uqbias.molecule.frames import Frames, write_frames
 from uqbias.molecule.topology import Topology
 from uqbias.potentials.coordinates import Coordinates
+from uqbias.registry import UNCERTAINTIES
 from uqbias.settings.file import CampaignFile, check_campaign
-from uqbias.uncertainty.base import build_uncertainty
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -84,7 +84,7 @@ def test_table_has_medians_ratios_and_what_ended_early(samplers):
 def test_scores_of_a_double_well_by_hand(samplers, tmp_path):
     topology = Topology((1,), ())
     potential = Coordinates((1,), n_members=2, hidden=[4], axes="x", length=0.5)
-    judge = build_uncertainty("committee", {"quantity": "energy"}, topology, potential.n_latents)
+    judge = UNCERTAINTIES.build("committee", {"quantity": "energy"}, topology=topology, n_latents=potential.n_latents)
     places = np.array([-1.0, -0.9, 0.0, 0.5, 1.0])
     positions = np.zeros((5, 1, 3))
     positions[:, 0, 0] = places

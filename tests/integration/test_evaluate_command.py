@@ -17,7 +17,7 @@ from uqbias.model.inference import evaluate_frames
 from uqbias.model.model import UncertaintyModel
 from uqbias.model.score import score_model
 from uqbias.molecule.frames import Frames, write_frames
-from uqbias.uncertainty.base import build_uncertainty
+from uqbias.registry import UNCERTAINTIES
 from uqbias.units import EV_PER_ANGSTROM
 
 NUMBERS = np.array(HYDROGENS_LAST.numbers)
@@ -211,7 +211,7 @@ def test_atoms_that_are_left_out(held_out):
     """Only the oxygens have a value; the hydrogens' zeros are no uncertainty."""
     twin = peroxide_model()
     options = {"n_components": 1, "features": {"kind": "latents", "atoms": "heavy"}}
-    judge = build_uncertainty("gmm", options, twin.topology, twin.potential.n_latents).double()
+    judge = UNCERTAINTIES.build("gmm", options, topology=twin.topology, n_latents=twin.potential.n_latents).double()
     with torch.no_grad():
         x = torch.tensor(peroxide_geometries(60))
         judge.fit(x, *twin.potential(x), seed=0)

@@ -10,7 +10,6 @@ import pytest
 from uqbias.errors import UqbiasError
 from uqbias.registry import UNCERTAINTIES
 from uqbias.testing import ContractError, build_case, check_uncertainty, molecule
-from uqbias.uncertainty.base import build_uncertainty
 
 MODULE = '''
 import torch
@@ -93,12 +92,12 @@ def installed(tmp_path, monkeypatch):
 def test_found_by_name_and_built(installed):
     assert UNCERTAINTIES.get("latent_spread").__name__ == "LatentSpread"
     assert "latent_spread" in UNCERTAINTIES.names()
-    made = build_uncertainty("latent_spread", {"power": 0.5}, molecule.topology(), 8)
+    made = UNCERTAINTIES.build("latent_spread", {"power": 0.5}, topology=molecule.topology(), n_latents=8)
     assert (made.kind, made.power) == ("latent_spread", 0.5)
     with pytest.raises(UqbiasError, match="did you mean 'power'"):
-        build_uncertainty("latent_spread", {"powr": 0.5}, molecule.topology(), 8)
+        UNCERTAINTIES.build("latent_spread", {"powr": 0.5}, topology=molecule.topology(), n_latents=8)
     with pytest.raises(UqbiasError, match="did you mean 'latent_spread'"):
-        build_uncertainty("latent_spred", {}, molecule.topology(), 8)
+        UNCERTAINTIES.build("latent_spred", {}, topology=molecule.topology(), n_latents=8)
 
 
 def test_one_call_tests_it(installed):

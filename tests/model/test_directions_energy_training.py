@@ -11,8 +11,8 @@ from uqbias.model.fit import fit_model
 from uqbias.model.training import TrainingOptions, force_and_energy_mae, train
 from uqbias.molecule.topology import Topology
 from uqbias.potentials.power_spectrum import PowerSpectrum
+from uqbias.registry import UNCERTAINTIES
 from uqbias.settings.file import check_campaign
-from uqbias.uncertainty.base import build_uncertainty
 
 ENERGIES = TrainingOptions(steps=30, evaluate_every=10, force_weight=0.0, energy_weight=1.0)
 
@@ -72,16 +72,18 @@ def test_nothing_to_learn_from(alanine_frames):
 def test_heads_beside_energies(alanine_frames):
     """A head on energies trains along; one on forces would bring them back in."""
     topology = Topology.from_positions(alanine_frames.numbers.tolist(), alanine_frames.positions[0])
-    head = build_uncertainty("mve", {"quantity": "energy"}, topology, 4)
+    head = UNCERTAINTIES.build("mve", {"quantity": "energy"}, topology=topology, n_latents=4)
     wrong = dataclasses.replace(alanine_frames, forces=-alanine_frames.forces)
     options = dataclasses.replace(ENERGIES, steps=3)
     made = []
     for frames in (alanine_frames, wrong):
-        head = build_uncertainty("mve", {"quantity": "energy"}, topology, 4)
+        head = UNCERTAINTIES.build("mve", {"quantity": "energy"}, topology=topology, n_latents=4)
         made.append(weights_after(frames, options, uncertainties=[head]))
     assert torch.allclose(made[0], made[1], rtol=1e-6, atol=1e-7)
     with pytest.raises(UqbiasError, match="uncertainty 'mve' learns from forces"):
-        weights_after(alanine_frames, options, uncertainties=[build_uncertainty("mve", {}, topology, 4)])
+        weights_after(
+            alanine_frames, options, uncertainties=[UNCERTAINTIES.build("mve", {}, topology=topology, n_latents=4)]
+        )
 
 
 def test_settings_reach_the_training(alanine_frames):

@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from uqbias.molecule.topology import Topology
-from uqbias.uncertainty.base import build_uncertainty
+from uqbias.registry import UNCERTAINTIES
 
 N = 22
 OPTIONS = {
@@ -72,7 +72,7 @@ def fitted(molecule):
     made = {}
     x = walkers(molecule, 200, seed=0)
     for name, (kind, options) in OPTIONS.items():
-        judge = build_uncertainty(kind, options, molecule[0], 4, N).double()
+        judge = UNCERTAINTIES.build(kind, options, topology=molecule[0], n_latents=4).double()
         judge.prepare(x)
         judge.fit(x, torch.zeros(1, len(x)), latents_of(x), seed=0)
         made[name] = judge

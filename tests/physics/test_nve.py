@@ -16,7 +16,7 @@ from uqbias.molecule.frames import Frames, read_frames
 from uqbias.molecule.topology import Topology
 from uqbias.potentials.power_spectrum import PowerSpectrum
 from uqbias.potentials.prediction import predict
-from uqbias.uncertainty.base import build_uncertainty
+from uqbias.registry import UNCERTAINTIES
 from uqbias.units import kt
 
 
@@ -28,8 +28,8 @@ def trained():
     topology = Topology.from_pdb(ALANINE_PDB)
     potential = PowerSpectrum(topology.numbers)
     train(potential, frames, options=TrainingOptions(steps=1200, batch_size=8), runner="torchscript")
-    driver = build_uncertainty(
-        "kernel_density", {"features": "torsions"}, topology, potential.n_latents, len(topology.numbers)
+    driver = UNCERTAINTIES.build(
+        "kernel_density", {"features": "torsions"}, topology=topology, n_latents=potential.n_latents
     )
     x = torch.as_tensor(frames.positions[:100])
     driver.prepare(x)

@@ -131,15 +131,15 @@ def test_options_rebuild_a_twin(positions):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"activation": "relu"}, "unknown activation 'relu'"),
+        ({"activation": "relu"}, "activation 'relu'; input should be 'tanh', 'silu' or 'softplus'"),
         ({"axes": "xx"}, "axes 'xx'"),
         ({"axes": "w"}, "axes 'w'"),
-        ({"length": 0.0}, "length 0.0"),
+        ({"length": 0.0}, "length 0.0; input should be greater than 0"),
     ],
 )
 def test_bad_options_are_refused(options, message):
     with pytest.raises(UqbiasError, match=message):
-        Coordinates((1,), **options)
+        POTENTIALS.build("coordinates", options, numbers=(1,))
 
 
 def test_a_box_is_refused(potential, positions):

@@ -11,7 +11,8 @@ from ase.build import molecule
 from uqbias.errors import UqbiasError
 from uqbias.molecule.atoms import select_atoms
 from uqbias.molecule.topology import Topology
-from uqbias.uncertainty.features.base import build_features, describe_features, rebuild_features
+from uqbias.registry import FEATURES
+from uqbias.uncertainty.features.base import rebuild_features
 
 N_LATENTS = 3
 SPECS = [
@@ -44,9 +45,9 @@ def latents_of(positions):
 def test_rebuilt_from_json(butane, spec):
     topology, positions = butane
     x = frames(positions, 5, 0.02)
-    features = build_features(spec, topology, N_LATENTS).double()
+    features = FEATURES.build(spec, topology=topology, n_latents=N_LATENTS).double()
     features.prepare(frames(positions, 50, 0.05))
-    twin = rebuild_features(json.loads(json.dumps(describe_features(features)))).double()
+    twin = rebuild_features(json.loads(json.dumps(features.describe()))).double()
     twin.load_state_dict(features.state_dict())
     found = features(x, latents_of(x))
     assert found.shape[-1] == features.dim == twin.dim
@@ -56,7 +57,7 @@ def test_rebuilt_from_json(butane, spec):
 @pytest.mark.parametrize("spec", SPECS)
 def test_gradient_against_differences(butane, spec):
     topology, positions = butane
-    features = build_features(spec, topology, N_LATENTS).double()
+    features = FEATURES.build(spec, topology=topology, n_latents=N_LATENTS).double()
     features.prepare(frames(positions, 50, 0.05))
     x = frames(positions, 2, 0.01, seed=1).requires_grad_(True)
     assert torch.autograd.gradcheck(lambda p: features(p, latents_of(p)), (x,), eps=1e-6, atol=1e-6, rtol=1e-6)
@@ -64,7 +65,7 @@ def test_gradient_against_differences(butane, spec):
 
 def test_torsions_are_those_of_mdtraj(butane):
     topology, positions = butane
-    features = build_features({"kind": "torsions", "heavy_only": False}, topology, 0).double()
+    features = FEATURES.build({"kind": "torsions", "heavy_only": False}, topology=topology, n_latents=0).double()
     x = frames(positions, 20, 0.01)
     trajectory = mdtraj.Trajectory(x.numpy(), topology.to_mdtraj())
     expected = mdtraj.compute_dihedrals(trajectory, features.dihedrals).astype(float)
@@ -76,7 +77,9 @@ def test_torsions_are_those_of_mdtraj(butane):
 
 def test_torsion_products_are_weighted_cosines(butane):
     topology, positions = butane
-    features = build_features({"kind": "torsions", "heavy_only": False, "stiff_below": 0.0}, topology, 0).double()
+    features = FEATURES.build(
+        {"kind": "torsions", "heavy_only": False, "stiff_below": 0.0}, topology=topology, n_latents=0
+    ).double()
     x = frames(positions, 4, 0.02)
     f = features(x, latents_of(x))
     trajectory = mdtraj.Trajectory(x.numpy(), topology.to_mdtraj())
@@ -92,7 +95,7 @@ def test_stiff_torsions_get_no_weight():
     """Ethene's hydrogens are stiff, a freely turned bond is soft."""
     atoms = molecule("C3H6_Cs")  # propene: H-C=C-H stiff, methyl free
     topology = Topology.from_positions(atoms.numbers.tolist(), atoms.positions * 0.1)
-    features = build_features({"kind": "torsions", "heavy_only": False}, topology, 0).double()
+    features = FEATURES.build({"kind": "torsions", "heavy_only": False}, topology=topology, n_latents=0).double()
     methyl = next(i for i in range(9) if atoms.numbers[i] == 6 and len(topology.neighbours[i]) == 4)
     hydrogens = [i for i in topology.neighbours[methyl] if atoms.numbers[i] == 1]
     anchor = next(i for i in topology.neighbours[methyl] if atoms.numbers[i] == 6)
@@ -116,7 +119,7 @@ def test_stiff_torsions_get_no_weight():
 
 def test_all_torsions_stiff_is_an_error(butane):
     topology, positions = butane
-    features = build_features("torsions", topology, 0)
+    features = FEATURES.build("torsions", topology=topology, n_latents=0)
     with pytest.raises(UqbiasError, match=r"all 1 torsions are stiff over 30 start frames.*stiff_below 20"):
         features.prepare(frames(positions, 30, 0.001))
 
@@ -124,7 +127,9 @@ def test_all_torsions_stiff_is_an_error(butane):
 def test_collinear_chain_is_left_out_and_finite():
     atoms = molecule("2-butyne")
     topology = Topology.from_positions(atoms.numbers.tolist(), atoms.positions * 0.1)
-    features = build_features({"kind": "torsions", "heavy_only": False, "stiff_below": 5.0}, topology, 0).double()
+    features = FEATURES.build(
+        {"kind": "torsions", "heavy_only": False, "stiff_below": 5.0}, topology=topology, n_latents=0
+    ).double()
     x = frames(atoms.positions * 0.1, 30, 0.002).requires_grad_(True)
     with pytest.raises(UqbiasError, match="stiff"):
         features.prepare(x)  # every dihedral of 2-butyne has a linear flank
@@ -135,7 +140,7 @@ def test_collinear_chain_is_left_out_and_finite():
 
 def test_pair_distances(butane):
     topology, positions = butane
-    features = build_features("pair_distances", topology, 0).double()
+    features = FEATURES.build("pair_distances", topology=topology, n_latents=0).double()
     carbons = [i for i, number in enumerate(topology.numbers) if number == 6]
     ends = [i for i in carbons if sum(topology.numbers[j] == 6 for j in topology.neighbours[i]) == 1]
     assert sorted(features.pairs[0]) == sorted(ends)
@@ -151,8 +156,8 @@ def third_party(positions, latents):
 
 def test_function_by_name(butane):
     topology, positions = butane
-    features = build_features(f"{__name__}:third_party", topology, N_LATENTS)
-    twin = rebuild_features(describe_features(features))
+    features = FEATURES.build(f"{__name__}:third_party", topology=topology, n_latents=N_LATENTS)
+    twin = rebuild_features(features.describe())
     x = frames(positions, 3, 0.01)
     assert twin.dim == 1
     torch.testing.assert_close(twin(x, latents_of(x)), third_party(x, None))
@@ -174,14 +179,14 @@ def test_function_by_name(butane):
 def test_bad_input(butane, spec, message):
     topology, _ = butane
     with pytest.raises(UqbiasError, match=message):
-        build_features(spec, topology, N_LATENTS)
+        FEATURES.build(spec, topology=topology, n_latents=N_LATENTS)
 
 
 def test_no_dihedral():
     atoms = molecule("NH3")
     topology = Topology.from_positions(atoms.numbers.tolist(), atoms.positions * 0.1)
     with pytest.raises(UqbiasError, match="no such dihedral"):
-        build_features("torsions", topology, 0)
+        FEATURES.build("torsions", topology=topology, n_latents=0)
 
 
 def test_select_atoms(butane):

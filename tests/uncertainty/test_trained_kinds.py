@@ -12,7 +12,7 @@ from uqbias.model.training import TrainingOptions, _Order, train
 from uqbias.molecule.topology import Topology
 from uqbias.potentials.power_spectrum import PowerSpectrum
 from uqbias.potentials.prediction import predict, with_member_forces
-from uqbias.uncertainty.base import build_uncertainty
+from uqbias.registry import UNCERTAINTIES
 from uqbias.uncertainty.heads import ElementNetwork
 
 SMALL = {"kind": "power_spectrum", "n_radial": 4, "n_channels": 3, "l_max": 1, "hidden": [8, 4]}
@@ -47,10 +47,10 @@ def test_committee_is_the_standard_deviation(committee, topology, alanine_frames
         moved = x.clone().requires_grad_()
         one_by_one.append(-torch.autograd.grad(committee(moved)[0][member].sum(), moved)[0])
     torch.testing.assert_close(forces, torch.stack(one_by_one), rtol=1e-9, atol=1e-9)
-    energy_spread = build_uncertainty("committee", {}, topology, 4).double()
+    energy_spread = UNCERTAINTIES.build("committee", {}, topology=topology, n_latents=4).double()
     expected = energy.detach().numpy().std(axis=0, ddof=1)
     assert energy_spread(x, energy, latents).detach().numpy() == pytest.approx(np.hypot(expected, 1e-2), rel=1e-9)
-    force_spread = build_uncertainty("committee", {"quantity": "forces"}, topology, 4).double()
+    force_spread = UNCERTAINTIES.build("committee", {"quantity": "forces"}, topology=topology, n_latents=4).double()
     atoms = np.sqrt(forces.detach().numpy().var(axis=0, ddof=1).mean(axis=-1) + 1e-2)
     assert force_spread.per_atom(x, energy, latents, forces).detach().numpy() == pytest.approx(atoms, rel=1e-9)
     assert force_spread(x, energy, latents, forces).detach().numpy() == pytest.approx(atoms.mean(axis=1), rel=1e-9)
@@ -93,7 +93,7 @@ def test_members_see_the_frames_in_their_own_order(alanine_frames, topology):
     made = []
     for bootstrap in (False, False, True):
         potential = PowerSpectrum(topology.numbers, n_members=2, n_radial=4, n_channels=3, l_max=1, hidden=(8, 4))
-        part = build_uncertainty("committee", {"bootstrap": bootstrap}, topology, 4)
+        part = UNCERTAINTIES.build("committee", {"bootstrap": bootstrap}, topology=topology, n_latents=4)
         train(potential, alanine_frames, None, TrainingOptions(steps=5), uncertainties=[part], runner="eager")
         made.append(potential.readout.detach().clone())
     assert torch.equal(made[0], made[1])
@@ -129,7 +129,7 @@ def test_heads_learn_the_size_of_the_error(kind, options, topology):
     """Latents say how large an error is; after some steps of its own loss u must say it too."""
     torch.manual_seed(0)
     n_atoms = len(topology.numbers)
-    part = build_uncertainty(kind, options, topology, 3)
+    part = UNCERTAINTIES.build(kind, options, topology=topology, n_latents=3)
     part.set_force_unit(1000.0)
     optimiser = torch.optim.Adam(part.parameters(), lr=0.02)
     for _ in range(300):
@@ -149,7 +149,7 @@ def test_heads_learn_the_size_of_the_error(kind, options, topology):
 
 def test_gaussian_crps_is_the_closed_form(topology):
     """The trained score against numerical integration of (Φ(x) − 1[x ≥ Δ])²."""
-    part = build_uncertainty("shallow_ensemble", {"loss_weight": 1.0}, topology, 3).double()
+    part = UNCERTAINTIES.build("shallow_ensemble", {"loss_weight": 1.0}, topology=topology, n_latents=3).double()
     latents = torch.randn(1, 1, len(topology.numbers), 3, dtype=torch.float64)
     sigma = float(part._spread(part._deviations(latents).sum(-2)).squeeze().detach())
     error = 0.7 * sigma
@@ -173,7 +173,7 @@ def test_from_one_call_to_a_file(kind, alanine_frames, topology, tmp_path):
 
 def test_weights_of_heads_are_trained(alanine_frames, topology):
     potential = PowerSpectrum(topology.numbers, n_radial=4, n_channels=3, l_max=1, hidden=(8, 4))
-    part = build_uncertainty("mve", {}, topology, 4)
+    part = UNCERTAINTIES.build("mve", {}, topology=topology, n_latents=4)
     before = [weight.detach().clone() for weight in part.parameters()]
     train(potential, alanine_frames, None, TrainingOptions(steps=5), uncertainties=[part], runner="eager")
     assert all(not torch.equal(new, old) for new, old in zip(part.parameters(), before, strict=True))
@@ -195,22 +195,22 @@ def test_head_on_a_committee(alanine_frames, topology):
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("committee", {"quantity": "force"}, "did you mean 'forces'"),
+        ("committee", {"quantity": "force"}, "quantity 'force'; input should be 'energy' or 'forces'"),
         ("committee", {"aggregation": "max"}, "aggregation 'max' of a committee's energy"),
-        ("mve", {"beta": 2.0}, "beta of 'mve': 2.0"),
-        ("mve", {"hidden": 0}, "hidden of 'mve': 0"),
+        ("mve", {"beta": 2.0}, "'mve' with beta 2.0; input should be less than or equal to 1"),
+        ("mve", {"hidden": 0}, "'mve' with hidden 0; input should be greater than or equal to 1"),
         ("mve", {"quantity": "energy", "aggregation": "max"}, "aggregation 'max' of an energy"),
-        ("evidential", {"part": "epistemc"}, "did you mean 'epistemic'"),
-        ("evidential", {"regularisation": -1.0}, "regularisation"),
-        ("shallow_ensemble", {"n_heads": 1}, "1 heads"),
-        ("shallow_ensemble", {"score": "crpz"}, "did you mean 'crps'"),
+        ("evidential", {"part": "epistemc"}, "part 'epistemc'; input should be 'epistemic'"),
+        ("evidential", {"regularisation": -1.0}, "regularisation -1.0; input should be greater"),
+        ("shallow_ensemble", {"n_heads": 1}, "n_heads 1; input should be greater than or equal to 2"),
+        ("shallow_ensemble", {"score": "crpz"}, "score 'crpz'; input should be 'crps' or 'nll'"),
         ("shallow_ensemble", {"heads": 4}, "did you mean 'n_heads'"),
         ("comittee", {}, "did you mean 'committee'"),
     ],
 )
 def test_bad_options(kind, options, message, topology):
     with pytest.raises(UqbiasError, match=message):
-        build_uncertainty(kind, options, topology, 4)
+        UNCERTAINTIES.build(kind, options, topology=topology, n_latents=4)
 
 
 def test_committee_size_follows_the_kinds():
@@ -218,7 +218,7 @@ def test_committee_size_follows_the_kinds():
 
     def members(**sections):
         campaign = check_campaign({"system": {"structure": "-", "start": "-"}, **sections}, "test")
-        return make_potential(campaign, (1, 8, 1), 0).n_members
+        return make_potential(campaign, Topology((1, 8, 1), ((0, 1), (1, 2))), 0).n_members
 
     assert members() == 1
     assert members(driver={"kind": "committee"}) == 4

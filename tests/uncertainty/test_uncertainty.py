@@ -14,10 +14,13 @@ from sklearn.mixture import GaussianMixture as Mixture
 
 from uqbias.errors import UqbiasError
 from uqbias.model import metrics
+from uqbias.model.model import UncertaintyModel
 from uqbias.molecule.measures import dihedral_angles
 from uqbias.molecule.topology import Topology
+from uqbias.potentials.power_spectrum import PowerSpectrum
+from uqbias.registry import UNCERTAINTIES
 from uqbias.uncertainty.aggregation import Aggregation
-from uqbias.uncertainty.base import build_uncertainty, rebuild_uncertainty
+from uqbias.uncertainty.base import rebuild_uncertainty
 from uqbias.uncertainty.calibration import Conformal
 
 N_LATENTS = 3
@@ -64,7 +67,7 @@ def potential(x):
 def fitted(butane, name, n=100, **changes):
     topology, positions = butane
     kind, options = OPTIONS[name]
-    made = build_uncertainty(kind, options | changes, topology, N_LATENTS, 14).double()
+    made = UNCERTAINTIES.build(kind, options | changes, topology=topology, n_latents=N_LATENTS).double()
     made.prepare(inputs(positions, 60, 0.05, seed=9)[0])
     made.fit(*inputs(positions, n), seed=0)
     return made
@@ -121,7 +124,7 @@ def test_ten_thousand_random_latents(butane, per_element):
     topology, positions = butane
     rng = np.random.default_rng(0)
     options = {"n_components": 4, "per_element": per_element, "whitening": "none"}
-    made = build_uncertainty("gmm", options, topology, 8, 14).double()
+    made = UNCERTAINTIES.build("gmm", options, topology=topology, n_latents=8).double()
     n = 720  # of 14 atoms: 10 080 latents
     x = torch.tensor(positions) + 0.01 * torch.randn(n, 14, 3)
     train, test = (torch.tensor(rng.normal(size=(1, n, 14, 8)) @ rng.normal(size=(8, 8))) for _ in range(2))
@@ -144,7 +147,9 @@ def test_components_by_bic(butane):
     rng = np.random.default_rng(2)
     centres = np.array([[0.0, 0.0], [6.0, 0.0], [0.0, 6.0]])
     clouds = centres[rng.integers(0, 3, (60, 14))] + rng.normal(0, 0.5, (60, 14, 2))
-    made = build_uncertainty("gmm", {"choose_components": "bic", "whitening": "none"}, topology, 2, 14).double()
+    made = UNCERTAINTIES.build(
+        "gmm", {"choose_components": "bic", "whitening": "none"}, topology=topology, n_latents=2
+    ).double()
     x = torch.tensor(positions) + 0.01 * torch.randn(60, 14, 3)
     made.fit(x, torch.zeros(1, 60), torch.tensor(clouds)[None], seed=0)
     flat = clouds.reshape(-1, 2) - clouds.reshape(-1, 2).mean(axis=0)
@@ -159,7 +164,9 @@ def test_bic_does_not_count_directions_that_the_data_do_not_have(butane):
     flat = centres[rng.integers(0, 3, (60, 14))] + rng.normal(0, 0.5, (60, 14, 2))
     found = []
     for latents in (flat, flat @ rng.normal(size=(2, 12))):
-        made = build_uncertainty("gmm", {"choose_components": "bic"}, topology, latents.shape[-1], 14).double()
+        made = UNCERTAINTIES.build(
+            "gmm", {"choose_components": "bic"}, topology=topology, n_latents=latents.shape[-1]
+        ).double()
         x = torch.tensor(positions) + 0.01 * torch.randn(60, 14, 3)
         made.fit(x, torch.zeros(1, 60), torch.tensor(latents)[None], seed=0)
         found.append(int((made.densities[0].log_weights > -1e8).sum()))
@@ -173,7 +180,7 @@ def test_elements_are_comparable(butane):
     numbers = np.array(topology.numbers)
     latents = rng.normal(size=(80, 14, 6))
     latents[:, numbers == 6] = 100 * rng.normal(size=(80, 4, 2)) @ rng.normal(size=(2, 6))
-    made = build_uncertainty("gmm", {"per_element": True}, topology, 6, 14).double()
+    made = UNCERTAINTIES.build("gmm", {"per_element": True}, topology=topology, n_latents=6).double()
     x = torch.tensor(positions) + 0.01 * torch.randn(80, 14, 3)
     made.fit(x, torch.zeros(1, 80), torch.tensor(latents)[None], seed=0)
     values = made.per_atom(x, torch.zeros(1, 80), torch.tensor(latents)[None]).numpy()
@@ -187,11 +194,13 @@ def test_one_geometry_is_refused_however_it_is_turned(butane):
     x = torch.tensor(turned)
     for kind in ("gmm", "llpr", "distance"):
         with pytest.raises(UqbiasError, match="are one geometry, moved or turned"):
-            build_uncertainty(kind, {}, topology, N_LATENTS, 14).double().fit(x, *potential(x), seed=0)
+            UNCERTAINTIES.build(kind, {}, topology=topology, n_latents=N_LATENTS).double().fit(x, *potential(x), seed=0)
 
 
 def test_latents_of_a_member_that_is_not_there(butane):
-    made = build_uncertainty("gmm", {"features": {"kind": "latents", "member": 3}}, butane[0], N_LATENTS, 14)
+    made = UNCERTAINTIES.build(
+        "gmm", {"features": {"kind": "latents", "member": 3}}, topology=butane[0], n_latents=N_LATENTS
+    )
     made.check_members(4)
     with pytest.raises(UqbiasError, match=r"features of member 3 of a potential of 1 member"):
         made.check_members(1)
@@ -253,23 +262,23 @@ def test_rigidity_is_the_posterior_variance(butane):
     ("kind", "options", "message"),
     [
         ("distance", {"metric": "knn", "k": 300}, "k = 300 of 'distance' with capacity 256"),
-        ("distance", {"metric": "knnn"}, "did you mean 'knn'"),
+        ("distance", {"metric": "knnn"}, "metric 'knnn'; input should be 'mahalanobis' or 'knn'"),
         ("distance", {"features": "pair_distances", "per_element": True}, "not per atom; set it to false"),
-        ("llpr", {"scope": "atom"}, "did you mean 'atoms'"),
-        ("llpr", {"ridge": 0.0}, "ridge of 'llpr': 0.0"),
+        ("llpr", {"scope": "atom"}, "scope 'atom'; input should be 'atoms' or 'structure'"),
+        ("llpr", {"ridge": 0.0}, "'llpr' with ridge 0.0; input should be greater than 0"),
         ("llpr", {"features": "torsions"}, "features 'torsions' of 'llpr'"),
         (
             "llpr",
             {"features": {"kind": "latents", "atoms": "heavy"}, "scope": "structure"},
             "scope 'structure' of 'llpr' with 4 of 14 atoms",
         ),
-        ("gmm", {"choose_components": "aic"}, "unknown choose_components 'aic'"),
+        ("gmm", {"choose_components": "aic"}, "choose_components 'aic'; input should be 'fixed'"),
         ("gmm", {"features": "pair_distances", "per_element": True}, "not per atom; set it to false"),
     ],
 )
 def test_bad_options_of_latent_kinds(butane, kind, options, message):
     with pytest.raises(UqbiasError, match=message):
-        build_uncertainty(kind, options, butane[0], N_LATENTS, 14)
+        UNCERTAINTIES.build(kind, options, topology=butane[0], n_latents=N_LATENTS)
 
 
 @pytest.mark.parametrize(
@@ -282,7 +291,7 @@ def test_bad_options_of_latent_kinds(butane, kind, options, message):
 )
 def test_latents_without_variance(butane, kind, options, message):
     x, energy, latents = inputs(butane[1], 20)
-    made = build_uncertainty(kind, options, butane[0], N_LATENTS, 14).double()
+    made = UNCERTAINTIES.build(kind, options, topology=butane[0], n_latents=N_LATENTS).double()
     with pytest.raises(UqbiasError, match=message):
         made.fit(x, energy, torch.ones_like(latents), seed=0)
 
@@ -337,7 +346,7 @@ def test_capacity_grows_to_the_next_power_of_two(butane):
 
 def test_unprepared_features_are_prepared_by_fit_and_then_kept(butane):
     topology, positions = butane
-    made = build_uncertainty("kernel_density", {"features": TORSIONS}, topology, 0).double()
+    made = UNCERTAINTIES.build("kernel_density", {"features": TORSIONS}, topology=topology, n_latents=0).double()
     made.fit(*inputs(positions, 60, 0.05), seed=0)
     weights = made.features.weights.clone()
     assert made.features.is_prepared
@@ -382,24 +391,24 @@ def test_aggregation(butane):
     [
         ("kde", {}, "unknown uncertainty 'kde'"),
         ("kernel_density", {"kapa": 5}, "unknown option 'kapa'.*did you mean 'kappa'"),
-        ("kernel_density", {"kappa": -1}, "kappa of the kernel density: -1"),
+        ("kernel_density", {"kappa": -1}, "'kernel_density' with kappa -1; input should be greater than 0"),
         ("kernel_density", {"features": "latents"}, "per atom"),
         ("kernel_density", {"features": "pair_distances"}, "set kernel: gaussian"),
-        ("gmm", {"squash": "softplus"}, "did you mean 'softplus_sqrt'"),
-        ("gmm", {"whitening": "pac"}, "did you mean 'pca'"),
-        ("gmm", {"aggregation": "maximum"}, "unknown aggregation 'maximum'"),
+        ("gmm", {"squash": "softplus"}, "squash 'softplus'; input should be 'none' or 'softplus_sqrt'"),
+        ("gmm", {"whitening": "pac"}, "whitening 'pac'; input should be 'none', 'standard' or 'pca'"),
+        ("gmm", {"aggregation": "maximum"}, "aggregation 'maximum'; input should be 'mean', 'max'"),
         ("gmm", {"features": "pair_distances", "aggregation": "max"}, "not per atom"),
-        ("gmm", {"n_components": 0}, "n_components of the mixture: 0"),
+        ("gmm", {"n_components": 0}, "n_components 0; input should be greater than or equal to 1"),
     ],
 )
 def test_bad_options(butane, kind, options, message):
     with pytest.raises(UqbiasError, match=message):
-        build_uncertainty(kind, options, butane[0], N_LATENTS)
+        UNCERTAINTIES.build(kind, options, topology=butane[0], n_latents=N_LATENTS)
 
 
 def test_other_molecule_is_refused(butane):
     with pytest.raises(UqbiasError, match="14 atoms, the potential 22"):
-        build_uncertainty("gmm", {}, butane[0], N_LATENTS, 22)
+        UncertaintyModel(PowerSpectrum([1] * 22), fitted(butane, "gmm_latents"), butane[0])
 
 
 @pytest.mark.parametrize(
@@ -414,7 +423,7 @@ def test_other_molecule_is_refused(butane):
 )
 def test_degenerate_training_sets(butane, name, changes, frames, message):
     kind, options = OPTIONS[name]
-    made = build_uncertainty(kind, options | changes, butane[0], N_LATENTS).double()
+    made = UNCERTAINTIES.build(kind, options | changes, topology=butane[0], n_latents=N_LATENTS).double()
     with pytest.raises(UqbiasError, match=message):
         made.fit(*inputs(butane[1], **frames), seed=0)
 
@@ -422,7 +431,7 @@ def test_degenerate_training_sets(butane, name, changes, frames, message):
 def test_frames_that_are_not_finite_are_named(butane):
     x, energy, latents = inputs(butane[1], 60)
     latents[0, 17, 3, 1] = float("nan")
-    made = build_uncertainty("gmm", {}, butane[0], N_LATENTS).double()
+    made = UNCERTAINTIES.build("gmm", {}, topology=butane[0], n_latents=N_LATENTS).double()
     with pytest.raises(UqbiasError, match="training frame 17 are not finite"):
         made.fit(x, energy, latents, seed=0)
 

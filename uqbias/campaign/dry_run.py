@@ -37,7 +37,7 @@ def _check_uncertainties(campaign: Campaign, topology: Topology, start: Frames) 
     from uqbias.model.fit import make_potential, make_uncertainties
 
     try:
-        make_uncertainties(campaign, topology, make_potential(campaign, topology.numbers, 0), start, start)
+        make_uncertainties(campaign, topology, make_potential(campaign, topology, 0), start, start)
     except UqbiasError as error:
         if topology.proper_dihedrals(heavy_only=False) or "no such dihedral" not in error.what:
             raise

@@ -23,9 +23,7 @@ def train_phase(work: Work, round_index: int) -> dict[str, Any]:
     split = work.deal(work.accepted(round_index))
     check_calibration_frames(split, campaign.calibration.alpha)
     last = _last_model(work, round_index)
-    potential = (
-        make_potential(campaign, work.topology.numbers, work.seed(0, "potential")) if last is None else last.potential
-    )
+    potential = make_potential(campaign, work.topology, work.seed(0, "potential")) if last is None else last.potential
     # What counts as a stiff coordinate is learned once, from the start frames, and stays.
     known = split.training[np.flatnonzero([entry["round"] == 0 for entry in split.training.info])]
     judge, driver = make_uncertainties(campaign, work.topology, potential, work.ledger.labels(0), known)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,7 +22,7 @@ from uqbias.molecule.topology import Topology
 from uqbias.potentials.base import Potential
 from uqbias.potentials.prediction import predict
 from uqbias.registry import POTENTIALS, UNCERTAINTIES
-from uqbias.uncertainty.base import Uncertainty, build_uncertainty
+from uqbias.uncertainty.base import Uncertainty
 from uqbias.uncertainty.calibration import Calibration, frames_needed
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def fit_model(
     split = _deal(frames, campaign)
     check_calibration_frames(split, campaign.calibration.alpha)
     # Before the training: a wrong option is told at once.
-    potential = make_potential(campaign, numbers, campaign.seed)
+    potential = make_potential(campaign, topology, campaign.seed)
     judge, driver = make_uncertainties(campaign, topology, potential, frames, split.training)
     given = campaign.training.model_dump()
     if begin is not None:
@@ -114,16 +114,16 @@ def fit_model(
     return model, facts
 
 
-def make_potential(campaign: Campaign, numbers: Iterable[int], seed: int) -> Potential:
+def make_potential(campaign: Campaign, topology: Topology, seed: int) -> Potential:
     """An untrained potential; its committee is as large as driver and judge need where the user gives no size."""
-    section = campaign.potential
-    options = section.arguments()
-    if section.kind in ("power_spectrum", "coordinates"):
-        options["seed"] = seed
-        if options["n_members"] is None:
-            kinds = [UNCERTAINTIES.get(part.kind) for part in (campaign.driver, campaign.judge)]
-            options["n_members"] = max(kind.default_members for kind in kinds)
-    potential: Potential = POTENTIALS.get(section.kind)(numbers=tuple(numbers), **options)
+    kinds = [UNCERTAINTIES.get(section.kind) for section in (campaign.driver, campaign.judge)]
+    potential: Potential = POTENTIALS.build(
+        campaign.potential,
+        numbers=tuple(topology.numbers),
+        topology=topology,
+        seed=seed,
+        members_needed=max(kind.default_members for kind in kinds),
+    )
     return potential
 
 
@@ -139,13 +139,11 @@ def make_uncertainties(
     """
 
     def make(section: KindSection, start: Frames) -> Uncertainty:
-        made = build_uncertainty(
-            section.kind, section.arguments(), topology, potential.n_latents, len(potential.numbers)
-        )
-        made.check_members(potential.n_members)
-        made.to(next(potential.parameters()).dtype)
-        made.prepare(torch.as_tensor(start.positions))
-        return made
+        part: Uncertainty = UNCERTAINTIES.build(section, topology=topology, n_latents=potential.n_latents)
+        part.check_members(potential.n_members)
+        part.to(next(potential.parameters()).dtype)
+        part.prepare(torch.as_tensor(start.positions))
+        return part
 
     judge = make(campaign.judge, training)
     return judge, judge if campaign.driver == campaign.judge else make(campaign.driver, start)

@@ -75,6 +75,11 @@ class UncertaintyModel(nn.Module):
         self.topology = topology
         self.provenance = dict(provenance or {})
         self.calibrated_on: Array = NOTHING
+        if len(topology) != len(potential.numbers):
+            raise UqbiasError(
+                f"the topology has {len(topology)} atoms, the potential {len(potential.numbers)}",
+                "use the same molecule for both",
+            )
         for part in (self.judge, self.driver):
             part.check_members(potential.n_members)
 
@@ -151,7 +156,7 @@ class UncertaintyModel(nn.Module):
             "topology": self.topology.to_dict(),
             "units": UNITS | {"driver": self.driver.unit, "judge": calibrated},
             "dtype": str(next(self.potential.parameters()).dtype).removeprefix("torch."),
-            "potential": {"kind": self.potential.kind, "options": self.potential.options()},
+            "potential": self.potential.describe(),
             "judge": self.judge.describe(),
             "driver": None if self.driver is self.judge else self.driver.describe(),
             "calibration": self.calibration.describe(),

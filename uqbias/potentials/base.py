@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import MinLen
@@ -12,14 +12,14 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from uqbias.molecule.seen import Memory
-from uqbias.options import Count
+from uqbias.options import Count, Part
 
 #: Options that potentials with a committee and a network have in common.
 Members = Annotated[Count | None, Doc("committee size; null: what driver and judge need, 1 without a committee")]
 Hidden = Annotated[Sequence[Count], MinLen(1), Doc("widths of the hidden layers; the last is the number of latents")]
 
 
-class Potential(Memory, torch.nn.Module, ABC):
+class Potential(Part, Memory, torch.nn.Module, ABC):
     """A potential for one molecule, with committee members and walkers as leading axes.
 
     Everything that training changes is a parameter or a buffer, so that a compiled graph takes it as input.
@@ -38,16 +38,12 @@ class Potential(Memory, torch.nn.Module, ABC):
         module: a total energy of −10⁶ kJ/mol in single precision would drown what differs between members.
     """
 
-    kind: ClassVar[str]
+    kind: str
     invariant: ClassVar[bool] = True
     numbers: tuple[int, ...]
     n_members: int
     n_latents: int
     energy_shift: Tensor
-
-    @abstractmethod
-    def options(self) -> dict[str, Any]:
-        """JSON-able constructor arguments; ``type(self)(**options)`` rebuilds an untrained twin."""
 
     @abstractmethod
     def standardise(self, positions: Tensor, energies: Tensor, forces: Tensor) -> None:

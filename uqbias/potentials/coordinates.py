@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from typing_extensions import Doc
 
-from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.errors import UqbiasError
 from uqbias.options import Positive
 from uqbias.potentials.base import Hidden, Members, Potential
 
@@ -50,7 +50,7 @@ class Coordinates(Potential):
     Raises
     ------
     UqbiasError
-        If there is no such activation or axis, or the length is not above zero.
+        If there is no such axis.
 
     Examples
     --------
@@ -60,7 +60,7 @@ class Coordinates(Potential):
     (torch.Size([3, 5]), torch.Size([3, 5, 1, 8]))
     """
 
-    kind: ClassVar[str] = "coordinates"
+    kind = "coordinates"
     invariant: ClassVar[bool] = False
 
     columns: Tensor
@@ -85,12 +85,8 @@ class Coordinates(Potential):
         members_needed: int = 1,
     ) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise UqbiasError(f"unknown activation '{activation}'", did_you_mean(activation, ACTIVATIONS))
         if not axes or len(set(axes)) < len(axes) or any(axis not in AXES for axis in axes):
             raise UqbiasError(f"axes '{axes}' of a potential", f"name axes out of '{AXES}', each once")
-        if length is not None and not length > 0:
-            raise UqbiasError(f"length {length} of a potential", "give a length in nm > 0, or none")
         self.numbers = tuple(int(number) for number in numbers)
         self.n_members = n_members = n_members or members_needed
         self.hidden = tuple(hidden)
@@ -122,17 +118,6 @@ class Coordinates(Potential):
         self.biases = nn.ParameterList(normal(1, width, scale=1.0) for width in widths[1:])
         self.readout = normal(self.n_latents, 1, scale=1 / math.sqrt(self.n_latents))
         self.readout_bias = nn.Parameter(torch.zeros(n_members, 1, 1))
-
-    def options(self) -> dict[str, Any]:
-        return {
-            "numbers": list(self.numbers),
-            "n_members": self.n_members,
-            "hidden": list(self.hidden),
-            "activation": self.activation,
-            "axes": self.axes,
-            "length": self.length,
-            "seed": self.seed,
-        }
 
     def forward(self, positions: Tensor, box: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Energies [M, W] and latents [M, W, N, F], neither of them invariant; see `Potential.forward`.

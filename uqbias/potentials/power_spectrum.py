@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated
 
 import torch
 from annotated_types import Ge, Le
@@ -40,7 +40,7 @@ class PowerSpectrum(Potential):
         ``n_channels`` is C above; the basis is `radial_basis`.
     """
 
-    kind: ClassVar[str] = "power_spectrum"
+    kind = "power_spectrum"
 
     order: Tensor
     inverse_order: Tensor
@@ -125,19 +125,6 @@ class PowerSpectrum(Potential):
         shift = torch.zeros(len(self.numbers), len(self.numbers), 3)
         shift[..., 0] = torch.eye(len(self.numbers)) * 2 * self.cutoff
         return shift
-
-    def options(self) -> dict[str, Any]:
-        return {
-            "numbers": list(self.numbers),
-            "n_members": self.n_members,
-            "cutoff": self.cutoff,
-            "n_radial": self.n_radial,
-            "n_channels": self.n_channels,
-            "l_max": self.l_max,
-            "hidden": list(self.hidden),
-            "seed": self.seed,
-            "shared_density": self.shared_density,
-        }
 
     def _power_spectrum(self, positions: Tensor, box: Tensor | None) -> Tensor:
         """[M or 1, W, N, 3] sorted by element -> [M, W, N, P]."""

@@ -23,7 +23,7 @@ from uqbias.potentials.prediction import predict
 from uqbias.registry import UNCERTAINTIES, import_attribute
 from uqbias.testing import molecule
 from uqbias.testing.report import Report
-from uqbias.uncertainty.base import Uncertainty, build_uncertainty
+from uqbias.uncertainty.base import Uncertainty
 
 TRAINING_FRAMES, HELD_OUT_FRAMES = 80, 30
 #: Optimiser steps: enough for weights of all scales, too few for a good potential.
@@ -126,7 +126,7 @@ def build_case(
         If the kind is unknown, cannot be imported, or refuses the options.
     """
     name = kind if isinstance(kind, str) else _name(kind)
-    part = build_uncertainty(name, options or {}, molecule.topology(), HIDDEN[-1], len(molecule.NUMBERS)).double()
+    part = UNCERTAINTIES.build(name, options or {}, topology=molecule.topology(), n_latents=HIDDEN[-1]).double()
     training, held_out = molecule.frames(TRAINING_FRAMES, seed), molecule.frames(HELD_OUT_FRAMES, seed + 1)
     part.prepare(torch.tensor(training.positions))
     members = max(part.default_members, part.fewest_members)

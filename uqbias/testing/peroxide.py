@@ -10,7 +10,7 @@ import torch
 from uqbias.model.model import UncertaintyModel
 from uqbias.molecule.topology import Topology
 from uqbias.potentials.power_spectrum import PowerSpectrum
-from uqbias.uncertainty.base import build_uncertainty
+from uqbias.registry import UNCERTAINTIES
 
 
 def peroxide_geometries(count: int, seed: int = 0) -> Any:
@@ -33,10 +33,13 @@ def peroxide_model() -> UncertaintyModel:
     noise = torch.Generator().manual_seed(1)
     labels = 200.0 * torch.randn(60, 4, 3, generator=noise, dtype=torch.float64)
     potential.standardise(positions, 20.0 * labels[:, 0, 0] / 200.0, labels)
-    driver = build_uncertainty(
-        "kernel_density", {"features": {"kind": "torsions", "heavy_only": False}, "capacity": 64}, topology, 4
+    driver = UNCERTAINTIES.build(
+        "kernel_density",
+        {"features": {"kind": "torsions", "heavy_only": False}, "capacity": 64},
+        topology=topology,
+        n_latents=4,
     ).double()
-    judge = build_uncertainty("gmm", {"n_components": 1}, topology, potential.n_latents).double()
+    judge = UNCERTAINTIES.build("gmm", {"n_components": 1}, topology=topology, n_latents=potential.n_latents).double()
     with torch.no_grad():
         energy, latents = potential(positions)
     for part in (driver, judge):

@@ -14,7 +14,7 @@ from typing_extensions import Doc
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.molecule.atoms import select_atoms
 from uqbias.molecule.topology import Topology
-from uqbias.registry import check_options
+from uqbias.options import Part
 from uqbias.uncertainty.base import set_buffers
 
 KINDS = ("mean", "max", "sum", "local_mean_max")
@@ -25,7 +25,7 @@ OverAtoms = Annotated[
 ]
 
 
-class Aggregation(nn.Module):
+class Aggregation(Part, nn.Module):
     """Mean, sum or smooth maximum over groups of atoms.
 
     The smooth maximum is ``ln Σ_g exp(β v_g) / β``: at least the maximum, at most ln(groups)/β above it; β is
@@ -70,7 +70,11 @@ class Aggregation(nn.Module):
             what is aggregated, while local means still see all neighbours that have a value.
         """
         values: dict[str, Any] = {"kind": spec} if isinstance(spec, str) else dict(spec)
-        check_options("aggregation", values, ("kind", "atoms", "sharpness"))
+        for name in values:
+            if name not in ("kind", "atoms", "sharpness"):
+                raise UqbiasError(
+                    f"unknown option '{name}' of aggregation", did_you_mean(name, ("kind", "atoms", "sharpness"))
+                )
         kind = values.get("kind", "mean")
         column = {atom: at for at, atom in enumerate(atoms)}
         chosen = [atom for atom in select_atoms(topology, values.get("atoms")) if atom in column]
@@ -109,14 +113,9 @@ class Aggregation(nn.Module):
             raise UqbiasError(f"aggregation {spec!r} of {what} not per atom", "leave it out")
         return None
 
-    def options(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return {
-            "kind": self.kind,
-            "groups": [list(group) for group in self.groups],
-            "n_inputs": self.n_inputs,
-            "sharpness": self.sharpness,
-        }
+    def describe(self) -> dict[str, Any]:
+        """Constructor arguments; ``kind`` is one of them."""
+        return self.options()
 
     def fit(self, values: NDArray[np.float64]) -> None:
         """Set the scale of the smooth maximum from the values [n, A] of the training atoms."""

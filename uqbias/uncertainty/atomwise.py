@@ -41,13 +41,6 @@ class AtomwiseUncertainty(Uncertainty):
         scatter[range(len(atoms)), list(atoms)] = 1.0
         self.register_buffer("scatter", scatter, persistent=False)
 
-    def options(self) -> dict[str, Any]:
-        """Constructor arguments that every kind of this family has."""
-        return super().options() | {
-            "aggregation": None if self.aggregation is None else self.aggregation.options(),
-            "n_atoms": self.n_atoms,
-        }
-
     @property
     def labelled(self) -> bool:
         """Whether u tells like atoms apart, through its features or its aggregation."""

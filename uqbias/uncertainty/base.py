@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from uqbias.errors import UqbiasError
 from uqbias.molecule.seen import TOLERANCE, Memory, invariants
 from uqbias.molecule.topology import Topology
-from uqbias.options import options_of
-from uqbias.registry import UNCERTAINTIES, check_options
-from uqbias.uncertainty.features.base import Features, describe_features, rebuild_features
+from uqbias.options import Part
+from uqbias.registry import UNCERTAINTIES
+from uqbias.uncertainty.features.base import Features, rebuild_features
 
 #: Frames per evaluation while fitting, to bound the memory.
 CHUNK = 512
 
 
-class Uncertainty(Memory, nn.Module, ABC):
+class Uncertainty(Part, Memory, nn.Module, ABC):
     """A smooth scalar u of a geometry that grows where the training set has nothing.
 
     All that `fit` changes is in floating-point buffers whose shapes follow from the options, so that a compiled graph
@@ -64,29 +64,18 @@ class Uncertainty(Memory, nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def build(cls, topology: Topology, n_latents: int, *_: Any, **user_options: Any) -> Uncertainty:
-        """Make an unfitted uncertainty of one molecule from the options of a campaign file."""
+    def build(cls, topology: Topology, n_latents: int, *_: Any, **options: Any) -> Uncertainty:
+        """Make an unfitted uncertainty of one molecule from the options of a campaign file.
 
-    @classmethod
-    def option_names(cls) -> tuple[str, ...]:
-        """Names of the options that a user may give: the keywords of `build`."""
-        return tuple(options_of(cls, UNCERTAINTIES.given))
-
-    @classmethod
-    def from_options(cls, options: Mapping[str, Any]) -> Uncertainty:
-        """Inverse of `options`: a twin whose buffers still have to be loaded."""
-        values = dict(options)
-        if "features" in values:
-            values["features"] = rebuild_features(values["features"])
-        return cls(**values)
-
-    def options(self) -> dict[str, Any]:
-        """JSON-able constructor arguments, with the features as ``{"kind", "options"}``."""
-        return {} if self.features is None else {"features": describe_features(self.features)}
+        Parameters
+        ----------
+        topology : bond graph of the molecule.
+        n_latents : latent features per atom of the potential, F.
+        """
 
     def describe(self) -> dict[str, Any]:
         """What the manifest of a model file says of it; inverse of `rebuild_uncertainty`."""
-        return {"kind": self.kind, "unit": self.unit, "options": self.options()}
+        return super().describe() | {"unit": self.unit}
 
     @property
     def requires_latents(self) -> bool:
@@ -235,41 +224,14 @@ class Uncertainty(Memory, nn.Module, ABC):
         return dtype
 
 
-def build_uncertainty(
-    kind: str, options: Mapping[str, Any], topology: Topology, n_latents: int, n_atoms: int | None = None
-) -> Uncertainty:
-    """Make an unfitted uncertainty from a campaign file.
-
-    Parameters
-    ----------
-    kind : name in the registry.
-    options : of that kind, e.g. ``{"features": {"kind": "torsions"}, "kappa": 5}``; an entry ``kind`` is skipped.
-    topology : bond graph of the molecule.
-    n_latents : latent features per atom of the potential, F.
-    n_atoms : atoms of the potential, checked against the topology.
-
-    Raises
-    ------
-    UqbiasError
-        For an unknown kind or option, or features that the molecule does not have.
-    """
-    if n_atoms is not None and n_atoms != len(topology.numbers):
-        raise UqbiasError(
-            f"the topology has {len(topology.numbers)} atoms, the potential {n_atoms}", "use the same molecule for both"
-        )
-    values = {name: value for name, value in options.items() if name != "kind"}
-    found = UNCERTAINTIES.get(kind)
-    check_options(f"uncertainty '{kind}'", values, found.option_names())
-    made: Uncertainty = found.build(topology, n_latents, **values)
-    made.kind = kind
-    return made
-
-
 def rebuild_uncertainty(manifest: Mapping[str, Any]) -> Uncertainty:
-    """Make an uncertainty from the ``{"kind", "unit", "options"}`` of a model file."""
-    made: Uncertainty = UNCERTAINTIES.get(manifest["kind"]).from_options(manifest["options"])
-    made.kind = manifest["kind"]
-    return made
+    """Make an uncertainty from the ``{"kind", "options"}`` of a model file; its buffers still have to be loaded."""
+    options = dict(manifest["options"])
+    if "features" in options:
+        options["features"] = rebuild_features(options["features"])
+    uncertainty: Uncertainty = UNCERTAINTIES.get(manifest["kind"])(**options)
+    uncertainty.kind = manifest["kind"]
+    return uncertainty
 
 
 def energy_unit(n_atoms: int) -> float:

@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 from typing_extensions import Doc
 
-from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.molecule.topology import Topology
 from uqbias.uncertainty.aggregation import Aggregation, OverAtoms
 from uqbias.uncertainty.atomwise import AtomwiseUncertainty
 
-QUANTITIES = ("energy", "forces")
 #: Added to standard deviations in quadrature, in kJ/mol or kJ/mol/nm, so that agreement is no kink.
 FLOOR = {"energy": 1e-2, "forces": 1e-1}
 
@@ -54,8 +52,6 @@ class Committee(AtomwiseUncertainty):
         ] = "energy",
         bootstrap: Annotated[bool, Doc("train each member on its own resample of the frames")] = False,
     ) -> None:
-        if quantity not in QUANTITIES:
-            raise UqbiasError(f"unknown quantity '{quantity}' of a committee", did_you_mean(quantity, QUANTITIES))
         super().__init__(aggregation, range(n_atoms), n_atoms)
         self.quantity = quantity
         self.bootstrap = bootstrap
@@ -75,10 +71,6 @@ class Committee(AtomwiseUncertainty):
         atoms = range(n_atoms) if options.get("quantity") == "forces" else None
         over_atoms = Aggregation.choose(topology, atoms, aggregation, "a committee's energy, which is")
         return cls(over_atoms, n_atoms, **options)
-
-    def options(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return super().options() | {"quantity": self.quantity, "bootstrap": self.bootstrap}
 
     @property
     def requires_forces(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -11,11 +10,9 @@ from torch import Tensor
 from torch.nn.functional import softplus
 from typing_extensions import Doc
 
-from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.options import NotNegative
 from uqbias.uncertainty.heads import ErrorHead
 
-PARTS = ("epistemic", "aleatoric", "total")
 #: Keeps ν, α − 1 and β above zero.
 FLOOR = 1e-3
 
@@ -35,7 +32,7 @@ class Evidential(ErrorHead):
     Parameters
     ----------
     part, regularisation : stated where they are declared; ``total`` is the sum of both variances.
-    numbers, n_latents, aggregation, quantity, hidden, loss_weight : see `ErrorHead`.
+    options : those of `ErrorHead`, by name.
     """
 
     kind = "evidential"
@@ -43,26 +40,14 @@ class Evidential(ErrorHead):
 
     def __init__(
         self,
-        numbers: Sequence[int],
-        n_latents: int,
-        aggregation: Mapping[str, Any] | None = None,
-        n_atoms: int = 0,
         *,
         part: Annotated[Literal["epistemic", "aleatoric", "total"], Doc("which variance is meant")] = "epistemic",
         regularisation: Annotated[NotNegative, Doc("λ: price of evidence where the error is large")] = 0.2,
         **options: Any,
     ) -> None:
-        if part not in PARTS:
-            raise UqbiasError(f"unknown part '{part}' of 'evidential'", did_you_mean(part, PARTS))
-        if regularisation < 0:
-            raise UqbiasError(f"regularisation of 'evidential': {regularisation}", "give 0 or more")
-        super().__init__(numbers, n_latents, aggregation, n_atoms, **options)
+        super().__init__(**options)
         self.part = part
         self.regularisation = regularisation
-
-    def options(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return super().options() | {"part": self.part, "regularisation": self.regularisation}
 
     def evidence(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return ν, α − 1 and β of outputs [..., 3]; β starts small, as errors are small in units of the forces."""

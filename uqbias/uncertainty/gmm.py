@@ -11,19 +11,17 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 from typing_extensions import Doc
 
-from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.errors import UqbiasError
 from uqbias.molecule.topology import Topology
 from uqbias.options import Count, OfKind, Positive
+from uqbias.registry import FEATURES
 from uqbias.uncertainty.aggregation import Aggregation, OverAtoms
 from uqbias.uncertainty.atomwise import AtomwiseUncertainty
 from uqbias.uncertainty.base import set_buffers
 from uqbias.uncertainty.elements import ElementGroups, elements_of
-from uqbias.uncertainty.features.base import Features, FeatureSpec, build_features
+from uqbias.uncertainty.features.base import Features, FeatureSpec
 from uqbias.uncertainty.mixture import MixtureDensity
 from uqbias.uncertainty.whitening import Components, Whiten
-
-SQUASHES = ("none", "softplus_sqrt")
-CHOICES = ("fixed", "bic")
 
 
 class GaussianMixture(AtomwiseUncertainty):
@@ -85,22 +83,13 @@ class GaussianMixture(AtomwiseUncertainty):
         max_iter: Annotated[Count, Doc("iterations of expectation maximisation, at most")] = 500,
     ) -> None:
         super().__init__(aggregation, features.atoms, n_atoms, features)
-        for name, value in (("n_components", n_components), ("max_iter", max_iter), ("reg_covar", reg_covar)):
-            if not value > 0:
-                raise UqbiasError(f"{name} of the mixture: {value}", "give a number above 0")
-        if squash not in SQUASHES:
-            raise UqbiasError(f"unknown squash '{squash}'", did_you_mean(squash, SQUASHES))
-        if choose_components not in CHOICES:
-            raise UqbiasError(
-                f"unknown choose_components '{choose_components}'", did_you_mean(choose_components, CHOICES)
-            )
         self.n_components = n_components
         self.samples_per_component = samples_per_component
         self.reg_covar = reg_covar
         self.dims = dims
         self.squash = squash
         self.max_iter = max_iter
-        self.whitening_kind = whitening
+        self.whitening = whitening
         self.elements = None if elements is None else tuple(elements)
         self.choose_components = choose_components
         self.groups = ElementGroups(elements)
@@ -125,26 +114,12 @@ class GaussianMixture(AtomwiseUncertainty):
         **options: Any,
     ) -> GaussianMixture:
         """Make the feature space of a molecule, and a mixture in it."""
-        made = build_features(features, topology, n_latents)
+        made: Features = FEATURES.build(features, topology=topology, n_latents=n_latents)
         atoms = made.atoms if made.per_atom else None
         asked = None if aggregation == "mean" else aggregation
         over_atoms = Aggregation.choose(topology, atoms, asked, f"features '{made.kind}', which are")
         elements = elements_of(topology, made) if per_element else None
         return cls(made, over_atoms, elements, len(topology.numbers), **options)
-
-    def options(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return super().options() | {
-            "n_components": self.n_components,
-            "samples_per_component": self.samples_per_component,
-            "reg_covar": self.reg_covar,
-            "whitening": self.whitening_kind,
-            "dims": self.dims,
-            "squash": self.squash,
-            "max_iter": self.max_iter,
-            "elements": None if self.elements is None else list(self.elements),
-            "choose_components": self.choose_components,
-        }
 
     def fit(
         self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None, *, seed: int

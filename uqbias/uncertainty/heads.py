@@ -13,14 +13,11 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 from typing_extensions import Doc
 
-from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.molecule.topology import Topology
 from uqbias.options import Count, Positive
 from uqbias.uncertainty.aggregation import Aggregation, OverAtoms
 from uqbias.uncertainty.atomwise import AtomwiseUncertainty
 from uqbias.uncertainty.base import energy_unit, set_buffers
-
-QUANTITIES = ("forces", "energy")
 
 
 class ElementNetwork(nn.Module):
@@ -68,6 +65,7 @@ class TrainedKind(AtomwiseUncertainty):
     numbers : atomic numbers.
     n_latents : F.
     aggregation : arguments of `Aggregation`, or None.
+    n_atoms : length of ``numbers``, as model files state it for every kind that has values per atom.
     loss_weight : weight of the kind's loss beside that of the potential.
     """
 
@@ -80,24 +78,15 @@ class TrainedKind(AtomwiseUncertainty):
         numbers: Sequence[int],
         n_latents: int,
         aggregation: Mapping[str, Any] | None = None,
+        n_atoms: int | None = None,
         *,
         loss_weight: Annotated[Positive, Doc("of its likelihood beside the potential's loss")] = 0.1,
     ) -> None:
-        if not loss_weight > 0:
-            raise UqbiasError(f"loss_weight of '{self.kind}': {loss_weight}", "give a number above 0")
         super().__init__(aggregation, range(len(numbers)), len(numbers))
         self.numbers = tuple(numbers)
         self.n_latents = n_latents
         self.loss_weight = loss_weight
         self.register_buffer("force_unit", torch.ones(()))
-
-    def options(self) -> dict[str, Any]:
-        """Constructor arguments that every kind of this family has."""
-        return super().options() | {
-            "numbers": list(self.numbers),
-            "n_latents": self.n_latents,
-            "loss_weight": self.loss_weight,
-        }
 
     @property
     def requires_latents(self) -> bool:
@@ -129,17 +118,13 @@ class ErrorHead(TrainedKind):
     ----------
     quantity, hidden : stated where they are declared. ``forces`` has a value per atom; for ``energy`` outputs are
         averaged over atoms first.
-    numbers, n_latents, aggregation, loss_weight : see `TrainedKind`; no aggregation of ``energy``.
+    options : those of `TrainedKind`, by name; no aggregation of ``energy``.
     """
 
     n_outputs: ClassVar[int]
 
     def __init__(
         self,
-        numbers: Sequence[int],
-        n_latents: int,
-        aggregation: Mapping[str, Any] | None = None,
-        n_atoms: int = 0,
         *,
         quantity: Annotated[
             Literal["forces", "energy"], Doc("whose error: forces (kJ/mol/nm) or energy (kJ/mol)")
@@ -147,26 +132,18 @@ class ErrorHead(TrainedKind):
         hidden: Annotated[Count, Doc("width of that network's hidden layer")] = 16,
         **options: Any,
     ) -> None:
-        if quantity not in QUANTITIES:
-            raise UqbiasError(f"unknown quantity '{quantity}' of '{self.kind}'", did_you_mean(quantity, QUANTITIES))
-        if not hidden > 0:
-            raise UqbiasError(f"hidden of '{self.kind}': {hidden}", "give a number above 0")
-        super().__init__(numbers, n_latents, aggregation, **options)
+        super().__init__(**options)
         self.quantity = quantity
         self.hidden = hidden
         self.unit = "kJ/mol" if quantity == "energy" else "kJ/mol/nm"
-        self.network = ElementNetwork(numbers, n_latents, hidden, self.n_outputs)
+        self.network = ElementNetwork(self.numbers, self.n_latents, hidden, self.n_outputs)
 
     @classmethod
     def build(cls, topology: Topology, n_latents: int, *, aggregation: OverAtoms = None, **options: Any) -> ErrorHead:
         """Take the atoms of a molecule, where the quantity is per atom."""
         atoms = None if options.get("quantity") == "energy" else range(len(topology.numbers))
         over_atoms = Aggregation.choose(topology, atoms, aggregation, "an energy, which is")
-        return cls(topology.numbers, n_latents, over_atoms, **options)
-
-    def options(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return super().options() | {"quantity": self.quantity, "hidden": self.hidden}
+        return cls(numbers=topology.numbers, n_latents=n_latents, aggregation=over_atoms, **options)
 
     @abstractmethod
     def negative_log_likelihood(self, error: Tensor, outputs: Tensor) -> Tensor:

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from typing_extensions import Doc
 
-from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.errors import UqbiasError
 from uqbias.molecule.topology import Topology
 from uqbias.options import Count, OfKind, Positive
+from uqbias.registry import FEATURES
 from uqbias.uncertainty.base import Uncertainty, set_buffers
-from uqbias.uncertainty.features.base import Features, FeatureSpec, build_features
+from uqbias.uncertainty.features.base import Features, FeatureSpec
 from uqbias.uncertainty.whitening import Components, Whiten, Whitening
 
-KERNELS = ("von_mises", "gaussian")
 #: Log-weight of an empty place of the reference set: never seen, yet finite in float32.
 PADDING = -1e9
 
@@ -63,11 +63,6 @@ class KernelDensity(Uncertainty):
         dims: Components = None,
     ) -> None:
         super().__init__(features)
-        for name, value in (("kappa", kappa), ("bandwidth", bandwidth), ("capacity", capacity)):
-            if not value > 0:
-                raise UqbiasError(f"{name} of the kernel density: {value}", "give a number above 0")
-        if kernel not in KERNELS:
-            raise UqbiasError(f"unknown kernel '{kernel}'", did_you_mean(kernel, KERNELS))
         if features.per_atom:
             raise UqbiasError(
                 f"a kernel density of '{features.kind}', which are per atom",
@@ -95,18 +90,11 @@ class KernelDensity(Uncertainty):
         **options: Any,
     ) -> KernelDensity:
         """Make the feature space of a molecule, and a density in it."""
-        return cls(build_features(features, topology, n_latents), **options)
+        return cls(FEATURES.build(features, topology=topology, n_latents=n_latents), **options)
 
     def options(self) -> dict[str, Any]:
         """Constructor arguments, with the capacity as it is now."""
-        return super().options() | {
-            "kernel": self.kernel,
-            "kappa": self.kappa,
-            "bandwidth": self.bandwidth,
-            "capacity": self.capacity,
-            "whitening": self.whitening_kind,
-            "dims": self.dims,
-        }
+        return super().options() | {"whitening": self.whitening_kind}
 
     @property
     def capacity(self) -> int:

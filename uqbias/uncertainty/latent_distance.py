@@ -11,17 +11,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Doc
 
-from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.errors import UqbiasError
 from uqbias.molecule.topology import Topology
 from uqbias.options import Count, OfKind, Positive
+from uqbias.registry import FEATURES
 from uqbias.uncertainty.aggregation import Aggregation, OverAtoms
 from uqbias.uncertainty.atomwise import AtomwiseUncertainty
 from uqbias.uncertainty.base import set_buffers
 from uqbias.uncertainty.elements import ElementGroups, elements_of
-from uqbias.uncertainty.features.base import Features, FeatureSpec, build_features
+from uqbias.uncertainty.features.base import Features, FeatureSpec
 from uqbias.uncertainty.whitening import bend, bend_tensor
 
-METRICS = ("mahalanobis", "knn")
 #: Weight of an empty place among the references, as a logarithm: never seen, yet finite in float32.
 PADDING = -1e9
 #: Rounding of a distance at zero, in standard deviations.
@@ -79,12 +79,7 @@ class LatentDistance(AtomwiseUncertainty):
         capacity: Annotated[Count, Doc("reference atoms of knn, per element")] = 256,
         regularisation: Annotated[Positive, Doc("added to the covariance, in units of its mean variance")] = 1e-5,
     ) -> None:
-        if metric not in METRICS:
-            raise UqbiasError(f"unknown metric '{metric}' of 'distance'", did_you_mean(metric, METRICS))
-        for name, value in (("k", k), ("capacity", capacity), ("regularisation", regularisation)):
-            if not value > 0:
-                raise UqbiasError(f"{name} of 'distance': {value}", "give a number above 0")
-        if metric == "knn" and not (isinstance(k, int) and k < capacity):
+        if metric == "knn" and k >= capacity:
             raise UqbiasError(f"k = {k} of 'distance' with capacity {capacity}", "give a whole number below it")
         super().__init__(aggregation, features.atoms, n_atoms, features)
         self.elements = None if elements is None else tuple(elements)
@@ -116,22 +111,12 @@ class LatentDistance(AtomwiseUncertainty):
         **options: Any,
     ) -> LatentDistance:
         """Make the feature space of a molecule, and the distance in it."""
-        made = build_features(features, topology, n_latents)
+        made: Features = FEATURES.build(features, topology=topology, n_latents=n_latents)
         apart = made.per_atom if per_element is None else per_element
         atoms = made.atoms if made.per_atom else None
         over_atoms = Aggregation.choose(topology, atoms, aggregation, f"features '{made.kind}', which are")
         elements = elements_of(topology, made) if apart else None
         return cls(made, elements, over_atoms, len(topology.numbers), **options)
-
-    def options(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return super().options() | {
-            "elements": None if self.elements is None else list(self.elements),
-            "metric": self.metric,
-            "k": self.k,
-            "capacity": self.capacity,
-            "regularisation": self.regularisation,
-        }
 
     def fit(
         self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None, *, seed: int

@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Doc
 
-from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.errors import UqbiasError
 from uqbias.molecule.topology import Topology
 from uqbias.options import OfKind, Positive
+from uqbias.registry import FEATURES
 from uqbias.uncertainty.aggregation import Aggregation, OverAtoms
 from uqbias.uncertainty.atomwise import AtomwiseUncertainty
 from uqbias.uncertainty.base import set_buffers
 from uqbias.uncertainty.elements import ElementGroups, elements_of
-from uqbias.uncertainty.features.base import Features, FeatureSpec, build_features
+from uqbias.uncertainty.features.base import Features, FeatureSpec
 
-SCOPES = ("atoms", "structure")
 #: Added to u² so that u has a slope everywhere.
 FLOOR = 1e-6
 
@@ -70,10 +70,6 @@ class LastLayerRigidity(AtomwiseUncertainty):
         ] = "atoms",
         ridge: Annotated[Positive, Doc("regularisation, relative to the mean eigenvalue")] = 1e-4,
     ) -> None:
-        if scope not in SCOPES:
-            raise UqbiasError(f"unknown scope '{scope}' of 'llpr'", did_you_mean(scope, SCOPES))
-        if not ridge > 0:
-            raise UqbiasError(f"ridge of 'llpr': {ridge}", "give a number above 0")
         super().__init__(aggregation, features.atoms, n_atoms, features)
         self.elements = tuple(elements)
         self.scope = scope
@@ -98,7 +94,7 @@ class LastLayerRigidity(AtomwiseUncertainty):
     ) -> LastLayerRigidity:
         """Take the latents of a molecule's atoms."""
         scope = options.get("scope", "atoms")
-        made = build_features(features, topology, n_latents)
+        made: Features = FEATURES.build(features, topology=topology, n_latents=n_latents)
         if made.kind != "latents":
             raise UqbiasError(f"features '{made.kind}' of 'llpr'", "the last layer sees the latents; leave it out")
         if scope == "structure" and len(made.atoms) < len(topology.numbers):
@@ -110,10 +106,6 @@ class LastLayerRigidity(AtomwiseUncertainty):
         atoms = made.atoms if scope == "atoms" else None
         over_atoms = Aggregation.choose(topology, atoms, aggregation, f"scope '{scope}', which is")
         return cls(made, elements, over_atoms, len(topology.numbers), **options)
-
-    def options(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return super().options() | {"elements": list(self.elements), "scope": self.scope, "ridge": self.ridge}
 
     def fit(
         self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None, *, seed: int

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor
 from torch.nn.functional import softplus
 from typing_extensions import Doc
 
-from uqbias.errors import UqbiasError
 from uqbias.options import Positive
 from uqbias.uncertainty.heads import ErrorHead
 
@@ -30,7 +28,7 @@ class MeanVarianceEstimation(ErrorHead):
     Parameters
     ----------
     beta, loss_weight : stated where they are declared.
-    numbers, n_latents, aggregation, quantity, hidden : see `ErrorHead`.
+    options : those of `ErrorHead`, by name.
     """
 
     kind = "mve"
@@ -38,23 +36,13 @@ class MeanVarianceEstimation(ErrorHead):
 
     def __init__(
         self,
-        numbers: Sequence[int],
-        n_latents: int,
-        aggregation: Mapping[str, Any] | None = None,
-        n_atoms: int = 0,
         *,
         loss_weight: Annotated[Positive, Doc("of its likelihood beside the potential's loss")] = 0.02,
         beta: Annotated[float, Ge(0), Le(1), Doc("β of the β-NLL; 0 is the plain likelihood")] = 0.0,
         **options: Any,
     ) -> None:
-        if not 0 <= beta <= 1:
-            raise UqbiasError(f"beta of 'mve': {beta}", "give a number from 0 (plain likelihood) to 1")
-        super().__init__(numbers, n_latents, aggregation, n_atoms, loss_weight=loss_weight, **options)
+        super().__init__(loss_weight=loss_weight, **options)
         self.beta = beta
-
-    def options(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return super().options() | {"beta": self.beta}
 
     def deviation(self, outputs: Tensor) -> Tensor:
         """Return σ."""

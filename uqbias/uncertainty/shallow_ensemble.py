@@ -11,13 +11,11 @@ from annotated_types import Ge
 from torch import Tensor
 from typing_extensions import Doc
 
-from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.molecule.topology import Topology
 from uqbias.options import Positive
 from uqbias.uncertainty.aggregation import Aggregation, Spec
 from uqbias.uncertainty.heads import ElementNetwork, TrainedKind
 
-SCORES = ("crps", "nll")
 #: Least standard deviation of an energy, in the unit of `Uncertainty.loss`.
 FLOOR = 1e-4
 #: Energies differ by little in that unit; without it the first steps of training would only shrink the heads.
@@ -53,17 +51,13 @@ class ShallowEnsemble(TrainedKind):
         numbers: Sequence[int],
         n_latents: int,
         aggregation: Mapping[str, Any] | None = None,
-        n_atoms: int = 0,
+        n_atoms: int | None = None,
         *,
         n_heads: Annotated[int, Ge(2), Doc("last layers")] = 32,
         score: Annotated[Literal["crps", "nll"], Doc("what the last layers are trained on")] = "crps",
         loss_weight: Annotated[Positive, Doc("of that score beside the potential's loss")] = 0.1,
     ) -> None:
-        if n_heads < 2:
-            raise UqbiasError(f"{n_heads} heads of a shallow ensemble", "give 2 or more")
-        if score not in SCORES:
-            raise UqbiasError(f"unknown score '{score}'", did_you_mean(score, SCORES))
-        super().__init__(numbers, n_latents, aggregation, loss_weight=loss_weight)
+        super().__init__(numbers, n_latents, aggregation, n_atoms, loss_weight=loss_weight)
         self.n_heads = n_heads
         self.score = score
         self.heads = ElementNetwork(numbers, n_latents, 0, n_heads)
@@ -83,10 +77,6 @@ class ShallowEnsemble(TrainedKind):
         atoms = range(len(topology.numbers))
         over_atoms = None if aggregation is None else Aggregation.build(topology, atoms, aggregation).options()
         return cls(topology.numbers, n_latents, over_atoms, **options)
-
-    def options(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return super().options() | {"n_heads": self.n_heads, "score": self.score}
 
     def _deviations(self, latents: Tensor) -> Tensor:
         """Centred deviations of each atom's energy, [..., W, N, K]."""

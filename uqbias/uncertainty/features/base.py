@@ -10,16 +10,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.errors import UqbiasError
 from uqbias.molecule.topology import Topology
-from uqbias.options import options_of
-from uqbias.registry import FEATURES, check_options
+from uqbias.options import Part
+from uqbias.registry import FEATURES
 
 #: How a user writes a feature space.
 FeatureSpec = str | Mapping[str, Any]
 
 
-class Features(nn.Module, ABC):
+class Features(Part, nn.Module, ABC):
     """A differentiable map from geometries (and latents) to the space in which a density is estimated.
 
     Everything that `prepare` changes is a floating-point buffer, so that a compiled graph takes it as input.
@@ -47,12 +47,8 @@ class Features(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def build(cls, topology: Topology, n_latents: int, *_: Any, **user_options: Any) -> Features:
+    def build(cls, topology: Topology, n_latents: int, *_: Any, **options: Any) -> Features:
         """Make the feature space of one molecule from the options of a campaign file."""
-
-    @abstractmethod
-    def options(self) -> dict[str, Any]:
-        """JSON-able constructor arguments; ``type(self)(**options)`` rebuilds an unprepared twin."""
 
     @property
     def is_prepared(self) -> bool:
@@ -97,7 +93,9 @@ class CallableFeatures(Features):
     under rotation and translation, and free of data-dependent branches.
     """
 
-    def __init__(self, kind: str, dim: int, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+    unrecorded: ClassVar[tuple[str, ...]] = ("kind", "function")
+
+    def __init__(self, kind: str, function: Callable[[Tensor, Tensor], Tensor], dim: int) -> None:
         super().__init__()
         self.kind = kind
         self.dim = dim
@@ -105,78 +103,29 @@ class CallableFeatures(Features):
         self._function = function
 
     @classmethod
-    def build(cls, topology: Topology, n_latents: int, *_: Any, **user_options: Any) -> Features:
-        """Not used: `build_features` probes the function itself."""
-        raise NotImplementedError
-
-    @classmethod
-    def probe(cls, kind: str, function: Callable[[Tensor, Tensor], Tensor], n_atoms: int, n_latents: int) -> Features:
+    def build(
+        cls, topology: Topology, n_latents: int, kind: str, function: Callable[[Tensor, Tensor], Tensor]
+    ) -> CallableFeatures:
         """Call the function once on two random geometries to learn its dimension."""
         generator = torch.Generator().manual_seed(0)
-        positions = torch.randn(2, n_atoms, 3, generator=generator)
-        found = function(positions, torch.randn(1, 2, n_atoms, n_latents, generator=generator))
-        if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != 2:
-            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        positions = torch.randn(2, len(topology), 3, generator=generator)
+        vectors = function(positions, torch.randn(1, 2, len(topology), n_latents, generator=generator))
+        if not isinstance(vectors, Tensor) or vectors.ndim != 2 or len(vectors) != 2:
+            shape = tuple(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
             raise UqbiasError(f"features '{kind}' gave {shape} for 2 geometries", "return a tensor [W, D]")
-        return cls(kind, found.shape[1], function)
-
-    def options(self) -> dict[str, Any]:
-        """Constructor arguments without the function, which is found again by its name."""
-        return {"dim": self.dim}
+        return cls(kind, function, vectors.shape[1])
 
     def forward(self, positions: Tensor, latents: Tensor) -> Tensor:
         """Features of the function, [W, D]."""
         return self._function(positions, latents)
 
 
-def build_features(spec: str | Mapping[str, Any], topology: Topology, n_latents: int) -> Features:
-    """Make a feature space from a campaign file.
-
-    Parameters
-    ----------
-    spec : a name, or a mapping with ``kind`` and the options of that kind. A kind ``"module:attribute"`` names a
-        third party's `Features` class or a function (see `CallableFeatures`).
-    topology : bond graph of the molecule.
-    n_latents : latent features per atom of the potential.
-
-    Raises
-    ------
-    UqbiasError
-        For an unknown kind or option, or a molecule without such features.
-    """
-    values = {"kind": spec} if isinstance(spec, str) else dict(spec)
-    kind = values.pop("kind", None)
-    if not isinstance(kind, str):
-        raise UqbiasError(f"features {spec!r} have no kind", did_you_mean("", FEATURES.names()))
-    found = _find(kind)
-    if isinstance(found, FunctionType):
-        check_options(f"features '{kind}'", values, ())
-        return CallableFeatures.probe(kind, found, len(topology.numbers), n_latents)
-    check_options(f"features '{kind}'", values, list(options_of(found, FEATURES.given)))
-    features: Features = found.build(topology, n_latents, **values)
-    features.kind = kind
-    return features
-
-
 def rebuild_features(manifest: Mapping[str, Any]) -> Features:
-    """Make a feature space from the ``{"kind", "options"}`` of a model file."""
+    """Make a feature space from the ``{"kind", "options"}`` of a model file; inverse of `Features.describe`."""
     kind = manifest["kind"]
-    found = _find(kind)
-    if isinstance(found, FunctionType):
-        return CallableFeatures(kind, function=found, **manifest["options"])
-    features: Features = found(**manifest["options"])
+    part = FEATURES.get(kind)
+    if isinstance(part, FunctionType):
+        return CallableFeatures(kind, part, **manifest["options"])
+    features: Features = part(**manifest["options"])
     features.kind = kind
     return features
-
-
-def describe_features(features: Features) -> dict[str, Any]:
-    """Inverse of `rebuild_features`."""
-    return {"kind": features.kind, "options": features.options()}
-
-
-def _find(kind: str) -> Any:
-    """Look a kind up in the registry, or import ``module:attribute``; only classes and plain functions are called."""
-    found = FEATURES.get(kind)
-    if not (isinstance(found, FunctionType) or (isinstance(found, type) and issubclass(found, Features))):
-        raise UqbiasError(f"features '{kind}' are a {type(found).__name__}", "name a Features class or a function")
-    return found

@@ -12,7 +12,8 @@ from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError
 from uqbias.molecule.topology import Topology
-from uqbias.uncertainty.features.base import Features, build_features, describe_features, rebuild_features
+from uqbias.registry import FEATURES
+from uqbias.uncertainty.features.base import Features, rebuild_features
 
 
 class Concatenated(Features):
@@ -22,15 +23,23 @@ class Concatenated(Features):
 
     Parameters
     ----------
-    parts : ``{"kind", "options"}`` of each part, all of one vector per walker.
+    parts : feature spaces, or the ``{"kind", "options"}`` of each, all of one vector per walker.
     scales : factor of each part.
     """
 
     kind = "concatenated"
 
-    def __init__(self, parts: Sequence[Mapping[str, Any]], scales: Sequence[float]) -> None:
+    def __init__(self, parts: Sequence[Features | Mapping[str, Any]], scales: Sequence[float]) -> None:
         super().__init__()
-        self._take([rebuild_features(part) for part in parts], scales)
+        spaces = [part if isinstance(part, Features) else rebuild_features(part) for part in parts]
+        for part in spaces:
+            if part.per_atom:
+                raise UqbiasError(f"'{part.kind}' gives one vector per atom", "concatenate per-walker features only")
+        self.parts = nn.ModuleList(spaces)
+        self.scales = tuple(float(scale) for scale in scales)
+        self.dim = sum(part.dim for part in spaces)
+        self.requires_latents = any(part.requires_latents for part in spaces)
+        self.labelled = any(part.labelled for part in spaces)
 
     @classmethod
     def build(
@@ -43,34 +52,13 @@ class Concatenated(Features):
         ],
     ) -> Concatenated:
         """Make the parts for a molecule."""
-        made, scales = [], []
-        for part in parts:
-            values = {"kind": part} if isinstance(part, str) else dict(part)
-            scales.append(float(values.pop("scale", 1.0)))
-            made.append(build_features(values, topology, n_latents))
-        self = cls.__new__(cls)
-        nn.Module.__init__(self)
-        self._take(made, scales)
-        return self
-
-    def _take(self, parts: Sequence[Features], scales: Sequence[float]) -> None:
-        if not parts:
-            raise UqbiasError("features 'concatenated' have no parts", "give parts: [torsions, pair_distances]")
-        for part in parts:
-            if part.per_atom:
-                raise UqbiasError(f"'{part.kind}' gives one vector per atom", "concatenate per-walker features only")
-        self.parts = nn.ModuleList(parts)
-        self.scales = tuple(float(scale) for scale in scales)
-        self.dim = sum(part.dim for part in parts)
-        self.requires_latents = any(part.requires_latents for part in parts)
-        self.labelled = any(part.labelled for part in parts)
+        sections = [{"kind": part} if isinstance(part, str) else dict(part) for part in parts]
+        scales = [float(section.pop("scale", 1.0)) for section in sections]
+        spaces = [FEATURES.build(section, topology=topology, n_latents=n_latents) for section in sections]
+        return cls(spaces, scales)
 
     def _features(self) -> list[Features]:
         return [part for part in self.parts if isinstance(part, Features)]
-
-    def options(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return {"parts": [describe_features(part) for part in self._features()], "scales": list(self.scales)}
 
     @property
     def is_prepared(self) -> bool:

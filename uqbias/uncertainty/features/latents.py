@@ -44,7 +44,7 @@ class Latents(Features):
             raise UqbiasError(
                 f"the potential has {n_latents} latents", "choose the features torsions or pair_distances"
             )
-        self.dim = n_latents
+        self.dim = self.n_latents = n_latents
         self.atoms = tuple(atoms)
         self.n_atoms = n_atoms
         self.member = member
@@ -65,10 +65,6 @@ class Latents(Features):
     ) -> Latents:
         """Choose the atoms of a molecule."""
         return cls(n_latents, select_atoms(topology, atoms), len(topology.numbers), **options)
-
-    def options(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return {"n_latents": self.dim, "atoms": list(self.atoms), "n_atoms": self.n_atoms, "member": self.member}
 
     def forward(self, positions: Tensor, latents: Tensor) -> Tensor:
         """Latents of one member, [W, A, F]."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -60,10 +60,6 @@ class PairDistances(Features):
             heavy = np.array(topology.numbers) > 1
             far &= heavy[:, None] & heavy[None]
         return cls(np.argwhere(far).tolist())
-
-    def options(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return {"pairs": [list(pair) for pair in self.pairs]}
 
     def forward(self, positions: Tensor, latents: Tensor) -> Tensor:
         """Distances [W, P] in nm."""

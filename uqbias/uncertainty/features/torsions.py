@@ -69,8 +69,6 @@ class Torsions(Features):
             raise UqbiasError(
                 "the molecule has no such dihedral", "set heavy_only: false, or choose the features pair_distances"
             )
-        if stiff_below < 0:
-            raise UqbiasError(f"stiff_below: {stiff_below}", "give degrees, 0 or more")
         self.dihedrals = tuple((int(i), int(j), int(k), int(m)) for i, j, k, m in dihedrals)
         self.n_atoms = n_atoms
         self.stiff_below = float(stiff_below)
@@ -99,14 +97,6 @@ class Torsions(Features):
     ) -> Torsions:
         """Take the proper dihedrals of the bond graph."""
         return cls(topology.proper_dihedrals(heavy_only=heavy_only), len(topology.numbers), **options)
-
-    def options(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return {
-            "dihedrals": [list(four) for four in self.dihedrals],
-            "n_atoms": self.n_atoms,
-            "stiff_below": self.stiff_below,
-        }
 
     @property
     def is_prepared(self) -> bool:
