@@ -254,7 +254,7 @@ def test_what_acts_beside_a_bias_is_taken_off_or_refused(tmp_path):
     np.testing.assert_allclose(found.values, expected - expected.min(), atol=1e-6)
     others = {
         "upper_wall on driver": make("upper_wall", at=1.0),
-        "gamd on energy": make("gamd", preparation_steps=0, conventional_steps=10, equilibration_steps=0),
+        "gamd on energy": make("gamd", pace=10, preparation_steps=0, conventional_steps=10, equilibration_steps=0),
         "opes on y": make("opes", variables=["y"], sigma=0.1, barrier=20.0),
     }
     others["gamd on energy"][0].update(10, random.normal(size=(50, 1)))
