@@ -134,7 +134,7 @@ def test_names_of_several_files(tmp_path):
     ):
         assert [path for path, _ in hill_files(tmp_path / "HILLS", biases)] == [tmp_path / name for name in expected]
     names = [path.name for path, _ in hill_files("hills.dat", [on("driver"), on("energy"), on("driver")])]
-    assert names == ["hills.u.dat", "hills.energy.dat", "hills.u.2.dat"]
+    assert names == ["hills.driver.dat", "hills.energy.dat", "hills.driver.2.dat"]
     assert hill_files(None, [on("driver")]) == []
 
 
