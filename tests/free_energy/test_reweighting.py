@@ -595,3 +595,16 @@ def test_a_third_partys_bias_names_its_estimator(tmp_path):
     run = write_run(tmp_path / "unknown", {"x": x}, [make("synthetic_runs:Unknown", **options)])
     with pytest.raises(UqbiasError, match=r"names the method 'last-bia'; .*last-bias"):
         free_energy([run], ["x"])
+
+
+def test_a_run_under_plumed_is_weighted_by_the_bias_that_acted(tmp_path):
+    """Flat under V = -F of ½ k x², of which only the values on the frames are known."""
+    x = np.random.default_rng(5).uniform(-1, 1, size=(2000, 4))
+    run = write_run(tmp_path, {"x": x}, bias=-0.5 * 20.0 * x**2, plumed="hash")
+    (tmp_path / "bias.npz").unlink()
+    found = free_energy([run], ["x"], bins=[10], ranges=[(-1.0, 1.0)])
+    assert found.method.startswith("quasi-static")
+    centres = found.axes[0].centres
+    assert found.values - found.values[5] == pytest.approx(10.0 * (centres**2 - centres[5] ** 2), abs=0.4)
+    with pytest.raises(UqbiasError, match="last-bias takes the bias itself, which PLUMED holds"):
+        free_energy([run], ["x"], method="last-bias")

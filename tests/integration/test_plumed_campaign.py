@@ -9,6 +9,7 @@ from peroxide_oracle import make_system
 
 from uqbias.campaign.rounds import run_campaign
 from uqbias.errors import UqbiasError
+from uqbias.free_energy.estimate import free_energy
 from uqbias.plumed.kernel import find_kernel
 from uqbias.settings.file import load_campaign
 
@@ -55,6 +56,7 @@ def test_campaign_with_plumed(campaign, tmp_path):
             assert stayed.sum() >= 5
             assert colvar[stayed, 1] == pytest.approx(seen["driver"][: len(colvar), walker][stayed], abs=2e-4)
     assert (folder / "walker_1.xtc").stat().st_size > 0
+    assert free_energy([folder], ["t:0-1-2-3"], blocks=2, bins=[6]).method.startswith("quasi-static")
 
 
 def test_identity_follows_the_input(campaign, tmp_path):

@@ -81,7 +81,7 @@ def free_energy(
         boost such as GaMD, on top of the method for the other biases; ``czar`` with an extended variable that follows
         the variable asked for, else ``mbar`` over its windows; the `estimator` that a bias names where it alone
         changed; ``quasi-static`` or ``last-bias`` where several did; ``last-bias`` where none did, which is exact. For
-        several runs: ``mbar``.
+        several runs: ``mbar``. With PLUMED: ``quasi-static``.
     discard : fraction of each run's observations that is left out at the start.
     blocks : number of blocks of the jackknife that gives the error.
     bins : number of bins of each variable; by default 60 for one variable and 36 each for two.
@@ -111,6 +111,7 @@ def free_energy(
     chosen = _automatic(frames, variables) if method == "auto" else method
     if chosen not in METHODS:
         raise UqbiasError(f"a bias of {runs[0].path} names the method '{chosen}'", did_you_mean(chosen, METHODS))
+    _refuse_unknown(frames, chosen)
     if chosen == "bias":
         return free_energy_from_bias(pool, axes, f"bias: {METHODS['bias']}", _notes(frames, discard))
     estimator, description = _estimator(pool, chosen, axes, order)
@@ -168,6 +169,13 @@ def _refuse_adapted(frames: Sequence[WeightedFrames]) -> None:
                 one.run.parts[index].equilibrium_from()
 
 
+def _refuse_unknown(frames: Sequence[WeightedFrames], method: str) -> None:
+    """Of PLUMED's biases only the values are known that they had."""
+    for one in frames:
+        if one.run.under_plumed and method != "quasi-static":
+            raise UqbiasError(f"{one.run.path}: {method} takes the bias itself, which PLUMED holds", "use quasi-static")
+
+
 def _refuse_extended(frames: Sequence[WeightedFrames], variables: Sequence[str]) -> None:
     """No weight of a frame makes the distribution of an extended variable that of the molecule."""
     for one in frames:
@@ -217,6 +225,8 @@ def _axes(
 def _automatic(frames: Sequence[WeightedFrames], variables: Sequence[str]) -> str:
     """The method that fits the biases."""
     first = frames[0]
+    if first.run.under_plumed:
+        return "quasi-static"
     if len(frames) > 1 and not first.extended:
         return "mbar"
     return "cumulant" if first.boosts else _for_the_rest(first, variables)

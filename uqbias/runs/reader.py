@@ -77,6 +77,7 @@ class RunFolder:
     parts : the biases as they were at the end, in double precision.
     temperature : K.
     step : [T] MD step of each observation.
+    under_plumed : whether PLUMED held the biases, which are then not among ``parts``.
     bias : [T, W] total bias in kJ/mol that acted, walls and restraints included, before the hills of that step.
     restarted : [T, W] whether the guard stopped the walker at that frame.
 
@@ -98,6 +99,7 @@ class RunFolder:
                 name: dict(entry) for name, entry in (self.facts.get("variables") or {}).items()
             }
             self.model = dict(self.facts.get("model") or {}).get("sha256")
+            self.under_plumed = "plumed" in self.facts
         file = self.path / "observations.npz"
         self._arrays = self._read_arrays(file)
         self._check_shapes(file)

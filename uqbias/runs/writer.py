@@ -8,22 +8,20 @@ import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from uqbias.bias.base import parts_of
+from uqbias.bias.base import Bias, parts_of
 from uqbias.errors import UqbiasError
 from uqbias.files import read_arrays, write_arrays, write_text
+from uqbias.molecule.topology import Topology
 from uqbias.runs.hills import HillsFile
-from uqbias.runs.observation import Observation
+from uqbias.runs.observation import GuardEvent, Observation
 from uqbias.runs.script_files import hill_files
 from uqbias.runs.series import ColvarFiles, ObservationRecorder
 from uqbias.runs.trajectories import Trajectories
-
-if TYPE_CHECKING:
-    from uqbias.md.walkers import Walkers
 
 FORMAT, VERSION = "uqbias-run", 1
 DESCRIPTION, SNAPSHOT, OBSERVATIONS, BIAS, PARTS = (
@@ -39,8 +37,37 @@ SAVED = "saved"
 HASHED = {"model": "another model", "start frames": "other start frames", "earlier bias": "another earlier bias"}
 
 
+class Writable(Protocol):
+    """Walkers as the writer of their run sees them, such as a `uqbias.md.loop.StepLoop`."""
+
+    topology: Topology
+    n_walkers: int
+    timestep_fs: float
+    step: int
+    bias: Bias | None
+    events: list[GuardEvent]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the variables of the bias."""
+
+    @property
+    def runner(self) -> str:
+        """How the model is evaluated."""
+
+    @property
+    def n_evaluations(self) -> int:
+        """Evaluations of the model so far."""
+
+    def save(self, path: str | Path) -> None:
+        """Write a snapshot."""
+
+    def load(self, path: str | Path) -> None:
+        """Go on from a snapshot."""
+
+
 class RunWriter:
-    """All files of one run, and going on with it.
+    """All files of one run, also of one that is interrupted and goes on.
 
     ``run.json`` says what the run is, from its beginning. While it runs, ``HILLS``, ``COLVAR``, ``events.jsonl`` and
     the trajectories grow. At a snapshot the observations since the last one become a file of their own under
@@ -74,7 +101,7 @@ class RunWriter:
         self._recorder = ObservationRecorder()
         self._observers: list[Any] = []
         self._growing: list[Path] = []
-        self._walkers: Walkers | None = None
+        self._walkers: Writable | None = None
         self._stopped = self._evaluations = 0
         self._before = self._read_description() if resume else None
         self._goes_on = False
@@ -140,7 +167,7 @@ class RunWriter:
             raise UqbiasError(f"the run in {self.folder} cannot go on: {path} is not there", "choose another folder")
         return False
 
-    def start(self, walkers: Walkers, observe_every: int, trajectory_every: int) -> None:
+    def start(self, walkers: Writable, observe_every: int, trajectory_every: int) -> None:
         """Open the files; put the walkers, with their bias, where the last snapshot has them, if there is one.
 
         Parameters
@@ -183,7 +210,7 @@ class RunWriter:
         self._files.callback(trajectories.close)
         self._trajectories = trajectories
         colvar = self._files.enter_context(
-            ColvarFiles(folder / "COLVAR", walkers.n_walkers, names=walkers.evaluator.names, append=append)
+            ColvarFiles(folder / "COLVAR", walkers.n_walkers, names=walkers.names, append=append)
         )
         self._observers = [colvar]
         hills = hill_files(folder / "HILLS", parts_of(walkers.bias))
@@ -245,10 +272,10 @@ class RunWriter:
         self._begin()
         # Placing the walkers anew has cost evaluations that the run without interruption did not have.
         self._stopped = manifest["stopped"]
-        self._evaluations = manifest["evaluations"] - self._walkers.evaluator.n_evaluations
+        self._evaluations = manifest["evaluations"] - self._walkers.n_evaluations
 
     def __call__(self, observation: Observation) -> None:
-        """Write one observation; an observer of `Walkers.run`."""
+        """Write one observation; an observer of `StepLoop.run`."""
         if observation.step % self._observe_every == 0:
             self._recorder(observation)
         if observation.step % self._trajectory_every == 0:
@@ -264,8 +291,8 @@ class RunWriter:
         assert self._walkers is not None
         return {
             "stopped": self._stopped + len(self._walkers.events),
-            "runner": self._walkers.evaluator.runner,
-            "evaluations": self._evaluations + self._walkers.evaluator.n_evaluations,
+            "runner": self._walkers.runner,
+            "evaluations": self._evaluations + self._walkers.n_evaluations,
         }
 
     def snapshot(self) -> None:
@@ -329,7 +356,7 @@ class _ContinuedTrajectories:
     file aside and from there, byte for byte, to the old one.
     """
 
-    def __init__(self, folder: Path, walkers: Walkers) -> None:
+    def __init__(self, folder: Path, walkers: Writable) -> None:
         self._aside = folder / PARTS / "xtc"
         self._new = Trajectories(self._aside, walkers.topology, walkers.n_walkers)
         self._old = [(folder / path.name).open("ab", buffering=0) for path in self._new.paths]

@@ -19,6 +19,7 @@ from uqbias.variables.base import build_variables, periods_of
 if TYPE_CHECKING:
     from uqbias.bias.base import BiasSum
     from uqbias.md.guards import Guard
+    from uqbias.md.loop import StepLoop
     from uqbias.md.walkers import Walkers
     from uqbias.model.inference import Evaluated
     from uqbias.runs.observation import ExternalBias, Observation
@@ -131,13 +132,12 @@ def explore(
     guard = make_guard(job, model)
     begin = starting_points(job, guard)
     with RunWriter(
-        job.folder, {**_description(job, model, parts, variables), "lowest_u": lowest}, resume=job.resume
+        job.folder, {**describe_run(job, model, parts, variables), "lowest_u": lowest}, resume=job.resume
     ) as writer:
         if writer.finished is None:
             walkers = _make_walkers(job, model, bias, variables, guard, begin, external)
             writer.start(walkers, md.observe_every, md.trajectory_every)
-            _run(job, walkers, writer, advance)
-            writer.finish()
+            run_to_end(job, walkers, writer, advance)
             done = writer.totals
         else:
             done = {name: writer.finished[name] for name in ("stopped", "runner", "evaluations")}
@@ -182,7 +182,7 @@ def _lowest(job: Exploration, at_start: Evaluated) -> float:
     return float(at_start.driver.min())
 
 
-def _description(
+def describe_run(
     job: Exploration, model: Any, parts: BiasParts, variables: Mapping[str, CollectiveVariable]
 ) -> dict[str, Any]:
     """Content of ``run.json``; see `uqbias.runs.writer.RunWriter`."""
@@ -268,8 +268,8 @@ def _make_walkers(
     )
 
 
-def _run(job: Exploration, walkers: Walkers, writer: RunWriter, advance: Advance | None) -> None:
-    """Run up to the job's number of steps, with a snapshot every so often."""
+def run_to_end(job: Exploration, walkers: StepLoop, writer: RunWriter, advance: Advance | None) -> None:
+    """Run up to the job's number of steps, with a snapshot every so often; ``writer`` has been started."""
     pace, steps = job.md.pace, job.md.steps
     if advance is not None and walkers.step:
         advance(walkers.step, "")
@@ -281,7 +281,8 @@ def _run(job: Exploration, walkers: Walkers, writer: RunWriter, advance: Advance
 
     # Snapshots are at observations.
     every = steps if job.snapshot_every is None else -(-job.snapshot_every // pace) * pace
-    while walkers.step < steps:
+    while walkers.step < steps and not walkers.ended:
         walkers.run(min(every - walkers.step % every, steps - walkers.step), pace=pace, observers=[writer, tell])
         if job.snapshot_every is not None:
             writer.snapshot()
+    writer.finish()
