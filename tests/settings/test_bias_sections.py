@@ -13,12 +13,10 @@ from uqbias.bias.base import Bias
 from uqbias.bias.build import build_bias, completed
 from uqbias.campaign.dry_run import check_exploration
 from uqbias.errors import UqbiasError
-from uqbias.options import options_of, parameters_of
-from uqbias.registry import BIASES, VARIABLES
-from uqbias.settings.bias_kinds import SECTIONS, MetadynamicsSection
+from uqbias.options import parameters_of
+from uqbias.registry import BIASES
 from uqbias.settings.file import check_campaign
 from uqbias.settings.template import campaign_template
-from uqbias.settings.variable_kinds import SECTIONS as VARIABLE_SECTIONS
 from uqbias.units import kt
 from uqbias.variables.base import build_variables, periods_of
 from uqbias.variables.names import COLUMNS
@@ -42,24 +40,16 @@ def parts_of(settings, lowest=-1.5):
     return completed(parts, settings.md.temperature, periods_of(variables), lowest)
 
 
-@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.model_fields["kind"].default)
-def test_every_section_fits_its_class(section):
-    """Each key of a section is an option of the class, each option of the class is a key, and the defaults build."""
-    kind = section.model_fields["kind"].default
-    options = set(options_of(BIASES.get(kind), BIASES.given))
-    assert set(section.model_fields) - {"kind"} == options
-    assert all(field.description for field in section.model_fields.values())
+@pytest.mark.parametrize("kind", BIASES.builtin)
+def test_every_section_fits_its_class(kind):
+    """Each option has a description, and the defaults build."""
+    assert all(field.description for field in BIASES.section(kind).model_fields.values())
     settings = campaign({"kind": kind, **REQUIRED.get(kind, {})}, md={"temperature": 350.0})
     bias = build_bias(parts_of(settings), 300.0)
     x = torch.zeros(3, len(bias.variables))
     assert bias.energy(x, bias.state()).shape == (3,)
     if "temperature" in parameters_of(BIASES.get(kind)):
         assert bias.biases[0].temperature == 350.0
-
-
-def test_all_kinds_are_there():
-    assert {section.model_fields["kind"].default for section in SECTIONS} == set(BIASES.builtin)
-    assert {section.model_fields["kind"].default for section in VARIABLE_SECTIONS} == set(VARIABLES.builtin)
 
 
 @pytest.mark.parametrize(
@@ -69,9 +59,9 @@ def test_all_kinds_are_there():
         ([{"kind": "opes", "barier": 3}], "bias.0.barier = 3: unknown key 'barier'; did you mean 'barrier'?"),
         ([{"biasfactor": 1.0}], "bias.0.biasfactor = 1.0: input should be greater than 1"),
         ([{"kind": "wtm_eabf", "biasfactor": 0.5}], "bias.0.biasfactor = 0.5: input should be greater than 1"),
-        ([{"grid_range": [[3.0, 3.0]]}], "bias.0: grid_range = [3.0, 3.0]: give a maximum above the minimum"),
+        ([{"grid_range": [[3.0, 3.0]]}], "metadynamics with grid_range [3.0, 3.0]; give a maximum above the minimum"),
         ([{"grid_range": [[3.0]]}], "bias.0.grid_range.0 = [3.0]: list should have at least 2"),
-        ([{"sigma": [0.1, 0.2]}], "bias.0: sigma = [0.1, 0.2] for 1 variable(s): give one each"),
+        ([{"sigma": [0.1, 0.2]}], "bias.0: metadynamics with 2 values of sigma for 1 variable(s); give"),
         ([{"variables": ["phi"]}], "bias.0.variables = ['phi']: no variable 'phi' is defined; valid: driver, ener"),
         ([{"variables": []}], "bias.0.variables = []: list should have at least 1"),
         ([{"variables": ["driver", "driver"]}], "bias.0.variables = ['driver', 'driver']: name each variable once"),
@@ -86,7 +76,7 @@ def test_all_kinds_are_there():
         ([{"kind": "restraint", "at": 1.0}], "'bias.0.kappa' is missing"),
         ([{"kind": "lower_wall", "at": 1.0, "kappa": -1.0}], "bias.0.kappa = -1.0: input should be greater than 0"),
         ([{"kind": "gamd", "conventional_steps": 20000}], "bias.0.conventional_steps = 20000 with md.steps = 10000"),
-        ([{"kind": "udd", "n_members": 4}], "n_members = 4 and n_atoms = None: give both"),
+        ([{"kind": "udd", "n_members": 4}], "n_members 4 and n_atoms None; give both"),
         ([{"kind": "opes", "biasfactor": float("nan")}], "bias.0.biasfactor = nan"),
         (
             [{"kind": "eabf"}, {"kind": "linear", "variables": ["extended_driver"]}],
@@ -107,7 +97,7 @@ def test_bad_biases(biases, expected):
         ({"phi": {"kind": "dihedrl", "atoms": [0]}}, "variables.phi.kind = 'dihedrl': unknown kind 'dihedrl'; did you"),
         ({"phi": {"kind": "dihedral", "atoms": [0, 1, 2]}}, "variables.phi.atoms = [0, 1, 2]: list should have at l"),
         ({"phi": {"kind": "dihedral", "atom": [0]}}, "variables.phi.atom = [0]: unknown key 'atom'; did you mean 'ato"),
-        ({"r": {"kind": "distance"}}, "variables.r: give either atoms: [i, j] or groups"),
+        ({"r": {"kind": "distance"}}, "variables.r: variable 'distance' needs atoms or groups; give either"),
         ({"c": {"kind": "coordination", "group_a": [0, 1]}}, "'variables.c.r0' is missing"),
         ({"driver": PHI["phi"]}, "'driver' is taken; choose another name"),
         *(({name: PHI["phi"]}, f"'{name}' is taken") for name in ("extended_phi", "sigma_phi", *COLUMNS)),
@@ -218,14 +208,12 @@ def test_third_party_kinds(monkeypatch):
     assert bias.energy(torch.tensor([[3.0, 5.0]]), {}).tolist() == [11.0]
     with pytest.raises(UqbiasError, match="no variable 'ph' is defined; did you mean 'phi'"):
         campaign({"kind": "slope", "variables": ["ph"]}, variables=PHI)
-    with pytest.raises(UqbiasError, match=r"bias\.0: bias 'slope' with .*'stepness'"):
-        check_exploration(campaign({"kind": "slope", "stepness": 2.0}), PEROXIDE)
+    with pytest.raises(UqbiasError, match=r"bias\.0\.stepness = 2.0: unknown key 'stepness'; did you mean 'steepness'"):
+        campaign({"kind": "slope", "stepness": 2.0})
 
 
 def test_a_template_with_variables_and_every_kind_reads_back():
-    kinds = [
-        {"kind": section.model_fields["kind"].default} for section in SECTIONS if section is not MetadynamicsSection
-    ]
+    kinds = [{"kind": kind} for kind in BIASES.builtin if kind != "metadynamics"]
     biases = [{**kind, **REQUIRED.get(kind["kind"], {})} for kind in kinds if kind["kind"] != "eabf"]
     settings = campaign(*biases, variables={**PHI, "r": {"kind": "distance", "atoms": ["O1", "O2"]}})
     assert check_campaign(yaml.safe_load(campaign_template(settings))) == settings

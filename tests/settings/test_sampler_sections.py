@@ -16,11 +16,9 @@ from uqbias.errors import UqbiasError
 from uqbias.molecule.frames import Frames, read_frames, write_frames
 from uqbias.molecule.topology import Topology
 from uqbias.options import InputFile, Positive
-from uqbias.oracles.analytic import DoubleWellOracle
 from uqbias.oracles.base import OracleError, make_oracle
 from uqbias.registry import SAMPLERS
 from uqbias.settings.file import CampaignFile, check_campaign, load_campaign
-from uqbias.settings.kinds import DoubleWellOracleSection
 from uqbias.testing import molecule
 
 FILES = {"system": {"structure": "molecule.pdb", "start": "start.xyz"}}
@@ -76,12 +74,6 @@ def test_a_third_partys_sampler_gets_what_a_built_in_one_gets(tmp_path):
         check_campaign({**FILES, "sampler": "pathlib:Path"})
     with pytest.raises(UqbiasError, match="did you mean 'attack'"):
         check_campaign({**FILES, "sampler": "atack"})
-
-
-def test_double_well_sections_are_what_their_classes_take():
-    oracle = DoubleWellOracleSection(dimensions=2, scale=3.0).arguments()
-    assert make_oracle("double_well", oracle).options() == oracle
-    assert DoubleWellOracleSection().arguments() == DoubleWellOracle().options()
 
 
 def test_the_window_of_the_driver_is_open_without_md():

@@ -81,10 +81,12 @@ class Bias(ABC):
         ``cumulant`` a boost that stays as it is from `equilibrium_from` on, ``czar`` an extended variable with
         ``sigma``, ``period`` and ``coupling``.
     free_energy_factor : f of a bias that converges to -F/f, so that F = -f V; None for any other.
+    follows : whether it brings along an extended variable, which follows its one variable.
     """
 
     kind: ClassVar[str]
     estimator: ClassVar[str] = "quasi-static"
+    follows: ClassVar[bool] = False
     frozen: bool = False
     pace: int | None = None
     extended: tuple[Extended, ...] = ()
@@ -129,6 +131,15 @@ class Bias(ABC):
                 raise UqbiasError(
                     f"{cls.kind} with {len(value)} values of {name} for {count} variable(s)", "give one each"
                 )
+
+    @classmethod  # noqa: B027
+    def check_run(cls, options: Mapping[str, Any], steps: int) -> None:
+        """Refuse options with which a run of ``steps`` steps is never biased, by a `UqbiasError`."""
+
+    @classmethod
+    def feels_atoms(cls, options: Mapping[str, Any]) -> bool:
+        """Whether the bias adapts to forces on atoms, which an extended variable does not have."""
+        return False
 
     def _each(self, value: Any) -> list[Any]:
         """[D] an option of every variable, from one value for all or a list."""

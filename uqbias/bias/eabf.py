@@ -62,6 +62,7 @@ class ExtendedABF(Bias):
 
     kind = "eabf"
     estimator = "czar"
+    follows = True
 
     def __init__(
         self,

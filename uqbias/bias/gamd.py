@@ -107,6 +107,15 @@ class GaMD(Bias):
                 "make the conventional stage the longer one, so that it has steps to take the statistics from",
             )
 
+    @classmethod
+    def check_run(cls, options: Mapping[str, Any], steps: int) -> None:
+        before = options["conventional_steps"]
+        if before >= steps:
+            raise UqbiasError(
+                f"conventional_steps = {before} with md.steps = {steps}",
+                "the boost never begins; take fewer, or more md.steps",
+            )
+
     def energy(self, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         # In single precision the difference of two large energies is exact, their squares are not. With k first, a
         # boost that is switched off stays zero however low E is.

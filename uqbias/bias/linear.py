@@ -74,6 +74,10 @@ class Linear(Bias):
         self._count = 0
         self._state["tau"] = torch.full((1,), self.tau)
 
+    @classmethod
+    def feels_atoms(cls, options: Mapping[str, Any]) -> bool:
+        return options["tau"] is None
+
     def energy(self, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         return -state["tau"] * x[:, 0]
 

@@ -8,12 +8,9 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from uqbias.errors import UqbiasError
 from uqbias.options import InputFile, KindSection, Runner, Section, of_kind
-from uqbias.registry import POTENTIALS, SAMPLERS, UNCERTAINTIES
-from uqbias.settings.bias_kinds import BiasSection, GaMDSection, check_biases
-from uqbias.settings.bias_kinds import default_biases as biases
+from uqbias.registry import BIASES, ORACLES, POTENTIALS, SAMPLERS, UNCERTAINTIES
+from uqbias.settings.bias_checks import Variables, check_biases
 from uqbias.settings.harvest_sections import Harvest
-from uqbias.settings.kinds import OpenMMSection, OracleSection
-from uqbias.settings.variable_kinds import Variables
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -244,8 +241,10 @@ class Campaign(Section):
     name: str = Field(default="campaign", description="name of the campaign; the default directory is runs/NAME")
     seed: int = Field(default=0, ge=0, description="all random numbers of the campaign derive from this")
     system: System = Field(description="what is simulated")
-    oracle: OracleSection = Field(
-        default=OpenMMSection(), description="what labels cost: energies and forces taken as the truth"
+    oracle: Annotated[KindSection, of_kind(ORACLES, "openmm")] = Field(
+        default="openmm",
+        validate_default=True,
+        description="what labels cost: energies and forces taken as the truth",
     )
     potential: Annotated[KindSection, of_kind(POTENTIALS, "power_spectrum")] = Field(
         default="power_spectrum", validate_default=True, description="the machine-learned potential"
@@ -283,8 +282,9 @@ class Campaign(Section):
         description="further collective variables for biases to act on, by name: {phi: {kind: dihedral, atoms: [4, 6, "
         "8, 14]}}; kinds: distance, angle, dihedral, rmsd, coordination, position, or module:attribute of your own",
     )
-    bias: list[BiasSection] = Field(
-        default_factory=biases,
+    bias: list[Annotated[KindSection, of_kind(BIASES, "metadynamics")]] = Field(
+        default=["metadynamics", "upper_wall"],
+        validate_default=True,
         description="the parts of the bias, which add up; kinds: metadynamics, opes, eabf, wtm_eabf, gamd, linear, "
         "udd, upper_wall, lower_wall, restraint",
     )
@@ -332,13 +332,7 @@ class Campaign(Section):
 
     @model_validator(mode="after")
     def _biases(self) -> Campaign:
-        check_biases(self.bias, self.variables, self.md.pace)
-        for index, section in enumerate(self.bias):
-            if isinstance(section, GaMDSection) and section.conventional_steps >= self.md.steps:
-                raise ValueError(
-                    f"bias.{index}.conventional_steps = {section.conventional_steps} with md.steps = {self.md.steps}: "
-                    "the boost never begins; take fewer, or more md.steps"
-                )
+        check_biases(self.bias, self.variables, self.md.pace, self.md.steps)
         return self
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from uqbias.errors import UqbiasError, did_you_mean
-from uqbias.options import KindSection
 from uqbias.registry import (
     BIASES,
     FEATURES,
@@ -22,11 +20,7 @@ from uqbias.registry import (
     VARIABLES,
     Registry,
 )
-from uqbias.settings.bias_kinds import BiasSection
-from uqbias.settings.kinds import OracleSection
 from uqbias.settings.schema import Campaign, Score, System
-from uqbias.settings.sections import ThirdParty
-from uqbias.settings.variable_kinds import VariableSection
 
 WIDTH = 110
 #: Registries of the sections whose ``kind`` decides which keys they have.
@@ -41,7 +35,6 @@ OF_KINDS: dict[str, Registry] = {
     "sampler": SAMPLERS,
     "space": SPACES,
 }
-BY_HAND: dict[str, Any] = {"bias": BiasSection, "variables": VariableSection, "oracle": OracleSection}
 HEADER = """\
 # Campaign file of uqbias: an uncertainty-driven active-learning campaign.
 # Paths are relative to this file. Units: nm, ps, kJ/mol, K; extended-XYZ files are in eV and Å.
@@ -74,24 +67,14 @@ def kinds_template(section: str) -> str:
         raise UqbiasError(f"no section '{section}' with kinds", did_you_mean(section, OF_KINDS))
     lines: list[str] = [f"# Kinds of `{section}`: their keys, defaults and units."]
     registry = OF_KINDS[section]
-    by_hand = {cls.model_fields["kind"].default: cls for cls in _kinds(BY_HAND.get(section))}
     for kind in dict.fromkeys([*registry.builtin, *registry.names()]):
-        cls = by_hand.get(kind) or registry.section(kind)
+        cls = registry.section(kind)
         try:
             blank = cls(kind=kind)
         except ValidationError:  # something must be given
             blank = cls.model_construct()
         lines += ["", *_entry(blank, "")]
     return "\n".join(lines) + "\n"
-
-
-def _kinds(union: Any) -> Iterator[type[KindSection]]:
-    """The section classes in an annotated union, in its order."""
-    for part in get_args(union):
-        if not isinstance(part, type):
-            yield from _kinds(part)
-        elif issubclass(part, KindSection) and part is not ThirdParty:
-            yield part
 
 
 def _entry(section: BaseModel, indent: str) -> list[str]:
