@@ -485,7 +485,7 @@ def test_options_that_do_not_fit(simple, alanine):
     assert "did you mean 'phi'?" in refused(alanine, "--cv", "phy")
     assert "no atom is called 'CX'" in refused(alanine, "--cv", "d:CX-CA")
     assert "99 in a molecule of 22 atoms" in refused(alanine, "--cv", "d:1-99")
-    assert "give a list of 2" in refused(alanine, "--cv", "d:1-2-3")
+    assert "list should have at most 2 items" in refused(alanine, "--cv", "d:1-2-3")
     assert "did you mean 'last-bias'?" in refused(simple, "--cv", "x", "--method", "lastbias")
     assert "did you mean 'kJ/mol'?" in refused(simple, "--cv", "x", "--unit", "kj/mol")
     assert "is of 300 K" in refused(simple, "--cv", "x", "--temperature", 310)
