@@ -1,0 +1,62 @@
+"""Scores of a round in the regions and basins that the campaign file names."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from uqbias.campaign import scoring
+from uqbias.molecule.frames import read_frames
+from uqbias.molecule.topology import Topology
+from uqbias.settings.file import load_campaign
+
+SYSTEM = Path(__file__).parents[2] / "systems/alanine_dipeptide"
+
+
+@pytest.fixture
+def work(tmp_path):
+    file = load_campaign(SYSTEM / "campaign.yaml")
+    test_set = read_frames(SYSTEM / "reference/test_set.xyz")
+    return SimpleNamespace(
+        file=file,
+        campaign=file.campaign,
+        topology=Topology.from_pdb(SYSTEM / "structure.pdb"),
+        accepted=lambda _: test_set,
+        model_path=lambda _: tmp_path / "model.uqb",
+        folder=lambda _: tmp_path,
+    )
+
+
+def test_errors_of_a_region_are_those_of_its_frames(work, monkeypatch):
+    frames = work.accepted(0)
+    n = len(frames)
+    force, energy = np.arange(n, dtype=float), np.arange(n)[::-1] / 7
+    errors = {"force_mae_frame": force, "energy_error_frame": energy}
+    monkeypatch.setattr(scoring, "force_errors", lambda *_: errors)
+    monkeypatch.setattr(scoring.UncertaintyModel, "load", lambda *_: None)
+    score = work.campaign.score
+    entry = scoring._errors(work, 0, score)
+    phi = scoring.angles_of(frames.positions, score.coordinates)["phi"]
+    there = (phi > 15) & (phi < 135)
+    assert there.any()
+    assert entry == {
+        "force_mae_meV_per_A": force.mean(),
+        "energy_mae_meV_per_atom": energy.mean(),
+        "force_mae_phi_positive_meV_per_A": force[there].mean(),
+        "energy_mae_phi_positive_meV_per_atom": energy[there].mean(),
+    }
+    reached = scoring._reached(work, 0, score)
+    assert reached["labels_phi_positive"] == there.sum()
+    assert reached["basins"] == ["C7eq", "C5", "C7ax", "alphaR", "alphaL"]
+    assert reached["coverage"] == 1.0
+
+
+def test_campaign_without_regions_has_none(work, monkeypatch):
+    errors = {"force_mae_frame": np.ones(2), "energy_error_frame": np.ones(2)}
+    monkeypatch.setattr(scoring, "force_errors", lambda *_: errors)
+    monkeypatch.setattr(scoring.UncertaintyModel, "load", lambda *_: None)
+    monkeypatch.setattr(scoring, "read_frames", lambda _: work.accepted(0)[:2])
+    score = work.campaign.score.model_copy(update={"regions": {}, "basins": {}, "surface": None})
+    assert set(scoring._errors(work, 0, score)) == {"force_mae_meV_per_A", "energy_mae_meV_per_atom"}
+    assert scoring._reached(work, 0, score) == {}
