@@ -7,6 +7,7 @@ through the entry-point group ``uqbias.<kind>``.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -14,7 +15,16 @@ from types import FunctionType
 from typing import Any
 
 from uqbias.errors import UqbiasError, did_you_mean
-from uqbias.options import REGISTRIES, KindSection, Part, accepted, check_values, factory_of, section_of
+from uqbias.options import (
+    REGISTRIES,
+    KindSection,
+    Part,
+    accepted,
+    check_values,
+    factory_of,
+    parameters_of,
+    section_of,
+)
 
 
 class Registry:
@@ -103,12 +113,27 @@ class Registry:
             raise UqbiasError(f"{self.kind} {kind!r} has no kind", did_you_mean("", self.names()))
         part = self.part(name)
         check_values(f"{self.kind} '{name}'", part, values, self.given)
+        for missing in self.given:
+            parameter = parameters_of(part).get(missing)
+            if parameter is not None and parameter[0].default is inspect.Parameter.empty and missing not in given:
+                raise UqbiasError(f"{self.kind} '{name}' without {missing}", f"give {missing}")
         if self.functions is not None:
             given |= {"kind": name, "function": self.get(name)}
         made = factory_of(part)(**{**accepted(part, given), **values})
         if isinstance(made, Part) or ":" in name:
             made.kind = name  # the name by which it is found again
         return made
+
+    def rebuild(self, kind: str, options: Mapping[str, Any]) -> Any:
+        """Make a part from all options that it states itself, what the program gave it included.
+
+        Raises
+        ------
+        UqbiasError
+            As `build` does.
+        """
+        given = {name: options[name] for name in self.given if name in options}
+        return self.build(kind, {name: value for name, value in options.items() if name not in given}, **given)
 
     def _checked(self, name: str, found: Any) -> Any:
         """Names come from model files too: nothing but a class of the right family may be called for them."""

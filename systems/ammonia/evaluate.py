@@ -31,7 +31,8 @@ from uqbias.md.walkers import Walkers
 from uqbias.model.inference import evaluate_frames
 from uqbias.model.model import UncertaintyModel
 from uqbias.molecule.frames import read_frames
-from uqbias.oracles.base import Oracle, make_oracle
+from uqbias.oracles.base import Oracle
+from uqbias.registry import ORACLES
 from uqbias.runs.observation import Observation
 from uqbias.units import ANGSTROM, KCAL, kt
 
@@ -55,7 +56,7 @@ def make_ammonia_oracle() -> Oracle:
     UqbiasError
         If tblite is not installed.
     """
-    return make_oracle("ase", {**CALCULATOR, "numbers": list(NUMBERS)})
+    return ORACLES.rebuild("ase", {**CALCULATOR, "numbers": list(NUMBERS)})
 
 
 def oracle_surface(oracle: Oracle | None = None) -> Surface:

@@ -28,7 +28,7 @@ from uqbias.model.fit import fit_model
 from uqbias.model.score import score_model
 from uqbias.molecule.frames import read_frames
 from uqbias.molecule.topology import Topology
-from uqbias.oracles.base import make_oracle
+from uqbias.registry import ORACLES
 from uqbias.report.direction_plots import save_direction_figure
 
 ALANINE = Path(__file__).parents[2] / "systems" / "alanine_dipeptide"
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, help="folder for models, numbers and figure")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    oracle = make_oracle("openmm", {"structure": str(ALANINE / "structure.pdb")})
+    oracle = ORACLES.rebuild("openmm", {"structure": str(ALANINE / "structure.pdb")})
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, ALANINE / "reference.py", "training-benchmark", folder], check=True)
         training, test = (read_frames(Path(folder) / f"{name}.xyz") for name in ("train", "test"))

@@ -8,8 +8,9 @@ from molecules import ALANINE_PDB
 from uqbias.errors import UqbiasError
 from uqbias.molecule.topology import read_pdb
 from uqbias.oracles.ase import ASEOracle
-from uqbias.oracles.base import OracleError, make_oracle
+from uqbias.oracles.base import OracleError
 from uqbias.oracles.openmm import OpenMMOracle
+from uqbias.registry import ORACLES
 
 CO2 = np.array([[0.0, 0.0, 0.0], [0.117, 0.002, 0.0], [-0.116, 0.0, 0.01]])
 EMT = "ase.calculators.emt:EMT"
@@ -58,7 +59,7 @@ def test_forces_are_minus_the_gradient(build, positions):
 def test_a_copy_from_another_process_gives_the_same_label(build, positions):
     oracle = build()
     copy = pickle.loads(pickle.dumps(oracle))
-    other = make_oracle(oracle.kind, oracle.options())
+    other = ORACLES.rebuild(oracle.kind, oracle.options())
     for label in (copy.label(positions), other.label(positions)):
         assert label.energy == pytest.approx(oracle.label(positions).energy, rel=1e-12)
 
@@ -111,12 +112,12 @@ def test_hopeless_geometries_are_refused(positions, message):
     ("kind", "options", "message"),
     [
         ("openm", {}, "did you mean 'openmm'"),
-        ("openmm", {}, "needs the option 'structure'"),
+        ("openmm", {}, "oracle 'openmm' without structure"),
         ("openmm", {"structure": "absent.pdb"}, "no such file: absent.pdb"),
         ("openmm", {"structure": ALANINE_PDB, "forcefeld": "x.xml"}, "did you mean 'forcefield'"),
         ("openmm", {"structure": ALANINE_PDB, "forcefield": "amber15.xml"}, "amber15.xml"),
         ("openmm", {"structure": ALANINE_PDB, "forcefield": "amber14/tip3p.xml"}, "does not fit"),
-        ("openmm", {"structure": ALANINE_PDB, "platform": "Referenc"}, "did you mean 'Reference'"),
+        ("openmm", {"structure": ALANINE_PDB, "platform": "Referenc"}, "input should be 'Reference'"),
         ("ase", {"calculator": "absent_package:X", "numbers": [1]}, "absent_package.*pip install"),
         ("ase", {"calculator": "ase.calculators.emt:EMU", "numbers": [1]}, "no 'EMU'"),
         ("ase", {"calculator": "EMT", "numbers": [1]}, "not an import path"),
@@ -126,4 +127,4 @@ def test_hopeless_geometries_are_refused(positions, message):
 )
 def test_bad_options_name_the_value(kind, options, message):
     with pytest.raises(UqbiasError, match=message):
-        make_oracle(kind, options)
+        ORACLES.rebuild(kind, options)

@@ -16,8 +16,8 @@ from uqbias.errors import UqbiasError
 from uqbias.molecule.frames import Frames, read_frames, write_frames
 from uqbias.molecule.topology import Topology
 from uqbias.options import InputFile, Positive
-from uqbias.oracles.base import OracleError, make_oracle
-from uqbias.registry import SAMPLERS
+from uqbias.oracles.base import OracleError
+from uqbias.registry import ORACLES, SAMPLERS
 from uqbias.settings.file import CampaignFile, check_campaign, load_campaign
 from uqbias.testing import molecule
 
@@ -126,7 +126,7 @@ def test_one_particle_in_a_double_well_is_a_campaign(tmp_path):
 def test_pool_oracle_finds_labels_by_geometry(tmp_path):
     frames = molecule.frames(6)
     write_frames(tmp_path / "pool.xyz", frames)
-    oracle = make_oracle("pool", {"file": str(tmp_path / "pool.xyz")})
+    oracle = ORACLES.rebuild("pool", {"file": str(tmp_path / "pool.xyz")})
     stored = read_frames(tmp_path / "pool.xyz")
     for index in (0, 5):
         label = oracle.label(stored.positions[index] + 5e-7)
@@ -139,4 +139,4 @@ def test_pool_oracle_finds_labels_by_geometry(tmp_path):
         oracle.label(stored.positions[0] + 0.1)
     write_frames(tmp_path / "bare.xyz", Frames(frames.numbers, frames.positions))
     with pytest.raises(UqbiasError, match="frame 0 has no energy"):
-        make_oracle("pool", {"file": str(tmp_path / "bare.xyz")})
+        ORACLES.rebuild("pool", {"file": str(tmp_path / "bare.xyz")})

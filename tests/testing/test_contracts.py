@@ -12,7 +12,7 @@ from molecules import ALANINE, ALANINE_PDB, PEROXIDE, peroxide
 from uqbias.bias.base import Bias
 from uqbias.bias.metad import MetaD
 from uqbias.molecule.frames import read_frames
-from uqbias.oracles.base import Oracle, make_oracle
+from uqbias.oracles.base import Oracle
 from uqbias.potentials.power_spectrum import PowerSpectrum
 from uqbias.registry import BIASES, ORACLES, POTENTIALS, VARIABLES
 from uqbias.testing import ContractError, check_bias, check_oracle, check_potential, check_variable, molecule
@@ -75,7 +75,7 @@ def test_oracle(kind):
         "double_well": np.array([[[0.3, 0.1, 0.0]], [[-0.8, 0.0, 0.1]]]),
         "ase": np.array([peroxide(1.0) * 1.02, peroxide(2.0)]),
     }
-    oracle = make_oracle(kind, options.get(kind, {}))
+    oracle = ORACLES.rebuild(kind, options.get(kind, {}))
     report = check_oracle(oracle, geometries.get(kind, read_frames(ALANINE / "start.xyz").positions[:2]))
     assert (kind == "pool") == ("forces" in report.skipped)
 

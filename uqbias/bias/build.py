@@ -38,13 +38,7 @@ def build_bias(parts: BiasParts, temperature: float, periods: Periods | None = N
     """
     from uqbias.bias.base import BiasSum
 
-    built = []
-    for kind, options in completed(parts, temperature, periods):
-        try:
-            built.append(BIASES.get(kind)(**options))
-        except TypeError as error:
-            raise UqbiasError(f"bias '{kind}' with {options}: {error}", "check its options") from None
-    return BiasSum(built)
+    return BiasSum([BIASES.rebuild(kind, options) for kind, options in completed(parts, temperature, periods)])
 
 
 def completed(

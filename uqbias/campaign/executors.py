@@ -113,11 +113,12 @@ def label_one(spec: OracleSpec, positions: NDArray[Any]) -> tuple[float, NDArray
     tuple or str
         Energy in kJ/mol and forces [N, 3] in kJ/mol/nm, or the reason why the oracle could not label this frame.
     """
-    from uqbias.oracles.base import OracleError, make_oracle
+    from uqbias.oracles.base import OracleError
+    from uqbias.registry import ORACLES
 
     name = json.dumps([spec.kind, spec.options], sort_keys=True)
     if getattr(_oracles, "name", None) != name:
-        _oracles.oracle, _oracles.name = make_oracle(spec.kind, spec.options), name
+        _oracles.oracle, _oracles.name = ORACLES.rebuild(spec.kind, spec.options), name
     try:
         label = _oracles.oracle.label(positions)
     except OracleError as error:

@@ -156,11 +156,9 @@ def _trained_on(model: Any, positions: Any) -> int | None:
 
 
 def _oracle(kind: str, entries: Sequence[str], numbers: Sequence[int]) -> Any:
-    import inspect
-
     import yaml
 
-    from uqbias.oracles.base import make_oracle
+    from uqbias.options import parameters_of
     from uqbias.registry import ORACLES
     from uqbias.settings.file import Loader
 
@@ -173,9 +171,9 @@ def _oracle(kind: str, entries: Sequence[str], numbers: Sequence[int]) -> Any:
             options[key.strip()] = yaml.load(text, Loader=Loader)
         except yaml.YAMLError as error:
             raise UqbiasError(f"--oracle-option {entry}: '{text}' is not a YAML value", "quote it") from error
-    if "numbers" in inspect.signature(ORACLES.get(kind)).parameters and not {"numbers", "structure"} & set(options):
+    if "numbers" in parameters_of(ORACLES.get(kind)) and not {"numbers", "structure"} & set(options):
         options["numbers"] = list(numbers)
-    return make_oracle(kind, options)
+    return ORACLES.rebuild(kind, options)
 
 
 def _numbers(text: str) -> list[float]:

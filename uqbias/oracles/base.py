@@ -100,32 +100,5 @@ class Oracle(ABC):
         return cls(**options)
 
 
-def make_oracle(kind: str, options: dict[str, Any]) -> Oracle:
-    """Build the oracle called ``kind`` (see `uqbias.registry.ORACLES`) from its options.
-
-    Raises
-    ------
-    UqbiasError
-        If the kind or an option is unknown, or the oracle cannot be built.
-    """
-    import inspect
-
-    from uqbias.errors import did_you_mean
-    from uqbias.registry import ORACLES
-
-    cls = ORACLES.get(kind)
-    parameters = inspect.signature(cls).parameters
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        for name in options:
-            if name not in parameters:
-                raise UqbiasError(f"{kind} oracle has no option '{name}'", did_you_mean(name, parameters))
-    missing = [name for name, value in parameters.items() if value.default is value.empty and name not in options]
-    missing = [name for name in missing if parameters[name].kind is not inspect.Parameter.VAR_KEYWORD]
-    if missing:
-        raise UqbiasError(f"{kind} oracle needs the option '{missing[0]}'", "add it to the options of the oracle")
-    oracle: Oracle = cls(**options)
-    return oracle
-
-
 def _rebuild(cls: type[Oracle], options: dict[str, Any]) -> Oracle:
     return cls.from_options(options)

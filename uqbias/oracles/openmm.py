@@ -41,7 +41,7 @@ class OpenMMOracle(Oracle):
         self,
         structure: str | Path,
         *,
-        forcefield: Annotated[Sequence[str], MinLen(1), Doc("OpenMM force-field files")] = (
+        forcefield: Annotated[Annotated[Sequence[str], MinLen(1)] | str, Doc("OpenMM force-field files")] = (
             "amber14/protein.ff14SB.xml",
         ),
         platform: Annotated[
