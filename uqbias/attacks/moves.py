@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from uqbias.molecule.topology import Topology
@@ -33,18 +35,9 @@ class Move(NamedTuple):
 
 def branch(topology: Topology, fixed: int, pivot: int) -> tuple[int, ...] | None:
     """Atoms on the side of ``pivot`` of the bond ``fixed``-``pivot``, ascending; None where the bond is in a ring."""
-    reached, front = {pivot}, [pivot]
-    while front:
-        i = front.pop()
-        for j in topology.neighbours[i]:
-            if (i, j) == (pivot, fixed):
-                continue
-            if j == fixed:
-                return None
-            if j not in reached:
-                reached.add(j)
-                front.append(j)
-    return tuple(sorted(reached))
+    without = topology.graph(without=(min(fixed, pivot), max(fixed, pivot)))
+    _, part = connected_components(without, directed=False)
+    return None if part[fixed] == part[pivot] else tuple(np.flatnonzero(part == part[pivot]).tolist())
 
 
 def rigid_move(

@@ -17,10 +17,7 @@ from uqbias.attacks.internal import bend
 from uqbias.attacks.moves import LENGTH_UNIT, Move, RigidMoves, branch, rigid_move
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.molecule.topology import Topology
-from uqbias.variables.angle import Angle
 from uqbias.variables.base import CollectiveVariable, build_variables
-from uqbias.variables.dihedral import Dihedral
-from uqbias.variables.distance import Distance
 
 #: Parts into which a change is cut, and Newton steps on the whole of it after them.
 PARTS, POLISH = 2, 1
@@ -172,16 +169,14 @@ class Variables(DistortionSpace):
 
 def move_of(topology: Topology, variable: CollectiveVariable) -> Move | None:
     """The rigid move that changes a variable by δ, or None where there is none."""
-    if isinstance(variable, Dihedral):
-        first, j, k, last = variable.atoms
-        beyond = branch(topology, j, k) or () if k in topology.neighbours[j] else ()
-        return rigid_move(topology, "turn", j, k) if last in beyond and first not in beyond else None
-    if isinstance(variable, Angle):
-        i, j, k = variable.atoms
-        return bend(topology, (i, j, k))
-    if isinstance(variable, Distance) and [len(group) for group in variable.groups] == [1, 1]:
-        (i,), (j,) = variable.groups
-        return rigid_move(topology, "stretch", i, j)
+    match variable.internal_coordinate:
+        case (i, j):
+            return rigid_move(topology, "stretch", i, j)
+        case (i, j, k):
+            return bend(topology, (i, j, k))
+        case (first, j, k, last):
+            beyond = branch(topology, j, k) or () if k in topology.neighbours[j] else ()
+            return rigid_move(topology, "turn", j, k) if last in beyond and first not in beyond else None
     return None
 
 

@@ -63,6 +63,11 @@ class Angle(CollectiveVariable):
         """Make the variable of three atoms of a molecule."""
         return cls(fixed_atoms(topology, atoms, 3, "atoms of angle"))
 
+    @property
+    def internal_coordinate(self) -> tuple[int, ...]:
+        """The atoms."""
+        return tuple(self.atoms)
+
     def options(self) -> dict[str, Any]:
         """Constructor arguments."""
         return {"atoms": self.atoms}

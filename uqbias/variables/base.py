@@ -47,6 +47,11 @@ class CollectiveVariable(nn.Module, ABC):
     def build(cls, topology: Topology, *_: Any, **user_options: Any) -> Self:
         """Make the variable for one molecule from the options of a campaign file."""
 
+    @property
+    def internal_coordinate(self) -> tuple[int, ...]:
+        """Atoms whose distance (two), angle (three) or dihedral (four) the variable is; empty for any other."""
+        return ()
+
     @abstractmethod
     def options(self) -> dict[str, Any]:
         """JSON-able constructor arguments; ``type(self)(**options)`` makes an equal variable."""

@@ -67,6 +67,11 @@ class Dihedral(CollectiveVariable):
         """Make the variable of four atoms of a molecule."""
         return cls(fixed_atoms(topology, atoms, 4, "atoms of dihedral"))
 
+    @property
+    def internal_coordinate(self) -> tuple[int, ...]:
+        """The atoms."""
+        return tuple(self.atoms)
+
     def options(self) -> dict[str, Any]:
         """Constructor arguments."""
         return {"atoms": self.atoms}

@@ -79,6 +79,12 @@ class Distance(CollectiveVariable):
                 "variable 'distance' needs atoms or groups", "give either atoms: [i, j] or groups: [[...], [...]]"
             )
 
+    @property
+    def internal_coordinate(self) -> tuple[int, ...]:
+        """The two atoms; empty for groups of several."""
+        atoms = tuple(i for group in self.groups for i in group)
+        return atoms if len(atoms) == 2 else ()
+
     def options(self) -> dict[str, Any]:
         """Constructor arguments."""
         return {"groups": self.groups, "weights": [list(group) for group in self.weights]}
