@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import PurePath
 from types import UnionType
-from typing import Annotated, Any, ClassVar, Literal, Protocol, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
@@ -96,50 +96,6 @@ class Option:
     def is_file(self) -> bool:
         """Whether it names a file."""
         return any(isinstance(mark, InputFile) for mark in self.marks())
-
-
-class Part:
-    """A part that a file describes by its kind and the arguments of its constructor.
-
-    The constructor keeps each argument, or what became of it, in an attribute of the same name, but for the
-    ``unrecorded``. That is how scikit-learn does it; a part that cannot do so has an ``options`` of its own.
-
-    Attributes
-    ----------
-    kind : name in the registry and in the file.
-    unrecorded : arguments that only help to work out others.
-    """
-
-    kind: str
-    unrecorded: ClassVar[tuple[str, ...]] = ("topology", "members_needed")
-
-    def options(self) -> dict[str, Any]:
-        """JSON-able arguments of the constructor; ``type(self)(**options)`` makes a twin that has learned nothing."""
-        values = {}
-        for name, (parameter, _) in parameters_of(type(self), constructor=True).items():
-            if name in self.unrecorded or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-                continue
-            if not hasattr(self, name):
-                raise UqbiasError(
-                    f"{type(self).__name__} keeps no attribute '{name}'", "keep the argument of its constructor there"
-                )
-            values[name] = _json(getattr(self, name))
-        return values
-
-    def describe(self) -> dict[str, Any]:
-        """What a file says of it."""
-        return {"kind": self.kind, "options": self.options()}
-
-
-def _json(value: Any) -> Any:
-    """An argument as JSON has it."""
-    if isinstance(value, Part):
-        return value.describe()
-    if isinstance(value, Mapping):
-        return {name: _json(entry) for name, entry in value.items()}
-    if isinstance(value, Iterable) and not isinstance(value, str):
-        return [_json(entry) for entry in value]
-    return value
 
 
 def factory_of(part: Any) -> Callable[..., Any]:

@@ -8,23 +8,58 @@ through the entry-point group ``uqbias.<kind>``.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 from types import FunctionType
-from typing import Any
+from typing import Any, ClassVar
 
 from uqbias.errors import UqbiasError, did_you_mean
-from uqbias.options import (
-    REGISTRIES,
-    KindSection,
-    Part,
-    accepted,
-    check_values,
-    factory_of,
-    parameters_of,
-    section_of,
-)
+from uqbias.options import REGISTRIES, KindSection, accepted, check_values, factory_of, parameters_of, section_of
+
+
+class Part:
+    """A part that a file describes by its kind and the arguments of its constructor.
+
+    The constructor keeps each argument, or what became of it, in an attribute of the same name, but for the
+    ``unrecorded``. That is how scikit-learn does it; a part that cannot do so has an ``options`` of its own.
+
+    Attributes
+    ----------
+    kind : name in the registry and in the file.
+    unrecorded : arguments that only help to work out others.
+    """
+
+    kind: str
+    unrecorded: ClassVar[tuple[str, ...]] = ("topology", "members_needed")
+
+    def options(self) -> dict[str, Any]:
+        """JSON-able arguments of the constructor; ``type(self)(**options)`` makes a twin that has learned nothing."""
+        values = {}
+        for name, (parameter, _) in parameters_of(type(self), constructor=True).items():
+            if name in self.unrecorded or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+                continue
+            if not hasattr(self, name):
+                raise UqbiasError(
+                    f"{type(self).__name__} keeps no attribute '{name}'", "keep the argument of its constructor there"
+                )
+            values[name] = _json(getattr(self, name))
+        return values
+
+    def describe(self) -> dict[str, Any]:
+        """What a file says of it."""
+        return {"kind": self.kind, "options": self.options()}
+
+
+def _json(value: Any) -> Any:
+    """An argument as JSON has it."""
+    if isinstance(value, Part):
+        return value.describe()
+    if isinstance(value, Mapping):
+        return {name: _json(entry) for name, entry in value.items()}
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [_json(entry) for entry in value]
+    return value
 
 
 class Registry:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -181,18 +181,16 @@ class FusedEvaluator:
         inputs : [W, K] variables from outside, in the order of ``input_names``; zeros if None.
         """
         outside = torch.zeros_like(self._from_outside) if inputs is None else inputs
-        if self._memo_armed:
-            self._memo_armed = False
-            if (
-                self.last is not None
-                and torch.equal(positions.to(self.device, self.dtype), self._positions)
-                and torch.equal(outside.to(self.device, self.dtype), self._from_outside)
-            ):
+        armed, self._memo_armed = self._memo_armed, False
+        if armed and self.last is not None:
+            pairs = (positions, self._positions), (outside, self._from_outside)
+            if all(torch.equal(new.to(self.device, self.dtype), old) for new, old in pairs):
                 return self.last
         self._positions.copy_(positions)
         self._from_outside.copy_(outside)
         self._bind_state({})
-        self.last, self.total_energy, broken = self._split(self._run(self._inputs))
+        *values, self.total_energy, broken = self._run(self._inputs)
+        self.last = Evaluation(*values)
         self._broken.logical_or_(broken if broken.device.type == "cpu" else broken.cpu())
         self.n_evaluations += 1
         return self.last
@@ -203,9 +201,9 @@ class FusedEvaluator:
         One evaluation; neither `last` nor anything else here changes.
         """
         self._bind_state(state)
-        found = self._split(self._run(self._inputs))[0].forces
+        *values, _, _ = self._run(self._inputs)
         self.n_evaluations += 1
-        return np.asarray(found.detach().cpu().numpy(), dtype=np.float64)
+        return np.asarray(Evaluation(*values).forces.detach().cpu().numpy(), dtype=np.float64)
 
     def _bind_state(self, replaced: Mapping[str, Tensor]) -> None:
         if self.bias is not None:
@@ -213,10 +211,6 @@ class FusedEvaluator:
             for index, name in self._state_slots:
                 tensor = replaced.get(name)
                 self._inputs[index] = state[name] if tensor is None else tensor.to(state[name])
-
-    def _split(self, outputs: Sequence[Tensor]) -> tuple[Evaluation, Tensor, Tensor]:
-        *values, total, broken = outputs
-        return Evaluation(*values), total, broken
 
     def evaluate_for_host(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Total energy [] and forces [P, 3] for OpenMM; an exception is kept in `exception`.
@@ -229,18 +223,17 @@ class FusedEvaluator:
             value of a variable from outside.
         """
         try:
-            if not self.input_names:
-                evaluation = self.evaluate(positions.view(self.n_walkers, self.n_atoms, 3))
-                # TorchForce reads the memory without looking at strides, which compiled code may choose as it likes.
-                return self.total_energy, evaluation.forces.reshape(-1, 3).contiguous()
             atoms = self.n_walkers * self.n_atoms
             evaluation = self.evaluate(
                 positions[:atoms].view(self.n_walkers, self.n_atoms, 3),
-                positions[atoms:, 0].reshape(self.n_walkers, -1),
+                positions[atoms:, 0].reshape(self.n_walkers, len(self.input_names)),
             )
         except BaseException as error:
             self.exception = error
             raise
+        if not self.input_names:
+            # TorchForce reads the memory without looking at strides, which compiled code may choose as it likes.
+            return self.total_energy, evaluation.forces.reshape(-1, 3).contiguous()
         forces = evaluation.forces.new_zeros(len(positions), 3)
         forces[:atoms] = evaluation.forces.reshape(-1, 3)
         forces[atoms:, 0] = evaluation.input_forces.reshape(-1)
@@ -253,7 +246,7 @@ class FusedEvaluator:
             raise error
 
     def _function(self, whole: torch.nn.Module, energy_only: bool, include_energy: bool) -> Any:
-        """The function to flatten: inputs as in ``_inputs``, outputs as `_split` takes them."""
+        """The function to flatten: inputs as in ``_inputs``; outputs are an `Evaluation`, the total and what broke."""
         names = [f"model.{name}" for name in self._weight_names] + self._extra_weights
         outside_slot, columns, slots, bias = self._outside_slot, self.names, self._state_slots, self.bias
         input_names, n_walkers = self.input_names, self.n_walkers
@@ -314,17 +307,13 @@ class FusedEvaluator:
         self._memo_armed = False
         self.last = None
 
-    def arm_memo(self) -> None:
-        """Let the next evaluation, if it is at bitwise the same positions, return `last`.
+    def arm_memo(self, armed: bool = True) -> None:
+        """Let the next evaluation, if it is at bitwise the same positions, return `last`; not so if not ``armed``.
 
         Call it after the host has observed the current positions: the integrator's next step starts with an evaluation
         at these positions, which is then free, and hills deposited at step k act from step k+1 on, as in PLUMED.
         """
-        self._memo_armed = True
-
-    def disarm_memo(self) -> None:
-        """Let the next evaluation be one, wherever it is."""
-        self._memo_armed = False
+        self._memo_armed = armed
 
     def memo(self) -> dict[str, NDArray[Any]]:
         """The evaluation that `arm_memo` keeps for the next step, as arrays for a snapshot; empty if there is none."""

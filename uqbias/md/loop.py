@@ -185,7 +185,7 @@ class StepLoop(ABC):
         for observer in observers:
             observer(observation)
         if self._evaluator is not None:
-            self._evaluator.disarm_memo() if self.at_once else self._evaluator.arm_memo()
+            self._evaluator.arm_memo(not self.at_once)
         self._in_a_row = np.where(restarted, self._in_a_row + 1, 0)
         if events:
             refuse_endless(events, self._in_a_row)

@@ -12,7 +12,8 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from uqbias.molecule.seen import Memory
-from uqbias.options import Count, Part
+from uqbias.options import Count
+from uqbias.registry import Part
 
 #: Options that potentials with a committee and a network have in common.
 Members = Annotated[Count | None, Doc("committee size; null: what driver and judge need, 1 without a committee")]

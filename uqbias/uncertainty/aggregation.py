@@ -14,7 +14,7 @@ from typing_extensions import Doc
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.molecule.atoms import select_atoms
 from uqbias.molecule.topology import Topology
-from uqbias.options import Part
+from uqbias.registry import Part
 from uqbias.uncertainty.base import set_buffers
 
 KINDS = ("mean", "max", "sum", "local_mean_max")

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from uqbias.errors import UqbiasError
 from uqbias.molecule.seen import TOLERANCE, Memory, invariants
 from uqbias.molecule.topology import Topology
-from uqbias.options import Part
-from uqbias.registry import UNCERTAINTIES
+from uqbias.registry import UNCERTAINTIES, Part
 from uqbias.uncertainty.features.base import Features, rebuild_features
 
 #: Frames per evaluation while fitting, to bound the memory.

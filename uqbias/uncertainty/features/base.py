@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from uqbias.errors import UqbiasError
 from uqbias.molecule.topology import Topology
-from uqbias.options import Part
-from uqbias.registry import FEATURES
+from uqbias.registry import FEATURES, Part
 
 #: How a user writes a feature space.
 FeatureSpec = str | Mapping[str, Any]
