@@ -22,7 +22,9 @@ from uqbias.files import sha256
 from uqbias.model.fit import Split, split_by_role
 from uqbias.molecule.frames import Frames, read_frames
 from uqbias.molecule.topology import Topology
-from uqbias.settings.file import CampaignFile
+from uqbias.options import KindSection, accepted
+from uqbias.registry import ORACLES
+from uqbias.settings.file import CampaignFile, with_files
 from uqbias.settings.schema import Campaign
 from uqbias.uncertainty.calibration import frames_needed
 
@@ -87,24 +89,20 @@ class Work:
     def oracle(self) -> OracleSpec:
         """The oracle by name, with what it takes from the system section."""
         section = self.campaign.oracle
-        options = section.arguments()
-        if section.kind == "openmm":
-            options["structure"] = str(self.file.path("system", "structure"))
-        elif section.kind == "ase":
-            options["numbers"] = list(self.topology.numbers)
-        elif section.kind == "pool":
-            options["file"] = str(self.file.path("oracle", "file"))
-        return OracleSpec(section.kind, options)
+        return OracleSpec(section.kind, {**section.arguments(), **self._given_to_oracle()})
 
     @cached_property
     def oracle_identity(self) -> str:
         """Text that tells this oracle from another, wherever its files lie."""
-        options: dict[str, Any] = {**self.oracle.options, "numbers": list(self.topology.numbers)}
+        section: KindSection = with_files(self.campaign.oracle, lambda _, name: sha256(name))
+        options = {**section.arguments(), **self._given_to_oracle(), "numbers": list(self.topology.numbers)}
         if "structure" in options:
             options["structure"] = sha256(options["structure"])
-        if self.oracle.kind == "pool":
-            options["file"] = sha256(options["file"])
-        return json.dumps([self.oracle.kind, options], sort_keys=True)
+        return json.dumps([section.kind, options], sort_keys=True)
+
+    def _given_to_oracle(self) -> dict[str, Any]:
+        system = {"structure": self.campaign.system.structure, "numbers": list(self.topology.numbers)}
+        return accepted(ORACLES.get(self.campaign.oracle.kind), system)
 
     @cached_property
     def reference_energy(self) -> float:
