@@ -7,9 +7,20 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from uqbias.options import Section
+from uqbias.registry import UNCERTAINTIES
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+
+
+#: Kind of the driver where a campaign names none.
+DRIVER = "kernel_density"
+
+
+def usual_wall() -> float | None:
+    """Value of the default driver beyond which a geometry is taken for broken."""
+    wall: float | None = UNCERTAINTIES.get(DRIVER).wall
+    return wall
 
 
 class Selection(Section):
@@ -48,7 +59,7 @@ class Harvest(Section):
 
     labels_per_round: Count = Field(default=50, description="labels bought in a round, at most")
     driver_window: list[float | None] = Field(
-        default=[None, 14.0],
+        default_factory=lambda: [None, usual_wall()],
         min_length=2,
         max_length=2,
         description="[lowest, highest] value of the driver CV; null: open, as is the default of the samplers attack, "

@@ -10,7 +10,7 @@ from uqbias.errors import UqbiasError
 from uqbias.options import InputFile, KindSection, Runner, Section, of_kind
 from uqbias.registry import BIASES, ORACLES, POTENTIALS, SAMPLERS, UNCERTAINTIES
 from uqbias.settings.bias_checks import Variables, check_biases
-from uqbias.settings.harvest_sections import Harvest
+from uqbias.settings.harvest_sections import DRIVER, Harvest, usual_wall
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -153,7 +153,7 @@ class MD(Section):
 class Guards(Section):
     """When a walker is stopped, recorded and restarted from a labelled frame."""
 
-    driver_cap: float | None = Field(default=14.0, description="value of the driver CV; null: no cap")
+    driver_cap: float | None = Field(default_factory=usual_wall, description="value of the driver CV; null: no cap")
     judge_cap: float | None = Field(default=None, gt=0, description="calibrated uncertainty, kJ/mol/nm; null: no cap")
     bond_low: float = Field(default=0.7, gt=0, lt=1, description="shortest bond, as a multiple of the reference length")
     bond_high: float = Field(default=1.4, gt=1, description="longest bond, as a multiple of the reference length")
@@ -250,8 +250,8 @@ class Campaign(Section):
         default="power_spectrum", validate_default=True, description="the machine-learned potential"
     )
     training: Training = Field(default=Training(), description="how it is trained")
-    driver: Annotated[KindSection, of_kind(UNCERTAINTIES, "kernel_density")] = Field(
-        default="kernel_density",
+    driver: Annotated[KindSection, of_kind(UNCERTAINTIES, DRIVER)] = Field(
+        default=DRIVER,
         validate_default=True,
         description="driver: the uncertainty that the bias acts on; it must move slow modes",
     )
@@ -293,8 +293,10 @@ class Campaign(Section):
         description="the bias after retraining: fresh (begin at zero) or keep (carry the hills of the last round on)",
     )
     md: MD = Field(default=MD(), description="exploration by MD: walkers in one Context sharing one bias")
-    guards: Guards = Field(default=Guards(), description="when a walker is stopped and restarted from a safe frame")
-    harvest: Harvest = Field(default=Harvest(), description="from visited frames to frames worth a label")
+    guards: Guards = Field(
+        default_factory=Guards, description="when a walker is stopped and restarted from a safe frame"
+    )
+    harvest: Harvest = Field(default_factory=Harvest, description="from visited frames to frames worth a label")
     stop: Stop = Field(default=Stop(), description="when the campaign ends")
     executor: Executor = Field(default=Executor(), description="where labels are computed and walker groups run")
     score: Score | None = Field(
