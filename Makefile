@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | bench-samplers | bench-training | bench-uq | bench-plumed | bench-fes | bench-biases | bench-directions | bench-attacks | gpu | clean
+# make demo | test | test-quick | lint | bench | bench-samplers | bench-training | bench-uq | bench-plumed | bench-fes | bench-biases | bench-directions | bench-attacks | gpu | clean
 # Everything is installed into .venv from PyPI; set PYTHON to choose the interpreter it is made with.
 
 SHELL := bash
@@ -13,11 +13,12 @@ RUN := runs/alanine_dipeptide
 # Small models run fastest on one thread, and two libraries' threads would fight for the cores.
 ONE := OMP_NUM_THREADS=1
 
-.PHONY: help demo test lint bench bench-samplers bench-training bench-uq bench-plumed bench-fes bench-biases bench-directions bench-attacks gpu clean
+.PHONY: help demo test test-quick lint bench bench-samplers bench-training bench-uq bench-plumed bench-fes bench-biases bench-directions bench-attacks gpu clean
 
 help:
 	@echo "make demo            the campaign on alanine dipeptide, report at the end (about a quarter of an hour)"
 	@echo "make test            all tests"
+	@echo "make test-quick      tests of the rooms without the slow ones (at most three minutes on two cores)"
 	@echo "make lint            ruff and mypy"
 	@echo "make bench           cost of an MD step, against the ordinary way"
 	@echo "make bench-samplers  samplers at equal labels on four systems, five seeds (hours)"
@@ -46,6 +47,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	@$(ONE) $(BIN)/python -m pytest
+
+# Dynamics, campaigns and commands end to end are left to `make test`.
+test-quick: $(VENV)/.installed
+	@$(ONE) $(BIN)/python -m pytest -m "not slow" --ignore=tests/integration --ignore=tests/physics
 
 lint: $(VENV)/.installed
 	@$(BIN)/ruff check .

@@ -95,6 +95,7 @@ def test_a_bad_line_is_named_by_its_place_in_the_file(tmp_path):
         reader.sync()
 
 
+@pytest.mark.slow
 def test_processes_at_the_same_time(tmp_path):
     """Three processes at once: afterwards every hill is in the folder once, and every bias is their sum."""
     script = (

@@ -47,6 +47,7 @@ def test_a_poisoned_energy_sets_no_limit_to_the_others(model):
     np.testing.assert_allclose(found.log_likelihood, plain.log_likelihood, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_broken_first_frame_does_not_define_the_space(model):
     broken = np.concatenate([FRAMES[:1], FRAMES])
     broken[0, 2] = broken[0, 0] + 1.5 * (broken[0, 0] - broken[0, 1])  # C-O-C is straight: no torsion about C-O

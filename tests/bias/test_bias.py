@@ -132,6 +132,7 @@ def test_when_hills_are_left_out():
     assert len(bias.hills) == 1
 
 
+@pytest.mark.slow
 def test_free_energy_of_a_converged_bias():
     rng = np.random.default_rng(0)
     gamma, temperature = 5.0, 300.0

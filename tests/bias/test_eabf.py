@@ -446,6 +446,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.slow
 def test_eabf_recovers_the_free_energy():
     bias = ExtendedABF(**OPTIONS).to(torch.float64)
     series = sample(bias, 6000)
@@ -458,6 +459,7 @@ def test_eabf_recovers_the_free_energy():
     assert np.mean(series[-2000:, :, 1] > TOP) == pytest.approx(0.5, abs=0.12)
 
 
+@pytest.mark.slow
 def test_wtm_eabf_recovers_the_free_energy_sooner():
     start = 1200
     rough = []
@@ -475,6 +477,7 @@ def test_wtm_eabf_recovers_the_free_energy_sooner():
     assert rmse(*bias.free_energy()) < 0.25
 
 
+@pytest.mark.slow
 def test_eabf_with_gamd_is_reweighted_exactly():
     boost = GaMD(
         threshold="lower",

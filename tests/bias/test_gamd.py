@@ -325,6 +325,7 @@ def crossings(series):
     return sum(int((np.diff(walker[np.isfinite(walker)]) != 0).sum()) for walker in side.T)
 
 
+@pytest.mark.slow
 # The upper threshold boosts so much that the statistics of a boosted stage lead back to the lower one; without such a
 # stage the boost's spread is promised by the conventional stage alone.
 @pytest.mark.parametrize(

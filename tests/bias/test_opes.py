@@ -160,6 +160,7 @@ def test_exploratory_kernels():
     assert bias.epsilon == pytest.approx(math.exp(-30.0 / KT / 8), rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["plain", "periodic", "reflected"])
 def test_z_and_the_grid_after_many_merges(case):
     """Both are kept up to date by differences, which must not drift."""

@@ -123,6 +123,7 @@ def test_path_relaxes_the_bonds(scores):
     np.testing.assert_allclose(np.linalg.norm(path[:, 1:] - path[:, :1], axis=2), BOND, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_dynamics_conserve_energy_at_the_temperature(scores):
     found = scores.nve(umbrella(), 4, duration_ps=1.0, equilibration_ps=0.5, timestep_fs=0.5, runner="eager")
     assert (found.runs, found.stable) == (4, 4)

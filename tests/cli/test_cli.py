@@ -139,6 +139,7 @@ def test_train_and_info(folder):
     assert manifest["provenance"]["frames"] == 26
 
 
+@pytest.mark.slow
 def test_training_repeats_and_options_reach_the_model(folder, tmp_path):
     done = call("train", folder / "data.xyz", "-o", tmp_path / "a.uqb", "--members", 2, "--json", *TRAIN)
     assert done.exit_code == 0, done.output

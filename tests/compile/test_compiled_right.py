@@ -55,6 +55,7 @@ def test_disagreement():
     assert disagreement(broken, values) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
 def test_wrong_machine_code_is_made_again_or_refused(inputs, tmp_path, monkeypatch, caplog):
     """A compiler that loses a part of the gradient, first where the graph has an index_add, then always."""

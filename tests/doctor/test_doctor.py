@@ -18,6 +18,7 @@ def test_health_needs_one_backend_and_no_failure():
     assert not healthy([Row("torch", "ok", "2.9.1")])
 
 
+@pytest.mark.slow
 def test_a_right_and_a_wrong_force():
     model = peroxide_model()
     context = installation._context(model, "pythonforce", "eager", "Reference", torch.float64)
@@ -81,6 +82,7 @@ def test_a_cache_that_cannot_be_written_is_said(monkeypatch, tmp_path):
     assert "UQBIAS_CACHE" in row.cure
 
 
+@pytest.mark.slow
 def test_all_checks_of_one_backend():
     rows = list(installation._in_process("pythonforce", quick=True, timeout=300))
     assert {"forces, pythonforce, eager, Reference", "forces, pythonforce, torchscript, Reference"} <= {

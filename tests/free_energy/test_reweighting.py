@@ -397,6 +397,7 @@ def extended(tmp_path_factory):
     return write_run(tmp_path_factory.mktemp("runs") / "eabf", columns, [main, *limits, wall])
 
 
+@pytest.mark.slow
 def test_czar_along_the_biased_variable(extended):
     found = free_energy([extended], ["x"], ranges=RANGE)
     assert found.method.startswith("czar")

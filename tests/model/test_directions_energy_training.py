@@ -27,6 +27,7 @@ def weights_after(frames, options, **settings):
     return torch.cat([weight.detach().flatten() for weight in potential.parameters()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("force_weight", [0.0, 1.0])
 def test_forces_leave_the_loss(alanine_frames, force_weight):
     """Labels with the forces of another sign have the same scale: only a loss with forces sees the difference."""
@@ -36,6 +37,7 @@ def test_forces_leave_the_loss(alanine_frames, force_weight):
     assert same == (force_weight == 0)
 
 
+@pytest.mark.slow
 def test_energies_alone_are_learned(alanine_frames):
     options = dataclasses.replace(ENERGIES, steps=200, evaluate_every=100)
     untrained = small(alanine_frames)
@@ -69,6 +71,7 @@ def test_nothing_to_learn_from(alanine_frames):
         check_campaign({"system": {"structure": "-", "start": "-"}, "training": training}, "test")
 
 
+@pytest.mark.slow
 def test_heads_beside_energies(alanine_frames):
     """A head on energies trains along; one on forces would bring them back in."""
     topology = Topology.from_positions(alanine_frames.numbers.tolist(), alanine_frames.positions[0])

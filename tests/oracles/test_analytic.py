@@ -105,6 +105,7 @@ def test_bad_input():
         Position("xy")
 
 
+@pytest.mark.slow
 def test_dynamics_samples_the_boltzmann_distribution():
     """Unbiased walkers in a well of 3 kT: the histogram of x is that of F, within its noise."""
     well = DoubleWell(1)

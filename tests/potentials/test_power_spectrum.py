@@ -154,6 +154,7 @@ def trained(tmp_path, **changes):
     return potential, result
 
 
+@pytest.mark.slow
 def test_training_learns(tmp_path):
     potential, result = trained(tmp_path)
     test = harmonic_frames(50, 1)
@@ -166,6 +167,7 @@ def test_training_learns(tmp_path):
     assert result.history[-1]["validation_force_mae"] < 0.1 * before
 
 
+@pytest.mark.slow
 def test_training_repeats_bit_by_bit(tmp_path):
     first, _ = trained(tmp_path)
     second, _ = trained(tmp_path)
@@ -174,6 +176,7 @@ def test_training_repeats_bit_by_bit(tmp_path):
     assert not torch.equal(first.mixing, other.mixing)
 
 
+@pytest.mark.slow
 def test_training_refuses_nan_and_strangers(tmp_path):
     frames = harmonic_frames(20, 0)
     frames.labels()[1][3, 0, 0] = np.nan

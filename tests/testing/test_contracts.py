@@ -1,6 +1,5 @@
 """Contracts of potentials, biases, variables and oracles: every built-in kind keeps them, broken ones are caught."""
 
-import inspect
 import math
 from typing import ClassVar
 
@@ -12,6 +11,7 @@ from molecules import ALANINE, ALANINE_PDB, PEROXIDE, peroxide
 from uqbias.bias.base import Bias
 from uqbias.bias.metad import MetaD
 from uqbias.molecule.frames import read_frames
+from uqbias.options import parameters_of
 from uqbias.oracles.base import Oracle
 from uqbias.potentials.power_spectrum import PowerSpectrum
 from uqbias.registry import BIASES, ORACLES, POTENTIALS, VARIABLES
@@ -33,7 +33,7 @@ OPTIONS = {
     "coordination": {"group_a": "heavy", "r0": 0.2},
     "position": {"atom": 1, "axis": "x"},
 }
-PERIODIC = [kind for kind in BIASES.builtin if "periods" in inspect.signature(BIASES.get(kind)).parameters]
+PERIODIC = [kind for kind in BIASES.builtin if "periods" in parameters_of(BIASES.get(kind))]
 
 
 @pytest.mark.parametrize("kind", BIASES.builtin)

@@ -25,6 +25,7 @@ from uqbias.testing import (
 from uqbias.testing.report import Report
 from uqbias.uncertainty.base import Uncertainty, set_buffers
 
+pytestmark = pytest.mark.slow
 NEAR = {"kind": "pair_distances", "min_separation": 2}
 #: id: (kind, options); the first row of a kind has its defaults.
 KINDS = {

@@ -66,6 +66,7 @@ def test_predictions_with_and_without_members(committee, alanine_frames):
     assert not each.member_forces.requires_grad
 
 
+@pytest.mark.slow
 def test_energies_inside_are_small_whatever_the_total(alanine_frames, topology):
     """Totals of 10⁶ kJ/mol, as from DFT, must not drown the committee's spread in single precision."""
     shifted = alanine_frames[:]
@@ -88,6 +89,7 @@ def test_bootstrap_resamples_for_each_member():
     assert {*resampled.next(50).tolist()} == first
 
 
+@pytest.mark.slow
 def test_members_see_the_frames_in_their_own_order(alanine_frames, topology):
     """With bootstrap the members differ more than by their seeds alone; each run repeats itself."""
     made = []
