@@ -1,7 +1,7 @@
 """Contract tests: what every kind of part must keep, built-in or a third party's, in one call.
 
-`check_uncertainty` takes the name of a kind, `check_potential`, `check_bias`, `check_variable` and `check_oracle` a
-finished part.
+`check_uncertainty` takes the name of a kind, `check_potential`, `check_bias`, `check_variable`, `check_oracle` and
+`check_sampler` a finished part.
 
 >>> from uqbias.testing import check_uncertainty
 >>> print(check_uncertainty("gmm", {"n_components": 2}))  # doctest: +SKIP
@@ -28,6 +28,7 @@ from uqbias.testing.checks import (
 from uqbias.testing.parts import check_bias, check_oracle, check_potential, check_variable
 from uqbias.testing.report import ContractError, Measurement, Report
 from uqbias.testing.routes import check_routes
+from uqbias.testing.samplers import check_sampler
 from uqbias.testing.storage import check_refit, check_round_trip
 from uqbias.uncertainty.base import Uncertainty
 
@@ -47,6 +48,7 @@ __all__ = [
     "check_refit",
     "check_round_trip",
     "check_routes",
+    "check_sampler",
     "check_smoothness",
     "check_uncertainty",
     "check_variable",
