@@ -13,8 +13,6 @@ import torch
 
 from uqbias.app.external import is_force
 from uqbias.bias.base import Array, BiasSum
-from uqbias.bias.gamd import GaMD
-from uqbias.bias.linear import Linear
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.md.stack import choose_backend
 from uqbias.variables.names import OF_MODEL, is_of_torch, is_taken
@@ -79,12 +77,13 @@ def check_temperatures(bias: BiasSum, temperature: float) -> None:
 
 
 def check_boosts(bias: BiasSum, drive: str) -> None:
-    """Raise UqbiasError if a GaMD is to boost the model's energy where another energy drives."""
+    """Raise UqbiasError if a bias is to boost the model's energy where another energy drives."""
     for part in bias.biases:
-        if isinstance(part, GaMD) and part.variables == ("energy",) and drive != "model":
+        if part.boosts and part.variables == ("energy",) and drive != "model":
             raise UqbiasError(
-                "gamd boosts the model's energy, but the System's own forces drive (drive='bias')",
-                "give drive='model', or the energy that drives: GaMD(variables=['V']) with variables={'V': system}",
+                f"{part.kind} boosts the model's energy, but the System's own forces drive (drive='bias')",
+                "give drive='model', or the energy that drives: "
+                f"{type(part).__name__}(variables=['V']) with variables={{'V': system}}",
             )
 
 
@@ -97,7 +96,7 @@ def sort_variables(
     ------
     UqbiasError
         If a bias acts on something that nobody gives, or does not know the period of a variable; if the name of a
-        variable is taken; if `Linear` is to adapt to forces that it does not see.
+        variable is taken; if a bias is to adapt to forces that it does not see.
     """
     given = {*variables, *(one.name for one in bias.extended), *(OF_MODEL if with_model else ())}
     for name in variables:
@@ -151,9 +150,9 @@ def _check_adapted(bias: BiasSum, in_graph: set[str]) -> None:
     for part in bias.biases:
         name = part.variables[0]
         # A probe sees the forces on the model's atoms only, of which a variable from outside has none.
-        if isinstance(part, Linear) and part.pace and not part.frozen and name not in in_graph:
+        if part.feels_atoms(part.options()) and not part.frozen and name not in in_graph:
             raise UqbiasError(
-                f"linear with an adapted tau on '{name}', whose forces on the atoms it cannot see",
+                f"{part.kind} with an adapted tau on '{name}', whose forces on the atoms it cannot see",
                 "give it a fixed tau, or a variable of the model or a CollectiveVariable",
             )
 

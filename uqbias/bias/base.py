@@ -76,6 +76,7 @@ class Bias(ABC):
     extended : extended variables that the bias brings along.
     frozen : if True, ``update`` does nothing: the bias is a fixed potential and the energy is conserved.
     pace : number of steps between updates, or None for a bias that never changes.
+    boosts : whether it acts on the energy that drives the atoms, rather than on a variable beside it.
     estimator : method of `uqbias.free_energy.estimate.METHODS` that fits a run in which this bias alone changed.
         ``quasi-static`` takes the bias as it acted; ``tiwary-parrinello`` needs ``hills`` and ``biasfactor``,
         ``cumulant`` a boost that stays as it is from `equilibrium_from` on, ``czar`` an extended variable with
@@ -89,6 +90,7 @@ class Bias(ABC):
     follows: ClassVar[bool] = False
     frozen: bool = False
     pace: int | None = None
+    boosts: bool = False
     extended: tuple[Extended, ...] = ()
     _given: dict[str, Any]
 
@@ -224,6 +226,9 @@ class Bias(ABC):
         """
         if arrays:
             raise UqbiasError(f"checkpoint of another bias, with {sorted(arrays)}", f"'{self.kind}' keeps no arrays")
+
+    def on_new_model(self) -> None:  # noqa: B027
+        """Take note that a run with another model goes on with this bias; the base class keeps all that it has."""
 
     def reset(self) -> None:  # noqa: B027
         """Forget the history; the base class has none."""

@@ -69,6 +69,7 @@ class GaMD(Bias):
     """
 
     kind = "gamd"
+    boosts = True
     estimator = "cumulant"
 
     def __init__(
@@ -121,6 +122,10 @@ class GaMD(Bias):
         # boost that is switched off stays zero however low E is.
         below = torch.relu(state["threshold"] - x[:, 0])
         return 0.5 * state["k"] * below * below
+
+    def on_new_model(self) -> None:
+        """Begin anew: boost and statistics are those of the energies of another model."""
+        self.reset()
 
     def reset(self) -> None:
         self._first: int | None = None

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from uqbias.bias.metad import MetaD, hill_type
+from uqbias.bias.metad import Kernel, MetaD, hill_type, sum_of_hills
 from uqbias.errors import UqbiasError
 from uqbias.runs.observation import Observation
 from uqbias.runs.plumed_files import bounds_of, check_stated, check_tempering, parse_plumed, read_text, stated_values
@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Hills:
-    """Gaussians that were added to the bias.
+    """Hills that were added to a bias.
 
     Attributes
     ----------
@@ -29,6 +29,7 @@ class Hills:
     bounds : minimum and maximum of each variable with a period, None for one without.
     centre, sigma : [H, D].
     height : [H] kJ/mol.
+    kernel : shape of the hills, see `uqbias.bias.metad.MetaD`.
     """
 
     variables: tuple[str, ...]
@@ -36,6 +37,7 @@ class Hills:
     centre: Array
     sigma: Array
     height: Array
+    kernel: Kernel = "gaussian"
 
     @property
     def periods(self) -> tuple[float | None, ...]:
@@ -44,17 +46,7 @@ class Hills:
 
     def potential(self, points: Array) -> Array:
         """Bias in kJ/mol [n] at points [n, D]."""
-        value = np.zeros(len(points))
-        for start in range(0, len(self.height), 2048):
-            part = slice(start, start + 2048)
-            squared = np.zeros((len(points), len(self.height[part])))
-            for axis, period in enumerate(self.periods):
-                apart = points[:, axis, None] - self.centre[None, part, axis]
-                if period is not None:
-                    apart -= period * np.rint(apart / period)
-                squared += (apart / self.sigma[None, part, axis]) ** 2
-            value += np.exp(-0.5 * squared) @ self.height[part]
-        return value
+        return sum_of_hills(points, self.centre, self.sigma, self.height, self.periods, self.kernel)
 
     def ranges(self) -> list[tuple[float, float]]:
         """Low and high of each variable: three sigma around the hills, or the bounds of a period."""
@@ -86,7 +78,8 @@ def load_hills(path: Path, timestep_fs: float) -> Hills | None:
     fields = next(line.split()[2:] for line in text.splitlines() if line.split()[:2] == ["#!", "FIELDS"])
     names, stated = hill_variables(fields[: fields.index("biasf") + 1]), stated_values(text)
     bounds = tuple(bounds_of(stated, name) for name in names)
-    return Hills(tuple(names), bounds, rows["centre"], rows["sigma"], rows["height"])
+    kernel: Kernel = "stretched-gaussian" if stated.get("kerneltype") == "stretched-gaussian" else "gaussian"
+    return Hills(tuple(names), bounds, rows["centre"], rows["sigma"], rows["height"], kernel)
 
 
 #: Steps are kept in 64 bits.

@@ -230,7 +230,6 @@ def _make_walkers(
     begin: tuple[Array, Array, NDArray[np.int64]],
     external: ExternalBias | None,
 ) -> Walkers:
-    from uqbias.bias.gamd import GaMD
     from uqbias.compile.fused import FusedEvaluator
     from uqbias.md.walkers import Walkers
 
@@ -238,9 +237,7 @@ def _make_walkers(
     if bias is not None and job.earlier_bias is not None:
         bias.restore(read_arrays(job.earlier_bias, "bias of the round before", "put it back from a copy"))
         for part in bias.biases:
-            if isinstance(part, GaMD):
-                # Its boost and statistics are of the energies of another model; see `GaMD`.
-                part.reset()
+            part.on_new_model()
     frames, weights, first = begin
     evaluator = FusedEvaluator(
         model,
