@@ -28,10 +28,12 @@ def spearman(u: NDArray[Any], error: NDArray[Any]) -> float:
     ----------
     u, error : [n], any units.
     """
+    from scipy.stats import spearmanr
+
     u, error = _pair(u, error)
-    ranks = [_ranks(x) - (len(x) - 1) / 2 for x in (u, error)]
-    norm = float(np.sqrt((ranks[0] ** 2).sum() * (ranks[1] ** 2).sum()))
-    return float((ranks[0] * ranks[1]).sum() / norm) if norm > 0 else float("nan")
+    if np.ptp(u) == 0 or np.ptp(error) == 0:
+        return math.nan
+    return float(spearmanr(u, error).statistic)
 
 
 def auroc(u: NDArray[Any], error: NDArray[Any], quantile: float = LARGE) -> float:
@@ -42,13 +44,12 @@ def auroc(u: NDArray[Any], error: NDArray[Any], quantile: float = LARGE) -> floa
     u, error : [n], any units.
     quantile : errors above this quantile of the errors are large; between 0 and 1.
     """
+    from sklearn.metrics import roc_auc_score
+
     check_quantile(quantile)
     u, error = _pair(u, error)
     large = error > np.quantile(error, quantile)
-    n_large, n_small = int(large.sum()), int((~large).sum())
-    if n_large == 0 or n_small == 0:
-        return float("nan")
-    return float((_ranks(u)[large].sum() - n_large * (n_large - 1) / 2) / (n_large * n_small))
+    return float(roc_auc_score(large, u)) if large.any() and not large.all() else math.nan
 
 
 def coverage(bound: NDArray[Any], error: NDArray[Any]) -> float:
@@ -107,9 +108,10 @@ def gaussian_nll(error: NDArray[Any], sigma: NDArray[Any]) -> float:
     float
         Nats for each error. It depends on the unit of the errors: in a unit k times smaller it is larger by ln k.
     """
+    from scipy.stats import norm
+
     error, sigma = _samples(error, sigma)
-    constant = 0.5 * math.log(2 * math.pi)
-    return float(constant + np.log(sigma).mean() + 0.5 * np.square(error / sigma).mean())
+    return -float(norm.logpdf(error, scale=sigma).mean())
 
 
 def gaussian_crps(error: NDArray[Any], sigma: NDArray[Any]) -> float:
@@ -181,11 +183,3 @@ def _samples(error: NDArray[Any], sigma: NDArray[Any]) -> tuple[Array, Array]:
     if not np.isfinite(errors).all():
         raise UqbiasError("an error is not finite", "leave that frame out")
     return errors, deviations_of_each
-
-
-def _ranks(x: Array) -> Array:
-    """Ranks from 0, ties at their mean."""
-    _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    ranks: Array = (last - (counts + 1) / 2)[inverse]
-    return ranks
