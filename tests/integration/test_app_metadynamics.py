@@ -318,6 +318,18 @@ def test_bad_variables(arguments, message):
         uqbias.BiasVariable(coordinate("x"), *arguments)
 
 
+def test_width_of_the_driver(alanine_model, tiny_model, tmp_path):
+    """Left out, it is what suits the kind of driver; a kind whose scale depends on the system takes none by itself."""
+    alanine_model.save(tmp_path / "model.uqb")
+    for model in (alanine_model, tmp_path / "model.uqb"):
+        assert uqbias.BiasVariable(model).biasWidth == alanine_model.driver.hill_width
+        assert uqbias.BiasVariable(model, biasWidth=1.0).biasWidth == 1.0
+    with pytest.raises(UqbiasError, match="biasWidth None"):
+        uqbias.BiasVariable(alanine_model, name="judge")
+    with pytest.raises(UqbiasError, match="no width for hills on the driver"):
+        uqbias.BiasVariable(tiny_model)
+
+
 @pytest.mark.parametrize("name", ["extended_x", "sigma_x", *COLUMNS])
 def test_names_of_columns_are_refused(name):
     """A COLVAR with two columns of one name, or a HILLS file that is none."""

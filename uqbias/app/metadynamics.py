@@ -12,6 +12,7 @@ import torch
 from annotated_types import Ge
 
 from uqbias.app import host
+from uqbias.app.computation import load_model
 from uqbias.app.external import is_force
 from uqbias.app.sampling import Sampling
 from uqbias.app.sharing import SharedHills
@@ -36,7 +37,7 @@ class BiasVariable:
         atoms; or an ``openmm.Force`` on any particles (the energy in kJ/mol), a list of Forces, or a System.
     minValue, maxValue : range of a periodic variable; else the range of `Metadynamics.getFreeEnergy`. The bias itself
         has no bounds: its grid grows where the variable goes. A `CollectiveVariable` knows its period.
-    biasWidth : standard deviation of the hills.
+    biasWidth : standard deviation of the hills; None for a model's driver: the width that suits its kind.
     periodic : whether minValue and maxValue are the same place.
     gridWidth : number of points of `Metadynamics.getFreeEnergy`; None for five per width of a hill.
     name : in HILLS and COLVAR, not that of another column there; ``cv0``, ``cv1``, ... by place if None. Of a model it
@@ -68,9 +69,10 @@ class BiasVariable:
                 raise UqbiasError(
                     f"BiasVariable with minValue {minValue} and maxValue {maxValue}", "give finite numbers, or None"
                 )
-        if biasWidth is None or not 0 < float(host.value(biasWidth)) < math.inf:
+        of_driver = biasWidth is None and name in (None, "driver") and _may_be_model(force)
+        if not of_driver and (biasWidth is None or not 0 < float(host.value(biasWidth)) < math.inf):
             raise UqbiasError(f"BiasVariable with biasWidth {biasWidth}", "give the width of the hills, finite and > 0")
-        self.biasWidth = float(host.value(biasWidth))
+        self.biasWidth = _driver_width(force) if of_driver else float(host.value(biasWidth))
         own = None if isinstance(force, str | Path) else getattr(force, "period", None)
         if own is not None:
             periodic = True
@@ -108,8 +110,8 @@ class Metadynamics(Sampling):
 
     ::
 
-        u = uqbias.BiasVariable("model.uqb", biasWidth=1.0)
-        bias = uqbias.Metadynamics(system, [u], temperature=300, biasFactor=10, height=1.0, frequency=50)
+        driver = uqbias.BiasVariable("model.uqb")
+        bias = uqbias.Metadynamics(system, [driver], temperature=300, biasFactor=10, height=1.0, frequency=50)
         simulation.reporters.append(bias)  # or bias.step(simulation, 1000)
 
     What differs: a model's energy, uncertainty and bias are evaluated once a step, together; no variable needs a range;
@@ -267,6 +269,17 @@ class Metadynamics(Sampling):
             self._shared = SharedHills(self._folder[0], self.metadynamics, host.timestep_fs(simulation))
 
 
+def _driver_width(model: Any) -> float:
+    """Width of hills that suits a model's driver."""
+    width = getattr(getattr(load_model(model, 0), "driver", None), "hill_width", None)
+    if width is None:
+        raise UqbiasError(
+            "no width for hills on the driver of this model",
+            "give biasWidth: about half the standard deviation of the driver in a short unbiased run",
+        )
+    return float(width)
+
+
 def _taken_over(variable: Any) -> BiasVariable:
     """An openmm.app.BiasVariable as one of ours."""
     names = ("force", "minValue", "maxValue", "biasWidth", "periodic", "gridWidth")
@@ -296,12 +309,14 @@ def _named(variables: Sequence[BiasVariable], model: Any) -> tuple[list[str], di
 
 
 def _is_model(given: Any) -> bool:
-    if isinstance(given, str | Path):
-        return True
-    if isinstance(given, torch.nn.Module):
-        return hasattr(given, "numbers")
+    if isinstance(given, str | Path | torch.nn.Module):
+        return _may_be_model(given)
     if not is_force(given):
         raise UqbiasError(
             f"BiasVariable of a {type(given).__name__}", "give a model, a CollectiveVariable or an openmm.Force"
         )
     return False
+
+
+def _may_be_model(given: Any) -> bool:
+    return isinstance(given, str | Path) or (isinstance(given, torch.nn.Module) and hasattr(given, "numbers"))
