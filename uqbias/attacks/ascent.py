@@ -158,11 +158,11 @@ def attack(
     positions : [n, N, 3] nm; for several attacks on a frame give it several times.
     training_energies : [m] kJ/mol, model energies that Q sums over; those of ``positions`` if None.
     variables : collective variables by name, as in a campaign file, for the space ``variables``.
-    seed : of the noise; attack i of n begins at the same δ, whatever the batch.
-    advance : told (iterations done, note) while it runs; n · iterations in all, since an attack that stops early counts
-        in full.
-    dtype, device : of the graph; Adam and the constants of ln L are float64 on the host.
-    cache_dir : of compiled graphs.
+    seed : seed of the noise; attack i of n begins at the same δ, whatever the batch.
+    advance : called with (iterations done, note) while it runs; n · iterations in all, since an attack that stops
+        early counts in full.
+    dtype, device : where the graph computes; Adam and the constants of ln L are float64 on the host.
+    cache_dir : folder of compiled graphs.
 
     Raises
     ------
@@ -256,17 +256,14 @@ class _Ascent:
             getattr(self, name)[broken] = np.nan
         every = options.keep_every
         self.iteration = np.arange(0, options.iterations + 1, every) if every else np.empty(0, dtype=np.int64)
-        kept = len(self.iteration)
         self.trajectory: dict[str, Array] = {
-            "positions": np.broadcast_to(x, (kept, *x.shape)).copy(),
-            **{
-                name: np.broadcast_to(value, (kept, n)).copy()
-                for name, value in (
-                    ("energy", self.energy),
-                    ("judge", self.judge),
-                    ("log_likelihood", self.start_likelihood),
-                )
-            },
+            name: np.broadcast_to(value, (len(self.iteration), *value.shape)).copy()
+            for name, value in {
+                "positions": x,
+                "energy": self.energy,
+                "judge": self.judge,
+                "log_likelihood": self.start_likelihood,
+            }.items()
         }
 
     def likelihood(self, energy: Array, driver: Array, judge: Array) -> Array:
@@ -307,19 +304,19 @@ class _Ascent:
     def _take(self, rows: NDArray[np.int64], point: Point) -> None:
         """Judge the points just evaluated: keep the best, stop what has failed or converged."""
         energy = point.energy + self.graph.energy_shift
-        found = {"energy": energy, "driver": point.driver, "judge": point.judge, "positions": point.positions}
-        found = {name: values[: len(rows)] for name, values in found.items()}
+        points = {"energy": energy, "driver": point.driver, "judge": point.judge, "positions": point.positions}
+        points = {name: values[: len(rows)] for name, values in points.items()}
         with np.errstate(invalid="ignore", over="ignore"):
-            found["log_likelihood"] = self.likelihood(found["energy"], found["driver"], found["judge"])
+            points["log_likelihood"] = self.likelihood(points["energy"], points["driver"], points["judge"])
         for place, i in enumerate(rows):
-            reason = self._fault(i, {name: values[place] for name, values in found.items()}, point.gradient[place])
+            reason = self._fault(i, {name: values[place] for name, values in points.items()}, point.gradient[place])
             if reason:
                 self._stop(i, f"failed: {reason}")
                 continue
-            self._record(i, {name: values[place] for name, values in found.items()})
-            likelihood = found["log_likelihood"][place]
+            self._record(i, {name: values[place] for name, values in points.items()})
+            likelihood = points["log_likelihood"][place]
             if likelihood > self.log_likelihood[i]:
-                for name, values in found.items():
+                for name, values in points.items():
                     getattr(self, name)[i] = values[place]
                 self.kept[i] = self.delta[i]
             if likelihood > self.mark[i] + self.options.tolerance:
@@ -329,15 +326,15 @@ class _Ascent:
             elif self.done[i] - self.marked[i] >= self.options.patience:
                 self._stop(i, "converged")
 
-    def _fault(self, i: int, found: Mapping[str, Any], gradient: Array) -> str:
+    def _fault(self, i: int, point: Mapping[str, Any], gradient: Array) -> str:
         """Why a point is not a good one; empty if it is."""
         tests = {
-            "the geometry is not finite": np.isfinite(found["positions"]).all(),
-            "the molecule flew apart": radius(found["positions"][None])[0] <= self.reach[i],
-            "the energy is not finite": np.isfinite(found["energy"]),
-            f"an energy out of range: {found['energy']:.3g} kJ/mol": self.lowest <= found["energy"] <= self.highest,
-            "the uncertainty is not finite": np.isfinite([found["judge"], found["driver"]]).all(),
-            "the gradient is not finite": np.isfinite(gradient).all() and np.isfinite(found["log_likelihood"]),
+            "the geometry is not finite": np.isfinite(point["positions"]).all(),
+            "the molecule flew apart": radius(point["positions"][None])[0] <= self.reach[i],
+            "the energy is not finite": np.isfinite(point["energy"]),
+            f"an energy out of range: {point['energy']:.3g} kJ/mol": self.lowest <= point["energy"] <= self.highest,
+            "the uncertainty is not finite": np.isfinite([point["judge"], point["driver"]]).all(),
+            "the gradient is not finite": np.isfinite(gradient).all() and np.isfinite(point["log_likelihood"]),
         }
         return next((reason for reason, passed in tests.items() if not passed), "")
 
@@ -372,8 +369,7 @@ class _Ascent:
             self.delta[rows] *= np.minimum(1.0, self.options.bound / np.maximum(norm, 1e-300))[:, None]
 
     def _norms(self, delta: Array) -> Array:
-        found: Array = self.space.norm(torch.from_numpy(delta)).detach().numpy()
-        return found
+        return np.asarray(self.space.norm(torch.from_numpy(delta)).detach().numpy())
 
     def result(self) -> AttackResult:
         """What the attacks have come to."""

@@ -72,16 +72,18 @@ class Internal(DistortionSpace):
             If the molecule has none of the coordinates that are switched on.
         """
         reference = checked_reference(topology, reference)
-        found: list[Move | None] = []
+        candidates: list[Move | None] = []
         if torsions:
-            found += [
+            candidates += [
                 rigid_move(topology, "turn", *bond) for bond in topology.bonds if _turns(topology, bond, reference)
             ]
         if bonds:
-            found += [rigid_move(topology, "stretch", *bond) for bond in topology.bonds]
+            candidates += [rigid_move(topology, "stretch", *bond) for bond in topology.bonds]
         if angles:
-            found += [bend(topology, triple) for triple in topology.angles() if _sine(reference, *triple) > STRAIGHT]
-        moves = [move for move in found if move is not None]
+            candidates += [
+                bend(topology, triple) for triple in topology.angles() if _sine(reference, *triple) > STRAIGHT
+            ]
+        moves = [move for move in candidates if move is not None]
         if not moves:
             switches = (("torsions", torsions), ("bonds", bonds), ("angles", angles))
             wanted = " and ".join(name for name, on in switches if on) or "nothing"
@@ -101,13 +103,13 @@ class Internal(DistortionSpace):
 def bend(topology: Topology, triple: Triple) -> Move | None:
     """Bend of an angle i-j-k about j, by the move of fewer atoms; None where that would break a ring."""
     i, j, k = triple
-    found: list[Move] = []
+    candidates: list[Move] = []
     for third, end in ((i, k), (k, i)):
         move = rigid_move(topology, "bend", j, end, (third, j, end))
         # The third atom must be on the side of the vertex.
         if move is not None and (third in move.atoms) == (j in move.atoms):
-            found.append(move)
-    return min(found, key=lambda move: len(move.atoms), default=None)
+            candidates.append(move)
+    return min(candidates, key=lambda move: len(move.atoms), default=None)
 
 
 def _label(move: Move) -> str:

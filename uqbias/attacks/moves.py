@@ -162,8 +162,8 @@ def rotation(vector: Tensor) -> Tensor:
     cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).reshape(*x.shape, 3, 3)
     angle = (vector.square().sum(-1) + 1e-20).sqrt()[..., None, None]
     half = torch.sin(0.5 * angle) / angle
-    found: Tensor = torch.sin(angle) / angle * cross + 2.0 * half * half * _product(cross, cross)
-    return found
+    turned: Tensor = torch.sin(angle) / angle * cross + 2.0 * half * half * _product(cross, cross)
+    return turned
 
 
 def _both(first: Tensor, second: Tensor) -> Tensor:

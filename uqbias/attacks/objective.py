@@ -97,8 +97,7 @@ class Objective:
         # ln softplus(z) is z for z << 0, where the softplus itself would be rounded to zero.
         z = np.asarray(u, dtype=float) / self.scale
         value = np.log(np.maximum(np.logaddexp(0.0, z), np.finfo(float).tiny))
-        found: Array = np.where(z < -30.0, z, value) + math.log(self.scale)
-        return found
+        return np.asarray(np.where(z < -30.0, z, value) + math.log(self.scale))
 
 
 def log_partition(energy: Array, temperature: float) -> float:

@@ -22,6 +22,8 @@ from uqbias.options import OfKind, Positive
 from uqbias.registry import SPACES
 
 DISTRIBUTIONS = ("normal", "uniform")
+UNEVALUATED = "failed: the model cannot evaluate the distorted frame"
+FLOWN_APART = "failed: the molecule flew apart"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,33 +98,26 @@ def distort_at_random(
     distorted = distort(space, x, delta)
     whole = radius(distorted) <= farthest(x)  # false for NaN
     distorted[~whole] = x[~whole]
-    found = evaluate_frames(model, distorted)
-    finite = np.isfinite([found.energy, found.driver, found.judge]).all(axis=0)
+    said = evaluate_frames(model, distorted)
+    finite = np.isfinite([said.energy, said.driver, said.judge]).all(axis=0)
     good = np.asarray(whole & finite)
     if not good.all():
         start = evaluate_frames(model, x[~good])
         distorted[~good], delta[~good] = x[~good], 0.0
         for name in ("energy", "driver", "judge"):
-            getattr(found, name)[~good] = getattr(start, name)
+            getattr(said, name)[~good] = getattr(start, name)
     with torch.no_grad():
         norm: Array = space.norm(torch.from_numpy(delta)).numpy()
     return AttackResult(
         source=np.arange(len(x)),
         positions=distorted,
-        energy=found.energy,
-        driver=found.driver,
-        judge=found.judge,
+        energy=said.energy,
+        driver=said.driver,
+        judge=said.judge,
         log_likelihood=np.full(len(x), np.nan),
         norm=norm,
         iterations=np.zeros(len(x), dtype=np.int64),
-        status=[
-            "failed: the molecule flew apart"
-            if not kept
-            else "random"
-            if one
-            else "failed: the model cannot evaluate the distorted frame"
-            for kept, one in zip(whole, good, strict=True)
-        ],
+        status=np.where(good, "random", np.where(whole, UNEVALUATED, FLOWN_APART)).tolist(),
         trajectory={},
         delta=delta,
     )

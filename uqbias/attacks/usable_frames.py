@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from uqbias.errors import UqbiasError
 from uqbias.molecule.frames import read_images
+from uqbias.molecule.measures import distances
 from uqbias.molecule.topology import Topology
 from uqbias.units import ANGSTROM
 
@@ -26,7 +27,7 @@ OUTLIER = 10.0
 
 @dataclass(frozen=True)
 class UsableFrames:
-    """What was read.
+    """Frames read from a file, and those left out.
 
     Attributes
     ----------
@@ -59,12 +60,12 @@ def usable_frames(path: str | Path, numbers: Sequence[int]) -> UsableFrames:
     wanted = [int(number) for number in numbers]
     good, skipped = [], []
     for place, image in enumerate(images):
-        found = image.numbers.tolist()
-        if sorted(found) != sorted(wanted):
+        numbers_there = image.numbers.tolist()
+        if sorted(numbers_there) != sorted(wanted):
             skipped.append(
                 (place, f"atoms {image.get_chemical_formula()}, the model's are {Atoms(wanted).get_chemical_formula()}")
             )
-        elif found != wanted:
+        elif numbers_there != wanted:
             skipped.append((place, "the model's atoms in another order"))
         elif image.pbc.any():
             skipped.append((place, "a periodic cell"))
@@ -96,7 +97,7 @@ def reference_frames(topology: Topology, positions: Array) -> NDArray[np.bool_]:
     if not len(pairs):
         return np.ones(len(positions), dtype=bool)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        lengths = np.linalg.norm(positions[:, pairs[:, 0]] - positions[:, pairs[:, 1]], axis=-1)
+        lengths = distances(positions, pairs)
         ratio = lengths / np.median(lengths, axis=0)
         excess = np.nan_to_num(np.maximum(ratio / LONG, SHORT / ratio).max(axis=1), nan=np.inf)
     near: NDArray[np.bool_] = excess <= 1.0
@@ -126,13 +127,11 @@ def farthest(positions: Array) -> Array:
     finite = size[np.isfinite(size)]
     # The lower one of two medians: a broken frame is rather too large than too small.
     typical = np.quantile(finite, 0.5, method="lower") if len(finite) else np.nan
-    found: Array = APART * np.minimum(size, APART * typical) + APART_NM
-    return found
+    return np.asarray(APART * np.minimum(size, APART * typical) + APART_NM)
 
 
 def radius(positions: Array) -> Array:
     """Largest distance of an atom from the centre of each geometry [n, N, 3], [n]; not finite if a position is not."""
     with np.errstate(over="ignore", invalid="ignore"):
         apart = positions - positions.mean(axis=1, keepdims=True)
-        found: Array = np.linalg.norm(apart, axis=-1).max(axis=1)
-    return found
+        return np.asarray(np.linalg.norm(apart, axis=-1).max(axis=1))

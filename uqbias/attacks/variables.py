@@ -103,9 +103,9 @@ class Variables(DistortionSpace):
             raise UqbiasError(f"space 'variables' of {chosen}", "name each variable once")
         built = build_variables({name: defined[name] for name in chosen}, topology, reference)
         moves = [move_of(topology, variable) for variable in built.values()] if rigid else [None]
-        found = [move for move in moves if move is not None]
-        independent = len(found) == len(moves) and _independent(built, found, reference)
-        return cls(built, found if independent else None, topology.masses().tolist())
+        rigid_moves = [move for move in moves if move is not None]
+        independent = len(rigid_moves) == len(moves) and _independent(built, rigid_moves, reference)
+        return cls(built, rigid_moves if independent else None, topology.masses().tolist())
 
     def forward(self, base: Tensor, delta: Tensor) -> Tensor:
         """Geometries with changed variables, [W, N, 3] nm."""
