@@ -11,6 +11,7 @@ from uqbias.cli.evaluate import evaluate, print_errors
 from uqbias.cli.printing import Json, Quiet, print_json, print_pairs
 from uqbias.errors import UqbiasError
 from uqbias.files import check_file
+from uqbias.registry import UNCERTAINTIES
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="Model file (.uqb).")]
 
@@ -48,8 +49,7 @@ def train(
         str | None,
         typer.Option(
             metavar="KIND",
-            help="Judge, the calibrated uncertainty: gmm, committee, shallow_ensemble, llpr, mve, evidential, distance "
-            "or kernel_density.",
+            help=f"Judge, the calibrated uncertainty: {', '.join(UNCERTAINTIES.builtin)}.",
         ),
     ] = None,
     members: Annotated[int | None, typer.Option(min=1, help="Committee size.")] = None,
@@ -258,7 +258,7 @@ def set_key(sections: dict[str, Any], entry: str) -> None:
     path, separator, text = entry.partition("=")
     *parents, key = path.strip().split(".")
     if not separator or not key or not parents:
-        raise UqbiasError(f"--set {entry}", "write --set SECTION.KEY=VALUE, such as uncertainty.quantity=forces")
+        raise UqbiasError(f"--set {entry}", "write --set SECTION.KEY=VALUE, such as judge.quantity=forces")
     try:
         value = yaml.load(text, Loader=Loader)
     except yaml.YAMLError as error:
