@@ -39,7 +39,10 @@ def job(tmp_path):
 
 
 def options_of(kind, job):
-    return {"pool": {"file": str(job.model.with_name("pool.xyz"))}}.get(kind, {})
+    few = {"count": 12, "amplitude": 0.005}
+    options = {"pool": {"file": str(job.model.with_name("pool.xyz"))}, "random": few}
+    attack = {"count": 12, "iterations": 5, "runner": "eager", "batch": 12}
+    return {**options, "attack": attack}.get(kind, {})
 
 
 @pytest.mark.slow
