@@ -67,7 +67,7 @@ def check_sampler(sampler: Any, job: Any) -> Report:
     again = explored("again", pickle.loads(pickle.dumps(sampler)))
     report.add("other observations with the same seed", *_different(whole, again))
     report.add("safe frames changed", not np.array_equal(frames, job.safe_frames), 0)
-    if sampler.walks and job.snapshot_every:
+    if sampler.walks and job.snapshot_every and not report.violations:
         calls = 0
 
         def interrupt(*_: Any) -> None:
