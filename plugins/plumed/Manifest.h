@@ -6,7 +6,7 @@
 
 namespace uqbias {
 
-/// What uqbias.model.export.export_torchscript writes beside the weights, as far as the action needs it.
+/// What uqbias.export_torchscript writes beside the weights, as far as the action needs it.
 struct Manifest {
   std::string output;
   std::string unit;

@@ -200,7 +200,7 @@ Model::Model(const std::string& path,const std::string& device,bool doublePrecis
   }
   keepTorchLoaded();
   if(!std::ifstream(path).good()) {
-    throw std::runtime_error("no such file: MODEL="+path+"; write one with uqbias.model.export.export_torchscript");
+    throw std::runtime_error("no such file: MODEL="+path+"; write one with uqbias.export_torchscript");
   }
   ReleaseGil release;
   ThreadGuard guard(threads);
@@ -224,15 +224,15 @@ Model::Model(const std::string& path,const std::string& device,bool doublePrecis
     impl->module=torch::jit::load(path,torch::kCPU,extra);
   } catch(const std::exception& error) {
     throw std::runtime_error("MODEL="+path+" is not a TorchScript file ("+firstLine(error.what())
-                             +"); write one with uqbias.model.export.export_torchscript");
+                             +"); write one with uqbias.export_torchscript");
   }
   if(extra["manifest.json"].empty()) {
-    throw std::runtime_error("MODEL="+path+" has no manifest.json; write it with uqbias.model.export.export_torchscript");
+    throw std::runtime_error("MODEL="+path+" has no manifest.json; write it with uqbias.export_torchscript");
   }
   try {
     impl->manifest=parseManifest(extra["manifest.json"]);
   } catch(const std::runtime_error& error) {
-    throw std::runtime_error("MODEL="+path+": "+error.what()+"; write the file again with uqbias.model.export.export_torchscript");
+    throw std::runtime_error("MODEL="+path+": "+error.what()+"; write the file again with uqbias.export_torchscript");
   }
   if(impl->manifest.withForces && (impl->manifest.periodic || impl->manifest.hasComponents)) {
     throw std::runtime_error("MODEL="+path+" holds the forces of "+(impl->manifest.periodic ? "a periodic model without"

@@ -9,7 +9,7 @@
 
 namespace uqbias {
 
-/// A TorchScript file of uqbias.model.export.export_torchscript on one device. Nothing of torch shows in this header, so that
+/// A TorchScript file of uqbias.export_torchscript on one device. Nothing of torch shows in this header, so that
 /// torch and PLUMED never meet in one translation unit.
 class Model {
 public:

@@ -25,7 +25,7 @@ namespace uqbias {
 /*
 Calculate the uncertainty of a machine-learned potential, or another output of its model, for a group of atoms.
 
-The model is a TorchScript file that `uqbias.model.export.export_torchscript` wrote. See UNCERTAINTY.md beside this file.
+The model is a TorchScript file that `uqbias.export_torchscript` wrote. See UNCERTAINTY.md beside this file.
 
 ```plumed
 LOAD FILE=./libuqbias.so
@@ -76,7 +76,7 @@ PLUMED_REGISTER_ACTION(Uncertainty,"UNCERTAINTY")
 void Uncertainty::registerKeywords(Keywords& keys) {
   Colvar::registerKeywords(keys);
   keys.add("atoms","ATOMS","the atoms of the model, in the order of its training data");
-  keys.add("compulsory","MODEL","file written by uqbias.model.export.export_torchscript");
+  keys.add("compulsory","MODEL","file written by uqbias.export_torchscript");
   keys.add("compulsory","DEVICE","cpu","where the model runs: cpu, cuda or cuda:<index>");
   keys.add("compulsory","THREADS","1","threads of torch during the calculation");
   keys.addFlag("FLOAT64",false,"hold the weights and calculate in double precision");

@@ -202,9 +202,9 @@ def in_process(task, model, folder, **variables):
     """Run `main` of this file in a process of its own."""
     model.save(folder / "model.uqb")
     command = [sys.executable, str(Path(__file__)), task, str(folder / "model.uqb"), str(folder)]
-    return subprocess.run(
-        command, env={**os.environ, **variables}, capture_output=True, text=True, timeout=300, check=False
-    )
+    path = os.pathsep.join([str(Path(__file__).parents[1] / "helpers"), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, **variables}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
 @needs_kernel

@@ -177,7 +177,7 @@ def differences(md, positions, box, step=1e-6):
     return atoms, strain
 
 
-@pytest.mark.parametrize("name", ["judge.pt", "cv_forces.pt"])
+@pytest.mark.parametrize("name", ["judge.pt", "driver_forces.pt"])
 def test_derivatives_of_atoms_and_box(host, files, positions, name):
     with host(files / name, "FLOAT64") as md:
         _, forces, virial = md(positions)
