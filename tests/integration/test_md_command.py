@@ -182,7 +182,7 @@ def test_kinds_and_overrides(folder, tmp_path, options, expected):
         (["--biasfactor", 1], "options: metadynamics.biasfactor = 1.0: input should be greater than 1"),
         (
             ["--set", "metadynamics.grid_range=[[2, 1]]"],
-            "options: metadynamics: grid_range = [2.0, 1.0]: give a maximum",
+            "options: metadynamics with grid_range [2.0, 1.0]; give a maximum",
         ),
         (["--set", "bias.hight=1"], "options: metadynamics.hight = 1: unknown key 'hight'; did you mean 'height'?"),
         (["--set", "opes.barrier=1"], "--set opes: no such section; valid: guards, md, metadynamics, upper_wall"),
