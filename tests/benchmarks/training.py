@@ -18,9 +18,10 @@ from pathlib import Path
 
 import torch
 
-from uqbias.model.training import TrainingOptions, force_and_energy_mae, train
+from uqbias.model.training import force_and_energy_mae, train
 from uqbias.molecule.frames import read_frames
 from uqbias.potentials.power_spectrum import PowerSpectrum
+from uqbias.settings.schema import TrainingOptions
 
 REFERENCE = Path(__file__).parents[2] / "systems" / "alanine_dipeptide" / "reference.py"
 GOAL = 20.0

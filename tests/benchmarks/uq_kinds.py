@@ -35,11 +35,12 @@ from uqbias.compile.fused import FusedEvaluator
 from uqbias.model import metrics
 from uqbias.model.fit import complete_model, make_potential, make_uncertainties, split_by_role
 from uqbias.model.inference import residuals
-from uqbias.model.training import TrainingOptions, train
+from uqbias.model.training import train
 from uqbias.molecule.frames import read_frames
 from uqbias.molecule.seen import invariants, is_in
 from uqbias.molecule.topology import Topology
 from uqbias.settings.file import check_campaign
+from uqbias.settings.schema import TrainingOptions
 from uqbias.uncertainty.calibration import Conformal
 from uqbias.units import EV_PER_ANGSTROM
 

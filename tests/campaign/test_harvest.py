@@ -3,11 +3,12 @@ import pytest
 from molecules import ALANINE
 
 from uqbias.campaign.post_label import label_verdicts
-from uqbias.campaign.selection import STRATEGIES, Candidates, SelectionOptions, select
+from uqbias.campaign.selection import STRATEGIES, Candidates, select
 from uqbias.errors import UqbiasError
 from uqbias.molecule.frames import Frames
 from uqbias.molecule.physical import PHYSICAL, Limits, PhysicalFilter
 from uqbias.molecule.topology import Topology
+from uqbias.settings.harvest_sections import SelectionOptions
 
 # CHFClBr: a stereocentre with four different neighbours; positions in nm.
 CENTRE = np.array(
@@ -82,8 +83,8 @@ def test_windows_duplicates_and_budget_give_reasons():
         driver=np.array([1.0, 0.4, 20.0, 1.0, 1.0, 1.0, np.nan]),
         verdicts=["bond 3-5 is 1.4 x reference", "", "", "", "", "", ""],
     )
-    options = SelectionOptions(kind="farthest_point", driver_window=(0.8, 14.0))
-    picks, reasons = select(given, np.array([[3.0]]), 5, options, seed=0)
+    options = {"options": SelectionOptions(kind="farthest_point"), "driver_window": (0.8, 14.0)}
+    picks, reasons = select(given, np.array([[3.0]]), 5, **options, seed=0)
     assert picks.tolist() == [4]
     assert reasons == [
         "refused: bond 3-5 is 1.4 x reference",
@@ -94,7 +95,7 @@ def test_windows_duplicates_and_budget_give_reasons():
         "not taken: same as a taken frame",
         "refused: driver is not finite",
     ]
-    _, reasons = select(given, np.array([[3.0]]), 0, options, seed=0)
+    _, reasons = select(given, np.array([[3.0]]), 0, **options, seed=0)
     assert reasons[4] == "not taken: budget of 0"
 
 
@@ -132,7 +133,8 @@ def test_energy_weights_prefer_low_energies(kind):
     given = candidates(random.random(size=(200, 2)), energy=energy)
     cold = SelectionOptions(kind=kind, energy_temperature=1000.0)
     picks, _ = select(given, np.zeros((1, 2)), 20, cold, seed=3)
-    free, _ = select(given, np.zeros((1, 2)), 20, SelectionOptions(kind=kind), seed=3)
+    indifferent = SelectionOptions(kind=kind, energy_temperature=None)
+    free, _ = select(given, np.zeros((1, 2)), 20, indifferent, seed=3)
     assert energy[picks].mean() < 10.0
     assert energy[free].mean() > 25.0
 
@@ -147,8 +149,9 @@ def test_random_weights_are_boltzmann():
 
 
 def test_unknown_strategy_is_refused():
+    unchecked = SelectionOptions.model_construct(kind="farthest_points")
     with pytest.raises(UqbiasError, match="did you mean"):
-        select(candidates([[0.0]]), np.zeros((0, 1)), 1, SelectionOptions(kind="farthest_points"), seed=0)
+        select(candidates([[0.0]]), np.zeros((0, 1)), 1, unchecked, seed=0)
 
 
 def test_labels_are_rejected_only_far_out():

@@ -125,7 +125,7 @@ class CountingOracle:
     calls: list = []  # noqa: RUF012
     lock = threading.Lock()
 
-    def __init__(self, scale):
+    def __init__(self, *, scale):
         self.scale = scale
 
     def label(self, positions):

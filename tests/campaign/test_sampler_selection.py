@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from uqbias.campaign.selection import STRATEGIES, Candidates, SelectionOptions, select
+from uqbias.campaign.selection import STRATEGIES, Candidates, select
 from uqbias.errors import UqbiasError
 from uqbias.molecule.sameness import NearGeometry, rmsd
+from uqbias.settings.harvest_sections import SelectionOptions
 from uqbias.testing import molecule
 
 

@@ -8,11 +8,12 @@ import torch
 
 from uqbias.errors import UqbiasError
 from uqbias.model.fit import fit_model
-from uqbias.model.training import TrainingOptions, force_and_energy_mae, train
+from uqbias.model.training import force_and_energy_mae, train
 from uqbias.molecule.topology import Topology
 from uqbias.potentials.power_spectrum import PowerSpectrum
 from uqbias.registry import UNCERTAINTIES
 from uqbias.settings.file import check_campaign
+from uqbias.settings.schema import TrainingOptions
 
 ENERGIES = TrainingOptions(steps=30, evaluate_every=10, force_weight=0.0, energy_weight=1.0)
 
@@ -59,11 +60,11 @@ def test_validation_energies_choose_the_weights(alanine_frames):
 
 
 def test_nothing_to_learn_from(alanine_frames):
-    nothing = dataclasses.replace(ENERGIES, energy_weight=0.0)
+    nothing = ENERGIES.model_copy(update={"energy_weight": 0.0})
     with pytest.raises(UqbiasError, match=r"force_weight and training\.energy_weight are 0"):
         train(small(alanine_frames), alanine_frames, None, nothing, runner="eager")
     for name in ("force_weight", "energy_weight"):
-        wrong = dataclasses.replace(ENERGIES, **{name: -1.0})
+        wrong = ENERGIES.model_copy(update={name: -1.0})
         with pytest.raises(UqbiasError, match=f"training.{name} -1.0"):
             train(small(alanine_frames), alanine_frames, None, wrong, runner="eager")
     training = {"force_weight": 0.0, "energy_weight": 0.0}

@@ -11,12 +11,13 @@ from uqbias.bias.metad import MetaD
 from uqbias.compile.fused import FusedEvaluator
 from uqbias.md.walkers import Walkers
 from uqbias.model.model import UncertaintyModel
-from uqbias.model.training import TrainingOptions, train
+from uqbias.model.training import train
 from uqbias.molecule.frames import Frames, read_frames
 from uqbias.molecule.topology import Topology
 from uqbias.potentials.power_spectrum import PowerSpectrum
 from uqbias.potentials.prediction import predict
 from uqbias.registry import UNCERTAINTIES
+from uqbias.settings.schema import TrainingOptions
 from uqbias.units import kt
 
 

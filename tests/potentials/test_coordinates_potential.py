@@ -15,7 +15,7 @@ from uqbias.errors import UqbiasError
 from uqbias.model.fit import fit_model
 from uqbias.model.inference import evaluate_frames
 from uqbias.model.model import UncertaintyModel
-from uqbias.model.training import TrainingOptions, train
+from uqbias.model.training import train
 from uqbias.molecule.frames import Frames
 from uqbias.molecule.seen import invariants, is_in
 from uqbias.molecule.topology import Topology
@@ -23,6 +23,7 @@ from uqbias.oracles.analytic import DoubleWell
 from uqbias.potentials.coordinates import Coordinates
 from uqbias.potentials.prediction import predict
 from uqbias.registry import POTENTIALS
+from uqbias.settings.schema import TrainingOptions
 
 NUMBERS = (1, 6)
 

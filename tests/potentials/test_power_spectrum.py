@@ -7,10 +7,11 @@ from scipy.spatial.transform import Rotation
 from scipy.special import sph_harm_y
 
 from uqbias.errors import UqbiasError
-from uqbias.model.training import TrainingOptions, force_and_energy_mae, train
+from uqbias.model.training import force_and_energy_mae, train
 from uqbias.molecule.frames import Frames
 from uqbias.potentials.power_spectrum import PowerSpectrum, radial_basis, spherical_harmonics
 from uqbias.potentials.prediction import predict
+from uqbias.settings.schema import TrainingOptions
 
 NUMBERS = (6, 1, 8, 1, 1, 7)
 

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from uqbias.campaign.executors import LabelRequest, label_all
 from uqbias.campaign.ledger import label_key
 from uqbias.campaign.samplers.base import Exploration, Sampler
-from uqbias.campaign.selection import Candidates, SelectionOptions, select
+from uqbias.campaign.selection import Candidates, select
 from uqbias.campaign.work import Work
 from uqbias.errors import UqbiasError
 from uqbias.files import read_arrays, write_arrays, write_text
 from uqbias.model.inference import evaluate_frames, selection_features, stiff_deviations
 from uqbias.model.model import UncertaintyModel
 from uqbias.molecule.frames import Frames, write_frames
-from uqbias.molecule.physical import PHYSICAL, Limits, PhysicalFilter
+from uqbias.molecule.physical import PHYSICAL, PhysicalFilter
 from uqbias.registry import SAMPLERS
 
 Array = NDArray[np.float64]
@@ -143,17 +143,8 @@ def _asked(work: Work, round_index: int) -> Array:
 
 
 def _filter(work: Work) -> PhysicalFilter:
-    options = work.campaign.harvest
-    limits = Limits(
-        bond_low=options.bond_low,
-        bond_high=options.bond_high,
-        angle_tolerance=options.angle_tolerance,
-        clash=options.clash,
-        hydrogen_bond=options.hydrogen_bond,
-        stiff_torsion=options.stiff_torsion,
-        energy_window=options.energy_window,
-    )
-    return PhysicalFilter(work.topology, work.ledger.labels(0).positions, work.reference_energy, limits)
+    start = work.ledger.labels(0).positions
+    return PhysicalFilter(work.topology, start, work.reference_energy, work.campaign.harvest)
 
 
 def harvest_phase(work: Work, round_index: int) -> dict[str, Any]:
@@ -210,19 +201,12 @@ def _chosen(
         ),
         selection_features(model, known.positions, space),
         budget,
-        SelectionOptions(
-            kind=options.selection.kind,
-            random_share=options.selection.random_share,
-            energy_temperature=options.selection.energy_temperature,
-            duplicates=options.selection.duplicates,
-            minimum_distance=options.selection.minimum_distance,
-            minimum_rmsd=options.selection.minimum_rmsd,
-            superpose=model.potential.invariant,
-            driver_window=(options.driver_window[0], options.driver_window[1]),
-            judge_window=(options.judge_window[0], options.judge_window[1]),
-        ),
+        options.selection,
         work.seed(round_index, "harvest"),
+        driver_window=options.driver_window,
+        judge_window=options.judge_window,
         known_positions=known.positions,
+        superpose=model.potential.invariant,
     )
     return verdicts, picks, reasons
 

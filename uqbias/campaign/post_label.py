@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from uqbias.molecule.frames import Frames
+from uqbias.settings.harvest_sections import Harvest
 
 #: Verdict of an accepted label.
 ACCEPTED = ""
 
 
-def label_verdicts(
-    frames: Frames, reference_energy: float, *, energy_window: float = 300.0, force_limit: float = 15000.0
-) -> list[str]:
+def label_verdicts(frames: Frames, reference_energy: float, limits: Harvest | None = None) -> list[str]:
     """Judge labelled frames by the oracle's own numbers.
 
     A tighter energy window would throw away half of the first round, which is the one that teaches the model what
@@ -22,22 +21,22 @@ def label_verdicts(
     ----------
     frames : n labelled frames.
     reference_energy : mean energy of the start frames, kJ/mol.
-    energy_window : kJ/mol above it that is still accepted.
-    force_limit : largest accepted force component, kJ/mol/nm.
+    limits : ``label_energy_window`` and ``label_force_limit`` of a campaign file; its defaults if None.
 
     Returns
     -------
     list of str
         `ACCEPTED` (empty) or the reason of the rejection, one a frame.
     """
+    limits = limits or Harvest()
     energies, forces = frames.labels()
     excess = energies - reference_energy
     largest = np.abs(forces).reshape(len(frames), -1).max(axis=1, initial=0.0)
     result = []
     for above, force in zip(excess, largest, strict=True):
-        if not above <= energy_window:
+        if not above <= limits.label_energy_window:
             result.append(f"rejected: oracle energy {above:.0f} kJ/mol above mean")
-        elif not force <= force_limit:
+        elif not force <= limits.label_force_limit:
             result.append(f"rejected: force component {force:.0f} kJ/mol/nm")
         else:
             result.append(ACCEPTED)

@@ -11,7 +11,7 @@ from uqbias.campaign.work import Work
 from uqbias.files import write_text
 from uqbias.model.fit import check_calibration_frames, complete_model, distinct, make_potential, make_uncertainties
 from uqbias.model.model import UncertaintyModel
-from uqbias.model.training import TrainingOptions, train
+from uqbias.model.training import train
 from uqbias.molecule.frames import Frames
 from uqbias.potentials.base import Potential
 from uqbias.uncertainty.base import Uncertainty
@@ -59,21 +59,6 @@ def _train(
     validation: Frames,
     warm_start: bool,
 ) -> dict[str, Any]:
-    settings = work.campaign.training
-    later = round_index > 0
-    options = TrainingOptions(
-        steps=settings.later_steps if later and settings.later_steps is not None else settings.steps,
-        batch_size=settings.batch_size,
-        learning_rate=settings.later_learning_rate
-        if warm_start and settings.later_learning_rate is not None
-        else settings.learning_rate,
-        force_weight=settings.force_weight,
-        energy_weight=settings.energy_weight,
-        ema=settings.ema,
-        evaluate_every=settings.evaluate_every,
-        patience=settings.patience,
-        max_seconds=settings.max_seconds,
-    )
     work.progress.phase(f"round {round_index}: load or compile the training step", None)
     told = 0
 
@@ -90,11 +75,10 @@ def _train(
         potential,
         training,
         validation if len(validation) else None,
-        options,
+        work.campaign.training.of_round(round_index, warm=warm_start),
         seed=work.seed(round_index, "training"),
         uncertainties=parts,
         warm_start=warm_start,
-        runner=settings.runner,
         progress=tell,
     )
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.molecule.physical import PHYSICAL
 from uqbias.molecule.sameness import NearFeatures, NearGeometry, NoSameness, Sameness, nearest
+from uqbias.settings.harvest_sections import SelectionOptions
 from uqbias.units import kt
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
-Window = tuple[float | None, float | None]
+Window = Sequence[float | None]
 
 
 @dataclass(frozen=True)
@@ -42,34 +43,6 @@ class Candidates:
 
     def __len__(self) -> int:
         return len(self.driver)
-
-
-@dataclass(frozen=True)
-class SelectionOptions:
-    """How frames are chosen; the fields are those of the campaign file's ``harvest`` section.
-
-    Attributes
-    ----------
-    kind : name of a strategy in `STRATEGIES`.
-    random_share : share of the budget that ``mixed`` fills at random.
-    energy_temperature : K, weigh frames by model energy, Boltzmann-like at this temperature; None: no preference.
-    duplicates : how two frames are found to be the same: ``features`` (their distance in feature space), ``rmsd`` or
-        ``none`` (each frame is one of its own).
-    minimum_distance : frames nearer than this in feature space are the same.
-    minimum_rmsd : frames with a smaller RMSD are the same, nm.
-    superpose : the RMSD is taken after superposition; False for particles in a field that is fixed in space.
-    driver_window, judge_window : lowest and highest value, None for open.
-    """
-
-    kind: str = "farthest_point"
-    random_share: float = 0.5
-    energy_temperature: float | None = None
-    duplicates: Literal["features", "rmsd", "none"] = "features"
-    minimum_distance: float = 1e-3
-    minimum_rmsd: float = 0.01
-    superpose: bool = True
-    driver_window: Window = (None, None)
-    judge_window: Window = (None, None)
 
 
 @dataclass(frozen=True)
@@ -179,7 +152,10 @@ def select(
     options: SelectionOptions,
     seed: int,
     *,
+    driver_window: Window = (None, None),
+    judge_window: Window = (None, None),
     known_positions: NDArray[Any] | None = None,
+    superpose: bool = True,
 ) -> tuple[Indices, list[str]]:
     """Choose frames to label.
 
@@ -188,9 +164,11 @@ def select(
     candidates : visited frames.
     known : [m, D] features of the labelled frames.
     budget : most frames to take.
-    options : strategy, windows, weights.
+    options : strategy and weights, as in a campaign file.
     seed : of the random choices.
+    driver_window, judge_window : lowest and highest value of a frame that may be taken, None for open.
     known_positions : [m, N, 3] nm of the labelled frames, for duplicates by RMSD.
+    superpose : take the RMSD after superposition; False for particles in a field that is fixed in space.
 
     Returns
     -------
@@ -207,10 +185,14 @@ def select(
     reasons = [f"refused: {verdict}" if verdict != PHYSICAL else "" for verdict in candidates.verdicts]
     features = np.asarray(candidates.features, dtype=np.float64)
     known = np.asarray(known, dtype=np.float64).reshape(-1, features.shape[1])
-    _refuse_outside(reasons, candidates.driver, options.driver_window, "driver", "")
-    _refuse_outside(reasons, candidates.judge, options.judge_window, "judge", " kJ/mol/nm")
+    _refuse_outside(reasons, candidates.driver, driver_window, "driver", "")
+    _refuse_outside(reasons, candidates.judge, judge_window, "judge", " kJ/mol/nm")
     left = _open(reasons)
-    same = _sameness(candidates, known, known_positions, options, left)
+
+    def sameness() -> Sameness:
+        return _sameness(candidates, known, known_positions, options, superpose, left)
+
+    same = sameness()
     for index in left[same.as_known()]:
         reasons[index] = "refused: same as a labelled frame"
     left = _open(reasons)
@@ -221,7 +203,7 @@ def select(
             known,
             _weights(candidates.energy[left], options.energy_temperature),
             candidates.judge[left],
-            _sameness(candidates, known, known_positions, options, left),
+            sameness(),
             options,
             np.random.default_rng(seed),
         )
@@ -265,6 +247,7 @@ def _sameness(
     known: Array,
     known_positions: NDArray[Any] | None,
     options: SelectionOptions,
+    superpose: bool,
     rows: Indices,
 ) -> Sameness:
     """Tells which of the candidates ``rows`` are the same."""
@@ -274,7 +257,7 @@ def _sameness(
         return NearFeatures(np.asarray(candidates.features, dtype=np.float64)[rows], known, options.minimum_distance)
     if candidates.positions is None or known_positions is None:
         raise UqbiasError("duplicates by RMSD without positions", "give those of candidates and labelled frames")
-    return NearGeometry(candidates.positions[rows], known_positions, options.minimum_rmsd, superpose=options.superpose)
+    return NearGeometry(candidates.positions[rows], known_positions, options.minimum_rmsd, superpose=superpose)
 
 
 def _take_farthest(picks: Picks, count: int) -> None:

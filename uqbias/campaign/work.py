@@ -115,13 +115,7 @@ class Work:
     def labels(self, last_round: int) -> tuple[Frames, list[str]]:
         """Labelled frames up to a round, and the verdict on each (empty: accepted)."""
         frames = self.ledger.labels(last_round)
-        options = self.campaign.harvest
-        verdicts = label_verdicts(
-            frames,
-            self.reference_energy,
-            energy_window=options.label_energy_window,
-            force_limit=options.label_force_limit,
-        )
+        verdicts = label_verdicts(frames, self.reference_energy, self.campaign.harvest)
         # The start frames are what the campaign is given: they are the reference, not up for rejection.
         return frames, [
             ACCEPTED if entry["round"] == 0 else verdict for entry, verdict in zip(frames.info, verdicts, strict=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,13 +14,14 @@ from uqbias.errors import UqbiasError
 from uqbias.model.inference import atoms_with_values, residuals
 from uqbias.model.model import UncertaintyModel
 from uqbias.model.score import score_model
-from uqbias.model.training import Progress, TrainingOptions, train
+from uqbias.model.training import Progress, train
 from uqbias.molecule.frames import Frames
 from uqbias.molecule.seen import invariants, is_in
 from uqbias.molecule.topology import Topology
 from uqbias.potentials.base import Potential
 from uqbias.potentials.prediction import predict
 from uqbias.registry import POTENTIALS, UNCERTAINTIES
+from uqbias.settings.schema import CalibrationSettings
 from uqbias.uncertainty.base import Uncertainty
 from uqbias.uncertainty.calibration import Calibration, frames_needed
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from uqbias.options import KindSection
     from uqbias.settings.schema import Campaign
 
+#: Kind and miscoverage of a calibration unless it is said otherwise.
+CALIBRATION = CalibrationSettings()
 #: Fewest frames left to train on.
 FEWEST = 10
 
@@ -87,17 +89,15 @@ def fit_model(
     # Before the training: a wrong option is told at once.
     potential = make_potential(campaign, topology, campaign.seed)
     judge, driver = make_uncertainties(campaign, topology, potential, frames, split.training)
-    given = campaign.training.model_dump()
     if begin is not None:
         begin()
     result = train(
         potential,
         split.training,
         split.validation if len(split.validation) else None,
-        TrainingOptions(**{field.name: given[field.name] for field in fields(TrainingOptions) if field.name in given}),
+        campaign.training,
         uncertainties=distinct(judge, driver),
         seed=campaign.seed,
-        runner=campaign.training.runner,
         progress=progress,
     )
     model, facts = complete_model(campaign, potential, judge, driver, topology, split, (campaign.seed, campaign.seed))
@@ -195,7 +195,7 @@ def fit_uncertainty(potential: Potential, part: Uncertainty, frames: Frames, see
 
 
 def calibrate(
-    model: UncertaintyModel, held_out: Frames, *, alpha: float = 0.1, kind: str = "conformal"
+    model: UncertaintyModel, held_out: Frames, *, alpha: float = CALIBRATION.alpha, kind: str = CALIBRATION.kind
 ) -> dict[str, float]:
     """Calibrate a model's judge, per structure and per atom, in place.
 

@@ -22,36 +22,8 @@ from uqbias.errors import UqbiasError
 from uqbias.molecule.frames import Frames
 from uqbias.potentials.base import Potential
 from uqbias.potentials.prediction import predict
+from uqbias.settings.schema import TrainingOptions
 from uqbias.uncertainty.base import Uncertainty, energy_unit
-
-
-@dataclass(frozen=True)
-class TrainingOptions:
-    """How a potential is trained.
-
-    Attributes
-    ----------
-    steps : optimiser steps; the learning rate falls to zero over them (cosine).
-    batch_size : frames a step.
-    learning_rate : of Adam, at its maximum. With some hundred frames 0.02 generalises better, with a thousand 0.01.
-    force_weight : of the force error; 0 trains on energies alone, and the weights are then chosen by the energy error
-        of the validation frames.
-    energy_weight : of the energy error.
-    ema : decay of the averaged weights, which are the result.
-    evaluate_every : steps between two looks at the validation frames.
-    patience : looks without improvement after which training stops.
-    max_seconds : end the schedule after this time instead of after ``steps``; the result then depends on the machine.
-    """
-
-    steps: int = 4000
-    batch_size: int = 8
-    learning_rate: float = 0.02
-    force_weight: float = 1.0
-    energy_weight: float = 0.1
-    ema: float = 0.995
-    evaluate_every: int = 250
-    patience: int = 8
-    max_seconds: float | None = None
 
 
 @dataclass
@@ -95,7 +67,7 @@ def train(
     uncertainties: Sequence[Uncertainty] = (),
     seed: int = 0,
     warm_start: bool = False,
-    runner: str = "auto",
+    runner: str | None = None,
     cache_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> TrainingResult:
@@ -116,7 +88,8 @@ def train(
     uncertainties : those whose weights are to be trained along; others are left alone.
     seed : of the order of the frames. The result is a function of the seed, the frames and the options.
     warm_start : go on from the present weights and scales.
-    runner : see `uqbias.compile.runners.compile_function`.
+    options : schedule, weights and runner, as in a campaign file; its defaults if None.
+    runner : in place of that of the options.
     progress : called as ``progress(step, steps, last history entry)``.
 
     Raises
@@ -150,7 +123,7 @@ def train(
     for frames in (training, validation):
         if frames is not None and len(frames):
             potential.record_seen(frames.positions)
-    loop = _Loop(objective, x, e, f, options, seed, bootstrap, runner, cache_dir)
+    loop = _Loop(objective, x, e, f, options, seed, bootstrap, runner or options.runner, cache_dir)
     return loop.run(validation, progress)
 
 

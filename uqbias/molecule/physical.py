@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from uqbias.molecule.limits import Limits
 from uqbias.molecule.measures import Shape, van_der_waals_contacts
 from uqbias.molecule.topology import Topology
 from uqbias.units import ANGSTROM
@@ -21,29 +21,6 @@ MESSAGES = {
     "clash": "clash of {0} and {1} at {angstrom:.2f} Å",
     "chirality": "chirality of atom {0} inverted",
 }
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How far a physical geometry may be from the reference.
-
-    Attributes
-    ----------
-    bond_low, bond_high : bond length as a multiple of its reference.
-    angle_tolerance : degrees.
-    clash : share of the sum of van der Waals radii, for atoms three or more bonds apart.
-    hydrogen_bond : the same for hydrogen and N, O or F, which come closer.
-    stiff_torsion : degrees that a stiff torsion may turn.
-    energy_window : model energy above or below the reference mean, kJ/mol; a model may invent deep holes.
-    """
-
-    bond_low: float = 0.8
-    bond_high: float = 1.25
-    angle_tolerance: float = 25.0
-    clash: float = 0.7
-    hydrogen_bond: float = 0.6
-    stiff_torsion: float = 60.0
-    energy_window: float = 120.0
 
 
 class PhysicalFilter:

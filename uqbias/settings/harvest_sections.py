@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from uqbias.options import Section
+from uqbias.molecule.limits import Limits
+from uqbias.options import Count, Positive, Section
 from uqbias.registry import UNCERTAINTIES
-
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-
 
 #: Kind of the driver where a campaign names none.
 DRIVER = "kernel_density"
@@ -23,7 +20,7 @@ def usual_wall() -> float | None:
     return wall
 
 
-class Selection(Section):
+class SelectionOptions(Section):
     """Which of the frames that passed the filters are labelled."""
 
     kind: Literal["mixed", "farthest_point", "random", "highest_uncertainty", "cluster"] = Field(
@@ -54,7 +51,7 @@ class Selection(Section):
     )
 
 
-class Harvest(Section):
+class Harvest(Limits):
     """The way from visited frames to frames that are worth a label."""
 
     labels_per_round: Count = Field(default=50, description="labels bought in a round, at most")
@@ -71,25 +68,6 @@ class Harvest(Section):
         max_length=2,
         description="[lowest, highest] calibrated uncertainty, kJ/mol/nm; null: open",
     )
-    energy_window: Positive = Field(
-        default=120.0,
-        description="model energy from the mean of the start frames, up or down, that is still physical, kJ/mol",
-    )
-    bond_low: float = Field(default=0.8, gt=0, lt=1, description="shortest bond, as a multiple of the reference length")
-    bond_high: float = Field(default=1.25, gt=1, description="longest bond, as a multiple of the reference length")
-    angle_tolerance: float = Field(
-        default=25.0, gt=0, le=180, description="degrees that an angle may differ from its reference"
-    )
-    clash: float = Field(
-        default=0.7,
-        gt=0,
-        lt=1,
-        description="closest approach of atoms three or more bonds apart, as a share of the sum of van der Waals radii",
-    )
-    hydrogen_bond: float = Field(
-        default=0.6, gt=0, lt=1, description="the same for hydrogen and N, O or F, which come closer"
-    )
-    stiff_torsion: float = Field(default=60.0, gt=0, le=180, description="degrees that a stiff torsion may turn")
     label_energy_window: Positive = Field(
         default=300.0,
         description="oracle energy above the mean of the start frames beyond which a label is rejected, kJ/mol",
@@ -97,4 +75,6 @@ class Harvest(Section):
     label_force_limit: Positive = Field(
         default=15000.0, description="largest force component of an accepted label, kJ/mol/nm"
     )
-    selection: Selection = Field(default=Selection(), description="which of the remaining candidates are taken")
+    selection: SelectionOptions = Field(
+        default=SelectionOptions(), description="which of the remaining candidates are taken"
+    )

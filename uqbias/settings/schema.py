@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from uqbias.errors import UqbiasError
-from uqbias.options import InputFile, KindSection, Runner, Section, of_kind
+from uqbias.options import Count, InputFile, KindSection, Positive, Runner, Section, of_kind
 from uqbias.registry import BIASES, ORACLES, POTENTIALS, SAMPLERS, UNCERTAINTIES
 from uqbias.settings.bias_checks import Variables, check_biases
 from uqbias.settings.harvest_sections import DRIVER, Harvest, usual_wall
 
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
 File = Annotated[str, InputFile()]
 OptionalFile = Annotated[str | None, InputFile()]
 Dihedral = Annotated[list[int], Field(min_length=4, max_length=4)]
@@ -29,33 +27,20 @@ class System(Section):
     )
 
 
-class Training(Section):
-    """How the potential is trained; see `uqbias.model.training`."""
+class TrainingOptions(Section):
+    """How a potential is trained; see `uqbias.model.training.train`."""
 
     steps: Count = Field(
         default=4000, description="optimiser steps of round 0; the learning rate falls to zero over them"
     )
-    warm_start: bool = Field(default=True, description="begin each later round from the weights of the last one")
-    later_steps: Count | None = Field(
-        default=None, description="optimiser steps of each later round; null: as in round 0"
-    )
     batch_size: Count = Field(default=8, description="frames a step")
+    # With some hundred frames 0.02 generalises better, with a thousand 0.01.
     learning_rate: Positive = Field(default=0.02, description="highest learning rate of Adam")
-    later_learning_rate: Positive | None = Field(
-        default=0.005,
-        description="highest learning rate of each later round; null: as in round 0",
-    )
     force_weight: float = Field(
         default=1.0, ge=0, description="weight of the force error; 0: learn from the energies alone"
     )
     energy_weight: float = Field(default=0.1, ge=0, description="weight of the energy error")
     ema: float = Field(default=0.995, ge=0, lt=1, description="decay of the averaged weights, which are the result")
-    validation_fraction: float = Field(
-        default=0.1,
-        ge=0,
-        lt=0.5,
-        description="share of the labelled frames kept for early stopping; 0: no early stopping",
-    )
     evaluate_every: Count = Field(default=250, description="steps between two looks at the validation frames")
     patience: Count = Field(default=8, description="looks without improvement after which training stops")
     max_seconds: float | None = Field(
@@ -69,12 +54,40 @@ class Training(Section):
     )
 
     @model_validator(mode="after")
-    def _weights(self) -> Training:
+    def _weights(self) -> Self:
         if not (self.force_weight or self.energy_weight):
             raise ValueError(
                 "force_weight = 0 with energy_weight = 0: nothing is left to learn from; raise one of them"
             )
         return self
+
+
+class Training(TrainingOptions):
+    """How the potential of a campaign is trained, in round 0 and later."""
+
+    warm_start: bool = Field(default=True, description="begin each later round from the weights of the last one")
+    later_steps: Count | None = Field(
+        default=None, description="optimiser steps of each later round; null: as in round 0"
+    )
+    later_learning_rate: Positive | None = Field(
+        default=0.005,
+        description="highest learning rate of each later round; null: as in round 0",
+    )
+    validation_fraction: float = Field(
+        default=0.1,
+        ge=0,
+        lt=0.5,
+        description="share of the labelled frames kept for early stopping; 0: no early stopping",
+    )
+
+    def of_round(self, round_index: int, *, warm: bool) -> TrainingOptions:
+        """Options of one round; ``warm`` where it begins from the weights of the round before."""
+        changes: dict[str, Any] = {}
+        if round_index > 0 and self.later_steps is not None:
+            changes["steps"] = self.later_steps
+        if warm and self.later_learning_rate is not None:
+            changes["learning_rate"] = self.later_learning_rate
+        return self.model_copy(update=changes)
 
 
 class CalibrationSettings(Section):

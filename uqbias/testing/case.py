@@ -16,11 +16,12 @@ from torch import Tensor
 from uqbias.errors import UqbiasError
 from uqbias.model.fit import calibrate, fit_uncertainty
 from uqbias.model.model import UncertaintyModel
-from uqbias.model.training import TrainingOptions, train
+from uqbias.model.training import train
 from uqbias.molecule.frames import Frames
 from uqbias.potentials.power_spectrum import PowerSpectrum
 from uqbias.potentials.prediction import predict
 from uqbias.registry import UNCERTAINTIES, import_attribute
+from uqbias.settings.schema import TrainingOptions
 from uqbias.testing import molecule
 from uqbias.testing.report import Report
 from uqbias.uncertainty.base import Uncertainty
