@@ -27,7 +27,9 @@ def main() -> None:
     places = {}
     for floor, rooms in enumerate(FLOORS):
         # Rooms that have a floor to themselves alternate, so that the arrows between them are seen.
-        columns = [0.5 + 0.25 * (-1) ** floor] if len(rooms) == 1 else [0.25, 0.75]
+        columns = (
+            [0.5 + 0.25 * (-1) ** floor] if len(rooms) == 1 else [(i + 0.5) / len(rooms) for i in range(len(rooms))]
+        )
         places |= {room: (x, floor) for room, x in zip(rooms, columns, strict=True)}
     figure, ax = plt.subplots(figsize=(7, 9), layout="constrained")
     for (user, used), count in arrows.items():

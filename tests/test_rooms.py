@@ -16,8 +16,8 @@ ROOT = Path(uqbias.__file__).parent
 TESTS = Path(__file__).parent
 #: From the lowest room to the highest; rooms of one line do not import each other.
 FLOORS = (
-    ("errors", "units"),
-    ("files", "options"),
+    ("errors", "lazy", "units"),
+    ("files", "kinds", "options"),
     ("registry",),
     ("molecule",),
     ("potentials", "variables"),

@@ -1,8 +1,8 @@
 """Names to classes: each kind of part (potential, features, uncertainty, bias, variable, distortion space,
 oracle, sampler) has one registry.
 
-Built-in entries are ``"module:attribute"`` strings, imported when first asked for. Third parties add theirs
-through the entry-point group ``uqbias.<kind>``.
+Built-in entries (`uqbias.kinds`) are ``"module:attribute"`` strings, imported when first asked for. Third parties add
+theirs through the entry-point group ``uqbias.<kind>``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from importlib.metadata import entry_points
 from types import FunctionType
 from typing import Any, ClassVar
 
+from uqbias import kinds
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.options import REGISTRIES, KindSection, accepted, check_values, factory_of, parameters_of, section_of
 
@@ -213,101 +214,33 @@ def import_attribute(path: str) -> Any:
 
 POTENTIALS = Registry(
     "potential",
-    {
-        "power_spectrum": "uqbias.potentials.power_spectrum:PowerSpectrum",
-        "coordinates": "uqbias.potentials.coordinates:Coordinates",
-    },
+    kinds.POTENTIALS,
     "uqbias.potentials.base:Potential",
     given=("numbers", "topology", "seed", "members_needed"),
 )
 FEATURES = Registry(
     "features",
-    {
-        "latents": "uqbias.uncertainty.features.latents:Latents",
-        "torsions": "uqbias.uncertainty.features.torsions:Torsions",
-        "pair_distances": "uqbias.uncertainty.features.pair_distances:PairDistances",
-        "concatenated": "uqbias.uncertainty.features.concatenated:Concatenated",
-    },
+    kinds.FEATURES,
     "uqbias.uncertainty.features.base:Features",
     given=("topology", "n_latents"),
     functions="uqbias.uncertainty.features.base:CallableFeatures",
 )
 UNCERTAINTIES = Registry(
-    "uncertainty",
-    {
-        "gmm": "uqbias.uncertainty.gmm:GaussianMixture",
-        "kernel_density": "uqbias.uncertainty.kernel_density:KernelDensity",
-        "committee": "uqbias.uncertainty.committee:Committee",
-        "shallow_ensemble": "uqbias.uncertainty.shallow_ensemble:ShallowEnsemble",
-        "mve": "uqbias.uncertainty.mve:MeanVarianceEstimation",
-        "evidential": "uqbias.uncertainty.evidential:Evidential",
-        "llpr": "uqbias.uncertainty.llpr:LastLayerRigidity",
-        "distance": "uqbias.uncertainty.latent_distance:LatentDistance",
-    },
-    "uqbias.uncertainty.base:Uncertainty",
-    given=("topology", "n_latents"),
+    "uncertainty", kinds.UNCERTAINTIES, "uqbias.uncertainty.base:Uncertainty", given=("topology", "n_latents")
 )
-BIASES = Registry(
-    "bias",
-    {
-        "metadynamics": "uqbias.bias.metad:MetaD",
-        "opes": "uqbias.bias.opes:OPES",
-        "eabf": "uqbias.bias.eabf:ExtendedABF",
-        "wtm_eabf": "uqbias.bias.eabf:WellTemperedExtendedABF",
-        "gamd": "uqbias.bias.gamd:GaMD",
-        "linear": "uqbias.bias.linear:Linear",
-        "udd": "uqbias.bias.fixed:UDD",
-        "upper_wall": "uqbias.bias.fixed:UpperWall",
-        "lower_wall": "uqbias.bias.fixed:LowerWall",
-        "restraint": "uqbias.bias.fixed:Restraint",
-    },
-    "uqbias.bias.base:Bias",
-    given=("temperature", "periods"),
-)
+BIASES = Registry("bias", kinds.BIASES, "uqbias.bias.base:Bias", given=("temperature", "periods"))
 VARIABLES = Registry(
     "variable",
-    {
-        "distance": "uqbias.variables.distance:Distance",
-        "angle": "uqbias.variables.angle:Angle",
-        "dihedral": "uqbias.variables.dihedral:Dihedral",
-        "rmsd": "uqbias.variables.rmsd:RMSD",
-        "coordination": "uqbias.variables.coordination:Coordination",
-        "position": "uqbias.variables.position:Position",
-    },
+    kinds.VARIABLES,
     "uqbias.variables.base:CollectiveVariable",
     given=("topology", "start"),
     functions="uqbias.variables.base:CallableVariable",
 )
-ORACLES = Registry(
-    "oracle",
-    {
-        "openmm": "uqbias.oracles.openmm:OpenMMOracle",
-        "ase": "uqbias.oracles.ase:ASEOracle",
-        "double_well": "uqbias.oracles.analytic:DoubleWellOracle",
-        "pool": "uqbias.oracles.pool:PoolOracle",
-    },
-    "uqbias.oracles.base:Oracle",
-    given=("structure", "numbers"),
-)
+ORACLES = Registry("oracle", kinds.ORACLES, "uqbias.oracles.base:Oracle", given=("structure", "numbers"))
 SPACES = Registry(
     "space",
-    {
-        "cartesian": "uqbias.attacks.cartesian:Cartesian",
-        "internal": "uqbias.attacks.internal:Internal",
-        "variables": "uqbias.attacks.variables:Variables",
-    },
+    kinds.SPACES,
     "uqbias.attacks.base:DistortionSpace",
     given=("topology", "reference", "collective_variables"),
 )
-SAMPLERS = Registry(
-    "sampler",
-    {
-        "metadynamics": "uqbias.campaign.samplers.md:BiasedDynamics",
-        "md": "uqbias.campaign.samplers.md:MolecularDynamics",
-        "plumed": "uqbias.campaign.samplers.plumed_md:PlumedDynamics",
-        "attack": "uqbias.campaign.samplers.distorting:Attack",
-        "random": "uqbias.campaign.samplers.distorting:Random",
-        "pool": "uqbias.campaign.samplers.distorting:PoolOfFrames",
-    },
-    "uqbias.campaign.samplers.base:Sampler",
-)
+SAMPLERS = Registry("sampler", kinds.SAMPLERS, "uqbias.campaign.samplers.base:Sampler")

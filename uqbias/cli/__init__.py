@@ -19,6 +19,8 @@ from uqbias.cli import (
 )
 from uqbias.cli.printing import CommandGroup
 
+__all__ = ["app", "main"]
+
 app = typer.Typer(
     name="uqbias",
     cls=CommandGroup,

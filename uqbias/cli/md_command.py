@@ -10,7 +10,7 @@ import typer
 
 from uqbias.cli.printing import Json, Quiet, print_json
 from uqbias.errors import UqbiasError
-from uqbias.registry import BIASES
+from uqbias.kinds import BIASES
 
 #: Share of the observations at which walkers were stopped that is no sampling any more.
 OFTEN = 0.2
@@ -39,7 +39,7 @@ def md(
         str,
         typer.Option(
             metavar="KIND,...",
-            help=f"{', '.join(BIASES.builtin)}, or none; several as wtm_eabf,gamd.",
+            help=f"{', '.join(BIASES)}, or none; several as wtm_eabf,gamd.",
         ),
     ] = "metadynamics",
     on: Annotated[

@@ -11,7 +11,7 @@ from uqbias.cli.evaluate import evaluate, print_errors
 from uqbias.cli.printing import Json, Quiet, print_json, print_pairs
 from uqbias.errors import UqbiasError
 from uqbias.files import check_file
-from uqbias.registry import UNCERTAINTIES
+from uqbias.kinds import UNCERTAINTIES
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="Model file (.uqb).")]
 
@@ -49,7 +49,7 @@ def train(
         str | None,
         typer.Option(
             metavar="KIND",
-            help=f"Judge, the calibrated uncertainty: {', '.join(UNCERTAINTIES.builtin)}.",
+            help=f"Judge, the calibrated uncertainty: {', '.join(UNCERTAINTIES)}.",
         ),
     ] = None,
     members: Annotated[int | None, typer.Option(min=1, help="Committee size.")] = None,

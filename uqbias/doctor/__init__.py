@@ -1,8 +1,11 @@
 """Examination of an installation: versions, backends, forces against finite differences, PLUMED."""
 
-from __future__ import annotations
+from uqbias.lazy import exports
 
-from uqbias.doctor.installation import examine, healthy
-from uqbias.doctor.row import Row
-
-__all__ = ["Row", "examine", "healthy"]
+__getattr__, __dir__, __all__ = exports(
+    __name__,
+    {
+        "installation": ("examine", "healthy"),
+        "row": ("Row",),
+    },
+)

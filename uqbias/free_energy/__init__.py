@@ -1,1 +1,16 @@
-"""Free energies from runs: reweighting, the bias itself, CZAR, MBAR."""
+"""Free energies of what a run left: reweighting, the bias itself, CZAR, the cumulant expansion, MBAR."""
+
+from uqbias.lazy import exports
+
+__getattr__, __dir__, __all__ = exports(
+    __name__,
+    {
+        "estimate": ("free_energy",),
+        "estimators": ("Estimate", "Estimator"),
+        "from_bias": ("free_energy_from_bias",),
+        "multistate": ("mbar",),
+        "result": ("Axis", "FreeEnergy"),
+        "reweighting": ("HillHistory", "log_density"),
+        "weighted_frames": ("WeightedFrames",),
+    },
+)

@@ -1,1 +1,25 @@
-"""Molecules: topology, frames, record of the geometries seen, geometric tests."""
+"""Molecules: topology and atom selections, frames, geometric measures and limits, sameness of geometries."""
+
+from uqbias.lazy import exports
+
+__getattr__, __dir__, __all__ = exports(
+    __name__,
+    {
+        "atoms": ("fixed_atoms", "ordered_atoms", "select_atoms"),
+        "frames": ("Frames", "read_frames", "read_images", "write_frames"),
+        "measures": (
+            "StiffTorsions",
+            "bond_angles",
+            "chirality",
+            "covalent_contacts",
+            "dihedral_angles",
+            "distances",
+            "van_der_waals_contacts",
+        ),
+        "physical": ("Limits", "PhysicalFilter"),
+        "sameness": ("NearFeatures", "NearGeometry", "NoSameness", "Sameness", "rmsd"),
+        "seen": ("Memory",),
+        "surface": ("ReferenceSurface",),
+        "topology": ("Topology", "backbone_dihedrals", "read_pdb"),
+    },
+)

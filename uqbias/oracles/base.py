@@ -39,7 +39,7 @@ class Oracle(ABC):
 
     Attributes
     ----------
-    kind : name in `uqbias.registry.ORACLES`.
+    kind : name in `uqbias.kinds.ORACLES`.
     numbers : [N] atomic numbers, or None where any molecule is accepted.
     """
 
