@@ -253,8 +253,8 @@ class Cliff(torch.nn.Module):
         self.register_buffer("energy_shift", potential.energy_shift)
         self.seen = potential.seen
 
-    def forward(self, positions, box=None):
-        energy, latents = self.inner(positions, box)
+    def forward(self, positions, geometry=None):
+        energy, latents = self.inner(positions, geometry)
         beyond = (positions[..., 0, 0] - self.first).abs() < 0.05
         moved = positions[..., 0, 0] > self.first + 0.002
         return energy + torch.where(beyond & moved, self.height, 0.0), latents

@@ -48,7 +48,7 @@ class Umbrella(Potential):
     def standardise(self, positions, energies, forces):
         pass
 
-    def forward(self, positions, box=None):
+    def forward(self, positions, geometry=None):
         x = positions if positions.dim() == 4 else positions[None]
         arms = x[..., 1:, :] - x[..., :1, :]
         sides = arms.roll(1, -2) - arms

@@ -41,14 +41,14 @@ def reference_context(system):
 
 
 result = {}
-for name in ("driver", "cv_forces", "energy", "energy_forces"):
+for name in ("driver", "driver_forces", "energy", "energy_forces"):
     context = reference_context(system_with(torch_force(name)))
     forces = context.getState(forces=True).getForces(asNumpy=True).value_in_unit(FORCE)
     result[name] = forces.tolist()
 
 # OpenMM's own metadynamics on the exported CV, inside its CustomCVForce. OpenMM 8.6 cannot copy a TorchForce, but it
 # can a PythonForce.
-with_forces = torch.jit.load(str(folder / "cv_forces.pt"))
+with_forces = torch.jit.load(str(folder / "driver_forces.pt"))
 
 
 def compute(state):
@@ -80,8 +80,8 @@ simulation = openmm.app.Simulation(
     openmm.Platform.getPlatformByName("Reference"),
 )
 simulation.context.setPositions(positions)
-result["cv_from_module"] = value
-result["cv_from_metadynamics"] = metadynamics.getCollectiveVariables(simulation)[0]
+result["driver_from_module"] = value
+result["driver_from_metadynamics"] = metadynamics.getCollectiveVariables(simulation)[0]
 before = simulation.context.getState(forces=True).getForces(asNumpy=True).value_in_unit(FORCE)
 metadynamics.step(simulation, 15)
 simulation.context.setPositions(positions)

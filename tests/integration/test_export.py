@@ -117,7 +117,7 @@ def test_a_host_without_uqbias(alanine_model, alanine_frames, tmp_path):
         for form in (output, f"{output}_forces"):
             assert np.abs(np.array(result[form]) - expected).max() < 1e-3 * size, form
     assert result["hills_moved_the_force"] > 0
-    assert result["cv_from_metadynamics"] == pytest.approx(result["cv_from_module"], rel=1e-4)
+    assert result["driver_from_metadynamics"] == pytest.approx(result["driver_from_module"], rel=1e-4)
 
 
 def test_components(alanine_model, alanine_frames, tmp_path):

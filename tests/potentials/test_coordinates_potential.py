@@ -1,8 +1,7 @@
 """Potential of particles in an external field: contract, standardisation, committee, training, a whole model.
 
-The contract tests that the package ships (`uqbias.testing`) are for uncertainties, on a molecule in vacuum; their
-invariance check does not apply here: the field is fixed in space, and `test_the_field_is_fixed_in_space` asks for the
-opposite.
+The invariance that the contract test asks of a molecule in vacuum does not apply here: the field is fixed in space, and
+`test_the_field_is_fixed_in_space` asks for the opposite.
 """
 
 import json
@@ -17,6 +16,7 @@ from uqbias.model.inference import evaluate_frames
 from uqbias.model.model import UncertaintyModel
 from uqbias.model.training import train
 from uqbias.molecule.frames import Frames
+from uqbias.molecule.geometry import Geometry
 from uqbias.molecule.seen import invariants, is_in
 from uqbias.molecule.topology import Topology
 from uqbias.oracles.analytic import DoubleWell
@@ -144,8 +144,8 @@ def test_bad_options_are_refused(options, message):
 
 
 def test_a_box_is_refused(potential, positions):
-    with pytest.raises(UqbiasError, match="periodic box"):
-        potential(positions, torch.eye(3, dtype=torch.float64))
+    with pytest.raises(UqbiasError, match="'coordinates' with a periodic box"):
+        potential(positions, Geometry(torch.eye(3, dtype=torch.float64).expand(len(positions), 3, 3)))
 
 
 def test_training_learns_the_double_well():

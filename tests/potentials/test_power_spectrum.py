@@ -9,6 +9,7 @@ from scipy.special import sph_harm_y
 from uqbias.errors import UqbiasError
 from uqbias.model.training import force_and_energy_mae, train
 from uqbias.molecule.frames import Frames
+from uqbias.molecule.geometry import Geometry
 from uqbias.potentials.power_spectrum import PowerSpectrum, radial_basis, spherical_harmonics
 from uqbias.potentials.prediction import predict
 from uqbias.settings.schema import TrainingOptions
@@ -94,10 +95,28 @@ def test_an_atom_that_leaves_does_so_smoothly(potential):
 
 
 def test_box_gives_the_nearest_image(potential, positions):
-    box = torch.eye(3, dtype=torch.float64) * 2.5
+    box = (torch.eye(3, dtype=torch.float64) * 2.5).expand(len(positions), 3, 3)
     shifted = positions.clone()
     shifted[:, 2] += torch.tensor([2.5, -5.0, 0.0])
-    torch.testing.assert_close(potential(shifted, box)[0], potential(positions)[0])
+    torch.testing.assert_close(potential(shifted, Geometry(box))[0], potential(positions)[0])
+
+
+def test_geometries_of_another_contract_are_refused(potential, positions):
+    neighbours = torch.zeros(len(positions), len(NUMBERS), 3, dtype=torch.int64)
+    with pytest.raises(UqbiasError, match="'power_spectrum' with a table of neighbours, but it takes all pairs"):
+        potential(positions, Geometry(None, neighbours))
+    with pytest.raises(UqbiasError, match=r"a box of 2 dimension\(s\); give \[W, 3, 3\]"):
+        potential(positions, Geometry(torch.eye(3)))
+    potential.needs = "table"
+    with pytest.raises(UqbiasError, match="without a table of neighbours"):
+        potential(positions)
+
+
+def test_a_frozen_potential_is_not_trained(potential):
+    potential.frozen = True
+    frames = Frames(np.array(NUMBERS), np.zeros((2, len(NUMBERS), 3)))
+    with pytest.raises(UqbiasError, match="'power_spectrum', which is frozen"):
+        train(potential, frames)
 
 
 def test_members_differ_and_follow_their_seed(positions):

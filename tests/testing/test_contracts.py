@@ -83,8 +83,8 @@ def test_oracle(kind):
 class WrongSign(PowerSpectrum):
     """Forces point uphill."""
 
-    def forward(self, positions, box=None):
-        energy, latents = super().forward(positions, box)
+    def forward(self, positions, geometry=None):
+        energy, latents = super().forward(positions, geometry)
         return 2 * energy.detach() - energy, latents
 
 
@@ -93,8 +93,8 @@ class Forgetful(PowerSpectrum):
 
     asked = 0
 
-    def forward(self, positions, box=None):
-        energy, latents = super().forward(positions, box)
+    def forward(self, positions, geometry=None):
+        energy, latents = super().forward(positions, geometry)
         self.asked += 1
         return energy + 1e-3 * self.asked, latents
 
@@ -102,14 +102,34 @@ class Forgetful(PowerSpectrum):
 class FirstAtom(PowerSpectrum):
     """Atoms of one element are told apart."""
 
-    def forward(self, positions, box=None):
-        energy, latents = super().forward(positions, box)
+    def forward(self, positions, geometry=None):
+        energy, latents = super().forward(positions, geometry)
         return energy + 100.0 * (positions[..., 4, :] - positions[..., 0, :]).norm(dim=-1), latents
+
+
+class Boxless(PowerSpectrum):
+    """The box that it takes changes nothing."""
+
+    def forward(self, positions, geometry=None):
+        return super().forward(positions)
+
+
+class Unrefused(PowerSpectrum):
+    """A table that it does not read is taken."""
+
+    def check_geometry(self, geometry):
+        pass
 
 
 @pytest.mark.parametrize(
     ("broken", "clause"),
-    [(WrongSign, "forces"), (Forgetful, "evaluated again"), (FirstAtom, "energy: exchange of like atoms")],
+    [
+        (WrongSign, "forces"),
+        (Forgetful, "evaluated again"),
+        (FirstAtom, "energy: exchange of like atoms"),
+        (Boxless, "energy: images"),
+        (Unrefused, "a table: not refused"),
+    ],
 )
 def test_broken_potential(broken, clause):
     potential = labelled(broken(molecule.NUMBERS, n_radial=4, n_channels=2, l_max=1, hidden=(8, 4)).double())

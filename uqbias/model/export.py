@@ -19,6 +19,7 @@ from uqbias.compile.runners import trace_to_torchscript
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.files import atomic_path
 from uqbias.model.model import UncertaintyModel
+from uqbias.molecule.geometry import Geometry
 from uqbias.variables.names import OF_MODEL
 
 #: What an exported module may give, and its unit.
@@ -173,7 +174,7 @@ class _Scalar(torch.nn.Module):
 
     def forward(self, positions: Tensor, box: Tensor | None = None) -> Tensor:
         points = positions.float().unsqueeze(0)
-        arguments = (points,) if box is None else (points, box.float())
+        arguments = (points,) if box is None else (points, Geometry(box.float().unsqueeze(0)))
         of_atoms: dict[str, Tensor] = {}
         if "max" in self._components:
             (energy, driver, judge), each = self.model.with_atoms(*arguments)  # type: ignore[operator]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import uqbias
 from uqbias.errors import UqbiasError
 from uqbias.files import atomic_path
+from uqbias.molecule.geometry import Geometry
 from uqbias.molecule.seen import NOTHING, Array, join
 from uqbias.molecule.topology import Topology
 from uqbias.potentials.base import Potential
@@ -88,11 +89,11 @@ class UncertaintyModel(nn.Module):
         """Atomic numbers of the molecule."""
         return self.potential.numbers
 
-    def forward(self, positions: Tensor, box: Tensor | None = None) -> Prediction:
-        """Evaluate W walkers at ``positions`` [W, N, 3] in nm."""
-        return self._prediction(positions, self._terms(positions, box))
+    def forward(self, positions: Tensor, geometry: Geometry | None = None) -> Prediction:
+        """Evaluate W walkers at ``positions`` [W, N, 3] in nm, in the ``geometry`` that `Potential.forward` takes."""
+        return self._prediction(positions, self._terms(positions, geometry))
 
-    def with_atoms(self, positions: Tensor, box: Tensor | None = None) -> tuple[Prediction, Tensor]:
+    def with_atoms(self, positions: Tensor, geometry: Geometry | None = None) -> tuple[Prediction, Tensor]:
         """`forward` and the calibrated uncertainty of each atom [W, N], kJ/mol/nm, from one evaluation.
 
         Raises
@@ -100,22 +101,21 @@ class UncertaintyModel(nn.Module):
         UqbiasError
             If the judge has no values per atom.
         """
-        terms = self._terms(positions, box)
+        terms = self._terms(positions, geometry)
         raw = self.judge.per_atom(positions, *terms)
         if raw is None:
             raise UqbiasError(f"uncertainty '{self.judge.kind}' has no values per atom", "choose another judge")
         return self._prediction(positions, terms), self.calibration.per_atom(raw)
 
-    def atom_uncertainties(self, positions: Tensor, box: Tensor | None = None) -> Tensor:
+    def atom_uncertainties(self, positions: Tensor, geometry: Geometry | None = None) -> Tensor:
         """Second part of `with_atoms`."""
-        return self.with_atoms(positions, box)[1]
+        return self.with_atoms(positions, geometry)[1]
 
-    def _terms(self, positions: Tensor, box: Tensor | None) -> tuple[Tensor, ...]:
+    def _terms(self, positions: Tensor, geometry: Geometry | None) -> tuple[Tensor, ...]:
         """Energy, latents and, where an uncertainty needs them, forces of the members."""
         if self.requires_forces:
-            return with_member_forces(self.potential, positions, box)
-        terms: tuple[Tensor, ...] = self.potential(positions, box)
-        return terms
+            return with_member_forces(self.potential, positions, geometry)
+        return self.potential(positions, geometry)
 
     def _prediction(self, positions: Tensor, terms: tuple[Tensor, ...]) -> Prediction:
         judged, driver = self.judge_and_driver(positions, *terms)

@@ -95,10 +95,12 @@ def train(
     Raises
     ------
     UqbiasError
-        If frames carry no labels, are of another molecule, the weights leave nothing to learn from, or the loss becomes
-        NaN.
+        If frames carry no labels, are of another molecule, the weights leave nothing to learn from, the potential is
+        frozen, or the loss becomes NaN.
     """
     options = options or TrainingOptions()
+    if potential.frozen:
+        raise UqbiasError(f"training of potential '{potential.kind}', which is frozen", "use it as it is")
     _check_weights(options, uncertainties)
     energies, forces = training.labels()
     if tuple(training.numbers.tolist()) != potential.numbers:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import MinLen
 from torch import Tensor
 from typing_extensions import Doc
 
+from uqbias.errors import UqbiasError
+from uqbias.molecule.geometry import Geometry
 from uqbias.molecule.seen import Memory
 from uqbias.options import Count
 from uqbias.registry import Part
@@ -31,6 +33,11 @@ class Potential(Part, Memory, torch.nn.Module, ABC):
     kind : name in the registry and in the model file.
     invariant : whether the energy stays when all atoms are moved or turned together; False in a field that is fixed in
         space.
+    cutoff : nm, distance beyond which atoms do not feel each other; None if there is no such distance.
+    needs : what it reads of the neighbours: ``dense`` all pairs of atoms, so that it takes no table; ``table`` the
+        table of `Geometry`; ``edges`` the pairs of that table as one list.
+    periodic : whether it takes a box.
+    frozen : whether its weights stay as they are, so that it cannot be trained.
     numbers : atomic numbers of the molecule, N of them, fixed.
     n_members : committee size M.
     n_latents : latent features per atom, F.
@@ -41,10 +48,39 @@ class Potential(Part, Memory, torch.nn.Module, ABC):
 
     kind: str
     invariant: ClassVar[bool] = True
+    cutoff: float | None = None
+    needs: Literal["dense", "table", "edges"] = "dense"
+    periodic: bool = False
+    frozen: bool = False
     numbers: tuple[int, ...]
     n_members: int
     n_latents: int
     energy_shift: Tensor
+
+    def __call__(self, positions: Tensor, geometry: Geometry | None = None) -> tuple[Tensor, Tensor]:
+        """`forward`, after `check_geometry`."""
+        self.check_geometry(geometry)
+        outputs: tuple[Tensor, Tensor] = super().__call__(positions, geometry)
+        return outputs
+
+    def check_geometry(self, geometry: Geometry | None) -> None:
+        """Refuse a geometry that ``needs`` and ``periodic`` exclude; its values are not looked at.
+
+        Raises
+        ------
+        UqbiasError
+            For a box that the potential would ignore, a table that it does not read, or a table that is missing.
+        """
+        name = f"potential '{self.kind}'"
+        box, neighbours = (None, None) if geometry is None else (geometry.box, geometry.neighbours)
+        if box is not None and not self.periodic:
+            raise UqbiasError(f"{name} with a periodic box", "leave the box out, or choose another potential")
+        if box is not None and box.dim() != 3:
+            raise UqbiasError(f"{name} with a box of {box.dim()} dimension(s)", "give [W, 3, 3], one box a walker")
+        if neighbours is not None and self.needs == "dense":
+            raise UqbiasError(f"{name} with a table of neighbours, but it takes all pairs", "leave the table out")
+        if neighbours is None and self.needs != "dense":
+            raise UqbiasError(f"{name} without a table of neighbours", "give a Geometry with neighbours")
 
     @abstractmethod
     def standardise(self, positions: Tensor, energies: Tensor, forces: Tensor) -> None:
@@ -58,16 +94,18 @@ class Potential(Part, Memory, torch.nn.Module, ABC):
         """
 
     @abstractmethod
-    def forward(self, positions: Tensor, box: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Energies and latents.
+    def forward(self, positions: Tensor, geometry: Geometry | None = None) -> tuple[Tensor, Tensor]:
+        """Energies and latents of W walkers; called through `__call__`, which has checked the geometry.
 
         Parameters
         ----------
         positions : [W, N, 3] nm, or [M, W, N, 3] where each member is to see its own copy.
-        box : [3, 3] nm, rows are lattice vectors; None for a molecule in vacuum.
+        geometry : box [W, 3, 3] nm and neighbours [W, N, K] of the walkers, the same for all members; None for a
+            molecule in vacuum of which all pairs count.
 
         Returns
         -------
         energy : [M, W] kJ/mol, from ``energy_shift``.
-        latents : [M, W, N, F]; invariant under translation, rotation and permutation of like atoms.
+        latents : [M, W, N, F], without unit; where ``invariant``, they stay under translation and rotation, and go with
+            their atoms when like atoms are exchanged.
         """

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError
+from uqbias.molecule.geometry import Geometry
 from uqbias.options import Positive
 from uqbias.potentials.base import Hidden, Members, Potential
 
@@ -119,16 +120,7 @@ class Coordinates(Potential):
         self.readout = normal(self.n_latents, 1, scale=1 / math.sqrt(self.n_latents))
         self.readout_bias = nn.Parameter(torch.zeros(n_members, 1, 1))
 
-    def forward(self, positions: Tensor, box: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Energies [M, W] and latents [M, W, N, F], neither of them invariant; see `Potential.forward`.
-
-        Raises
-        ------
-        UqbiasError
-            If there is a box.
-        """
-        if box is not None:
-            raise UqbiasError("potential 'coordinates' with a periodic box", "leave the box out")
+    def forward(self, positions: Tensor, geometry: Geometry | None = None) -> tuple[Tensor, Tensor]:
         if positions.dim() == 3:
             positions = positions.unsqueeze(0).expand(self.n_members, -1, -1, -1)
         x = (positions.flatten(-2).index_select(-1, self.columns) - self.centre) * self.inverse_length

@@ -12,6 +12,7 @@ from annotated_types import Ge, Le
 from torch import Tensor, nn
 from typing_extensions import Doc
 
+from uqbias.molecule.geometry import Geometry
 from uqbias.options import Count, Positive
 from uqbias.potentials.base import Hidden, Members, Potential
 
@@ -41,7 +42,9 @@ class PowerSpectrum(Potential):
     """
 
     kind = "power_spectrum"
+    periodic = True
 
+    cutoff: float
     order: Tensor
     inverse_order: Tensor
     species: Tensor
@@ -127,9 +130,11 @@ class PowerSpectrum(Potential):
         return shift
 
     def _power_spectrum(self, positions: Tensor, box: Tensor | None) -> Tensor:
-        """[M or 1, W, N, 3] sorted by element -> [M, W, N, P]."""
+        """[M or 1, W, N, 3] sorted by element, and a box [W, 3, 3] -> [M, W, N, P]."""
         separation = positions.unsqueeze(-3) - positions.unsqueeze(-2)
         if box is not None:
+            # Of each pair the nearest image alone: exact while every height of the cell is over twice the cutoff.
+            box = box.unsqueeze(1)
             fractional = torch.linalg.solve_ex(box, separation, left=False)[0]
             separation = separation - torch.round(fractional) @ box
         separation = separation + self.self_shift
@@ -151,10 +156,10 @@ class PowerSpectrum(Potential):
             powers.append(product.index_select(-1, self.upper))
         return torch.cat(powers, dim=-1)
 
-    def forward(self, positions: Tensor, box: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, positions: Tensor, geometry: Geometry | None = None) -> tuple[Tensor, Tensor]:
         if positions.dim() == 3:
             positions = positions.unsqueeze(0)
-        power = self._power_spectrum(positions.index_select(2, self.order), box)
+        power = self._power_spectrum(positions.index_select(2, self.order), None if geometry is None else geometry.box)
         energies, latents = [], []
         for element, atoms in enumerate(torch.split(power, self.counts, dim=2)):
             x = (atoms - self.power_mean[:, element, None, None]) * self.power_scale[:, element, None, None]

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from uqbias.molecule.geometry import Geometry
 from uqbias.potentials.base import Potential
 
 
@@ -26,7 +27,7 @@ class Predictions(NamedTuple):
 
 
 def with_member_forces(
-    potential: Potential, positions: Tensor, box: Tensor | None = None
+    potential: Potential, positions: Tensor, geometry: Geometry | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Energies [M, W], latents [M, W, N, F] and forces of each member [M, W, N, 3].
 
@@ -39,7 +40,7 @@ def with_member_forces(
         copies = positions.unsqueeze(0).expand(potential.n_members, -1, -1, -1).clone()
         if not copies.requires_grad:
             copies.requires_grad_()
-        energy, latents = potential(copies, box)
+        energy, latents = potential(copies, geometry)
         (gradient,) = torch.autograd.grad(energy.sum(), copies, create_graph=differentiable)
     if differentiable:
         return energy, latents, -gradient

@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from uqbias.bias.base import Bias
+from uqbias.errors import UqbiasError
+from uqbias.molecule.geometry import Geometry
 from uqbias.oracles.base import Oracle, OracleError
 from uqbias.potentials.base import Potential
 from uqbias.potentials.prediction import predict
@@ -48,7 +50,8 @@ def check_potential(potential: Potential, positions: NDArray[Any] | None = None)
     Energies are [M, W] and latents [M, W, N, F]. A walker's energy does not depend on the other walkers nor on what was
     evaluated before. Unless ``potential.invariant`` is False, energies stay under translation, rotation and exchange of
     like atoms, and the latents go with their atoms. A twin made from ``options``, with the same weights, gives the
-    same bits.
+    same bits. A geometry that ``needs`` or ``periodic`` excludes is refused by name. In a box that is wide enough to be
+    vacuum for the ``cutoff`` the energy is that in vacuum, and each atom may stand at any of its images.
 
     Parameters
     ----------
@@ -93,12 +96,40 @@ def check_potential(potential: Potential, positions: NDArray[Any] | None = None)
             found = predict(potential, x[:, order], forces="none")
             report.add("energy: exchange of like atoms", _change(found.energy, energy), ROUNDING, f"{i} and {j}")
             report.add("latents: exchange of like atoms", _change(found.latents[:, :, order], latents), ROUNDING)
+    _check_geometries(report, potential, x, energy)
     report.add("evaluated again", _change(predict(potential, x, forces="none").energy, energy), 0.0)
     report.add("weights changed by an evaluation", _changed(before, potential.state_dict()), 0)
     twin = type(potential)(**_through_json(report, potential.options())).double()
     twin.load_state_dict(potential.state_dict())
     report.add("rebuilt from options", _change(predict(twin, x, forces="none").energy, energy), 0.0)
     return report.verified()
+
+
+def _check_geometries(report: Report, potential: Potential, x: Tensor, energy: Tensor) -> None:
+    """Boxes and tables of neighbours that a potential takes, and those that it must refuse."""
+    n_walkers, n_atoms, _ = x.shape
+    wide = 2 * (float((x.amax(1) - x.amin(1)).max()) + (potential.cutoff or 1.0))
+    box = (wide * torch.tensor([[1.0, 0, 0], [0.1, 1, 0], [0, 0.1, 1]]).to(x)).expand(n_walkers, 3, 3)
+    others = [[j for j in range(n_atoms) if j != i] for i in range(n_atoms)]
+    table = torch.tensor(others, dtype=torch.int64).expand(n_walkers, n_atoms, -1)
+    dense = potential.needs == "dense"
+    refused: dict[str, Geometry | None] = {"a table": Geometry(None, table)} if dense else {"no table": None}
+    if not potential.periodic:
+        refused["a box"] = Geometry(box) if dense else Geometry(box, table, torch.zeros(*table.shape, 3).to(x))
+    for name, geometry in refused.items():
+        try:
+            potential(x, geometry)
+        except UqbiasError as error:
+            report.add(f"{name}: refused without its name", potential.kind not in error.what, 0, error.what)
+        else:
+            report.add(f"{name}: not refused", 1, 0)
+    if potential.periodic and dense:
+        with torch.no_grad():
+            inside = potential(x, Geometry(box))[0]
+            images = x + torch.tensor(np.random.default_rng(6).integers(-2, 3, x.shape)).to(x) @ box
+            report.add("energy: images", _change(potential(images, Geometry(box))[0], inside), ROUNDING)
+        if potential.cutoff is not None:
+            report.add("energy: a box as wide as vacuum", _change(inside, energy), ROUNDING)
 
 
 def check_variable(variable: CollectiveVariable, positions: NDArray[Any] | None = None) -> Report:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from uqbias.model.export import export_torchscript
+from uqbias.molecule.geometry import Geometry
 
 NUMBERS = (6, 1, 1, 8, 1)
 
@@ -34,15 +35,16 @@ class Cluster(torch.nn.Module):
         # An integer buffer, which no conversion may make floating point.
         self.register_buffer("order", torch.arange(5))
 
-    def forward(self, positions: torch.Tensor, box: torch.Tensor | None = None) -> Prediction:
-        """Positions [B, 5, 3] nm, box [3, 3] nm."""
+    def forward(self, positions: torch.Tensor, geometry: Geometry | None = None) -> Prediction:
+        """Positions [W, 5, 3] nm, box [W, 3, 3] nm."""
         positions = positions.index_select(1, self.order)
         squared = (positions.unsqueeze(2) - positions.unsqueeze(1)).pow(2).sum(-1)
         latents = torch.tanh(torch.exp(-squared / 0.04) @ self.weight)
         energy = (latents @ self.readout).sum(-1) + 500.0 * (squared - 0.04).pow(2).sum((1, 2))
-        if box is not None:
-            phases = 6.283185307179586 * positions @ torch.linalg.inv(box)
-            energy = energy + torch.cos(phases.unsqueeze(2) - phases.unsqueeze(1)).sum((1, 2, 3)) + torch.det(box)
+        if geometry is not None and geometry.box is not None:
+            phases = 6.283185307179586 * positions @ torch.linalg.inv(geometry.box)
+            energy = energy + torch.cos(phases.unsqueeze(2) - phases.unsqueeze(1)).sum((1, 2, 3))
+            energy = energy + torch.det(geometry.box)
         driver = latents.pow(2).mean((1, 2)) - 0.2
         return Prediction(energy, driver, 2.0 * driver + 1.0)
 
