@@ -96,7 +96,7 @@ def test_command(folder):
     [
         ("other.xyz", MOODY, "none of 12 frames can be used; the first has the model's atoms in another order"),
         ("frames.xyz", ["--oracle", "openm"], "did you mean 'openmm'"),
-        ("frames.xyz", ["--oracle", "openmm"], "openmm oracle needs the option 'structure'"),
+        ("frames.xyz", ["--oracle", "openmm"], "oracle 'openmm' without structure; give structure"),
         ("frames.xyz", ["--oracle", "openmm", "--oracle-option", "structure"], "write --oracle-option KEY=VALUE"),
         ("frames.xyz", ["--oracle", "ase", "--epsilon", "a"], "give numbers in Å²"),
         ("frames.xyz", [*MOODY, "--zero", "nan"], "--zero nan; choose frames, none, or a finite difference in eV"),

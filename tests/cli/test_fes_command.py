@@ -428,7 +428,7 @@ def test_bias_that_is_missing_or_of_another_run(alanine, simple, tmp_path):
         ({"biases": ["opes"]}, "does not describe a run (ValueError("),
         ({"biases": [{"kind": "opus"}]}, "did you mean 'opes'?"),
         ({"biases": [{"kind": "metadynamics", "sigma": "wide"}]}, "run.json"),
-        ({"biases": [{"kind": "metadynamics", "width": 1.0}]}, "bias 'metadynamics' with "),
+        ({"biases": [{"kind": "metadynamics", "width": 1.0}]}, "unknown option 'width' of bias 'metadynamics'"),
     ],
 )
 def test_run_json_that_is_broken(simple, tmp_path, facts, fault):

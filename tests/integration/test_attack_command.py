@@ -77,7 +77,7 @@ def test_what_is_printed(folder):
     lines = done.stdout.splitlines()
     assert lines[0].startswith("4 attacks on 4 frames in ")
     assert "runner eager" in lines[0]
-    assert any(line.startswith("uncertainty ") and "kJ/mol/nm" in line for line in lines)
+    assert any(line.startswith("judge ") and "kJ/mol/nm" in line for line in lines)
     assert any("pass a campaign's physical filter" in line for line in lines)
     assert lines[-1] == f"files: {output}"
     assert max(entry["norm"] for entry in read_frames(output, labelled=False).info) <= 0.05 * (1 + 1e-6)
@@ -233,21 +233,21 @@ def test_an_error_of_a_file_is_one_line_and_others_are_not_hidden():
         (["--set", "bonds"], "write --set SECTION.KEY=VALUE"),
         (["--of", "energy"], "attack on 'energy'"),
         (["--variable", "phi=dihedral:2,0,1,99"], "99 in a molecule of 12 atoms"),
-        (["--runner", "fast"], "unknown runner 'fast'"),
+        (["--runner", "fast"], "runner 'fast'; input should be 'auto', 'aoti'"),
         (["--training", "none.xyz"], "no such file: none.xyz"),
         (
             ["--space", "internal", "--variable", "phi=dihedral:2,0,1,3"],
             "the space 'internal' does not use; leave it out",
         ),
-        (["--temperature", "nan"], "temperature nan; give a number above 0"),
-        (["--temperature", "-5"], "temperature -5.0; give a number above 0"),
-        (["--learning-rate", "0"], "learning_rate 0.0; give a number above 0"),
-        (["--noise", "-1"], "noise -1.0; give 0 or more"),
-        (["--bound", "inf"], "bound inf; give a number above 0"),
-        (["--tolerance", "nan"], "tolerance nan; give 0 or more"),
-        (["--iterations", "0"], "iterations 0; give 1 or more"),
-        (["--patience", "0"], "patience 0; give 1 or more"),
-        (["--batch", "0"], "batch 0; give 1 or more"),
+        (["--temperature", "nan"], "temperature nan; input should be a finite number"),
+        (["--temperature", "-5"], "temperature -5.0; input should be greater than 0"),
+        (["--learning-rate", "0"], "learning_rate 0.0; input should be greater than 0"),
+        (["--noise", "-1"], "noise -1.0; input should be greater than or equal to 0"),
+        (["--bound", "inf"], "bound inf; input should be a finite number"),
+        (["--tolerance", "nan"], "tolerance nan; input should be a finite number"),
+        (["--iterations", "0"], "iterations 0; input should be greater than or equal to 1"),
+        (["--patience", "0"], "patience 0; input should be greater than or equal to 1"),
+        (["--batch", "0"], "batch 0; input should be greater than or equal to 1"),
         (["--count", "0"], "--count 0; give 1 or more"),
         (["--seed", "-1"], "--seed -1; give 0 or more"),
     ],

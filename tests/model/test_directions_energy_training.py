@@ -32,7 +32,7 @@ def weights_after(frames, options, **settings):
 @pytest.mark.parametrize("force_weight", [0.0, 1.0])
 def test_forces_leave_the_loss(alanine_frames, force_weight):
     """Labels with the forces of another sign have the same scale: only a loss with forces sees the difference."""
-    options = dataclasses.replace(ENERGIES, force_weight=force_weight, steps=5)
+    options = ENERGIES.model_copy(update={"force_weight": force_weight, "steps": 5})
     wrong = dataclasses.replace(alanine_frames, forces=-alanine_frames.forces)
     same = torch.equal(weights_after(alanine_frames, options), weights_after(wrong, options))
     assert same == (force_weight == 0)
@@ -40,9 +40,9 @@ def test_forces_leave_the_loss(alanine_frames, force_weight):
 
 @pytest.mark.slow
 def test_energies_alone_are_learned(alanine_frames):
-    options = dataclasses.replace(ENERGIES, steps=200, evaluate_every=100)
+    options = ENERGIES.model_copy(update={"steps": 200, "evaluate_every": 100})
     untrained = small(alanine_frames)
-    train(untrained, alanine_frames, None, dataclasses.replace(options, steps=1), runner="eager")
+    train(untrained, alanine_frames, None, options.model_copy(update={"steps": 1}), runner="eager")
     potential = small(alanine_frames)
     train(potential, alanine_frames, None, options, runner="eager")
     before, after = (force_and_energy_mae(part, alanine_frames)[1] for part in (untrained, potential))
@@ -52,7 +52,7 @@ def test_energies_alone_are_learned(alanine_frames):
 def test_validation_energies_choose_the_weights(alanine_frames):
     held_out, rest = alanine_frames[:20], alanine_frames[20:]
     potential = small(alanine_frames)
-    options = dataclasses.replace(ENERGIES, steps=120, learning_rate=0.05)
+    options = ENERGIES.model_copy(update={"steps": 120, "learning_rate": 0.05})
     result = train(potential, rest, held_out, options, runner="eager")
     errors = {entry["step"]: entry["validation_energy_mae"] for entry in result.history}
     assert result.best_step == min(errors, key=errors.get)
@@ -78,7 +78,7 @@ def test_heads_beside_energies(alanine_frames):
     topology = Topology.from_positions(alanine_frames.numbers.tolist(), alanine_frames.positions[0])
     head = UNCERTAINTIES.build("mve", {"quantity": "energy"}, topology=topology, n_latents=4)
     wrong = dataclasses.replace(alanine_frames, forces=-alanine_frames.forces)
-    options = dataclasses.replace(ENERGIES, steps=3)
+    options = ENERGIES.model_copy(update={"steps": 3})
     made = []
     for frames in (alanine_frames, wrong):
         head = UNCERTAINTIES.build("mve", {"quantity": "energy"}, topology=topology, n_latents=4)

@@ -2,32 +2,72 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
 
 import uqbias
-from uqbias.cli import (
-    attacks,
-    campaigns,
-    directions_command,
-    doctor_command,
-    fes,
-    md_command,
-    models,
-    plumed_command,
-)
 from uqbias.cli.printing import CommandGroup
 
 __all__ = ["app", "main"]
 
+#: Name of each command: file below ``uqbias.cli`` that holds its function, and what the list of commands says of it.
+COMMANDS = {
+    "template": ("campaigns", "Write a commented campaign file."),
+    "validate": ("campaigns", "Check a campaign file without running it."),
+    "run": ("campaigns", "Run a campaign, or continue it."),
+    "report": ("campaigns", "Print a run's summary, write its HTML report."),
+    "train": ("models", "Train a model on your own frames."),
+    "evaluate": ("evaluate", "Errors of a model, and of its uncertainty."),
+    "info": ("models", "What is in a model file."),
+    "export": ("models", "Write a plain TorchScript module."),
+    "md": ("md_command", "MD with a model, biased on its uncertainty."),
+    "fes": ("fes", "Free energy from one or more runs."),
+    "attack": ("attacks", "Adversarial attacks: unsure geometries by gradient ascent."),
+    "directions": ("directions_command", "Adversarial directions: where a model's error grows."),
+    "plumed": ("plumed_command", "Input for PLUMED, and its plugin."),
+    "doctor": ("doctor_command", "Check this installation, forces included."),
+}
+#: Commands that do something useful without an argument.
+WITHOUT_ARGUMENTS = ("template", "doctor")
+LOOKS: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
+
+
+class LazyCommands(CommandGroup):
+    """The commands of `COMMANDS`, each imported when it is called or asked for help."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names in the order of `COMMANDS`."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of a name, or None."""
+        if cmd_name not in COMMANDS:
+            return None
+        file, summary = COMMANDS[cmd_name]
+        function: Callable[..., Any] = getattr(import_module(f"uqbias.cli.{file}"), cmd_name)
+        alone = typer.Typer(**LOOKS)
+        alone.command(cmd_name, no_args_is_help=cmd_name not in WITHOUT_ARGUMENTS, short_help=summary)(function)
+        return typer.main.get_command(alone)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find a command, or name the nearest one."""
+        self.commands = dict.fromkeys(COMMANDS)  # type: ignore[assignment] # only its keys are looked at
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
     name="uqbias",
-    cls=CommandGroup,
+    cls=LazyCommands,
     no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    **LOOKS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
@@ -64,10 +104,6 @@ def _main(
     Units: nm, ps, kJ/mol and K while it runs; data files are extended XYZ in eV and Å. Errors are one line, with what
     to do; exit code 2 for bad input, 130 after Ctrl-C.
     """
-
-
-for _module in (campaigns, models, md_command, fes, attacks, directions_command, plumed_command, doctor_command):
-    _module.register(app)
 
 
 def main() -> None:

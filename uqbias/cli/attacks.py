@@ -29,11 +29,6 @@ ROWS = (
 )
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command of this file."""
-    app.command(no_args_is_help=True, short_help="Adversarial attacks: unsure geometries by gradient ascent.")(attack)
-
-
 def attack(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file (.uqb).")],
     data: Annotated[

@@ -13,17 +13,6 @@ from uqbias.errors import UqbiasError
 CampaignPath = Annotated[Path, typer.Argument(metavar="CAMPAIGN.yaml", help="Campaign file.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands of this file."""
-    app.command(short_help="Write a commented campaign file.")(template)
-    for command, summary in (
-        (validate, "Check a campaign file without running it."),
-        (run, "Run a campaign, or continue it."),
-        (report, "Print a run's summary, write its HTML report."),
-    ):
-        app.command(no_args_is_help=True, short_help=summary)(command)
-
-
 def template(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write it there; stdout if left out.")

@@ -14,11 +14,6 @@ from uqbias.errors import UqbiasError
 from uqbias.files import check_directory
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command of this file."""
-    app.command(no_args_is_help=True, short_help="Adversarial directions: where a model's error grows.")(directions)
-
-
 def directions(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file (.uqb).")],
     data: Annotated[Path, typer.Argument(metavar="FRAMES.xyz", help="Frames in eV and Å; labels are not needed.")],

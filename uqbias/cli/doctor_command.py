@@ -9,11 +9,6 @@ import typer
 from uqbias.cli.printing import BAD_INPUT, Json, print_json
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command of this file."""
-    app.command(short_help="Check this installation, forces included.")(doctor)
-
-
 def doctor(
     quick: Annotated[
         bool, typer.Option("--quick", help="Leave out the aoti runner, whose first compilation takes under a minute.")

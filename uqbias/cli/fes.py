@@ -12,11 +12,6 @@ from uqbias.errors import UqbiasError
 from uqbias.files import check_directory
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command of this file."""
-    app.command(no_args_is_help=True, short_help="Free energy from one or more runs.")(fes)
-
-
 def fes(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of runs, each with run.json.")],
     cv: Annotated[

@@ -16,11 +16,6 @@ from uqbias.kinds import BIASES
 OFTEN = 0.2
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command of this file."""
-    app.command(no_args_is_help=True, short_help="MD with a model, biased on its uncertainty.")(md)
-
-
 def md(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file (.uqb).")],
     output: Annotated[

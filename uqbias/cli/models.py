@@ -7,24 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from uqbias.cli.evaluate import evaluate, print_errors
+from uqbias.cli.evaluate import print_errors
 from uqbias.cli.printing import Json, Quiet, print_json, print_pairs
 from uqbias.errors import UqbiasError
 from uqbias.files import check_file
 from uqbias.kinds import UNCERTAINTIES
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="Model file (.uqb).")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this file."""
-    for command, summary in (
-        (train, "Train a model on your own frames."),
-        (evaluate, "Errors of a model, and of its uncertainty."),
-        (info, "What is in a model file."),
-        (export, "Write a plain TorchScript module."),
-    ):
-        app.command(no_args_is_help=True, short_help=summary)(command)
 
 
 def train(

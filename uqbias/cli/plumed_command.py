@@ -11,11 +11,6 @@ from uqbias.cli.printing import Json, print_json
 from uqbias.errors import UqbiasError
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command of this file."""
-    app.command(no_args_is_help=True, short_help="Input for PLUMED, and its plugin.")(plumed)
-
-
 def plumed(
     model: Annotated[Path | None, typer.Argument(metavar="[MODEL]", help="Model file (.uqb).")] = None,
     output: Annotated[
