@@ -171,6 +171,15 @@ class Registry:
         given = {name: options[name] for name in self.given if name in options}
         return self.build(kind, {name: value for name, value in options.items() if name not in given}, **given)
 
+    def restore(self, description: Mapping[str, Any]) -> Any:
+        """Make a part by its constructor from what `Part.describe` says of it, without what it has learned."""
+        kind = description["kind"]
+        entry = self.get(kind)
+        given = {"kind": kind, "function": entry} if isinstance(entry, FunctionType) else {}
+        part = self.part(kind)(**given, **description["options"])
+        part.kind = kind
+        return part
+
     def _checked(self, name: str, found: Any) -> Any:
         """Names come from model files too: nothing but a class of the right family may be called for them."""
         if self.functions and isinstance(found, FunctionType):

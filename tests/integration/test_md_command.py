@@ -22,11 +22,11 @@ from uqbias.cli.sampling_options import bias_sections
 from uqbias.errors import UqbiasError
 from uqbias.model.model import UncertaintyModel
 from uqbias.molecule.frames import Frames, read_frames, write_frames
+from uqbias.registry import VARIABLES
 from uqbias.runs import writer as run_folder
 from uqbias.runs.hills import read_hills
 from uqbias.runs.series import read_colvar
 from uqbias.units import EV, EV_PER_ANGSTROM
-from uqbias.variables.base import rebuild_variable
 
 NUMBERS = np.array(PEROXIDE.numbers)
 PHI = ("--variable", "phi=dihedral:0,1,2,3")
@@ -122,7 +122,7 @@ def test_run_folder_says_what_the_bias_was(folder, tmp_path):
         seen = dict(arrays)
     assert seen["variable_names"].tolist() == ["driver", "phi", "extended_driver", "extended_phi"]
     x = torch.tensor(seen["positions"], dtype=torch.float64)
-    phi = rebuild_variable(facts["variables"]["phi"])(x.reshape(-1, 4, 3)).reshape(5, 2)
+    phi = VARIABLES.restore(facts["variables"]["phi"])(x.reshape(-1, 4, 3)).reshape(5, 2)
     np.testing.assert_allclose(seen["variables"][:, :, 1], phi, atol=1e-4)
     np.testing.assert_array_equal(seen["variables"][:, :, 0], seen["driver"])
     colvar = read_colvar(target / "COLVAR.1")

@@ -12,7 +12,6 @@ from uqbias.errors import UqbiasError
 from uqbias.molecule.atoms import select_atoms
 from uqbias.molecule.topology import Topology
 from uqbias.registry import FEATURES
-from uqbias.uncertainty.features.base import rebuild_features
 
 N_LATENTS = 3
 SPECS = [
@@ -47,7 +46,7 @@ def test_rebuilt_from_json(butane, spec):
     x = frames(positions, 5, 0.02)
     features = FEATURES.build(spec, topology=topology, n_latents=N_LATENTS).double()
     features.prepare(frames(positions, 50, 0.05))
-    twin = rebuild_features(json.loads(json.dumps(features.describe()))).double()
+    twin = FEATURES.restore(json.loads(json.dumps(features.describe()))).double()
     twin.load_state_dict(features.state_dict())
     found = features(x, latents_of(x))
     assert found.shape[-1] == features.dim == twin.dim
@@ -157,7 +156,7 @@ def third_party(positions, latents):
 def test_function_by_name(butane):
     topology, positions = butane
     features = FEATURES.build(f"{__name__}:third_party", topology=topology, n_latents=N_LATENTS)
-    twin = rebuild_features(features.describe())
+    twin = FEATURES.restore(features.describe())
     x = frames(positions, 3, 0.01)
     assert twin.dim == 1
     torch.testing.assert_close(twin(x, latents_of(x)), third_party(x, None))

@@ -20,7 +20,7 @@ from uqbias.molecule.measures import dihedral_angles
 from uqbias.molecule.topology import Topology, read_pdb
 from uqbias.plumed.kernel import find_kernel, make_plumed
 from uqbias.registry import VARIABLES
-from uqbias.variables.base import CollectiveVariable, rebuild_variable
+from uqbias.variables.base import CollectiveVariable
 
 PHI = ["ACE1:C", "ALA2:N", "CA", "ALA2:C"]
 CARBONS = [1, 4, 8, 10, 14, 18]
@@ -136,7 +136,7 @@ def test_gradient_against_central_differences(case, frames):
 
 def test_rebuilt_from_json(case, frames):
     variable, unit, period = case
-    twin = rebuild_variable(json.loads(json.dumps(variable.describe())))
+    twin = VARIABLES.restore(json.loads(json.dumps(variable.describe())))
     assert (twin.kind, twin.unit, twin.period) == (variable.kind, unit, period)
     torch.testing.assert_close(twin(frames), variable(frames), rtol=0, atol=0)
     assert twin.describe() == variable.describe()
@@ -440,8 +440,8 @@ class Mean(CollectiveVariable):
 
 def test_class_and_function_by_path(topology, frames):
     made = VARIABLES.build({"kind": f"{__name__}:Mean", "atoms": ["CA"]}, topology=topology)
-    torch.testing.assert_close(rebuild_variable(made.describe())(frames), frames[:, 8].pow(2).sum(-1))
+    torch.testing.assert_close(VARIABLES.restore(made.describe())(frames), frames[:, 8].pow(2).sum(-1))
     turn = VARIABLES.build({"kind": f"{__name__}:gyration", "period": 3, "unit": "rad"}, topology=topology)
-    twin = rebuild_variable(turn.describe())
+    twin = VARIABLES.restore(turn.describe())
     assert (twin.period, twin.unit) == (3.0, "rad")
     torch.testing.assert_close(twin(frames), gyration(frames))

@@ -18,7 +18,6 @@ from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.files import read_arrays
 from uqbias.molecule.topology import Topology, backbone_dihedrals
 from uqbias.registry import VARIABLES
-from uqbias.variables.base import rebuild_variable
 
 if TYPE_CHECKING:
     from uqbias.bias.base import Bias
@@ -260,7 +259,7 @@ class RunFolder:
         x = self._arrays["positions"]
         flat = torch.from_numpy(x.reshape(-1, *x.shape[2:]).astype(np.float64))
         with _about(self.path / "run.json"), torch.no_grad():
-            variable = rebuild_variable(description).to(torch.float64)
+            variable = VARIABLES.restore(description).to(torch.float64)
             values = torch.cat([variable(block) for block in torch.split(flat, 4096)]).numpy()
         return Column(values.reshape(self.restarted.shape), variable.unit, variable.period)
 

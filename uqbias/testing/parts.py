@@ -29,9 +29,10 @@ from uqbias.molecule.geometry import Geometry
 from uqbias.oracles.base import Oracle, OracleError
 from uqbias.potentials.base import Potential
 from uqbias.potentials.prediction import predict
+from uqbias.registry import VARIABLES
 from uqbias.testing import molecule
 from uqbias.testing.report import Report
-from uqbias.variables.base import CollectiveVariable, rebuild_variable
+from uqbias.variables.base import CollectiveVariable
 
 Array = NDArray[np.float64]
 #: Step of the central differences: nm, or the unit of a bias's variable.
@@ -137,7 +138,7 @@ def check_variable(variable: CollectiveVariable, positions: NDArray[Any] | None 
 
     Values are [W]. A walker's value does not depend on the other walkers. The gradient is that of central differences,
     a turn through the period apart, and finite at broken geometries. All values lie within one period. Unless
-    ``variable.invariant`` is False, the value stays under translation and rotation. `rebuild_variable` makes an equal
+    ``variable.invariant`` is False, the value stays under translation and rotation. `Registry.restore` makes an equal
     variable from ``describe``.
 
     Parameters
@@ -180,7 +181,7 @@ def check_variable(variable: CollectiveVariable, positions: NDArray[Any] | None 
         for name, broken in molecule.exploded().items():
             gradient = _gradient(variable, torch.tensor(broken))
             report.add(f"{name}: gradient not finite", int((~torch.isfinite(gradient)).sum()), 0)
-    twin = rebuild_variable(_through_json(report, variable.describe())).double()
+    twin = VARIABLES.restore(_through_json(report, variable.describe())).double()
     report.add("rebuilt", _largest(twin(x).detach() - values), 0.0)
     report.add("rebuilt: other unit or period", (twin.unit, twin.period) != (variable.unit, variable.period), 0)
     return report.verified()

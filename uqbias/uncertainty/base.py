@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from uqbias.errors import UqbiasError
 from uqbias.molecule.seen import TOLERANCE, Memory, invariants
 from uqbias.molecule.topology import Topology
-from uqbias.registry import UNCERTAINTIES, Part
-from uqbias.uncertainty.features.base import Features, rebuild_features
+from uqbias.registry import FEATURES, UNCERTAINTIES, Part
+from uqbias.uncertainty.features.base import Features
 
 #: Frames per evaluation while fitting, to bound the memory.
 CHUNK = 512
@@ -227,9 +227,8 @@ def rebuild_uncertainty(manifest: Mapping[str, Any]) -> Uncertainty:
     """Make an uncertainty from the ``{"kind", "options"}`` of a model file; its buffers still have to be loaded."""
     options = dict(manifest["options"])
     if "features" in options:
-        options["features"] = rebuild_features(options["features"])
-    uncertainty: Uncertainty = UNCERTAINTIES.get(manifest["kind"])(**options)
-    uncertainty.kind = manifest["kind"]
+        options["features"] = FEATURES.restore(options["features"])
+    uncertainty: Uncertainty = UNCERTAINTIES.restore({"kind": manifest["kind"], "options": options})
     return uncertainty
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 import torch
 from annotated_types import MaxLen, MinLen
@@ -12,14 +12,14 @@ from typing_extensions import Doc
 
 from uqbias.molecule.atoms import Atom, fixed_atoms
 from uqbias.molecule.topology import Topology
-from uqbias.variables.base import CollectiveVariable, take
+from uqbias.variables.base import AtomVariable, take
 
 #: nm²; |a × b| is √(|a × b|² + FLAT²), so that a straight angle has a derivative. It moves a straight angle of two
 #: bonds of 0.15 nm by 4e-5 rad, one of 120 degrees by less than 1e-9.
 FLAT = 1e-6
 
 
-class Angle(CollectiveVariable):
+class Angle(AtomVariable):
     r"""Angle of three atoms, rad.
 
     The angle i-j-k at the atom j, 0 to π:
@@ -46,12 +46,6 @@ class Angle(CollectiveVariable):
 
     kind = "angle"
     unit = "rad"
-    index: Tensor
-
-    def __init__(self, atoms: Sequence[int]) -> None:
-        super().__init__()
-        self.atoms = [int(i) for i in atoms]
-        self.register_buffer("index", torch.tensor(self.atoms), persistent=False)
 
     @classmethod
     def build(
@@ -62,15 +56,6 @@ class Angle(CollectiveVariable):
     ) -> Self:
         """Make the variable of three atoms of a molecule."""
         return cls(fixed_atoms(topology, atoms, 3, "atoms of angle"))
-
-    @property
-    def internal_coordinate(self) -> tuple[int, ...]:
-        """The atoms."""
-        return tuple(self.atoms)
-
-    def options(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return {"atoms": self.atoms}
 
     def forward(self, positions: Tensor) -> Tensor:
         """Angle [W], rad."""

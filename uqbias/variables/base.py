@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from types import FunctionType
-from typing import Annotated, Any, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
 from numpy.typing import NDArray
@@ -16,14 +15,14 @@ from typing_extensions import Doc
 from uqbias.errors import UqbiasError
 from uqbias.molecule.topology import Topology
 from uqbias.options import Positive
-from uqbias.registry import VARIABLES
+from uqbias.registry import VARIABLES, Part
 from uqbias.variables.names import is_of_torch
 
 #: nm; a length is √(x² + SOFTENING²), so that it has a derivative at zero. At 0.1 nm that adds 5e-8 nm.
 SOFTENING = 1e-4
 
 
-class CollectiveVariable(nn.Module, ABC):
+class CollectiveVariable(Part, nn.Module, ABC):
     """A smooth scalar of a geometry, differentiable and, unless it says otherwise, invariant under motion as a whole.
 
     ``forward`` consists of tensor operations without a branch on values, in the dtype of the positions, and its
@@ -32,9 +31,9 @@ class CollectiveVariable(nn.Module, ABC):
     Attributes
     ----------
     kind : name in the registry.
-    unit : of the value; ``""`` for a number.
-    period : of the value, or None where it has none.
-    invariant : whether rotation and translation of all atoms leave it alone.
+    unit : unit of the value; ``""`` for a number.
+    period : period of the value, or None where it has none.
+    invariant : whether rotation and translation of all atoms leave the value as it is.
     """
 
     kind: str
@@ -53,14 +52,6 @@ class CollectiveVariable(nn.Module, ABC):
         return ()
 
     @abstractmethod
-    def options(self) -> dict[str, Any]:
-        """JSON-able constructor arguments; ``type(self)(**options)`` makes an equal variable."""
-
-    def describe(self) -> dict[str, Any]:
-        """What a run folder says of it; inverse of `rebuild_variable`."""
-        return {"kind": self.kind, "options": self.options()}
-
-    @abstractmethod
     def forward(self, positions: Tensor) -> Tensor:
         """Value for each of W walkers, [W].
 
@@ -70,12 +61,35 @@ class CollectiveVariable(nn.Module, ABC):
         """
 
 
+class AtomVariable(CollectiveVariable):
+    """A variable that is the angle or the dihedral of its atoms.
+
+    Parameters
+    ----------
+    atoms : indices of the atoms, in order.
+    """
+
+    index: Tensor
+
+    def __init__(self, atoms: Sequence[int]) -> None:
+        super().__init__()
+        self.atoms = [int(i) for i in atoms]
+        self.register_buffer("index", torch.tensor(self.atoms), persistent=False)
+
+    @property
+    def internal_coordinate(self) -> tuple[int, ...]:
+        """The atoms."""
+        return tuple(self.atoms)
+
+
 class CallableVariable(CollectiveVariable):
     """A third party's function ``f(positions [W, N, 3] in nm) -> [W]``, named ``"module:function"``.
 
     It must be differentiable and invariant, and free of branches on values. ``period`` and ``unit`` are options:
     ``{"kind": "mymodule:radius_of_gyration", "unit": "nm"}``.
     """
+
+    unrecorded: ClassVar[tuple[str, ...]] = ("kind", "function")
 
     def __init__(
         self, kind: str, function: Callable[[Tensor], Tensor], period: float | None = None, unit: str = ""
@@ -112,24 +126,9 @@ class CallableVariable(CollectiveVariable):
             raise UqbiasError(f"variable '{kind}' gave {shape} for 2 geometries", "return a tensor [W]")
         return cls(kind, function, period, unit)
 
-    def options(self) -> dict[str, Any]:
-        """Constructor arguments without the function, which is found again by its name."""
-        return {"period": self.period, "unit": self.unit}
-
     def forward(self, positions: Tensor) -> Tensor:
         """Value of the function, [W]."""
         return self._function(positions)
-
-
-def rebuild_variable(description: Mapping[str, Any]) -> CollectiveVariable:
-    """Make a variable from the ``{"kind", "options"}`` of a run folder."""
-    kind = description["kind"]
-    part = VARIABLES.get(kind)
-    if isinstance(part, FunctionType):
-        return CallableVariable(kind, part, **description["options"])
-    variable: CollectiveVariable = part(**description["options"])
-    variable.kind = kind
-    return variable
 
 
 def take(positions: Tensor, index: Tensor) -> Tensor:
@@ -149,7 +148,8 @@ def build_variables(
 
     Parameters
     ----------
-    specs : ``kind`` and options of each, or its section of a campaign file.
+    specs : name of each variable to its ``kind`` and options, or to its section of a campaign file.
+    topology : bond graph of the molecule.
     start : [N, 3] nm, geometry that variables with a reference refer to where they are given none.
 
     Raises

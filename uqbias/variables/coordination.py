@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ class Coordination(CollectiveVariable):
     Parameters
     ----------
     group_a, group_b : atom indices; None for ``group_b``: pairs within ``group_a``, each once.
-    r0 : nm.
+    r0 : distance within which a pair counts, nm.
     n, m : exponents, 0 < n < m.
 
     Examples
@@ -89,10 +89,6 @@ class Coordination(CollectiveVariable):
         a = ordered_atoms(topology, group_a, "group_a of coordination")
         b = None if group_b is None else ordered_atoms(topology, group_b, "group_b of coordination")
         return cls(a, b, r0, n, 2 * n if m is None else m)
-
-    def options(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return {"group_a": self.group_a, "group_b": self.group_b, "r0": self.r0, "n": self.n, "m": self.m}
 
     def forward(self, positions: Tensor) -> Tensor:
         """Coordination number [W]."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 import torch
 from annotated_types import MaxLen, MinLen
@@ -13,14 +13,14 @@ from typing_extensions import Doc
 
 from uqbias.molecule.atoms import Atom, fixed_atoms
 from uqbias.molecule.topology import Topology
-from uqbias.variables.base import SOFTENING, CollectiveVariable, take
+from uqbias.variables.base import SOFTENING, AtomVariable, take
 
 #: nm⁴. There is no dihedral where |b₁| |b₂|² |b₃| sin α sin β is below this: three atoms in a row are collinear, or
 #: atoms coincide. Bonds of 0.15 nm and usual bond angles give 4e-4.
 COLLINEAR = 1e-7
 
 
-class Dihedral(CollectiveVariable):
+class Dihedral(AtomVariable):
     r"""Dihedral of four atoms, rad, period 2π.
 
     The angle i-j-k-l, -π to π, 0 for cis, in the IUPAC sign convention:
@@ -50,12 +50,6 @@ class Dihedral(CollectiveVariable):
     kind = "dihedral"
     unit = "rad"
     period = 2 * math.pi
-    index: Tensor
-
-    def __init__(self, atoms: Sequence[int]) -> None:
-        super().__init__()
-        self.atoms = [int(i) for i in atoms]
-        self.register_buffer("index", torch.tensor(self.atoms), persistent=False)
 
     @classmethod
     def build(
@@ -66,15 +60,6 @@ class Dihedral(CollectiveVariable):
     ) -> Self:
         """Make the variable of four atoms of a molecule."""
         return cls(fixed_atoms(topology, atoms, 4, "atoms of dihedral"))
-
-    @property
-    def internal_coordinate(self) -> tuple[int, ...]:
-        """The atoms."""
-        return tuple(self.atoms)
-
-    def options(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return {"atoms": self.atoms}
 
     def forward(self, positions: Tensor) -> Tensor:
         """Dihedral [W], rad."""

@@ -27,7 +27,7 @@ class Distance(CollectiveVariable):
     Parameters
     ----------
     groups : two lists of atom indices.
-    weights : of the atoms in each group, with sum 1; None for equal ones.
+    weights : weight of each atom of each group, sum 1 in a group; None for equal ones.
 
     Examples
     --------
@@ -84,10 +84,6 @@ class Distance(CollectiveVariable):
         """The two atoms; empty for groups of several."""
         atoms = tuple(i for group in self.groups for i in group)
         return atoms if len(atoms) == 2 else ()
-
-    def options(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return {"groups": self.groups, "weights": [list(group) for group in self.weights]}
 
     def forward(self, positions: Tensor) -> Tensor:
         """Distance [W], nm."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from torch import Tensor
 from typing_extensions import Doc
@@ -24,7 +24,7 @@ class Position(CollectiveVariable):
     Parameters
     ----------
     axis : ``x``, ``y`` or ``z``.
-    atom : index.
+    atom : index of the atom.
 
     Raises
     ------
@@ -61,10 +61,6 @@ class Position(CollectiveVariable):
     ) -> Self:
         """Make the variable of one atom of a molecule."""
         return cls(axis, fixed_atoms(topology, [atom], 1, "atom of position")[0])
-
-    def options(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return {"axis": self.axis, "atom": self.atom}
 
     def forward(self, positions: Tensor) -> Tensor:
         """Coordinate [W], nm."""

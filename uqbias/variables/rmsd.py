@@ -52,8 +52,8 @@ class RMSD(CollectiveVariable):
 
     Parameters
     ----------
-    atoms : A indices.
-    reference : [A, 3] nm, y.
+    atoms : indices of the A atoms that are superposed.
+    reference : [A, 3] nm, their reference positions y.
 
     Examples
     --------
@@ -109,10 +109,6 @@ class RMSD(CollectiveVariable):
                 f"give positions of all {len(topology)} atoms, [N, 3] in nm",
             )
         return cls(chosen, y[list(chosen)].tolist())
-
-    def options(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return {"atoms": self.atoms, "reference": self.reference}
 
     def forward(self, positions: Tensor) -> Tensor:
         """RMSD [W], nm."""

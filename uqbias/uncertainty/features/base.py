@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from types import FunctionType
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from uqbias.errors import UqbiasError
 from uqbias.molecule.topology import Topology
-from uqbias.registry import FEATURES, Part
+from uqbias.registry import Part
 
 #: How a user writes a feature space.
 FeatureSpec = str | Mapping[str, Any]
@@ -117,14 +116,3 @@ class CallableFeatures(Features):
     def forward(self, positions: Tensor, latents: Tensor) -> Tensor:
         """Features of the function, [W, D]."""
         return self._function(positions, latents)
-
-
-def rebuild_features(manifest: Mapping[str, Any]) -> Features:
-    """Make a feature space from the ``{"kind", "options"}`` of a model file; inverse of `Features.describe`."""
-    kind = manifest["kind"]
-    part = FEATURES.get(kind)
-    if isinstance(part, FunctionType):
-        return CallableFeatures(kind, part, **manifest["options"])
-    features: Features = part(**manifest["options"])
-    features.kind = kind
-    return features

@@ -13,7 +13,7 @@ from typing_extensions import Doc
 from uqbias.errors import UqbiasError
 from uqbias.molecule.topology import Topology
 from uqbias.registry import FEATURES
-from uqbias.uncertainty.features.base import Features, rebuild_features
+from uqbias.uncertainty.features.base import Features
 
 
 class Concatenated(Features):
@@ -31,7 +31,7 @@ class Concatenated(Features):
 
     def __init__(self, parts: Sequence[Features | Mapping[str, Any]], scales: Sequence[float]) -> None:
         super().__init__()
-        spaces = [part if isinstance(part, Features) else rebuild_features(part) for part in parts]
+        spaces = [part if isinstance(part, Features) else FEATURES.restore(part) for part in parts]
         for part in spaces:
             if part.per_atom:
                 raise UqbiasError(f"'{part.kind}' gives one vector per atom", "concatenate per-walker features only")
