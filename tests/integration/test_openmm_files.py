@@ -1,4 +1,4 @@
-"""Sampling in somebody's own Simulation goes on beside files that are not of its run."""
+"""Sampling in the user's own Simulation goes on beside files that are not of its run."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Sampling in somebody's own Simulation: snapshots, other reporters and integrators, extended variables, bad input."""
+"""Sampling in the user's own Simulation: snapshots, other reporters and integrators, extended variables, bad input."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""The bias in somebody's own OpenMM script, and the CV in OpenMM's own metadynamics."""
+"""The bias in the user's own OpenMM script, and the CV in OpenMM's own metadynamics."""
 
 import subprocess
 import sys

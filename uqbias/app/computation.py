@@ -1,4 +1,4 @@
-"""What an ``openmm.PythonForce`` computes with an evaluator in somebody's own System, and how that is pickled."""
+"""What an ``openmm.PythonForce`` computes with an evaluator in the user's own System, and how that is pickled."""
 
 from __future__ import annotations
 

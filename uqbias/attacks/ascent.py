@@ -33,7 +33,7 @@ ON_BOUND = 0.999
 
 @dataclass(frozen=True, kw_only=True)
 class AttackOptions:
-    """How attacks are made.
+    """Options of an attack.
 
     Lengths of the distortion δ are in nm for the space ``cartesian``, in rad (a length: 0.1 nm) for the others.
 
@@ -95,7 +95,7 @@ class AttackOptions:
 
 @dataclass(frozen=True)
 class AttackResult:
-    """What n attacks, or random distortions, have come to.
+    """Results of n attacks, or of n random distortions.
 
     Attributes
     ----------
@@ -107,9 +107,10 @@ class AttackResult:
     log_likelihood : [n] ln L; NaN for random distortions.
     norm : [n] ‖δ‖ in the unit of the space.
     iterations : [n] steps made.
-    status : of each: ``converged``, ``iterations`` (all of them made), ``bound`` (the geometry kept lies on it),
-        ``random``, or ``failed: reason``, where the last good geometry is kept, the start frame if there is none.
-    trajectory : of attacks ``iteration`` [K], ``positions`` [K, n, N, 3], ``energy``, ``judge``,
+    status : [n] state of each attack: ``converged``, ``iterations`` (all of them made), ``bound`` (the geometry kept
+        lies on it), ``random``, or ``failed: reason``, where the last good geometry is kept, the start frame if there is
+        none.
+    trajectory : for attacks ``iteration`` [K], ``positions`` [K, n, N, 3], ``energy``, ``judge``,
         ``log_likelihood`` [K, n]; where an attack has stopped, its last good values. Empty if not kept.
     delta : [n, D] distortion of the geometry kept.
     runner : what evaluated the graph.
@@ -130,7 +131,7 @@ class AttackResult:
 
     @property
     def failed(self) -> NDArray[np.bool_]:
-        """Which ones failed, [n]."""
+        """[n] whether each attack failed."""
         return np.array([status.startswith("failed") for status in self.status], dtype=bool)
 
 
@@ -372,7 +373,7 @@ class _Ascent:
         return np.asarray(self.space.norm(torch.from_numpy(delta)).detach().numpy())
 
     def result(self) -> AttackResult:
-        """What the attacks have come to."""
+        """Results of the attacks."""
         none = np.isneginf(self.log_likelihood)
         self.log_likelihood[none] = self.start_likelihood[none]
         trajectory = self.trajectory | {"iteration": self.iteration.astype(np.float64)} if len(self.iteration) else {}

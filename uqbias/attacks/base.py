@@ -24,7 +24,7 @@ class DistortionSpace(nn.Module, ABC):
     kind : name in the registry.
     n_coordinates : D.
     labels : what each coordinate is, [D] texts such as ``"torsion 6-8"``.
-    unit : of δ.
+    unit : unit of δ.
     default_learning_rate, default_noise : step of the ascent and standard deviation of δ at its start where the user
         gives none, in the unit of δ.
     """

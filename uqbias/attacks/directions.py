@@ -40,7 +40,7 @@ ADVERSARIAL, RANDOM = "adversarial", "random"
 
 @dataclass(frozen=True)
 class DirectionOptions:
-    """What is measured.
+    """Options of a measurement of directions.
 
     Attributes
     ----------
@@ -249,7 +249,7 @@ def directions(
 
 
 class _Labeller:
-    """Asks model and oracle for the same geometries, and notes what fails."""
+    """Labels and predictions of the same geometries, with a note of what fails."""
 
     def __init__(self, model: UncertaintyModel, oracle: Oracle, advance: Callable[[int, str], None]) -> None:
         self.model, self.oracle, self.advance = model, oracle, advance

@@ -29,7 +29,7 @@ class Move(NamedTuple):
     pivot: int
     #: Atoms that move.
     atoms: tuple[int, ...]
-    #: Of a bend, the angle i-j-k: j is ``fixed`` or ``pivot``, k the other one.
+    #: For a bend, the angle i-j-k: j is ``fixed`` or ``pivot``, k the other one.
     angle: tuple[int, int, int] = (-1, -1, -1)
 
 
@@ -101,7 +101,7 @@ class RigidMoves(torch.nn.Module):
             else:
                 maps[move.kind][place, bond] = 1.0
         inside = [set(atoms) for _, _, atoms in bonds]
-        depths = [sum(own < other for other in inside) for own in inside]
+        depths = [sum(moved < other for other in inside) for moved in inside]
         # Sides of one depth have no atom in common; the deepest are moved first.
         sides = torch.zeros(max(depths) + 1, n_atoms, B)
         for b, (_, _, atoms) in enumerate(bonds):

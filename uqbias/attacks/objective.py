@@ -1,4 +1,4 @@
-"""What an attack climbs, and the graph that gives it with its gradient."""
+"""The objective that an attack climbs, and the graph that gives it with its gradient."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def _scale(u: Array) -> float:
 
 
 class Point(NamedTuple):
-    """What the graph gives for W attacks; host arrays in double precision."""
+    """Values of the graph for W attacks; host arrays in double precision."""
 
     #: [W, N, 3] nm.
     positions: Array
@@ -171,11 +171,11 @@ class AttackGraph:
         # A copy: where the judge is the driver, functional_call of torch 2.9 leaves the graph's tensors in the module.
         self._whole = _ModelInSpace(copy.deepcopy(model), space)
         self._names = [f"model.{name}" for name in names]
-        own = {f"space.{name}": tensor for name, tensor in space.named_buffers()}
-        self._names += list(own)
+        buffers = {f"space.{name}": tensor for name, tensor in space.named_buffers()}
+        self._names += list(buffers)
         inputs += [
             tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
-            for tensor in own.values()
+            for tensor in buffers.values()
         ]
         self.energy_shift = 0.0
         if SHIFT in self._names:

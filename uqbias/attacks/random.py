@@ -1,4 +1,4 @@
-"""Random distortions of frames: what attacks are compared with."""
+"""Random distortions of frames, with which attacks are compared."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FLOWN_APART = "failed: the molecule flew apart"
 
 @dataclass(frozen=True, kw_only=True)
 class RandomOptions:
-    """How frames are distorted at random.
+    """Options of random distortions.
 
     The unit of an amplitude is nm for the space ``cartesian``, rad (a length: 0.1 nm) for the others.
     """

@@ -1,4 +1,4 @@
-"""Frames that a model can begin from, and what can be told from them though some are broken."""
+"""Frames that a model can begin from, and what they say of a molecule though some are broken."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def usable_frames(path: str | Path, numbers: Sequence[int]) -> UsableFrames:
 
 
 def reference_frames(topology: Topology, positions: Array) -> NDArray[np.bool_]:
-    """Which frames may say what the molecule looks like: distances over one and two bonds are near their medians.
+    """Mask of frames that show what the molecule looks like: distances over one and two bonds are near their medians.
 
     Means over frames, such as those of `uqbias.molecule.physical.PhysicalFilter`, are spoiled by one broken frame.
 
@@ -119,7 +119,7 @@ def inliers(values: Array, least: float) -> Array:
 
 
 def farthest(positions: Array) -> Array:
-    """How far from the centre an atom may get before each molecule [n, N, 3] counts as flown apart, [n] nm.
+    """Distance from the centre beyond which an atom of each molecule [n, N, 3] counts as flown off, [n] nm.
 
     Less than its radius for a molecule that has flown apart already, compared with the median radius of the n.
     """

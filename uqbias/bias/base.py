@@ -52,8 +52,8 @@ class Extended:
 
     Attributes
     ----------
-    name : of the variable.
-    of : variable that λ follows; λ begins at its value.
+    name : name of the variable.
+    of : name of the variable that λ follows; λ begins at its value.
     mass : dalton · nm² per squared unit of the variable, so that ½ m (dλ/dt)² is in kJ/mol with t in ps.
     """
 

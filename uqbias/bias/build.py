@@ -1,4 +1,4 @@
-"""Biases and collective variables from the sections of a campaign file."""
+"""Biases from the sections of a campaign file."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def build_bias(parts: BiasParts, temperature: float, periods: Periods | None = N
 
     Parameters
     ----------
-    parts : (kind, options) of each; see `completed` for what may be left out.
+    parts : (kind, options) of each bias; see `completed` for what may be left out.
     temperature : K.
-    periods : of the variables that have one, by name.
+    periods : period of each variable that has one, by name.
 
     Raises
     ------
@@ -63,12 +63,12 @@ def completed(
         full = dict(options)
         names = full.get("variables", ("driver",))
         names = (names,) if isinstance(names, str) else names
-        own = [known.get(name) for name in names]
+        own_periods = [known.get(name) for name in names]
         if "temperature" in taken:
             full.setdefault("temperature", temperature)
         if "periods" in taken:
-            full.setdefault("periods", own)
-        elif any(own):
+            full.setdefault("periods", own_periods)
+        elif any(own_periods):
             raise UqbiasError(f"{kind} on '{names[0]}', which is periodic", "choose a variable without a period")
         if "reflect_at" in full and lowest is not None:
             full["reflect_at"] = _reflected(full["reflect_at"], names, lowest)
@@ -88,5 +88,5 @@ def _reflected(bound: Any, names: Sequence[str], lowest: float) -> Any:
         return [one(value, name) for value, name in zip(bound, names, strict=True)]
     if bound != "lowest":
         return bound
-    found = [one(bound, name) for name in names]
-    return found[0] if len(found) == 1 else found
+    bounds = [one(bound, name) for name in names]
+    return bounds[0] if len(bounds) == 1 else bounds

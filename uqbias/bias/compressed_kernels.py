@@ -21,7 +21,7 @@ def kernel_type(dimensions: int) -> np.dtype[Any]:
 
 
 class Change(NamedTuple):
-    """What the addition of kernels comes to."""
+    """Result of adding kernels."""
 
     #: [K, 1+2D] all kernels after it.
     rows: Array
@@ -32,7 +32,7 @@ class Change(NamedTuple):
 
 
 class CompressedKernels:
-    """Σ_k h_k (exp(-r_k²/2) - exp(-c²/2)) over the kernels with r_k < c, where r_k² = Σ_d ((x_d - x_kd)/σ_kd)².
+    """Sum Σ_k h_k (exp(-r_k²/2) - exp(-c²/2)) over the kernels with r_k < c, where r_k² = Σ_d ((x_d - x_kd)/σ_kd)².
 
     A kernel added within the threshold of another is merged into it, and the result again with what is near to it, as
     in Invernizzi and Parrinello, J. Phys. Chem. Lett. 11, 2731, 2020, after Sodkomkham et al., Knowl.-Based Syst. 94,
@@ -71,10 +71,10 @@ class CompressedKernels:
 
     def records(self) -> NDArray[Any]:
         """The kernels as records of `kernel_type`."""
-        found = np.empty(len(self.rows), dtype=kernel_type(len(self.periods)))
-        found["height"] = self.rows[:, 0]
-        found["centre"], found["sigma"] = self.rows[:, self._centre], self.rows[:, self._sigma]
-        return found
+        records = np.empty(len(self.rows), dtype=kernel_type(len(self.periods)))
+        records["height"] = self.rows[:, 0]
+        records["centre"], records["sigma"] = self.rows[:, self._centre], self.rows[:, self._sigma]
+        return records
 
     def evaluate(self, at: Array) -> Array:
         """The sum [n] at ``at`` [n, D]."""

@@ -23,9 +23,9 @@ class Bins:
 
     Parameters
     ----------
-    width : of a bin; of a periodic variable made a little smaller, so that it divides the period. Centres are at
+    width : width of a bin; for a periodic variable a little less, so that it divides the period. Centres are at
         multiples of the width, those of a periodic variable at -period/2 + i · width, as in `GrowingGrid`.
-    period : of x, or None.
+    period : period of x, or None.
 
     Attributes
     ----------
@@ -130,7 +130,7 @@ def czar(
     deviation : [G] mean of λ - ξ over the samples of a bin; of no account in a bin without one.
     k : coupling of λ and ξ, kJ/mol per squared unit.
     kT : kJ/mol.
-    period : of ξ, or None.
+    period : period of ξ, or None.
 
     Returns
     -------
@@ -194,11 +194,11 @@ def czar_series(
     Parameters
     ----------
     xi, extended : ξ and λ, of any and the same shape; pairs that are not finite are left out.
-    bin_width : of the bins of ξ.
+    bin_width : width of the bins of ξ.
     sigma : width of the coupling, k = k_B T/σ².
     temperature : K.
-    weights : of the samples, of the same shape: exp(V'/kT) for a bias V' that does not act on λ alone.
-    period : of ξ, or None.
+    weights : weights of the samples, of the same shape: exp(V'/kT) for a bias V' that does not act on λ alone.
+    period : period of ξ, or None.
 
     Returns
     -------

@@ -42,9 +42,9 @@ class ExtendedABF(Bias):
     periods : its period, or None; as a list of one, or by itself.
     sigma : σ, thermal width of the coupling, in units of ξ. Make it narrower than the barriers: under a wider one ξ
         is free to sit on either side of a barrier at the same λ, and crosses it no faster.
-    mass : of λ, dalton nm² per squared unit of ξ. The default is that of Tan, Dietschreit and Gómez-Bombarelli
+    mass : mass of λ, dalton nm² per squared unit of ξ. The default is that of Tan, Dietschreit and Gómez-Bombarelli
         (J. Chem. Phys. 162, 034114, 2025), 50 in ASE's dalton Å².
-    bin_width : of λ and ξ; of a periodic variable made a little smaller, so that it divides the period.
+    bin_width : width of the bins of λ and ξ; for a periodic variable a little less, so that it divides the period.
     full_samples : number of samples from which on the whole mean force of a bin acts.
     pace : steps between samples, and between updates of the bias.
     temperature : K.

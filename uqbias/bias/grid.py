@@ -34,7 +34,7 @@ def hermite(x: Tensor, state: Mapping[str, Tensor], periods: Periods = (None,)) 
     x : [W, D].
     state : ``table`` [G, 2^D] values and derivatives (bit d of the column: derivative along d), G = Π shape, last
         dimension fastest; ``origin`` [D]; ``spacing`` [D]; ``shape`` [D].
-    periods : of each variable, None where it has none.
+    periods : [D] period of each variable, None where it has none.
 
     Returns
     -------
@@ -64,9 +64,9 @@ def hermite(x: Tensor, state: Mapping[str, Tensor], periods: Periods = (None,)) 
         weights = [[old * base for base in corner for old in columns] for columns in weights for corner in bases]
     total = torch.zeros_like(x[:, 0])
     for row, columns in zip(rows, weights, strict=True):
-        found = table.index_select(0, row)
+        entries = table.index_select(0, row)
         for column, weight in enumerate(columns):
-            total = total + weight * found[:, column]
+            total = total + weight * entries[:, column]
     return total
 
 
@@ -211,7 +211,7 @@ class GrowingGrid:
 
         Around a periodic dimension indices wrap; each point appears at most once.
         """
-        found = []
+        window = []
         for d, period in enumerate(self.periods):
             first = int(np.ceil((centre[d] - reach[d] - self.origin[d]) / self.spacing[d]))
             last = int(np.floor((centre[d] + reach[d] - self.origin[d]) / self.spacing[d]))
@@ -222,8 +222,8 @@ class GrowingGrid:
                 last = first + self.shape[d] - 1
             index = np.arange(first, last + 1)
             offset = self.origin[d] + self.spacing[d] * index - centre[d]
-            found.append((index % self.shape[d] if period is not None else index, offset))
-        return found
+            window.append((index % self.shape[d] if period is not None else index, offset))
+        return window
 
     def add(self, window: Sequence[tuple[NDArray[np.int64], Array]], block: Array) -> None:
         """Add ``block`` [n_1, ..., n_D, 2^D] at the points of a `window`, on the host only; see `push`."""

@@ -51,7 +51,7 @@ class MetaD(Bias):
     Parameters
     ----------
     variables : names of the 1 to 3 variables.
-    periods : of each, None where it has none; a hill counts by the nearest image, as in PLUMED.
+    periods : period of each, None where it has none; a hill counts by the nearest image, as in PLUMED.
     height : kJ/mol.
     sigma : width of the hills, in units of the variables; one number for all, or one each.
     pace : steps between depositions.
@@ -327,5 +327,5 @@ def sum_of_hills(
 
 def metadynamics_parts(biases: Sequence[Bias | None]) -> list[MetaD]:
     """Each metadynamics among the biases, that inside a WTM-eABF included."""
-    found = [bias if isinstance(bias, MetaD) else getattr(bias, "metadynamics", None) for bias in biases]
-    return [part for part in found if isinstance(part, MetaD)]
+    candidates = [bias if isinstance(bias, MetaD) else getattr(bias, "metadynamics", None) for bias in biases]
+    return [part for part in candidates if isinstance(part, MetaD)]

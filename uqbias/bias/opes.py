@@ -63,12 +63,12 @@ class OPES(Bias):
     sigma : width of the first kernels, in units of the variables: what the variable fluctuates by in a basin. One
         number for all, or one each.
     variables : names of the 1 to 3 variables.
-    periods : of each, None where it has none; a kernel counts by the nearest image, as in PLUMED.
+    periods : period of each, None where it has none; a kernel counts by the nearest image, as in PLUMED.
     pace : steps between kernels.
     biasfactor : γ > 1; ``inf`` for a flat target (not for ``exploratory``); None for barrier/k_B T.
     sigma_min : kernels are never made narrower; None for 0.2 (three variables: 0.5) of the width of the first ones. It
         sets the grid spacing.
-    compression_threshold : in units of sigma; 0 merges nothing.
+    compression_threshold : distance, in units of sigma, within which kernels merge; 0 merges nothing.
     exploratory : explore fast, converge slowly.
     temperature : K.
     reflect_at : lowest value that a variable can take, or None; one for all or one each. The density is mirrored

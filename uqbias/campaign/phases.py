@@ -30,7 +30,7 @@ Array = NDArray[np.float64]
 OBSERVED = ("positions", "energy", "driver", "judge")
 #: And where a proposed geometry comes from; see `uqbias.campaign.samplers.distorting`.
 PROPOSED = ("attack", "source", "status", "log_likelihood", "norm", "iterations")
-#: For a file of the campaign's own that somebody damaged.
+#: For a file of the campaign's own that is damaged.
 PUT_BACK = "put it back from a copy, or run the campaign in another directory"
 
 

@@ -1,4 +1,4 @@
-"""Free energies from run folders: which estimator fits the biases of a run, and its error bars."""
+"""Free energies from run folders: the estimator that fits the biases of a run, with its error bars."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class Weighted(Estimator):
 
 
 class AcrossRuns(Estimator):
-    """MBAR: every frame under the last bias of every run."""
+    """MBAR with every frame under the last bias of every run."""
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool

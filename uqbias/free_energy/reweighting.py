@@ -1,4 +1,4 @@
-"""Weights that lead from a biased run to the unbiased ensemble, and what is made of them: arrays only, energies kJ/mol.
+"""Weights that lead from a biased run to the unbiased ensemble, and their use: arrays only, energies in kJ/mol.
 
 Every weight is kept as its logarithm, since the weights of one run span many orders of magnitude. With the total bias
 V, walls and restraints included, ln w is

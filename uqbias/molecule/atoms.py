@@ -50,11 +50,11 @@ def fixed_atoms(topology: Topology, spec: Unchecked, count: int, owner: str) -> 
     if isinstance(spec, str) or not isinstance(spec, Sequence) or len(spec) != count:
         raise UqbiasError(f"{owner}: {spec!r}", f"give a list of {count} indices or atom names")
     for entry in spec:
-        found = _matching(topology, entry, owner)
-        if len(found) > 1:
-            labels = ", ".join(_label(topology, i) for i in found[:4])
+        matches = _matching(topology, entry, owner)
+        if len(matches) > 1:
+            labels = ", ".join(_label(topology, i) for i in matches[:4])
             raise UqbiasError(
-                f"{owner}: '{entry}' is the name of {len(found)} atoms", f"say which: {labels}, or an index"
+                f"{owner}: '{entry}' is the name of {len(matches)} atoms", f"say which: {labels}, or an index"
             )
     return ordered_atoms(topology, spec, owner)
 
@@ -63,12 +63,12 @@ def _matching(topology: Topology, entry: int | str, owner: str) -> list[int]:
     n = len(topology)
     if isinstance(entry, str):
         full = [f"{residue}:{name}" for residue, name in zip(topology.residues, topology.names, strict=True)]
-        found = [i for i in range(n) if topology.names[i] and entry in (topology.names[i], full[i])]
-        if not found:
+        matches = [i for i in range(n) if topology.names[i] and entry in (topology.names[i], full[i])]
+        if not matches:
             names = {name for i, name in enumerate(full if ":" in entry else topology.names) if topology.names[i]}
             cure = did_you_mean(entry, names) if names else "this molecule has no atom names; give indices"
             raise UqbiasError(f"{owner}: no atom is called '{entry}'", cure)
-        return found
+        return matches
     if isinstance(entry, bool) or not isinstance(entry, int | np.integer) or not 0 <= entry < n:
         raise UqbiasError(f"{owner}: {entry!r} in a molecule of {n} atoms", "atoms are numbered from 0")
     return [int(entry)]

@@ -1,4 +1,4 @@
-"""Geometric measures of a molecule: bonds, angles, contacts, handedness and torsions, and what is wrong with them."""
+"""Geometric measures of a molecule: bonds, angles, contacts, handedness and torsions, and the faults in them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HYDROGEN_BOND = (7, 8, 9)
 
 
 class Fault(NamedTuple):
-    """What is wrong with one geometry."""
+    """Fault of one geometry."""
 
     #: ``"bond"``, ``"angle"``, ``"clash"`` or ``"chirality"``.
     kind: str
@@ -29,7 +29,7 @@ class Fault(NamedTuple):
 
 
 class Shape:
-    """What a molecule looks like in reference geometries, and how far a geometry may be from that.
+    """Shape of a molecule in reference geometries, and how far a geometry may be from it.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Which geometries are physical, and if not, why not."""
+"""Filter of geometries: which are physical, and if not, why not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which frames are the same frame: nearer than a distance in feature space, or by RMSD."""
+"""Tests of sameness: frames nearer than a distance in feature space, or by RMSD, are one frame."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BLOCK = 65536
 
 
 class Sameness(ABC):
-    """Tells which of n candidates are the same as a labelled frame, or as one of themselves."""
+    """Test of which of n candidates are the same as a labelled frame, or as one of themselves."""
 
     @abstractmethod
     def as_known(self) -> Mask:
@@ -28,7 +28,7 @@ class Sameness(ABC):
 
 
 class NoSameness(Sameness):
-    """Every candidate is a frame of its own.
+    """The test that takes every candidate for a frame of its own.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ class NoSameness(Sameness):
 
 
 class NearFeatures(Sameness):
-    """Frames no farther apart than a distance in feature space are the same.
+    """Sameness of frames no farther apart than a distance in feature space.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ class NearFeatures(Sameness):
 
 
 class NearGeometry(Sameness):
-    """Frames with an RMSD no larger than a length are the same.
+    """Sameness of frames with an RMSD no larger than a length.
 
     Parameters
     ----------
@@ -89,10 +89,10 @@ class NearGeometry(Sameness):
         self._size, self._known_size = _size(self._positions), _size(self._known)
 
     def as_known(self) -> Mask:
-        found = np.zeros(len(self._positions), dtype=bool)
+        known = np.zeros(len(self._positions), dtype=bool)
         for geometry, size in zip(self._known, self._known_size, strict=True):
-            found |= self._near(geometry, size, ~found)
-        return found
+            known |= self._near(geometry, size, ~known)
+        return known
 
     def as_candidate(self, index: int) -> Mask:
         same = self._near(self._positions[index], self._size[index], np.ones(len(self._positions), dtype=bool))

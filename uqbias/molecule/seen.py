@@ -1,4 +1,4 @@
-"""Which geometries a part of a model was made from, so that it is never calibrated on them."""
+"""Record of the geometries that a part of a model was made from, so that it is never calibrated on them."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def invariants(positions: NDArray[Any]) -> Array:
 
 def join(first: Array, second: Array) -> Array:
     """Both records, each frame once."""
-    found: Array = np.unique(np.concatenate([first, second]), axis=0)
-    return found
+    union: Array = np.unique(np.concatenate([first, second]), axis=0)
+    return union
 
 
 def is_in(record: Array, positions: NDArray[Any]) -> NDArray[np.bool_]:

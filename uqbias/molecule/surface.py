@@ -1,4 +1,4 @@
-"""Reference free-energy surface over two dihedral angles, and boxes in dihedral angles: what has been reached."""
+"""Reference free-energy surface over two dihedral angles, and boxes in dihedral angles that frames have reached."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bond graph of one molecule: what it is made of, and the internal coordinates that follow from its bonds."""
+"""Bond graph of one molecule: its atoms, and the internal coordinates that follow from its bonds."""
 
 from __future__ import annotations
 
@@ -88,13 +88,13 @@ class Topology:
             If the file is missing or not a PDB file.
         """
         topology, positions = read_pdb(path)
-        found = cls.from_openmm(topology)
-        bonded = {i for bond in found.bonds for i in bond}
-        if len(found) > 1 and len(bonded) < len(found):
+        graph = cls.from_openmm(topology)
+        bonded = {i for bond in graph.bonds for i in bond}
+        if len(graph) > 1 and len(bonded) < len(graph):
             # A residue that OpenMM does not know leaves atoms without bonds.
-            bonds = cls.from_positions(found.numbers, positions).bonds
-            return cls(found.numbers, bonds, found.names, found.residues)
-        return found
+            bonds = cls.from_positions(graph.numbers, positions).bonds
+            return cls(graph.numbers, bonds, graph.names, graph.residues)
+        return graph
 
     @classmethod
     def from_positions(cls, numbers: Iterable[int], positions: NDArray[Any]) -> Topology:
@@ -138,11 +138,11 @@ class Topology:
     @cached_property
     def neighbours(self) -> tuple[tuple[int, ...], ...]:
         """[N] bonded atoms of each atom, ascending."""
-        found: list[list[int]] = [[] for _ in self.numbers]
+        bonded: list[list[int]] = [[] for _ in self.numbers]
         for i, j in self.bonds:
-            found[i].append(j)
-            found[j].append(i)
-        return tuple(tuple(sorted(atoms)) for atoms in found)
+            bonded[i].append(j)
+            bonded[j].append(i)
+        return tuple(tuple(sorted(atoms)) for atoms in bonded)
 
     def angles(self) -> list[Triple]:
         """Bonded triples (i, j, k) with the vertex j in the middle and i < k."""
@@ -160,14 +160,14 @@ class Topology:
         ----------
         heavy_only : leave out quadruples with a hydrogen.
         """
-        found = [
+        dihedrals = [
             (i, j, k, m)
             for j, k in self.bonds
             for i in self.neighbours[j]
             for m in self.neighbours[k]
             if i != k and m not in (j, i)
         ]
-        return [four for four in found if not heavy_only or all(self.numbers[i] > 1 for i in four)]
+        return [four for four in dihedrals if not heavy_only or all(self.numbers[i] > 1 for i in four)]
 
     def bond_separation(self) -> NDArray[np.int64]:
         """[N, N] number of bonds on the shortest path; N (more than any path) where there is none."""
@@ -188,15 +188,15 @@ class Topology:
         tells the two enantiomers apart; see `uqbias.molecule.measures.chirality`.
         """
         classes = self._equivalence_classes()
-        found = []
+        centres = []
         for centre, around in enumerate(self.neighbours):
             if self.numbers[centre] not in TETRAHEDRAL or len(around) != 4:
                 continue
             if len({classes[i] for i in around}) == 4:
                 lightest = min(around, key=lambda i: (self.numbers[i], i))
                 a, b, c = (i for i in around if i != lightest)
-                found.append((centre, a, b, c))
-        return found
+                centres.append((centre, a, b, c))
+        return centres
 
     def masses(self) -> NDArray[np.float64]:
         """[N] standard atomic masses in dalton, as OpenMM uses them."""

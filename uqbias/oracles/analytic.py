@@ -106,8 +106,8 @@ class DoubleWell(torch.nn.Module):
         at : [..., D] nm, the last dimension for the axes; [...] for one.
         temperature : K.
         axes : the D axes, such as ``"x"`` or ``"xy"``.
-        widths : of a bin around each point, over which exp(-F/k_B T) is averaged, nm; 0 for F at the point itself. One
-            number for all axes, or one each.
+        widths : widths of a bin around each point, over which exp(-F/k_B T) is averaged, nm; 0 for F at the point
+            itself. One number for all axes, or one each.
 
         Returns
         -------
@@ -160,7 +160,7 @@ class DoubleWell(torch.nn.Module):
 
 
 class DoubleWellOracle(Oracle):
-    """One particle in E = 5x⁴ - 10x² + 1.5x, or 10x⁴ - 10x² + 2x + 4y⁴ (kJ/mol, nm). Labels of `DoubleWell`.
+    """Particle in E = 5x⁴ - 10x² + 1.5x, or 10x⁴ - 10x² + 2x + 4y⁴ (kJ/mol, nm). Labels of `DoubleWell`.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What an oracle is: the expensive, trusted source of energies and forces."""
+"""The contract of an oracle, the expensive, trusted source of energies and forces."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Array = NDArray[np.float64]
 
 
 class OracleError(UqbiasError):
-    """One geometry could not be labelled; the next one may well be."""
+    """Failure to label one geometry; the next one may well be labelled."""
 
 
 class Label(NamedTuple):
-    """What an oracle says of one geometry.
+    """Answer of an oracle for one geometry.
 
     Attributes
     ----------

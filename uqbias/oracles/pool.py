@@ -20,7 +20,7 @@ TOLERANCE = 1e-6
 
 
 class Places:
-    """Geometries found again by their coordinates, without any superposition.
+    """Geometries looked up by their coordinates, without any superposition.
 
     Parameters
     ----------
@@ -101,9 +101,9 @@ def check_pool(file: str | Path, numbers: tuple[int, ...], *, labelled: bool) ->
     UqbiasError
         If it does not.
     """
-    found = read_frames(file, labelled=labelled).numbers
-    if tuple(found.tolist()) != tuple(numbers):
+    file_numbers = read_frames(file, labelled=labelled).numbers
+    if tuple(file_numbers.tolist()) != tuple(numbers):
         raise UqbiasError(
-            f"{file} has atoms {found.tolist()}, the structure has {list(numbers)}",
+            f"{file} has atoms {file_numbers.tolist()}, the structure has {list(numbers)}",
             "use the same molecule, in the same order of atoms, in both",
         )

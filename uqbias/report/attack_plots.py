@@ -1,4 +1,4 @@
-"""Figure of the ways of adversarial attacks."""
+"""Figure of the paths of adversarial attacks."""
 
 from __future__ import annotations
 

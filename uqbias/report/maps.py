@@ -1,4 +1,4 @@
-"""Figures on the plane of two coordinates: where walkers went, what was labelled, where the model errs."""
+"""Figures on the plane of two coordinates: walkers, labelled frames, errors of the model."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def _hero_curve(ax: Axes, run: RunData) -> None:
 
 
 class Curve(NamedTuple):
-    """How an error is drawn against the number of labels; ``key`` in summary.json."""
+    """Style of an error against the number of labels; ``key`` in summary.json."""
 
     key: str
     label: str

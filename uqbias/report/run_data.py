@@ -1,4 +1,4 @@
-"""Reads a run directory, finished or not; whatever is not there yet is simply absent."""
+"""Contents of a run directory, finished or not; whatever is not there yet is simply absent."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class Observations:
-    """What the walkers of one round showed, every observation interval.
+    """Values of the walkers of one round, every observation interval.
 
     Attributes
     ----------
@@ -233,7 +233,7 @@ def is_number(value: Any) -> bool:
 
 
 class _Reader:
-    """Reads one directory; a file that cannot be read becomes a note instead of an exception."""
+    """Reader of one directory; a file that cannot be read becomes a note instead of an exception."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""What a campaign did, in numbers: sentences, a table of rounds, one terminal screen, JSON."""
+"""Summary of a campaign in numbers: sentences, a table of rounds, one terminal screen, JSON."""
 
 from __future__ import annotations
 

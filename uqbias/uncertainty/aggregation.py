@@ -1,4 +1,4 @@
-"""From per-atom values to one value a walker."""
+"""Aggregation of values per atom to one value per walker."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KINDS = ("mean", "max", "sum", "local_mean_max")
 #: What a user may write for the option ``aggregation``, and its description for most kinds.
 Spec = Literal["mean", "max", "sum", "local_mean_max"] | dict[str, Any] | None
 OverAtoms = Annotated[
-    Spec, Doc("of values per atom: mean (null), max, sum, local_mean_max, or {kind, atoms, sharpness}")
+    Spec, Doc("over values per atom: mean (null), max, sum, local_mean_max, or {kind, atoms, sharpness}")
 ]
 
 

@@ -15,7 +15,7 @@ from uqbias.uncertainty.features.base import Features
 
 
 class AtomwiseUncertainty(Uncertainty):
-    """u = aggregation of `atom_values`; a kind says only what an atom's value is.
+    """Aggregation of `atom_values` to u; a kind says only what an atom's value is.
 
     Parameters
     ----------

@@ -35,7 +35,7 @@ class Uncertainty(Part, Memory, nn.Module, ABC):
     Attributes
     ----------
     kind : name in the registry and in the model file.
-    unit : of u before calibration.
+    unit : unit of u before calibration.
     default_members : committee size of a potential that is made for this kind, where the user gives none.
     fewest_members, most_members : committee sizes that make sense; None for no upper limit.
     statistic : what u is like, for the calibration: ``deviation`` (of an error, up to a factor), ``variance`` or
@@ -143,7 +143,7 @@ class Uncertainty(Part, Memory, nn.Module, ABC):
         energy : [M, n] kJ/mol, from the potential's ``energy_shift``.
         latents : [M, n, N, F].
         forces : [M, n, N, 3] kJ/mol/nm of each member; given where `requires_forces`.
-        seed : of every random choice.
+        seed : seed of every random choice.
 
         Raises
         ------
@@ -188,14 +188,14 @@ class Uncertainty(Part, Memory, nn.Module, ABC):
                 features(positions[at : at + CHUNK].to(dtype), latents[:, at : at + CHUNK].to(dtype))
                 for at in range(0, len(positions), CHUNK)
             ]
-        found: NDArray[np.float64] = torch.cat(chunks).cpu().numpy().astype(np.float64)
-        finite = np.isfinite(found.reshape(len(found), -1)).all(axis=1)
+        values: NDArray[np.float64] = torch.cat(chunks).cpu().numpy().astype(np.float64)
+        finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
         if not finite.all():
             raise UqbiasError(
                 f"features '{features.kind}' of training frame {int(np.argmin(finite))} are not finite",
                 "remove that frame, or train the potential again",
             )
-        return found
+        return values
 
     def _evaluate(
         self,

@@ -1,4 +1,4 @@
-"""From an uncertainty in any unit to an expected force error, by frames that were held out."""
+"""Calibration: an uncertainty in any unit to an expected force error, by frames that were held out."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class PositivePart(nn.Module):
 
     Parameters
     ----------
-    statistic : of the kind of uncertainty: ``deviation``, ``variance`` or ``log_density``.
+    statistic : what the uncertainty is like: ``deviation``, ``variance`` or ``log_density``.
 
     Attributes
     ----------
@@ -64,8 +64,8 @@ class PositivePart(nn.Module):
             width = 0.25 * abs(median)
         set_buffers(self, shift=shift, width=max(width, 1e-6 * max(1.0, abs(median))))
         with torch.no_grad():
-            found: NDArray[np.float64] = self.positive(torch.as_tensor(values).to(self.width.device)).cpu().numpy()
-        return found
+            above_zero: NDArray[np.float64] = self.positive(torch.as_tensor(values).to(self.width.device)).cpu().numpy()
+        return above_zero
 
     def positive(self, u: Tensor) -> Tensor:
         """Smooth positive part s, any shape."""
@@ -76,7 +76,7 @@ class PositivePart(nn.Module):
 
 
 class Conformal(PositivePart):
-    """u_cal = q̂ · s(u), kJ/mol/nm of force error that is exceeded with probability α; s as in `PositivePart`.
+    """Bound u_cal = q̂ · s(u) of the force error, kJ/mol/nm, exceeded with probability α; s as in `PositivePart`.
 
     q̂ is the ⌈(n+1)(1−α)⌉/n quantile of |error| / s over the calibration frames. Coverage is that of split conformal
     prediction (Vovk et al. 2005; Angelopoulos & Bates, arXiv:2107.07511), but for shift and width, which come from the
@@ -132,7 +132,7 @@ class Conformal(PositivePart):
 
 
 class VarianceScaling(PositivePart):
-    """σ = √(a v + b), kJ/mol/nm: the standard deviation of a force component, by maximum likelihood.
+    """Standard deviation σ = √(a v + b) of a force component, kJ/mol/nm, by maximum likelihood.
 
     v is u² for a deviation and s(u) for a variance or a log-density, s as in `PositivePart`. a ≥ 0 and b > 0 minimise
     Σ ½ ln σ² + error²/2σ² over the calibration frames, errors taken as Gaussian, as Palmer et al., npj Comput. Mater.
@@ -173,11 +173,11 @@ class VarianceScaling(PositivePart):
 
         # Three starts, since the likelihood has a plateau where either term vanishes.
         starts = [np.log([a, 1.0 - a]) for a in (0.1, 0.5, 0.9)]
-        found = [
+        fits = [
             minimize(negative_log_likelihood, start, jac=True, bounds=[(-16.0, 8.0)] * 2, method="L-BFGS-B")
             for start in starts
         ]
-        a, b = np.exp(min(found, key=lambda result: float(result.fun)).x)
+        a, b = np.exp(min(fits, key=lambda result: float(result.fun)).x)
         set_buffers(self, slope=a * unit / positive.mean(), offset=b * unit, fitted=1.0)
 
     def forward(self, u: Tensor) -> Tensor:
@@ -198,7 +198,7 @@ class Calibration(nn.Module):
     ----------
     kind : ``conformal`` or ``variance_scaling``.
     alpha : miscoverage of the conformal map.
-    statistic : of the judge's kind, see `PositivePart`.
+    statistic : what the judge's u is like, see `PositivePart`.
     """
 
     def __init__(self, kind: str = "conformal", alpha: float = 0.1, statistic: str = "log_density") -> None:
@@ -281,11 +281,14 @@ class Calibration(nn.Module):
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> Calibration:
         """Inverse of `describe`; the tensors still have to be loaded."""
-        made = cls(description["kind"], description["alpha"], description["statistic"])
-        made.frames = description["frames"]
-        for part, key in ((made.structure_bound, "structure_quantiles"), (made.atom_bound, "atom_quantiles")):
+        calibration = cls(description["kind"], description["alpha"], description["statistic"])
+        calibration.frames = description["frames"]
+        for part, key in (
+            (calibration.structure_bound, "structure_quantiles"),
+            (calibration.atom_bound, "atom_quantiles"),
+        ):
             part.quantiles = {float(level): q for level, q in description[key].items()}
-        return made
+        return calibration
 
 
 def frames_needed(alpha: float) -> int:

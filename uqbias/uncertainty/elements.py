@@ -13,7 +13,7 @@ from uqbias.uncertainty.features.base import Features
 
 
 class ElementGroups(nn.Module):
-    """Splits an atom axis by element and joins it again; one group where ``elements`` is None.
+    """An atom axis split by element, and joined again; one group where ``elements`` is None.
 
     Parameters
     ----------
@@ -47,8 +47,8 @@ class ElementGroups(nn.Module):
         """[..., A, D] to one [..., A_e, D] for each group."""
         if not self.counts:
             return [x]
-        found: Sequence[Tensor] = torch.split(x.index_select(-2, self.order), self.counts, dim=-2)
-        return found
+        groups: Sequence[Tensor] = torch.split(x.index_select(-2, self.order), self.counts, dim=-2)
+        return groups
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         """One [..., A_e] for each group to [..., A]."""
@@ -57,7 +57,7 @@ class ElementGroups(nn.Module):
         return torch.cat(list(parts), dim=-1).index_select(-1, self.inverse_order)
 
     def name(self, group: int) -> str:
-        """Of a group, for messages."""
+        """Name of a group, for messages."""
         from ase.data import chemical_symbols
 
         label = self.labels[group]

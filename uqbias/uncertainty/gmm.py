@@ -114,12 +114,12 @@ class GaussianMixture(AtomwiseUncertainty):
         **options: Any,
     ) -> GaussianMixture:
         """Make the feature space of a molecule, and a mixture in it."""
-        made: Features = FEATURES.build(features, topology=topology, n_latents=n_latents)
-        atoms = made.atoms if made.per_atom else None
+        space: Features = FEATURES.build(features, topology=topology, n_latents=n_latents)
+        atoms = space.atoms if space.per_atom else None
         asked = None if aggregation == "mean" else aggregation
-        over_atoms = Aggregation.choose(topology, atoms, asked, f"features '{made.kind}', which are")
-        elements = elements_of(topology, made) if per_element else None
-        return cls(made, over_atoms, elements, len(topology.numbers), **options)
+        over_atoms = Aggregation.choose(topology, atoms, asked, f"features '{space.kind}', which are")
+        elements = elements_of(topology, space) if per_element else None
+        return cls(space, over_atoms, elements, len(topology.numbers), **options)
 
     def fit(
         self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None, *, seed: int
@@ -172,8 +172,8 @@ class GaussianMixture(AtomwiseUncertainty):
         parts = self.groups.split(self.features(positions, latents))
         # Densities of different elements have different units; each is counted from its own median.
         medians = self.group_median.unbind(0)
-        found = [density(part) - m for density, part, m in zip(self.densities, parts, medians, strict=True)]
-        return self.groups.join(found)
+        values = [density(part) - m for density, part, m in zip(self.densities, parts, medians, strict=True)]
+        return self.groups.join(values)
 
     def forward(self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None) -> Tensor:
         """Return u [W]: nats above the median of the training set, or dimensionless if squashed."""

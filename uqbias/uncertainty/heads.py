@@ -29,7 +29,7 @@ class ElementNetwork(nn.Module):
     n_latents : F.
     hidden : width of the hidden layer; 0 for a linear map.
     n_outputs : K.
-    seed : of the initial weights.
+    seed : seed of the initial weights.
     """
 
     species: Tensor
@@ -80,7 +80,7 @@ class TrainedKind(AtomwiseUncertainty):
         aggregation: Mapping[str, Any] | None = None,
         n_atoms: int | None = None,
         *,
-        loss_weight: Annotated[Positive, Doc("of its likelihood beside the potential's loss")] = 0.1,
+        loss_weight: Annotated[Positive, Doc("weight of its likelihood beside the potential's loss")] = 0.1,
     ) -> None:
         super().__init__(aggregation, range(len(numbers)), len(numbers))
         self.numbers = tuple(numbers)

@@ -59,7 +59,7 @@ class KernelDensity(Uncertainty):
         kappa: Annotated[Positive, Doc("concentration of the von Mises kernel")] = 5.0,
         bandwidth: Annotated[Positive, Doc("width of the Gaussian kernel, in whitened units")] = 0.5,
         capacity: Annotated[Count, Doc("places for labelled frames in the compiled graph")] = 1024,
-        whitening: Annotated[Whiten, Doc("of the Gaussian kernel: none, standard, pca")] = "pca",
+        whitening: Annotated[Whiten, Doc("whitening for the Gaussian kernel: none, standard, pca")] = "pca",
         dims: Components = None,
     ) -> None:
         super().__init__(features)
@@ -135,12 +135,12 @@ class KernelDensity(Uncertainty):
         """Return u [W] in nats above the median of the references."""
         f = self.features(positions, latents)
         if self.whitening is None:
-            own: Tensor | float = 0.0
+            self_term: Tensor | float = 0.0
         else:
             f = self.whitening(f)
-            own = (0.5 * self._concentration) * (f * f).sum(-1)
+            self_term = (0.5 * self._concentration) * (f * f).sum(-1)
         kernels = self._concentration * (f @ self.references.t()) + self.offsets
-        return own - torch.logsumexp(kernels, -1) - self.median
+        return self_term - torch.logsumexp(kernels, -1) - self.median
 
 
 def _power_of_two(count: int) -> int:

@@ -111,12 +111,12 @@ class LatentDistance(AtomwiseUncertainty):
         **options: Any,
     ) -> LatentDistance:
         """Make the feature space of a molecule, and the distance in it."""
-        made: Features = FEATURES.build(features, topology=topology, n_latents=n_latents)
-        apart = made.per_atom if per_element is None else per_element
-        atoms = made.atoms if made.per_atom else None
-        over_atoms = Aggregation.choose(topology, atoms, aggregation, f"features '{made.kind}', which are")
-        elements = elements_of(topology, made) if apart else None
-        return cls(made, elements, over_atoms, len(topology.numbers), **options)
+        space: Features = FEATURES.build(features, topology=topology, n_latents=n_latents)
+        apart = space.per_atom if per_element is None else per_element
+        atoms = space.atoms if space.per_atom else None
+        over_atoms = Aggregation.choose(topology, atoms, aggregation, f"features '{space.kind}', which are")
+        elements = elements_of(topology, space) if apart else None
+        return cls(space, elements, over_atoms, len(topology.numbers), **options)
 
     def fit(
         self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None, *, seed: int
@@ -181,16 +181,18 @@ class LatentDistance(AtomwiseUncertainty):
         features = self.features(positions, latents)
         whole = not self.features.per_atom
         parts = self.groups.split(features.unsqueeze(-2) if whole else features)
-        found = []
+        distances = []
         for group, part in enumerate(parts):
             z = bend_tensor((part - self.mean[group]) @ self.matrix[group])
-            own = z.square().sum(-1)
-            found.append((own + ROUNDING**2).sqrt() if self.metric == "mahalanobis" else self._nearest(z, own, group))
-        joined = self.groups.join(found)
+            norms = z.square().sum(-1)
+            distances.append(
+                (norms + ROUNDING**2).sqrt() if self.metric == "mahalanobis" else self._nearest(z, norms, group)
+            )
+        joined = self.groups.join(distances)
         return joined.squeeze(-1) if whole else joined
 
-    def _nearest(self, z: Tensor, own: Tensor, group: int) -> Tensor:
-        squares = own.unsqueeze(-1) + self.squares[group] - 2 * (z @ self.references[group].t())
+    def _nearest(self, z: Tensor, norms: Tensor, group: int) -> Tensor:
+        squares = norms.unsqueeze(-1) + self.squares[group] - 2 * (z @ self.references[group].t())
         distance = (squares.clamp(min=0.0) + ROUNDING**2).sqrt()
         weights = torch.softmax(self.offsets[group] - distance / self.width[group], -1)
         return (weights * distance).sum(-1)

@@ -94,18 +94,18 @@ class LastLayerRigidity(AtomwiseUncertainty):
     ) -> LastLayerRigidity:
         """Take the latents of a molecule's atoms."""
         scope = options.get("scope", "atoms")
-        made: Features = FEATURES.build(features, topology=topology, n_latents=n_latents)
-        if made.kind != "latents":
-            raise UqbiasError(f"features '{made.kind}' of 'llpr'", "the last layer sees the latents; leave it out")
-        if scope == "structure" and len(made.atoms) < len(topology.numbers):
+        space: Features = FEATURES.build(features, topology=topology, n_latents=n_latents)
+        if space.kind != "latents":
+            raise UqbiasError(f"features '{space.kind}' of 'llpr'", "the last layer sees the latents; leave it out")
+        if scope == "structure" and len(space.atoms) < len(topology.numbers):
             raise UqbiasError(
-                f"scope 'structure' of 'llpr' with {len(made.atoms)} of {len(topology.numbers)} atoms",
+                f"scope 'structure' of 'llpr' with {len(space.atoms)} of {len(topology.numbers)} atoms",
                 "the total energy is that of all atoms; set scope: atoms",
             )
-        elements = elements_of(topology, made)
-        atoms = made.atoms if scope == "atoms" else None
+        elements = elements_of(topology, space)
+        atoms = space.atoms if scope == "atoms" else None
         over_atoms = Aggregation.choose(topology, atoms, aggregation, f"scope '{scope}', which is")
-        return cls(made, elements, over_atoms, len(topology.numbers), **options)
+        return cls(space, elements, over_atoms, len(topology.numbers), **options)
 
     def fit(
         self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None, *, seed: int

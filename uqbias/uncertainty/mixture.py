@@ -22,7 +22,7 @@ MAX_SAMPLES = 20_000
 
 
 class MixtureDensity(nn.Module):
-    """−ln Σ_k w_k N(z | μ_k, Σ_k), as one matrix product and a logsumexp; K components, some of them padding.
+    """Function −ln Σ_k w_k N(z | μ_k, Σ_k), one matrix product and a logsumexp; K components, some of them padding.
 
     Parameters
     ----------
@@ -61,8 +61,8 @@ class MixtureDensity(nn.Module):
         samples_per_component : with n samples, at most n // this Gaussians, and one at least; None: no such limit.
         choose : ``fixed`` (as many as allowed) or ``bic`` (the number up to that with the lowest Bayesian information
             criterion; Schwarz, Ann. Stat. 6, 461 (1978)).
-        reg_covar, max_iter : of scikit-learn's GaussianMixture.
-        seed : of the initial components, and of the choice among very many samples.
+        reg_covar, max_iter : as in scikit-learn's GaussianMixture.
+        seed : seed of the initial components, and of the choice among very many samples.
 
         Raises
         ------
@@ -117,15 +117,15 @@ class MixtureDensity(nn.Module):
 
 def _lowest_bic(z: NDArray[np.float64], most: int, reg_covar: float, max_iter: int, seed: int) -> Any:
     """The mixture of 1 to ``most`` Gaussians with the lowest BIC; those that do not converge are passed over."""
-    found, fault = [], None
+    mixtures, fault = [], None
     for count in range(1, most + 1):
         try:
-            found.append(_expectation_maximisation(z, count, reg_covar, max_iter, seed))
+            mixtures.append(_expectation_maximisation(z, count, reg_covar, max_iter, seed))
         except UqbiasError as error:
             fault = error
-    if not found and fault is not None:
+    if not mixtures and fault is not None:
         raise fault
-    return min(found, key=lambda mixture: float(mixture.bic(z)))
+    return min(mixtures, key=lambda mixture: float(mixture.bic(z)))
 
 
 def _expectation_maximisation(z: NDArray[np.float64], count: int, reg_covar: float, max_iter: int, seed: int) -> Any:

@@ -37,7 +37,7 @@ class MeanVarianceEstimation(ErrorHead):
     def __init__(
         self,
         *,
-        loss_weight: Annotated[Positive, Doc("of its likelihood beside the potential's loss")] = 0.02,
+        loss_weight: Annotated[Positive, Doc("weight of its likelihood beside the potential's loss")] = 0.02,
         beta: Annotated[float, Ge(0), Le(1), Doc("β of the β-NLL; 0 is the plain likelihood")] = 0.0,
         **options: Any,
     ) -> None:

@@ -55,7 +55,7 @@ class ShallowEnsemble(TrainedKind):
         *,
         n_heads: Annotated[int, Ge(2), Doc("last layers")] = 32,
         score: Annotated[Literal["crps", "nll"], Doc("what the last layers are trained on")] = "crps",
-        loss_weight: Annotated[Positive, Doc("of that score beside the potential's loss")] = 0.1,
+        loss_weight: Annotated[Positive, Doc("weight of that score beside the potential's loss")] = 0.1,
     ) -> None:
         super().__init__(numbers, n_latents, aggregation, n_atoms, loss_weight=loss_weight)
         self.n_heads = n_heads
@@ -69,7 +69,7 @@ class ShallowEnsemble(TrainedKind):
         n_latents: int,
         *,
         aggregation: Annotated[
-            Spec, Doc("of the atoms' energies: mean, max, sum, local_mean_max; null: the total energy")
+            Spec, Doc("over the atoms' energies: mean, max, sum, local_mean_max; null: the total energy")
         ] = None,
         **options: Any,
     ) -> ShallowEnsemble:

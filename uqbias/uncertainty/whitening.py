@@ -25,7 +25,7 @@ BOUND = 1e4
 
 
 class Whitening(nn.Module):
-    """z = (x − mean) · matrix, bent to |z| < 1e4.
+    """Linear map z = (x − mean) · matrix, bent to |z| < 1e4.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Feature spaces: what a density over geometries is a density of."""
+"""Feature spaces: maps of geometries to the vectors over which a density is estimated."""
 
 from uqbias.kinds import FEATURES
 from uqbias.lazy import exports
