@@ -108,8 +108,7 @@ class AttackResult:
     norm : [n] ‖δ‖ in the unit of the space.
     iterations : [n] steps made.
     status : [n] state of each attack: ``converged``, ``iterations`` (all of them made), ``bound`` (the geometry kept
-        lies on it), ``random``, or ``failed: reason``, where the last good geometry is kept, the start frame if there is
-        none.
+        lies on it), ``random``, or ``failed: reason``, where the last good geometry is kept, or the start frame.
     trajectory : for attacks ``iteration`` [K], ``positions`` [K, n, N, 3], ``energy``, ``judge``,
         ``log_likelihood`` [K, n]; where an attack has stopped, its last good values. Empty if not kept.
     delta : [n, D] distortion of the geometry kept.

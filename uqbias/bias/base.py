@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import Parameter
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -227,6 +227,11 @@ class Bias(ABC):
         if arrays:
             raise UqbiasError(f"checkpoint of another bias, with {sorted(arrays)}", f"'{self.kind}' keeps no arrays")
 
+    def _check_arrays(self, arrays: Mapping[str, NDArray[Any]], names: Collection[str]) -> None:
+        """Refuse a checkpoint that does not consist of the arrays ``names``."""
+        if set(arrays) != set(names):
+            raise UqbiasError(f"checkpoint with {sorted(arrays)}", f"one of {self.kind} holds {sorted(names)}")
+
     def on_new_model(self) -> None:  # noqa: B027
         """Take note that a run with another model goes on with this bias; the base class keeps all that it has."""
 
@@ -312,6 +317,12 @@ class BiasSum(Bias):
 def parts_of(bias: Bias | None) -> list[Bias]:
     """The biases that add up to this one; none for None."""
     return [] if bias is None else list(getattr(bias, "biases", [bias]))
+
+
+def finite(x: NDArray[Any]) -> Array:
+    """Rows of ``x`` [W, D] without NaN or infinity, float64."""
+    rows = np.asarray(x, dtype=np.float64)
+    return rows[np.isfinite(rows).all(axis=1)]
 
 
 _OTHER = object()

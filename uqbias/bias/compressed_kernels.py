@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uqbias.bias.base import Array
-from uqbias.bias.grid import GrowingGrid, outer
+from uqbias.bias.grid import GrowingGrid, gaussian_block
 
 
 def kernel_type(dimensions: int) -> np.dtype[Any]:
@@ -118,9 +118,7 @@ class CompressedKernels:
         windows = []
         for height, centre, sigma in pieces:
             window = grid.window(centre, self.cutoff * sigma)
-            scaled = [offset / width for (_, offset), width in zip(window, sigma, strict=True)]
-            gaussians = [np.exp(-0.5 * z * z) for z in scaled]
-            block = height * outer([(g, -g * z / s) for g, z, s in zip(gaussians, scaled, sigma, strict=True)])
+            block, scaled = gaussian_block(window, sigma, height)
             block[..., 0] -= height * self._at_cutoff
             squared = np.asarray(sum(np.square(z) for z in np.ix_(*scaled)))
             block *= (squared < self.cutoff**2)[..., None]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Doc
 
-from uqbias.bias.base import Array, Bias, Extended, Periods, Probe, Temperature
+from uqbias.bias.base import Array, Bias, Extended, Periods, Probe, Temperature, finite
 from uqbias.bias.czar import Bins, czar
 from uqbias.bias.grid import GrowingGrid, hermite
 from uqbias.bias.metad import MetaD
@@ -212,9 +212,7 @@ class ExtendedABF(Bias):
         }
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        names = set(ExtendedABF.checkpoint(self))
-        if set(arrays) != names:
-            raise UqbiasError(f"checkpoint with {sorted(arrays)}", f"one of {self.kind} holds {sorted(names)}")
+        self._check_arrays(arrays, ExtendedABF.checkpoint(self))
         for (name, value), old in zip(
             (("bin_width", self.grid.spacing[0]), ("sigma", self.sigma), ("temperature", self.temperature)),
             arrays["settings"],
@@ -313,9 +311,3 @@ class WellTemperedExtendedABF(ExtendedABF):
         hills = {name.removeprefix(_HILLS): array for name, array in arrays.items() if name.startswith(_HILLS)}
         self.metadynamics.restore(hills)
         super().restore({name: array for name, array in arrays.items() if not name.startswith(_HILLS)})
-
-
-def finite(x: NDArray[Any]) -> Array:
-    """Rows of ``x`` [W, D] without NaN or infinity, float64."""
-    rows = np.asarray(x, dtype=np.float64)
-    return rows[np.isfinite(rows).all(axis=1)]

@@ -240,9 +240,7 @@ class GaMD(Bias):
         }
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        names = {"steps", "statistics", "parameters"}
-        if set(arrays) != names:
-            raise UqbiasError(f"checkpoint with {sorted(arrays)}", f"one of gamd holds {sorted(names)}")
+        self._check_arrays(arrays, self.checkpoint())
         first, self._elapsed, self._samples = (int(value) for value in arrays["steps"])
         self._first = None if first < 0 else first
         self._low, self._high, self._mean, self._squares = (float(value) for value in arrays["statistics"])

@@ -137,6 +137,15 @@ class GrowingGrid:
         """[G_d] positions of the grid points along dimension ``d``."""
         return np.asarray(self.origin[d] + self.spacing[d] * np.arange(self.shape[d]), dtype=np.float64)
 
+    def points_among(self, centres: Array) -> Array:
+        """[G_1, ..., G_D, D] grid points between the outermost ``centres`` [n, D]; of a periodic dimension all."""
+        axes = []
+        for d, period in enumerate(self.periods):
+            points = self.points(d)
+            inside = (points >= centres[:, d].min()) & (points <= centres[:, d].max())
+            axes.append(points if period is not None else points[inside])
+        return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+
     def clear(self) -> None:
         """Back to a small grid of zeros."""
         origin, shape = np.zeros(self.dimensions), []
@@ -262,12 +271,29 @@ class GrowingGrid:
         return result
 
 
-def outer(factors: Sequence[tuple[Array, Array]]) -> Array:
-    """Table block [n_1, ..., n_D, 2^D] of a product of functions, from (values, derivatives) [n_d] of each."""
-    block = np.ones((*(1 for _ in factors), 1))
-    for d, (values, slopes) in enumerate(factors):
-        shape = [1] * (len(factors) + 1)
+def gaussian_block(
+    window: Sequence[tuple[NDArray[np.int64], Array]], sigma: Array, height: float
+) -> tuple[Array, list[Array]]:
+    """Values and mixed derivatives of a Gaussian on its window.
+
+    Parameters
+    ----------
+    window : see `GrowingGrid.window`.
+    sigma : [D] in units of the variables.
+    height : value at the centre.
+
+    Returns
+    -------
+    block : [n_1, ..., n_D, 2^D], as `GrowingGrid.add` takes it.
+    scaled : [n_d] of each dimension, distance from the centre in units of sigma.
+    """
+    scaled = [offset / width for (_, offset), width in zip(window, sigma, strict=True)]
+    block = np.ones((*(1 for _ in scaled), 1))
+    for d, (z, width) in enumerate(zip(scaled, sigma, strict=True)):
+        values = np.exp(-0.5 * z * z)
+        slopes = -values * z / width
+        shape = [1] * (len(scaled) + 1)
         shape[d] = len(values)
         # Bit d of the column is the derivative along d: the older columns first with the value, then with the slope.
         block = np.concatenate([block * values.reshape(shape), block * slopes.reshape(shape)], axis=-1)
-    return np.asarray(block, dtype=np.float64)
+    return np.asarray(height * block, dtype=np.float64), scaled

@@ -111,8 +111,7 @@ class Linear(Bias):
         return {"tau": np.array(self.tau), "mean_forces": self._means.copy(), "count": np.array(self._count)}
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        if set(arrays) != {"tau", "mean_forces", "count"}:
-            raise UqbiasError(f"checkpoint with {sorted(arrays)}", "one of linear holds count, mean_forces, tau")
+        self._check_arrays(arrays, self.checkpoint())
         self.tau, self._count = float(arrays["tau"]), int(arrays["count"])
         self._means = np.array(arrays["mean_forces"], dtype=np.float64)
         self._state["tau"].fill_(self.tau)

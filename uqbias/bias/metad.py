@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Doc
 
-from uqbias.bias.base import ONE_EACH, Array, Bias, Names, Periods, Probe, Reflection, Temperature, Width
-from uqbias.bias.grid import GrowingGrid, hermite, outer
+from uqbias.bias.base import ONE_EACH, Array, Bias, Names, Periods, Probe, Reflection, Temperature, Width, finite
+from uqbias.bias.grid import GrowingGrid, gaussian_block, hermite
 from uqbias.errors import UqbiasError
 from uqbias.options import Count, Positive
 from uqbias.units import kt
@@ -136,8 +136,7 @@ class MetaD(Bias):
     def update(self, step: int, x: NDArray[Any], probe: Probe | None = None) -> None:
         if self.frozen or step <= 0 or step % int(self.pace or 1):
             return
-        centres = np.asarray(x, dtype=np.float64)
-        centres = centres[np.isfinite(centres).all(axis=1)]
+        centres = finite(x)
         if not len(centres):
             return
         heights = np.full(len(centres), self.height)
@@ -171,12 +170,7 @@ class MetaD(Bias):
 
     def _block(self, window: Sequence[tuple[Any, Array]], sigma: Array, height: float) -> Array:
         """Values and mixed derivatives of one hill on its window."""
-        scaled = [offset / width for (_, offset), width in zip(window, sigma, strict=True)]
-        factors = []
-        for z, width in zip(scaled, sigma, strict=True):
-            values = np.exp(-0.5 * z * z)
-            factors.append((values, -values * z / width))
-        block = height * outer(factors)
+        block, scaled = gaussian_block(window, sigma, height)
         if self.kernel != "gaussian":
             inside = 0.5 * sum(np.square(z) for z in np.ix_(*scaled)) < CUTOFF
             block[..., 0] -= height * math.exp(-CUTOFF)
@@ -216,21 +210,12 @@ class MetaD(Bias):
         F : [n] kJ/mol.
         """
         if x is None:
-            x = np.stack(np.meshgrid(*self._spanned(), indexing="ij"), axis=-1)
+            if not self._count:
+                raise UqbiasError("no hills, no free energy", "run with the bias first, or load hills")
+            x = self.grid.points_among(self.hills["centre"])
         at = np.asarray(x, dtype=np.float64).reshape(-1, len(self.variables))
-        factor = 1.0 if self.biasfactor is None else self.biasfactor / (self.biasfactor - 1)
-        energy = -factor * self.value(at)
+        energy = -self.free_energy_factor * self.value(at)
         return at, energy - (energy.min() if len(energy) else 0.0)
-
-    def _spanned(self) -> list[Array]:
-        if not self._count:
-            raise UqbiasError("no hills, no free energy", "run with the bias first, or load hills")
-        centres, axes = self.hills["centre"], []
-        for d, period in enumerate(self.periods):
-            points = self.grid.points(d)
-            inside = (points >= centres[:, d].min()) & (points <= centres[:, d].max())
-            axes.append(points if period is not None else points[inside])
-        return axes
 
     def load_hills(self, hills: NDArray[Any]) -> None:
         """Add hills of an earlier run, such as `uqbias.runs.series.read_hills` gives; their own sigma is kept.
@@ -272,10 +257,7 @@ class MetaD(Bias):
         }
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        fields = self._hills.dtype.names or ()
-        names = {"origin", "spacing", "table", *(f"hill_{name}" for name in fields)}
-        if set(arrays) != names:
-            raise UqbiasError(f"checkpoint with {sorted(arrays)}", f"one of metadynamics holds {sorted(names)}")
+        self._check_arrays(arrays, self.checkpoint())
         spacing = np.asarray(arrays["spacing"])
         if spacing.shape != self.grid.spacing.shape or not np.allclose(spacing, self.grid.spacing, rtol=1e-12):
             raise UqbiasError(
@@ -285,7 +267,7 @@ class MetaD(Bias):
             )
         self.grid.load(arrays["origin"], arrays["table"])
         hills = np.empty(len(arrays["hill_step"]), dtype=self._hills.dtype)
-        for name in fields:
+        for name in self._hills.dtype.names or ():
             hills[name] = arrays[f"hill_{name}"]
         self._count = 0
         self._append(hills)

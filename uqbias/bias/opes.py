@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor
 from typing_extensions import Doc
 
-from uqbias.bias.base import ONE_EACH, Array, Bias, Names, Periods, Probe, Reflection, Temperature, Width
+from uqbias.bias.base import ONE_EACH, Array, Bias, Names, Periods, Probe, Reflection, Temperature, Width, finite
 from uqbias.bias.compressed_kernels import CompressedKernels
 from uqbias.bias.grid import GrowingGrid, hermite
 from uqbias.errors import UqbiasError
@@ -208,8 +208,7 @@ class OPES(Bias):
     def update(self, step: int, x: NDArray[Any], probe: Probe | None = None) -> None:
         if self.frozen or step <= 0 or step % int(self.pace or 1):
             return
-        centres = np.asarray(x, dtype=np.float64)
-        centres = self._folded(centres[np.isfinite(centres).all(axis=1)])
+        centres = self._folded(finite(x))
         if not len(centres):
             return
         probability = self._density.evaluate(centres) / self._norm
@@ -272,12 +271,7 @@ class OPES(Bias):
         if not len(self._density.rows):
             raise UqbiasError("no kernels, no free energy", "run with the bias first")
         if x is None:
-            axes, centres = [], self.kernels["centre"]
-            for d, period in enumerate(self.periods):
-                points = self.grid.points(d)
-                inside = (points >= centres[:, d].min()) & (points <= centres[:, d].max())
-                axes.append(points if period is not None else points[inside])
-            x = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+            x = self.grid.points_among(self.kernels["centre"])
         at = np.asarray(x, dtype=np.float64).reshape(-1, len(self.variables))
         with np.errstate(divide="ignore"):
             energy = -self._kt * np.log(np.maximum(self.grid.value(self._folded(at)), 0.0))
@@ -331,9 +325,7 @@ class OPES(Bias):
         }
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        expected = {*(f"option_{name}" for name in self._options()), "origin", "table", "kernels", "counter", "sums"}
-        if set(arrays) != expected:
-            raise UqbiasError(f"checkpoint with {sorted(arrays)}", f"one of opes holds {sorted(expected)}")
+        self._check_arrays(arrays, self.checkpoint())
         for name, value in self._options().items():
             saved = np.asarray(arrays[f"option_{name}"])
             if saved.shape != value.shape or not np.array_equal(saved, value, equal_nan=True):

@@ -70,4 +70,4 @@ class AtomwiseUncertainty(Uncertainty):
     def fit_aggregation(self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None) -> None:
         """Scale a smooth maximum to the spread of the values over the training atoms; call it last in `fit`."""
         if self.aggregation is not None:
-            self.aggregation.fit(self._evaluate(positions, energy, latents, forces, self.atom_values))
+            self.aggregation.fit(self._in_chunks(self.atom_values, positions, energy, latents, forces))

@@ -18,6 +18,8 @@ from uqbias.molecule.topology import Topology
 from uqbias.registry import FEATURES, UNCERTAINTIES, Part
 from uqbias.uncertainty.features.base import Features
 
+#: Log-weight of an empty place in a buffer of fixed size: never seen, yet finite in float32.
+PADDING = -1e9
 #: Frames per evaluation while fitting, to bound the memory.
 CHUNK = 512
 
@@ -182,13 +184,7 @@ class Uncertainty(Part, Memory, nn.Module, ABC):
         assert features is not None
         if not features.is_prepared:
             features.prepare(positions)
-        dtype = self._dtype()
-        with torch.no_grad():
-            chunks = [
-                features(positions[at : at + CHUNK].to(dtype), latents[:, at : at + CHUNK].to(dtype))
-                for at in range(0, len(positions), CHUNK)
-            ]
-        values: NDArray[np.float64] = torch.cat(chunks).cpu().numpy().astype(np.float64)
+        values = self._in_chunks(features, positions, latents)
         finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
         if not finite.all():
             raise UqbiasError(
@@ -197,24 +193,16 @@ class Uncertainty(Part, Memory, nn.Module, ABC):
             )
         return values
 
-    def _evaluate(
-        self,
-        positions: Tensor,
-        energy: Tensor,
-        latents: Tensor,
-        forces: Tensor | None = None,
-        function: Callable[..., Tensor] | None = None,
+    def _in_chunks(
+        self, function: Callable[..., Tensor], positions: Tensor, *members: Tensor | None
     ) -> NDArray[np.float64]:
-        """``function`` (``forward`` if None) of training frames, [n, ...], a chunk at a time."""
-        function = function or self.forward
+        """``function`` of positions [n, N, 3] and of members' values [M, n, ...], [n, ...], a chunk at a time."""
         dtype = self._dtype()
         with torch.no_grad():
             chunks = []
             for at in range(0, len(positions), CHUNK):
-                members = [
-                    None if part is None else part[:, at : at + CHUNK].to(dtype) for part in (energy, latents, forces)
-                ]
-                chunks.append(function(positions[at : at + CHUNK].to(dtype), *members))  # type: ignore[arg-type]
+                parts = [None if values is None else values[:, at : at + CHUNK].to(dtype) for values in members]
+                chunks.append(function(positions[at : at + CHUNK].to(dtype), *parts))
         values: NDArray[np.float64] = torch.cat(chunks).cpu().numpy().astype(np.float64)
         return values
 

@@ -153,7 +153,7 @@ class GaussianMixture(AtomwiseUncertainty):
         """Set the shift and, for the squashed u, the scales, from the quantiles over the training frames."""
         set_buffers(self, nll_median=0.0, nll_scale=1.0, squashed_median=0.0, squashed_scale=1.0)
         self.fit_aggregation(positions, energy, latents)
-        nll = self._evaluate(positions, energy, latents, function=self.aggregated)
+        nll = self._in_chunks(self.aggregated, positions, energy, latents)
         median, upper = np.quantile(nll, (0.5, 0.95))
         set_buffers(self, nll_median=median)
         if self.squash == "none":
@@ -161,7 +161,7 @@ class GaussianMixture(AtomwiseUncertainty):
         if not upper - median > 0:
             raise UqbiasError(f"the NLL of {len(nll)} training frames has no spread", "give frames that differ")
         set_buffers(self, nll_scale=upper - median)
-        u0 = self._evaluate(positions, energy, latents)
+        u0 = self._in_chunks(self.forward, positions, energy, latents)
         lower, median = np.quantile(u0, (0.1, 0.5))
         if not median - lower > 0:
             raise UqbiasError(f"the NLL of {len(nll)} training frames has no lower tail", "give frames that differ")

@@ -14,12 +14,9 @@ from uqbias.errors import UqbiasError
 from uqbias.molecule.topology import Topology
 from uqbias.options import Count, OfKind, Positive
 from uqbias.registry import FEATURES
-from uqbias.uncertainty.base import Uncertainty, set_buffers
+from uqbias.uncertainty.base import PADDING, Uncertainty, set_buffers
 from uqbias.uncertainty.features.base import Features, FeatureSpec
 from uqbias.uncertainty.whitening import Components, Whiten, Whitening
-
-#: Log-weight of an empty place of the reference set: never seen, yet finite in float32.
-PADDING = -1e9
 
 
 class KernelDensity(Uncertainty):
@@ -125,7 +122,7 @@ class KernelDensity(Uncertainty):
         references[:count] = features
         offsets[:count] = -math.log(count) - self._concentration * self_products
         set_buffers(self, references=references, offsets=offsets, median=0.0)
-        set_buffers(self, median=np.median(self._evaluate(positions, energy, latents)))
+        set_buffers(self, median=np.median(self._in_chunks(self.forward, positions, energy, latents)))
 
     @property
     def _concentration(self) -> float:

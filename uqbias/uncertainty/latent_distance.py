@@ -17,13 +17,11 @@ from uqbias.options import Count, OfKind, Positive
 from uqbias.registry import FEATURES
 from uqbias.uncertainty.aggregation import Aggregation, OverAtoms
 from uqbias.uncertainty.atomwise import AtomwiseUncertainty
-from uqbias.uncertainty.base import set_buffers
+from uqbias.uncertainty.base import PADDING, set_buffers
 from uqbias.uncertainty.elements import ElementGroups, elements_of
 from uqbias.uncertainty.features.base import Features, FeatureSpec
 from uqbias.uncertainty.whitening import bend, bend_tensor
 
-#: Weight of an empty place among the references, as a logarithm: never seen, yet finite in float32.
-PADDING = -1e9
 #: Rounding of a distance at zero, in standard deviations.
 ROUNDING = 0.1
 #: Training atoms that decide the width of the weights.

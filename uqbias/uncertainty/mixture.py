@@ -12,11 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from uqbias.errors import UqbiasError
-from uqbias.uncertainty.base import set_buffers
+from uqbias.uncertainty.base import PADDING, set_buffers
 from uqbias.uncertainty.whitening import Whitening
 
-#: Log-weight of a component that is only padding: never seen, yet finite in float32.
-PADDING = -1e9
 #: More samples than this make the fit slower, not better.
 MAX_SAMPLES = 20_000
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, cast
 
 import torch
@@ -36,11 +35,9 @@ class ShallowEnsemble(TrainedKind):
 
     Parameters
     ----------
-    numbers, n_latents : see `TrainedKind`.
-    n_atoms : atoms of the molecule, N.
     n_heads, score, loss_weight : stated where they are declared; ``n_heads`` is K.
-    aggregation : arguments of `Aggregation` over the standard deviations of the atoms' energies; None for that of the
-        total energy.
+    options : those of `TrainedKind`, by name. The aggregation is over the standard deviations of the atoms' energies;
+        None for that of the total energy.
     """
 
     kind = "shallow_ensemble"
@@ -48,19 +45,16 @@ class ShallowEnsemble(TrainedKind):
 
     def __init__(
         self,
-        numbers: Sequence[int],
-        n_latents: int,
-        aggregation: Mapping[str, Any] | None = None,
-        n_atoms: int | None = None,
         *,
         n_heads: Annotated[int, Ge(2), Doc("last layers")] = 32,
         score: Annotated[Literal["crps", "nll"], Doc("what the last layers are trained on")] = "crps",
         loss_weight: Annotated[Positive, Doc("weight of that score beside the potential's loss")] = 0.1,
+        **options: Any,
     ) -> None:
-        super().__init__(numbers, n_latents, aggregation, n_atoms, loss_weight=loss_weight)
+        super().__init__(loss_weight=loss_weight, **options)
         self.n_heads = n_heads
         self.score = score
-        self.heads = ElementNetwork(numbers, n_latents, 0, n_heads)
+        self.heads = ElementNetwork(self.numbers, self.n_latents, 0, n_heads)
 
     @classmethod
     def build(
@@ -76,7 +70,7 @@ class ShallowEnsemble(TrainedKind):
         """Take the atoms of a molecule."""
         atoms = range(len(topology.numbers))
         over_atoms = None if aggregation is None else Aggregation.build(topology, atoms, aggregation).options()
-        return cls(topology.numbers, n_latents, over_atoms, **options)
+        return cls(numbers=topology.numbers, n_latents=n_latents, aggregation=over_atoms, **options)
 
     def _deviations(self, latents: Tensor) -> Tensor:
         """Centred deviations of each atom's energy, [..., W, N, K]."""
