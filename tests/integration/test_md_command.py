@@ -102,7 +102,7 @@ def test_files_of_a_run(folder, tmp_path):
     other.write_text((target / "HILLS").read_text().replace("time driver sigma_driver", "time phi sigma_phi"))
     assert f"{other} holds hills on phi, not on driver" in refused(*export, "biased")
     other.write_text((target / "HILLS").read_text().replace("kerneltype gaussian", "kerneltype triangle"))
-    assert "unknown kernel 'triangle'" in refused(*export, "biased")
+    assert "metadynamics with kernel 'triangle'" in refused(*export, "biased")
     assert "output 'energy' with --hills" in refused(*export, "energy")
 
 
