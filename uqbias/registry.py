@@ -48,12 +48,12 @@ class Part:
         return values
 
     def describe(self) -> dict[str, Any]:
-        """What a file says of it."""
+        """Description of the part in a file."""
         return {"kind": self.kind, "options": self.options()}
 
 
 def _json(value: Any) -> Any:
-    """An argument as JSON has it."""
+    """Argument as JSON has it."""
     if isinstance(value, Part):
         return value.describe()
     if isinstance(value, Mapping):
@@ -116,9 +116,9 @@ class Registry:
         raise UqbiasError(f"unknown {self.kind} '{name}'", did_you_mean(name, self.names()))
 
     def part(self, name: str) -> Any:
-        """What makes a part: `get`, or in place of a function the class for such."""
-        found = self.get(name)
-        return import_attribute(self.functions) if self.functions and isinstance(found, FunctionType) else found
+        """Factory of a part: `get`, or in place of a function the class for such."""
+        entry = self.get(name)
+        return import_attribute(self.functions) if self.functions and isinstance(entry, FunctionType) else entry
 
     def section(self, kind: str) -> type[KindSection]:
         """The campaign file's section for a kind, made from the annotations of its options."""
@@ -155,10 +155,10 @@ class Registry:
                 raise UqbiasError(f"{self.kind} '{name}' without {missing}", f"give {missing}")
         if self.functions is not None:
             given |= {"kind": name, "function": self.get(name)}
-        made = factory_of(part)(**{**accepted(part, given), **values})
-        if isinstance(made, Part) or ":" in name:
-            made.kind = name  # the name by which it is found again
-        return made
+        result = factory_of(part)(**{**accepted(part, given), **values})
+        if isinstance(result, Part) or ":" in name:
+            result.kind = name  # the name by which it is found again
+        return result
 
     def rebuild(self, kind: str, options: Mapping[str, Any]) -> Any:
         """Make a part from all options that it states itself, what the program gave it included.
@@ -180,15 +180,15 @@ class Registry:
         part.kind = kind
         return part
 
-    def _checked(self, name: str, found: Any) -> Any:
+    def _checked(self, name: str, entry: Any) -> Any:
         """Names come from model files too: nothing but a class of the right family may be called for them."""
-        if self.functions and isinstance(found, FunctionType):
-            return found
+        if self.functions and isinstance(entry, FunctionType):
+            return entry
         if self.base is not None:
             base = import_attribute(self.base)
-            if not (isinstance(found, type) and issubclass(found, base)):
+            if not (isinstance(entry, type) and issubclass(entry, base)):
                 raise UqbiasError(f"'{name}' is not a {self.kind}", f"name a subclass of {self.base.replace(':', '.')}")
-        return found
+        return entry
 
     def _entry_points(self) -> Any:
         return entry_points(group=f"uqbias.{self.kind}")
@@ -208,17 +208,17 @@ def import_attribute(path: str) -> Any:
     if not module or not attribute:
         raise UqbiasError(f"'{path}' is not an import path", "write module:attribute, such as tblite.ase:TBLite")
     try:
-        found: Any = import_module(module)
+        value: Any = import_module(module)
     except Exception as error:  # a third party's module may fail in any way
         raise UqbiasError(
             f"module '{module}' cannot be imported ({error})",
             f"install the package that provides it in this environment (pip install {module.partition('.')[0]}?)",
         ) from error
     for name in attribute.split("."):
-        if not hasattr(found, name):
+        if not hasattr(value, name):
             raise UqbiasError(f"module '{module}' has no '{attribute}'", "check the import path")
-        found = getattr(found, name)
-    return found
+        value = getattr(value, name)
+    return value
 
 
 POTENTIALS = Registry(

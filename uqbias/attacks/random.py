@@ -98,22 +98,22 @@ def distort_at_random(
     distorted = distort(space, x, delta)
     whole = radius(distorted) <= farthest(x)  # false for NaN
     distorted[~whole] = x[~whole]
-    said = evaluate_frames(model, distorted)
-    finite = np.isfinite([said.energy, said.driver, said.judge]).all(axis=0)
+    evaluated = evaluate_frames(model, distorted)
+    finite = np.isfinite([evaluated.energy, evaluated.driver, evaluated.judge]).all(axis=0)
     good = np.asarray(whole & finite)
     if not good.all():
         start = evaluate_frames(model, x[~good])
         distorted[~good], delta[~good] = x[~good], 0.0
         for name in ("energy", "driver", "judge"):
-            getattr(said, name)[~good] = getattr(start, name)
+            getattr(evaluated, name)[~good] = getattr(start, name)
     with torch.no_grad():
         norm: Array = space.norm(torch.from_numpy(delta)).numpy()
     return AttackResult(
         source=np.arange(len(x)),
         positions=distorted,
-        energy=said.energy,
-        driver=said.driver,
-        judge=said.judge,
+        energy=evaluated.energy,
+        driver=evaluated.driver,
+        judge=evaluated.judge,
         log_likelihood=np.full(len(x), np.nan),
         norm=norm,
         iterations=np.zeros(len(x), dtype=np.int64),

@@ -153,7 +153,7 @@ class Bias(ABC):
         return tuple(None if bound in (None, "lowest") else float(bound) for bound in self._each(reflect_at))
 
     def options(self) -> dict[str, Any]:
-        """What the bias was made with, defaults included: the arguments that are numbers, words or lists of these.
+        """Options of the bias, defaults included: the arguments that are numbers, words or lists of these.
 
         One number for all variables and the same number for each are the same option. A run that goes on from a
         snapshot must have those of the run that wrote it.
@@ -323,6 +323,11 @@ def finite(x: NDArray[Any]) -> Array:
     """Rows of ``x`` [W, D] without NaN or infinity, float64."""
     rows = np.asarray(x, dtype=np.float64)
     return rows[np.isfinite(rows).all(axis=1)]
+
+
+def nearest_image(difference: Array, period: float | None) -> Array:
+    """Differences of values of a variable, brought to the nearest image where it has a period."""
+    return difference if period is None else np.asarray(difference - period * np.round(difference / period))
 
 
 _OTHER = object()

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from uqbias.bias.base import Array
+from uqbias.bias.base import Array, nearest_image
 from uqbias.bias.grid import GrowingGrid, gaussian_block
 
 
@@ -81,7 +81,7 @@ class CompressedKernels:
         return np.asarray(self._values(self.rows, at).sum(axis=1), dtype=np.float64)
 
     def adding(self, new: Array) -> Change:
-        """What comes of adding the kernels [W, 1+2D] one after the other; changes nothing yet."""
+        """Result of adding the kernels [W, 1+2D] one after the other; changes nothing yet."""
         rows = self.rows
         gone: list[Array] = []
         come: list[Array] = []
@@ -129,8 +129,7 @@ class CompressedKernels:
     def _nearest_image(self, difference: Array) -> Array:
         """Bring differences [..., D] of positions to the nearest image, in place."""
         for d, period in enumerate(self.periods):
-            if period is not None:
-                difference[..., d] -= period * np.round(difference[..., d] / period)
+            difference[..., d] = nearest_image(difference[..., d], period)
         return difference
 
     def _images(self, kernels: Array) -> Iterator[Array]:

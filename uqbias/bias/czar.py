@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from uqbias.bias.base import nearest_image
 from uqbias.bias.grid import MAX_POINTS
 from uqbias.errors import UqbiasError
 from uqbias.units import kt
@@ -221,9 +222,7 @@ def czar_series(
     x, y, w = x[usable], y[usable], w[usable]
     if (w < 0).any():
         raise UqbiasError(f"CZAR with a weight of {w.min():.6g}", "give weights of 0 or more")
-    deviation = y - x
-    if period is not None:
-        deviation = deviation - period * np.round(deviation / period)
+    deviation = nearest_image(y - x, period)
     bins = Bins(bin_width, period)
     bins.add(x, deviation, w)
     where = np.flatnonzero(bins.weights)

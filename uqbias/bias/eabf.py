@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Doc
 
-from uqbias.bias.base import Array, Bias, Extended, Periods, Probe, Temperature, finite
+from uqbias.bias.base import Array, Bias, Extended, Periods, Probe, Temperature, finite, nearest_image
 from uqbias.bias.czar import Bins, czar
 from uqbias.bias.grid import GrowingGrid, hermite
 from uqbias.bias.metad import MetaD
@@ -112,9 +112,7 @@ class ExtendedABF(Bias):
         if not len(rows):
             return
         xi, extended = rows[:, 0], rows[:, 1]
-        deviation = extended - xi
-        if self.period is not None:
-            deviation = deviation - self.period * np.round(deviation / self.period)
+        deviation = nearest_image(extended - xi, self.period)
         # Room in both first: a variable that has run away must not leave one of them changed.
         self._forces.cover(extended)
         self._deviations.cover(xi)
@@ -282,11 +280,8 @@ class WellTemperedExtendedABF(ExtendedABF):
         rows = finite(x)
         if self.frozen or not len(rows):
             return
-        extended = rows[:, 1:2]
-        if self.period is not None:
-            # OpenMM does not wrap particles, and a HILLS file holds values within the period.
-            extended = extended - self.period * np.round(extended / self.period)
-        self.metadynamics.update(step, extended)
+        # OpenMM does not wrap particles, and a HILLS file holds values within the period.
+        self.metadynamics.update(step, nearest_image(rows[:, 1:2], self.period))
         self.state()
 
     def value(self, extended: NDArray[Any]) -> Array:

@@ -13,7 +13,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Doc
 
-from uqbias.bias.base import ONE_EACH, Array, Bias, Names, Periods, Probe, Reflection, Temperature, Width, finite
+from uqbias.bias.base import (
+    ONE_EACH,
+    Array,
+    Bias,
+    Names,
+    Periods,
+    Probe,
+    Reflection,
+    Temperature,
+    Width,
+    finite,
+    nearest_image,
+)
 from uqbias.bias.grid import GrowingGrid, gaussian_block, hermite
 from uqbias.errors import UqbiasError
 from uqbias.options import Count, Positive
@@ -296,9 +308,7 @@ def sum_of_hills(
         part = slice(start, start + 2048)
         squared = np.zeros((len(at), len(height[part])))
         for d, period in enumerate(periods):
-            apart = at[:, d, None] - centre[None, part, d]
-            if period is not None:
-                apart -= period * np.rint(apart / period)
+            apart = nearest_image(at[:, d, None] - centre[None, part, d], period)
             squared += (apart / sigma[None, part, d]) ** 2
         values = np.exp(-0.5 * squared)
         if kernel != "gaussian":

@@ -47,7 +47,7 @@ class Estimator(ABC):
         """Estimate from these frames."""
 
     def notes(self) -> dict[str, str]:
-        """What the reader of the result must know, by name."""
+        """Notes for the reader of the result, by name."""
         return {}
 
 

@@ -175,7 +175,7 @@ def mbar(reduced: Array, counts: Indices, initial: Array | None = None) -> tuple
 
 
 def overlap(reduced: Array, counts: Indices, f: Array, log_weights: Array) -> float:
-    """How well the frames of all runs are connected: 1 for runs of one ensemble, 0 if they fall into two groups.
+    """Connection of the frames of all runs: 1 for runs of one ensemble, 0 if they fall into two groups.
 
     One less the second eigenvalue of the overlap matrix O_ij = Σ_n p_i(x_n) p_j(x_n)/N_j, p_i the probability that x_n
     came from run i (Klimovich, Shirts and Mobley, J. Comput.-Aided Mol. Des. 29, 397, 2015).

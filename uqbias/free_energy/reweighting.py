@@ -191,7 +191,7 @@ class _Grid:
         self.low, self.spacing, self.shape = low, spacing, tuple(shape)
 
     def kernel(self, index: int) -> tuple[Any, Array]:
-        """Where to find the points near hill ``index``, and its Gaussian of height one there."""
+        """Places of the points near hill ``index``, and its Gaussian of height one there."""
         where, product = [], np.ones(())
         for k, period in enumerate(self.hills.periods):
             centre, sigma = float(self.hills.centre[index, k]), float(self.hills.sigma[index, k])
@@ -254,7 +254,7 @@ def cumulant_log_factors(
 
 
 def anharmonicity(boost: Array) -> float:
-    """How far the distribution of ΔV is from a Gaussian: γ = ½ ln(2πe σ²) + ∫ p ln p dV (Miao et al. 2014), 0 for one.
+    """Distance of the distribution of ΔV from a Gaussian: γ = ½ ln(2πe σ²) + ∫ p ln p dV (Miao et al. 2014), 0 for one.
 
     The entropy comes from a histogram in units of σ with the Miller-Madow correction of its bias.
     """

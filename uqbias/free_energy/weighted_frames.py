@@ -258,7 +258,7 @@ def tempered(parts: Sequence[Bias]) -> list[Bias]:
 
 
 def biasfactor_text(part: Bias, extended: Collection[str]) -> str:
-    """What the bias factor makes of F and V, and of HILLS; nothing of F for one on an ``extended`` variable."""
+    """Words on the bias factor in F, V and HILLS; nothing of F for one on an ``extended`` variable."""
     gamma = getattr(part, "biasfactor", None)
     text = "none (untempered)" if gamma is None else f"γ = {gamma:g}"
     if set(extended) & set(part.variables):

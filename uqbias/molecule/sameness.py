@@ -20,11 +20,11 @@ class Sameness(ABC):
 
     @abstractmethod
     def as_known(self) -> Mask:
-        """Which candidates [n] are the same as a labelled frame."""
+        """Mask [n] of the candidates that are the same as a labelled frame."""
 
     @abstractmethod
     def as_candidate(self, index: int) -> Mask:
-        """Which candidates [n] are the same as candidate ``index``, itself among them."""
+        """Mask [n] of the candidates that are the same as candidate ``index``, itself among them."""
 
 
 class NoSameness(Sameness):

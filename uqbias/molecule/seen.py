@@ -55,7 +55,7 @@ def join(first: Array, second: Array) -> Array:
 
 
 def is_in(record: Array, positions: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which of the frames [n, N, 3] nm are in a record, [n]."""
+    """Mask [n] of the frames [n, N, 3] nm that are in a record."""
     from scipy.spatial import cKDTree
 
     if not len(record) or not len(positions):

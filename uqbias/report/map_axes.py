@@ -67,7 +67,7 @@ def regions_of(score: Mapping[str, Any]) -> list[Region]:
 
 
 def display_name(score: Mapping[str, Any], name: str) -> str:
-    """How figures and tables write the name of a basin or a region."""
+    """Name of a basin or a region in figures and tables."""
     return str((score.get("display_names") or {}).get(name, name))
 
 

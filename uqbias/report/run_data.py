@@ -251,7 +251,7 @@ class _Reader:
         return run
 
     def file(self, path: Path, read: Callable[[Path], T]) -> T | None:
-        """What ``read`` makes of a file; None, with a note, where it fails, and without one where there is no file."""
+        """Result of ``read`` on a file; None, with a note, where it fails, and without one where there is no file."""
         if not path.is_file():
             return None
         try:

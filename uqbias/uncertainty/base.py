@@ -75,7 +75,7 @@ class Uncertainty(Part, Memory, nn.Module, ABC):
         """
 
     def describe(self) -> dict[str, Any]:
-        """What the manifest of a model file says of it; inverse of `rebuild_uncertainty`."""
+        """Description for the manifest of a model file; inverse of `rebuild_uncertainty`."""
         return super().describe() | {"unit": self.unit}
 
     @property

@@ -260,13 +260,13 @@ class Calibration(nn.Module):
 
     @property
     def meaning(self) -> str:
-        """What a calibrated value is."""
+        """Meaning of a calibrated value, in words."""
         if self.kind == "conformal":
             return f"kJ/mol/nm of force error (RMS per component) that is exceeded with probability {self.alpha:g}"
         return "kJ/mol/nm of expected force error (RMS per component)"
 
     def describe(self) -> dict[str, Any]:
-        """What the manifest says of it."""
+        """Description for the manifest of a model file."""
         return {
             "kind": self.kind,
             "alpha": self.alpha,
