@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import pytest
 from annotated_types import Gt
@@ -12,7 +13,13 @@ from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError
 from uqbias.options import Count, InputFile, OfKind, Positive, of_kind, options_of
-from uqbias.registry import Registry
+from uqbias.potentials.power_spectrum import PowerSpectrum
+from uqbias.registry import Part, Registry
+from uqbias.uncertainty.features.torsions import Torsions
+from uqbias.uncertainty.kernel_density import KernelDensity
+
+if TYPE_CHECKING:
+    from uqbias.molecule.topology import Topology
 
 
 class Shape:
@@ -163,3 +170,50 @@ def test_bad_sections_name_the_key(value, where, expected):
     (fault,) = error.value.errors()
     assert fault["loc"] == where
     assert expected in fault["msg"]
+
+
+class Slab(Part):
+    """A part whose constructor is called as it is."""
+
+    kind = "slab"
+
+    def __init__(
+        self, *, thickness: Annotated[Positive, Doc("nm")], layers: Count = 1, topology: Topology | None = None
+    ) -> None:
+        self.thickness, self.layers = thickness, layers
+
+    @classmethod
+    def check_options(cls, options):
+        if options["layers"] > 10 * options["thickness"]:
+            raise UqbiasError(f"{cls.kind} with {options['layers']} layers", "give fewer")
+
+
+def torsions():
+    return Torsions([(0, 1, 2, 3)], 4)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Slab(thickness=0.0), r"slab with thickness 0\.0; input should be greater than 0"),
+        (lambda: Slab(thickness=1.0, layers=11), "slab with 11 layers; give fewer"),
+        (lambda: PowerSpectrum((8, 1), cutoff=-1.0), r"power_spectrum with cutoff -1\.0"),
+        (lambda: PowerSpectrum((8, 1), hidden=()), r"power_spectrum with hidden \(\)"),
+        (lambda: KernelDensity(torsions(), kappa=-1), "kernel_density with kappa -1; input should be greater than 0"),
+        (lambda: KernelDensity(torsions(), kernel="box"), "kernel_density with kernel 'box'"),
+    ],
+)
+def test_a_constructor_called_as_it_is_checks_too(make, message):
+    with pytest.raises(UqbiasError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("part", [Slab(thickness=1.0), KernelDensity(torsions(), kappa=2), PowerSpectrum((8, 1))])
+def test_copies_of_a_part(part):
+    for twin in (copy.deepcopy(part), pickle.loads(pickle.dumps(part))):
+        assert twin.options() == part.options()
+
+
+def test_a_missing_argument_is_told_as_python_does():
+    with pytest.raises(TypeError, match="thickness"):
+        Slab()

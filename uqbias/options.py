@@ -97,6 +97,10 @@ class Option:
         """Whether it names a file."""
         return any(isinstance(mark, InputFile) for mark in self.marks())
 
+    def is_part(self) -> bool:
+        """Whether it is a part itself."""
+        return any(isinstance(mark, OfKind) for mark in self.marks())
+
 
 def factory_of(part: Any) -> Callable[..., Any]:
     """What makes a part from its options: its ``build`` where it has one, else the part itself."""
@@ -104,7 +108,7 @@ def factory_of(part: Any) -> Callable[..., Any]:
     return factory
 
 
-def options_of(part: Any, given: Collection[str] = ()) -> dict[str, Option]:
+def options_of(part: Any, given: Collection[str] = (), *, constructor: bool = False) -> dict[str, Option]:
     """The options that a part takes from its user: the keyword parameters of its factory that are not ``given``.
 
     Where the factory hands ``**options`` on, from ``build`` to the constructor or from there to the constructor of a
@@ -114,16 +118,22 @@ def options_of(part: Any, given: Collection[str] = ()) -> dict[str, Option]:
     ----------
     part : class or function.
     given : names of the parameters that the program fills in.
+    constructor : ask the constructor of a class that has a ``build``.
     """
     # The constructor of a dataclass repeats what stands in the modules of its bases.
     fields = get_type_hints(part, include_extras=True) if factory_of(part) is part and is_dataclass(part) else {}
     options = {}
-    for name, (parameter, scope) in parameters_of(part).items():
+    for name, (parameter, scope) in parameters_of(part, constructor=constructor).items():
         if name in given or parameter.kind is not parameter.KEYWORD_ONLY:
             continue
         annotation = fields.get(name, parameter.annotation)
         if isinstance(annotation, str):
-            annotation = eval(annotation, scope)
+            try:
+                annotation = eval(annotation, scope)
+            except NameError:  # a type that is imported for type checkers alone, so no user's option
+                if not constructor:
+                    raise
+                annotation = Any
         if annotation is parameter.empty:
             annotation = Any
         options[name] = Option(name, annotation, parameter.default)
@@ -205,7 +215,7 @@ def section_of(registry: PartRegistry, kind: str) -> type[KindSection]:
         field = Field(default=default, description=option.description, validate_default=True)
         fields[option.name] = (_field_type(option.annotation), field)
     fields["kind"] = (Literal[kind], Field(default=kind, description=summary_of(part)))
-    validators: Any = {"_fit": model_validator(mode="after")(_check_together(part))}
+    validators: Any = {"_fit": model_validator(mode="after")(_fit(part))}
     name = f"{registry.kind}_{kind}"
     section: type[KindSection] = create_model(name, __base__=KindSection, __validators__=validators, **fields)
     section.model_config["title"] = registry.kind
@@ -275,11 +285,9 @@ def check_values(owner: str, part: Any, values: Mapping[str, Any], given: Collec
         if name not in values:
             if option.required:
                 raise UqbiasError(f"{owner} without {name}", f"give {name}: {option.description}")
-            continue
-        check_value(owner, name, option.annotation, values[name])
-    check = getattr(part, "check_options", None)
-    if check is not None:
-        check({**{name: option.default for name, option in options.items()}, **values})
+        else:
+            check_value(owner, name, option.annotation, values[name])
+    check_together(part, {name: option.default for name, option in options.items()} | dict(values))
 
 
 def check_value(owner: str, name: str, annotation: Any, value: Any) -> None:
@@ -302,6 +310,13 @@ def check_value(owner: str, name: str, annotation: Any, value: Any) -> None:
         raise UqbiasError(f"{owner} with {name} {shown}", message) from None
 
 
+def check_together(part: Any, values: Mapping[str, Any]) -> None:
+    """Refuse options, each of them in its range, that do not fit each other: the part's own ``check_options``."""
+    check = getattr(part, "check_options", None)
+    if check is not None:
+        check(values)
+
+
 def summary_of(part: Any) -> str:
     """First sentence of a part's docstring."""
     text = " ".join((inspect.getdoc(part) or "").partition("\n\n")[0].split())
@@ -311,13 +326,6 @@ def summary_of(part: Any) -> str:
 def infinite(value: Any) -> Any:
     """Let ``inf`` through as YAML writes it and as people do; for ``BeforeValidator``."""
     return math.inf if value in ("inf", ".inf") else value
-
-
-def is_finite(value: float) -> float:
-    """Refuse infinities and NaN; for ``AfterValidator``."""
-    if not math.isfinite(value):
-        raise ValueError("give a finite number")
-    return value
 
 
 def _field_type(annotation: Any) -> Any:
@@ -366,16 +374,14 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _check_together(part: Any) -> Callable[[Any], Any]:
-    """Validator of a whole section: the part's own ``check_options``, where it has one."""
+def _fit(part: Any) -> Callable[[Any], Any]:
+    """Validator of a whole section by `check_together`."""
 
     def fit(section: Any) -> Any:
-        check = getattr(part, "check_options", None)
-        if check is not None:
-            try:
-                check(section.arguments())
-            except UqbiasError as error:
-                raise ValueError(f"{error.what}; {error.cure}") from None
+        try:
+            check_together(part, section.arguments())
+        except UqbiasError as error:
+            raise ValueError(f"{error.what}; {error.cure}") from None
         return section
 
     return fit

@@ -12,18 +12,30 @@ from collections.abc import Iterable, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 from types import FunctionType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from uqbias import kinds
 from uqbias.errors import UqbiasError, did_you_mean
-from uqbias.options import REGISTRIES, KindSection, accepted, check_values, factory_of, parameters_of, section_of
+from uqbias.options import (
+    REGISTRIES,
+    KindSection,
+    accepted,
+    check_together,
+    check_value,
+    check_values,
+    factory_of,
+    options_of,
+    parameters_of,
+    section_of,
+)
 
 
 class Part:
     """A part that a file describes by its kind and the arguments of its constructor.
 
-    The constructor keeps each argument, or what became of it, in an attribute of the same name, but for the
-    ``unrecorded``. That is how scikit-learn does it; a part that cannot do so has an ``options`` of its own.
+    Making one refuses arguments that the annotations of the constructor do not allow. The constructor keeps each
+    argument, or what became of it, in an attribute of the same name, but for the ``unrecorded``. That is how
+    scikit-learn does it; a part that cannot do so has an ``options`` of its own.
 
     Attributes
     ----------
@@ -33,6 +45,16 @@ class Part:
 
     kind: str
     unrecorded: ClassVar[tuple[str, ...]] = ("topology", "members_needed")
+
+    def __new__(cls, *_: Any, **arguments: Any) -> Self:
+        options = options_of(cls, constructor=True)
+        # A part among the arguments has checked itself; where one is missing, Python says so.
+        for name in [name for name in arguments if name in options and not options[name].is_part()]:
+            check_value(getattr(cls, "kind", cls.__name__), name, options[name].annotation, arguments[name])
+        values = {name: option.default for name, option in options.items()} | arguments
+        if factory_of(cls) is cls and not any(value is inspect.Parameter.empty for value in values.values()):
+            check_together(cls, values)
+        return super().__new__(cls)
 
     def options(self) -> dict[str, Any]:
         """JSON-able arguments of the constructor; ``type(self)(**options)`` makes a twin that has learned nothing."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from inspect import Parameter
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -16,7 +15,8 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError
-from uqbias.options import Positive, check_value, options_of, parameters_of
+from uqbias.options import Positive, options_of, parameters_of
+from uqbias.registry import Part
 
 Array = NDArray[np.float64]
 #: Marks an option that is one value for all variables, or a list with one for each.
@@ -62,7 +62,7 @@ class Extended:
     mass: float
 
 
-class Bias(ABC):
+class Bias(Part, ABC):
     """A bias potential V(x) on D variables x of W walkers.
 
     ``energy`` is part of the compiled graph and takes everything that changes during a run from ``state``, whose
@@ -85,7 +85,7 @@ class Bias(ABC):
     follows : whether it brings along an extended variable, which follows its one variable.
     """
 
-    kind: ClassVar[str]
+    kind: str
     estimator: ClassVar[str] = "quasi-static"
     follows: ClassVar[bool] = False
     frozen: bool = False
@@ -95,17 +95,10 @@ class Bias(ABC):
     _given: dict[str, Any]
 
     def __new__(cls, *arguments: Any, **options: Any) -> Self:
-        bias = super().__new__(cls)
-        bias._given = dict(zip(parameters_of(cls), arguments, strict=False)) | options
-        described = options_of(cls)
-        values = {name: option.default for name, option in described.items()} | bias._given
-        if isinstance(values.get("variables"), str):
-            values["variables"] = [values["variables"]]
-        for name, option in described.items():
-            if name in bias._given:
-                check_value(cls.kind, name, option.annotation, values[name])
-        if not any(value is Parameter.empty for value in values.values()):
-            cls.check_options(values)
+        given = dict(zip(parameters_of(cls), arguments, strict=False)) | options
+        names = given.get("variables")
+        bias = super().__new__(cls, **given | ({"variables": [names]} if isinstance(names, str) else {}))
+        bias._given = given
         return bias
 
     def __init__(self, variables: Sequence[str] = ("driver",)) -> None:
@@ -134,7 +127,7 @@ class Bias(ABC):
                     f"{cls.kind} with {len(value)} values of {name} for {count} variable(s)", "give one each"
                 )
 
-    @classmethod  # noqa: B027
+    @classmethod
     def check_run(cls, options: Mapping[str, Any], steps: int) -> None:
         """Refuse options with which a run of ``steps`` steps is never biased, by a `UqbiasError`."""
 
@@ -180,7 +173,7 @@ class Bias(ABC):
         [W] kJ/mol.
         """
 
-    def update(self, step: int, x: NDArray[Any], probe: Probe | None = None) -> None:  # noqa: B027
+    def update(self, step: int, x: NDArray[Any], probe: Probe | None = None) -> None:
         """Take note of the walkers at ``step``; the base class does nothing.
 
         Parameters
@@ -232,10 +225,10 @@ class Bias(ABC):
         if set(arrays) != set(names):
             raise UqbiasError(f"checkpoint with {sorted(arrays)}", f"one of {self.kind} holds {sorted(names)}")
 
-    def on_new_model(self) -> None:  # noqa: B027
+    def on_new_model(self) -> None:
         """Take note that a run with another model goes on with this bias; the base class keeps all that it has."""
 
-    def reset(self) -> None:  # noqa: B027
+    def reset(self) -> None:
         """Forget the history; the base class has none."""
 
 

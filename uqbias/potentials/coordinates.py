@@ -51,7 +51,7 @@ class Coordinates(Potential):
     Raises
     ------
     UqbiasError
-        If there is no such axis.
+        If an axis is named twice.
 
     Examples
     --------
@@ -86,8 +86,8 @@ class Coordinates(Potential):
         members_needed: int = 1,
     ) -> None:
         super().__init__()
-        if not axes or len(set(axes)) < len(axes) or any(axis not in AXES for axis in axes):
-            raise UqbiasError(f"axes '{axes}' of a potential", f"name axes out of '{AXES}', each once")
+        if len(set(axes)) < len(axes):
+            raise UqbiasError(f"axes '{axes}' of a potential", "name each axis once")
         self.numbers = tuple(int(number) for number in numbers)
         self.n_members = n_members = n_members or members_needed
         self.hidden = tuple(hidden)
