@@ -116,10 +116,20 @@ def options_of(part: Any, given: Collection[str] = (), *, constructor: bool = Fa
 
     Parameters
     ----------
-    part : class or function.
+    part : class or function; of a section of the campaign file the keys.
     given : names of the parameters that the program fills in.
     constructor : ask the constructor of a class that has a ``build``.
     """
+    if isinstance(part, type) and issubclass(part, BaseModel):
+        return {
+            name: Option(
+                name,
+                Annotated[(field.annotation, *field.metadata, Doc(field.description or ""))],
+                inspect.Parameter.empty if field.is_required() else field.default,
+            )
+            for name, field in part.model_fields.items()
+            if name not in given
+        }
     # The constructor of a dataclass repeats what stands in the modules of its bases.
     fields = get_type_hints(part, include_extras=True) if factory_of(part) is part and is_dataclass(part) else {}
     options = {}

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from uqbias.cli import app
 from uqbias.errors import UqbiasError
 from uqbias.model.model import UncertaintyModel
-from uqbias.plumed.input_writer import PlumedOptions, write_plumed_input
+from uqbias.plumed.input_options import PlumedOptions
+from uqbias.plumed.input_writer import write_plumed_input
 
 
 def lines(path):
@@ -67,9 +68,9 @@ def test_every_argument_that_is_printed_exists(alanine_model, tmp_path):
         ({"bias": "meta"}, "did you mean 'metad'"),
         ({"output": "energy"}, "unknown output 'energy'"),
         ({"output": "judge"}, "no width for hills on a CV in kJ/mol/nm; give --sigma"),
-        ({"biasfactor": 1.0}, "biasfactor = 1.0; give a number above 1"),
-        ({"sigma": -1.0}, "sigma = -1.0"),
-        ({"temperature": 0.0}, "temperature = 0.0"),
+        ({"biasfactor": 1.0}, "biasfactor 1.0; input should be greater than 1"),
+        ({"sigma": -1.0}, "sigma -1.0"),
+        ({"temperature": 0.0}, "temperature 0.0"),
     ],
 )
 def test_bad_options(alanine_model, tmp_path, options, message):

@@ -8,7 +8,7 @@ import pytest
 from molecules import AMMONIA_POSITIONS
 from typing_extensions import Doc
 
-from uqbias.attacks.ascent import AttackOptions
+from uqbias.attacks import AttackOptions
 from uqbias.attacks.random import RandomOptions
 from uqbias.campaign.dry_run import check_parts
 from uqbias.campaign.samplers.base import Sampler

@@ -22,7 +22,8 @@ from uqbias.lazy import exports
 __getattr__, __dir__, __all__ = exports(
     __name__,
     {
-        "ascent": ("AttackOptions", "AttackResult", "attack"),
+        "ascent": ("AttackResult", "attack"),
+        "attack_options": ("AttackOptions",),
         "base": ("DistortionSpace",),
         "directions": ("DirectionOptions", "DirectionResult"),
         "objective": ("Objective", "log_partition"),

@@ -15,6 +15,7 @@ from scipy.special import logsumexp
 from torch import Tensor
 from torch.func import functional_call
 
+from uqbias.attacks.attack_options import OF
 from uqbias.attacks.base import DistortionSpace
 from uqbias.compile.fused import graph_inputs
 from uqbias.compile.runners import compile_function
@@ -23,8 +24,6 @@ from uqbias.model.model import UncertaintyModel
 from uqbias.units import kt
 
 Array = NDArray[np.float64]
-#: What is climbed: the judge or the driver.
-OF = ("judge", "driver")
 #: Width of the rounding of u⁺ at zero, as a share of the spread of u: u⁺ is within 0.5 % of u from one spread on.
 ROUNDING = 0.25
 #: Name of the zero of the energies among the weights of the graph.

@@ -132,6 +132,19 @@ class Bias(Part, ABC):
         """Refuse options with which a run of ``steps`` steps is never biased, by a `UqbiasError`."""
 
     @classmethod
+    def options_for(cls, widths: Sequence[float]) -> dict[str, Any]:
+        """Options in units of the variables that suit hills of these widths [D], the width first; may be empty."""
+        sigma = options_of(cls).get("sigma")
+        if sigma is None or ONE_EACH not in sigma.marks():
+            return {}
+        return {"sigma": widths[0] if len(widths) == 1 else list(widths)}
+
+    @classmethod
+    def adapts_for(cls, options: Mapping[str, Any]) -> int:
+        """Steps after which a bias that is to stay as it is does so; none of them can be reweighted."""
+        return 0
+
+    @classmethod
     def feels_atoms(cls, options: Mapping[str, Any]) -> bool:
         """Whether the bias adapts to forces on atoms, which an extended variable does not have."""
         return False

@@ -18,7 +18,7 @@ from uqbias.bias.czar import Bins, czar
 from uqbias.bias.grid import GrowingGrid, hermite
 from uqbias.bias.metad import MetaD
 from uqbias.errors import UqbiasError
-from uqbias.options import Count, Positive
+from uqbias.options import Count, Positive, options_of
 from uqbias.units import kt
 from uqbias.variables.names import EXTENDED
 
@@ -93,6 +93,17 @@ class ExtendedABF(Bias):
         self.grid = GrowingGrid([float(bin_width)], self._state, [self.period])
         self._forces = Bins(bin_width, self.period)  # of λ, with the sum of k (ξ - λ)
         self._deviations = Bins(bin_width, self.period)  # of ξ, with the sum of λ - ξ
+
+    @classmethod
+    def options_for(cls, widths: Sequence[float]) -> dict[str, Any]:
+        # The same motion of the extended variable in units of the width, whatever the variable.
+        (width,) = widths
+        usual = {name: option.default for name, option in options_of(cls).items()}
+        return {
+            "sigma": usual["sigma"] * width,
+            "bin_width": usual["bin_width"] * width,
+            "mass": usual["mass"] / width**2,
+        }
 
     @property
     def periods(self) -> tuple[float | None, float | None]:
@@ -266,6 +277,10 @@ class WellTemperedExtendedABF(ExtendedABF):
         )
         self.pace = math.gcd(self.sample_pace, int(hill_pace))
         self.state()
+
+    @classmethod
+    def options_for(cls, widths: Sequence[float]) -> dict[str, Any]:
+        return {**super().options_for(widths), "hill_sigma": widths[0]}
 
     def state(self) -> dict[str, Tensor]:
         self._state.update({_HILLS + name: tensor for name, tensor in self.metadynamics.state().items()})

@@ -146,6 +146,10 @@ class GaMD(Bias):
             return "conventional"
         return "equilibration" if self._elapsed < self.production_from else "production"
 
+    @classmethod
+    def adapts_for(cls, options: Mapping[str, Any]) -> int:
+        return int(options["conventional_steps"] + options["equilibration_steps"])
+
     def equilibrium_from(self) -> int:
         if self.stage != "production":
             raise UqbiasError(

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from uqbias.attacks.attack_options import AttackOptions
+from uqbias.cli.from_parts import option
 from uqbias.cli.printing import Json, Quiet, print_json, skipped_frames, tell_some
 from uqbias.errors import UqbiasError
 from uqbias.files import check_file, write_arrays
 
 if TYPE_CHECKING:
-    from uqbias.attacks.ascent import AttackOptions, AttackResult
+    from uqbias.attacks.ascent import AttackResult
     from uqbias.attacks.usable_frames import UsableFrames
 
 #: kJ/mol an atom from the median energy that is no outlier: between a minimum and room temperature are 3.7.
@@ -54,22 +56,20 @@ def attack(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="An option of the space, as bonds=true; repeatable."),
     ] = None,
-    of: Annotated[str, typer.Option(help="What is raised: judge or driver.")] = ("judge"),
-    temperature: Annotated[float, typer.Option(help="K, of the Boltzmann factor; higher: bolder attacks.")] = 1500.0,
-    iterations: Annotated[int, typer.Option(help="Steps of an attack at most.")] = 60,
+    of: Annotated[str, option(AttackOptions, "of")] = AttackOptions.of,
+    temperature: Annotated[
+        float, option(AttackOptions, "temperature", also="Higher: bolder attacks.")
+    ] = AttackOptions.temperature,
+    iterations: Annotated[int, option(AttackOptions, "iterations")] = AttackOptions.iterations,
     learning_rate: Annotated[
-        float | None,
-        typer.Option(help="Of Adam: 0.001 nm for cartesian, else 0.02 rad (a length: 0.1 nm)."),
-    ] = None,
+        float | None, option(AttackOptions, "learning_rate", also="0.001 nm for cartesian, else 0.02 rad.")
+    ] = AttackOptions.learning_rate,
     noise: Annotated[
-        float | None,
-        typer.Option(help="Standard deviation of the random start: 0.001 nm, else 0.05 rad."),
-    ] = None,
-    bound: Annotated[
-        float | None, typer.Option(help="Largest length of the distortion, same unit; none by default.")
-    ] = None,
-    tolerance: Annotated[float, typer.Option(help="An attack stops when ln L has not risen by this ...")] = 0.01,
-    patience: Annotated[int, typer.Option(help="... within this number of iterations.")] = 20,
+        float | None, option(AttackOptions, "noise", also="0.001 nm for cartesian, else 0.05 rad.")
+    ] = AttackOptions.noise,
+    bound: Annotated[float | None, option(AttackOptions, "bound")] = AttackOptions.bound,
+    tolerance: Annotated[float, option(AttackOptions, "tolerance")] = AttackOptions.tolerance,
+    patience: Annotated[int, option(AttackOptions, "patience")] = AttackOptions.patience,
     training: Annotated[
         Path | None,
         typer.Option(metavar="DATA.xyz", help="Frames for the partition function Q; FRAMES.xyz if left out."),
@@ -77,8 +77,8 @@ def attack(
     trajectory: Annotated[
         Path | None, typer.Option(metavar="FILE.npz", help="Keep the way of each attack (nm, kJ/mol).")
     ] = None,
-    batch: Annotated[int, typer.Option(help="Attacks in one evaluation.")] = 32,
-    runner: Annotated[str, typer.Option(help="auto, aoti (compiled), torchscript or eager.")] = "auto",
+    batch: Annotated[int, option(AttackOptions, "batch")] = AttackOptions.batch,
+    runner: Annotated[str, option(AttackOptions, "runner")] = AttackOptions.runner,
     seed: Annotated[int, typer.Option(help="Of the random starts.")] = 0,
     json: Json = False,
     quiet: Quiet = False,
@@ -104,7 +104,6 @@ def attack(
     import numpy as np
     import torch
 
-    from uqbias.attacks.ascent import AttackOptions
     from uqbias.attacks.ascent import attack as make_attacks
     from uqbias.attacks.usable_frames import usable_frames
     from uqbias.campaign.progress import make_progress

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from uqbias.cli.from_parts import default, option
 from uqbias.cli.printing import Json, Quiet, print_json
 from uqbias.errors import UqbiasError
-from uqbias.kinds import BIASES
+from uqbias.registry import BIASES
+from uqbias.settings.schema import MD
 
+if TYPE_CHECKING:
+    from uqbias.molecule.topology import Topology
+    from uqbias.settings.schema import Campaign
+
+#: Steps and walkers of one run. On purpose not those of a round of a campaign, which is shorter and has more walkers.
+STEPS, WALKERS = 20_000, 4
+#: nats; how far above the wall a walker is stopped.
+CAP_ABOVE_WALL = 2.0
 #: Share of the observations at which walkers were stopped that is no sampling any more.
 OFTEN = 0.2
 
@@ -25,16 +35,16 @@ def md(
         Path | None,
         typer.Option(metavar="FRAMES.xyz", help="Where walkers begin and begin again; eV, Å, labels not needed."),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="MD steps of every walker; a multiple of --pace.")] = 20000,
-    temperature: Annotated[float, typer.Option(min=1e-6, help="K.")] = 300.0,
-    timestep: Annotated[float, typer.Option(min=1e-6, help="fs.")] = 0.5,
-    friction: Annotated[float, typer.Option(min=0.0, help="Of the Langevin thermostat, 1/ps.")] = 1.0,
-    walkers: Annotated[int, typer.Option(min=1, help="Copies of the molecule in one Context, sharing one bias.")] = 4,
+    steps: Annotated[int, option(MD, "steps")] = STEPS,
+    temperature: Annotated[float, option(MD, "temperature")] = default(MD, "temperature"),
+    timestep: Annotated[float, option(MD, "timestep_fs")] = default(MD, "timestep_fs"),
+    friction: Annotated[float, option(MD, "friction_per_ps")] = default(MD, "friction_per_ps"),
+    walkers: Annotated[int, option(MD, "walkers")] = WALKERS,
     bias: Annotated[
         str,
         typer.Option(
             metavar="KIND,...",
-            help=f"{', '.join(BIASES)}, or none; several as wtm_eabf,gamd.",
+            help=f"{', '.join(BIASES.builtin)}, or none; several as wtm_eabf,gamd.",
         ),
     ] = "metadynamics",
     on: Annotated[
@@ -56,21 +66,23 @@ def md(
             help="Any key of a bias (see 'uqbias template --kinds bias'), or of md, guards, a variable; repeatable.",
         ),
     ] = None,
-    pace: Annotated[int, typer.Option(min=1, help="Steps between hills, rows of COLVAR and trajectory frames.")] = 50,
+    pace: Annotated[
+        int, typer.Option(help="Steps between hills, rows of COLVAR, trajectory frames and looks at the walkers.")
+    ] = default(MD, "pace"),
     wall: Annotated[
         float | None,
-        typer.Option(help="Driver value where a wall begins; 14 by default for a kernel density that is biased."),
+        typer.Option(help="Driver value where a wall begins; by default that of the driver's kind, if it is biased."),
     ] = None,
     cap: Annotated[
         float | None,
         typer.Option(
-            help="Driver value at which a walker is stopped and restarted; 2 above --wall, 16 for a kernel density."
+            help=f"Driver value at which a walker is restarted; {CAP_ABOVE_WALL:g} above the wall by default."
         ),
     ] = None,
-    constraints: Annotated[str, typer.Option(help="none, hbonds, bonds or bonds_angles.")] = "none",
-    backend: Annotated[str, typer.Option(help="auto, pythonforce or torchforce.")] = "auto",
-    runner: Annotated[str, typer.Option(help="auto, aoti (compiled), torchscript or eager.")] = "auto",
-    platform: Annotated[str, typer.Option(help="OpenMM platform: auto, Reference, CPU or CUDA.")] = "auto",
+    constraints: Annotated[str, option(MD, "constraints")] = default(MD, "constraints"),
+    backend: Annotated[str, option(MD, "backend")] = default(MD, "backend"),
+    runner: Annotated[str, option(MD, "runner")] = default(MD, "runner"),
+    platform: Annotated[str, option(MD, "platform")] = default(MD, "platform"),
     seed: Annotated[int, typer.Option(min=0, help="Of velocities, noise and restarts.")] = 0,
     snapshot_every: Annotated[
         int | None, typer.Option(min=0, help="Steps between snapshots; a tenth of --steps by default; 0: none.")
@@ -102,7 +114,7 @@ def md(
     from uqbias.model.model import UncertaintyModel
 
     kinds = choose_kinds(bias)
-    if steps % pace:
+    if pace > 0 and steps % pace:
         raise UqbiasError(f"{steps} steps with pace {pace}", "give a number of steps that is a multiple of --pace")
     if output.exists() and (not output.is_dir() or (any(output.iterdir()) and not resume)):
         going_on = ", or give --resume to go on with the run there" if (output / "run.json").is_file() else ""
@@ -113,7 +125,7 @@ def md(
     frames = _start_frames(loaded, model, start)
     usual_wall = loaded.driver.wall
     if cap is None and (begins := usual_wall if wall is None else wall) is not None:
-        cap = begins + 2.0
+        cap = begins + CAP_ABOVE_WALL
     settings = _settings(
         kinds,
         None if on is None else [name.strip() for name in on.split(",")],
@@ -121,21 +133,24 @@ def md(
         {"height": height, "sigma": sigma, "biasfactor": biasfactor},
         (wall, usual_wall),
         change or (),
+        pace,
         {
-            "walkers": walkers,
-            "temperature": temperature,
-            "timestep_fs": timestep,
-            "friction_per_ps": friction,
-            "steps": steps,
-            "pace": pace,
-            "observe_every": pace,
-            "trajectory_every": pace,
-            "constraints": constraints,
-            "platform": platform,
-            "backend": backend,
-            "runner": runner,
+            "md": {
+                "walkers": walkers,
+                "temperature": temperature,
+                "timestep_fs": timestep,
+                "friction_per_ps": friction,
+                "steps": steps,
+                "pace": pace,
+                "observe_every": pace,
+                "trajectory_every": pace,
+                "constraints": constraints,
+                "platform": platform,
+                "backend": backend,
+                "runner": runner,
+            },
+            "guards": {"driver_cap": cap},
         },
-        {"driver_cap": cap},
         loaded.topology,
     )
     if snapshot_every is None:
@@ -172,20 +187,19 @@ def md(
     _tell(output, facts, time_ps, settings.md.walkers, hints, json=json)
 
 
-def _hints(settings: Any) -> list[str]:
+def _hints(settings: Campaign) -> list[str]:
     """What the user may not expect of a run like this: that it gives no free energy."""
-    found = []
-    extended = [section for section in settings.bias if section.kind in ("eabf", "wtm_eabf")]
-    if len(extended) > 1:
-        found.append(f"a run with {len(extended)} extended variables explores; uqbias fes takes one with one")
+    hints = []
+    extended = sum(BIASES.part(section.kind).follows for section in settings.bias)
+    if extended > 1:
+        hints.append(f"a run with {extended} extended variables explores; uqbias fes takes runs with one of them")
     for section in settings.bias:
-        if section.kind == "gamd":
-            before = section.conventional_steps + section.equilibration_steps
-            if settings.md.steps <= before:
-                found.append(
-                    f"gamd is in production after {before} steps; uqbias fes takes none of these {settings.md.steps}"
-                )
-    return found
+        before, steps = BIASES.part(section.kind).adapts_for(section.arguments()), settings.md.steps
+        if before and steps <= before:
+            hints.append(
+                f"{section.kind} is in production after {before} steps; uqbias fes takes none of these {steps}"
+            )
+    return hints
 
 
 def _settings(
@@ -195,15 +209,16 @@ def _settings(
     short: dict[str, float | None],
     walls: tuple[float | None, float | None],
     changes: Sequence[str],
-    md: dict[str, Any],
-    guards: dict[str, Any],
-    topology: Any,
-) -> Any:
+    pace: int,
+    sections: dict[str, dict[str, Any]],
+    topology: Topology,
+) -> Campaign:
     """The options as a campaign, whose checks and defaults hold here too.
 
     Parameters
     ----------
     walls : as asked for, and where a bias on the driver has one if none was asked for.
+    sections : ``md`` and ``guards`` as a campaign file would have them.
 
     Raises
     ------
@@ -215,7 +230,7 @@ def _settings(
     from uqbias.settings.file import check_campaign
 
     defined = parse_variables(variables)
-    biases = bias_sections(kinds, names, defined, md["pace"], short)
+    biases = bias_sections(kinds, names, defined, pace, short)
     asked, usual = walls
     if asked is not None and "upper_wall" in kinds:
         raise UqbiasError(f"--wall {asked:g} with a bias upper_wall", "leave one out")
@@ -223,7 +238,7 @@ def _settings(
     at = usual if asked is None and on_driver and "upper_wall" not in kinds else asked
     if at is not None:
         biases.append({"kind": "upper_wall", "at": at})
-    apply_changes(changes, kinds, biases, {"md": md, "guards": guards}, defined)
+    apply_changes(changes, kinds, biases, sections, defined)
     for section in biases:
         if (key := needs_width(section)) is not None:
             raise UqbiasError(
@@ -232,13 +247,7 @@ def _settings(
             )
     try:
         settings = check_campaign(
-            {
-                "system": {"structure": "-", "start": "-"},
-                "variables": defined,
-                "bias": biases,
-                "md": md,
-                "guards": guards,
-            },
+            {"system": {"structure": "-", "start": "-"}, "variables": defined, "bias": biases, **sections},
             "options",
         )
         check_exploration(settings, topology)

@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
+from uqbias.cli.from_parts import option
 from uqbias.cli.printing import Json, print_json
 from uqbias.errors import UqbiasError
+from uqbias.plumed.input_options import PlumedOptions
 
 
 def plumed(
@@ -16,19 +18,17 @@ def plumed(
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="DIR", help="For the input files; with --build the plugin.")
     ] = Path("plumed"),
-    bias: Annotated[str, typer.Option(help="metad (well-tempered) or opes.")] = "metad",
-    driver: Annotated[str, typer.Option("--output-of", help="driver or judge.")] = "driver",
-    temperature: Annotated[float, typer.Option(help="K.")] = 300.0,
-    sigma: Annotated[float | None, typer.Option(help="Width of a hill in units of the CV; 0.3 for nats.")] = None,
-    height: Annotated[float, typer.Option(help="Of a hill, kJ/mol.")] = 1.0,
-    pace: Annotated[int, typer.Option(min=1, help="Steps between hills.")] = 500,
-    biasfactor: Annotated[float, typer.Option(help="γ of well-tempered metadynamics; > 1.")] = 10.0,
-    barrier: Annotated[float, typer.Option(help="Highest barrier that OPES levels, kJ/mol.")] = 50.0,
-    wall: Annotated[float | None, typer.Option(help="Where a wall begins; 14 for a kernel density, else none.")] = None,
-    atoms: Annotated[
-        str | None, typer.Option(help="The model's atoms in the engine's numbering, as PLUMED writes them: 1-22.")
-    ] = None,
-    float64: Annotated[bool, typer.Option("--float64", help="Evaluate in double precision.")] = False,
+    bias: Annotated[str, option(PlumedOptions, "bias")] = PlumedOptions.bias,
+    driver: Annotated[str, option(PlumedOptions, "output", "--output-of")] = PlumedOptions.output,
+    temperature: Annotated[float, option(PlumedOptions, "temperature")] = PlumedOptions.temperature,
+    sigma: Annotated[float | None, option(PlumedOptions, "sigma")] = PlumedOptions.sigma,
+    height: Annotated[float, option(PlumedOptions, "height")] = PlumedOptions.height,
+    pace: Annotated[int, option(PlumedOptions, "pace")] = PlumedOptions.pace,
+    biasfactor: Annotated[float, option(PlumedOptions, "biasfactor")] = PlumedOptions.biasfactor,
+    barrier: Annotated[float, option(PlumedOptions, "barrier")] = PlumedOptions.barrier,
+    wall: Annotated[float | None, option(PlumedOptions, "wall")] = PlumedOptions.wall,
+    atoms: Annotated[str | None, option(PlumedOptions, "atoms")] = PlumedOptions.atoms,
+    float64: Annotated[bool, option(PlumedOptions, "float64", "--float64")] = PlumedOptions.float64,
     build: Annotated[bool, typer.Option("--build", help="Compile the plugin for this PLUMED and this torch.")] = False,
     json: Json = False,
 ) -> None:
@@ -52,7 +52,7 @@ def plumed(
         facts["plugin"] = str(library)
     if model is not None:
         from uqbias.model.model import UncertaintyModel
-        from uqbias.plumed.input_writer import PlumedOptions, write_plumed_input
+        from uqbias.plumed.input_writer import write_plumed_input
 
         options = PlumedOptions(
             bias=bias,

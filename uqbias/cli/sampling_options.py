@@ -5,27 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from uqbias.errors import UqbiasError, did_you_mean
+from annotated_types import MaxLen
 
-#: Hills on a variable of a kind are this wide unless the user says otherwise; u is in nats for a density.
-WIDTHS = {
-    "driver": 1.0,
-    "distance": 0.02,
-    "angle": 0.1,
-    "dihedral": 0.35,
-    "rmsd": 0.02,
-    "coordination": 0.2,
-    "position": 0.02,
-}
-#: Kinds that take all variables in one bias; the other kinds take a bias for each.
-TOGETHER = ("metadynamics", "opes")
-OF_ENERGY = ("gamd",)
-#: Which key of a kind each short option sets.
-SHORT = {
-    "height": {"metadynamics": "height", "wtm_eabf": "height"},
-    "sigma": {"metadynamics": "sigma", "opes": "sigma", "wtm_eabf": "hill_sigma"},
-    "biasfactor": {"metadynamics": "biasfactor", "opes": "biasfactor", "wtm_eabf": "biasfactor"},
-}
+from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.options import Option, options_of
+from uqbias.registry import BIASES, VARIABLES
+
+#: Width of hills on the driver, in nats for a density. On purpose wider than a campaign's, `Uncertainty.hill_width`:
+#: a single run is to fill u fast, a campaign begins again and again at its lower end, where wide hills trap walkers.
+DRIVER_WIDTH = 1.0
+#: Options of a bias that have an option of the command line.
+SHORT = ("height", "sigma", "biasfactor")
 
 
 def choose_kinds(text: str) -> list[str]:
@@ -36,8 +26,6 @@ def choose_kinds(text: str) -> list[str]:
     UqbiasError
         If a kind is not known or given twice.
     """
-    from uqbias.registry import BIASES
-
     kinds = [kind.strip() for kind in text.split(",")]
     if kinds == ["none"]:
         return []
@@ -60,8 +48,6 @@ def parse_variables(entries: Sequence[str]) -> dict[str, dict[str, Any]]:
     UqbiasError
         If an entry is not written like that, or a name is given twice.
     """
-    from uqbias.registry import VARIABLES
-
     found: dict[str, dict[str, Any]] = {}
     for entry in entries:
         name, separator, text = (part.strip() for part in entry.partition("="))
@@ -104,7 +90,8 @@ def bias_sections(
     UqbiasError
         If a name is not defined, or names or a short option are for none of the kinds.
     """
-    if names is not None and set(kinds) <= set(OF_ENERGY):
+    parts = {kind: BIASES.part(kind) for kind in kinds}
+    if names is not None and all(_of_energy(part) for part in parts.values()):
         cure = "it boosts the energy; leave --on out, or use --set gamd.variables=[NAME]" if kinds else "leave it out"
         raise UqbiasError(f"--on {','.join(names)} for --bias {','.join(kinds) or 'none'}", cure)
     names = ["driver"] if names is None else names
@@ -116,50 +103,60 @@ def bias_sections(
                 f"{did_you_mean(name, valid)}; define one with --variable {name}=dihedral:i,j,k,l",
             )
     for option, value in short.items():
-        if value is not None and not set(kinds) & set(SHORT[option]):
+        if value is not None and not any(_key(part, option) for part in parts.values()):
             raise UqbiasError(
                 f"--{option} {value} for --bias {','.join(kinds) or 'none'}",
                 "leave it out, or use --set KIND.KEY=VALUE",
             )
+    widths = {name: _width(VARIABLES.get(str(section["kind"]))) for name, section in variables.items()}
+    widths["driver"] = DRIVER_WIDTH
     sections = []
-    for kind in kinds:
-        groups = (
-            [["energy"]] if kind in OF_ENERGY else [list(names)] if kind in TOGETHER else [[name] for name in names]
-        )
-        for group in groups:
-            widths = [WIDTHS.get(str(variables[name]["kind"]) if name in variables else name) for name in group]
-            section = {"kind": kind, "variables": group, **_defaults(kind, widths, pace)}
-            for option, keys in SHORT.items():
-                if short.get(option) is not None and kind in keys:
-                    section[keys[kind]] = short[option]
-            sections.append(section)
+    for kind, part in parts.items():
+        each = [list(names)] if _takes_several(part) else [[name] for name in names]
+        for group in [["energy"]] if _of_energy(part) else each:
+            section: dict[str, Any] = {"kind": kind, "variables": group}
+            section |= {key: pace for key in ("pace", "hill_pace") if key in options_of(part, BIASES.given)}
+            known = [width for name in group if (width := widths.get(name)) is not None]
+            if len(known) == len(group):
+                section |= part.options_for(known)
+            keys = {_key(part, option): value for option, value in short.items() if value is not None}
+            sections.append(section | {key: value for key, value in keys.items() if key})
     return sections
 
 
-def _defaults(kind: str, widths: Sequence[float | None], pace: int) -> dict[str, Any]:
-    """Options that depend on pace and variables; no width where nobody knows one."""
-    known = [width for width in widths if width is not None]
-    options: dict[str, Any] = {}
-    if kind in ("metadynamics", "opes", "eabf", "wtm_eabf", "gamd", "linear"):
-        options["pace"] = pace
-    if kind == "wtm_eabf":
-        options["hill_pace"] = pace
-    if len(known) == len(widths) and kind in TOGETHER:
-        options["sigma"] = known[0] if len(known) == 1 else known
-    if known and kind in ("eabf", "wtm_eabf"):
-        # The same motion of the extended variable in units of the width, whatever the variable.
-        (width,) = known
-        options |= {"sigma": 0.5 * width, "bin_width": 0.1 * width, "mass": 0.5 / width**2}
-        if kind == "wtm_eabf":
-            options["hill_sigma"] = width
-    return options
+def _of_energy(part: Any) -> bool:
+    """Whether a bias acts on the energy unless it is told otherwise."""
+    return bool(_variables(part).default == ("energy",))
+
+
+def _takes_several(part: Any) -> bool:
+    """Whether one bias acts on several variables together; else each variable gets a bias of its own."""
+    longest = (mark.max_length for mark in _variables(part).marks() if isinstance(mark, MaxLen))
+    return min(longest, default=2) > 1
+
+
+def _variables(part: Any) -> Option:
+    return options_of(part, BIASES.given)["variables"]
+
+
+def _width(variable: Any) -> float | None:
+    """Width of hills on a variable; of a plain function none is known."""
+    width: float | None = getattr(variable, "hill_width", None)
+    return width
+
+
+def _key(part: Any, option: str) -> str | None:
+    """Key of a bias that a short option sets; None if it has none."""
+    keys = [f"hill_{option}", *([] if part.follows and option == "sigma" else [option])]
+    return next((key for key in keys if key in options_of(part, BIASES.given)), None)
 
 
 def needs_width(section: Mapping[str, Any]) -> str | None:
     """Name of the width that a section must be given and was not, or None."""
-    if section["kind"] in (*TOGETHER, "eabf", "wtm_eabf") and "sigma" not in section:
-        return "sigma"
-    return None
+    width = next(
+        iter(BIASES.part(section["kind"]).options_for([1.0] * len(section.get("variables", ["driver"])))), None
+    )
+    return None if width in section else width
 
 
 def apply_changes(

@@ -3,49 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.bias.fixed import UpperWall
+from uqbias.errors import UqbiasError
 from uqbias.files import write_text
 from uqbias.model.export import export_torchscript
 from uqbias.model.model import UncertaintyModel
+from uqbias.options import options_of
 from uqbias.plumed.compile_plugin import PLUGIN_NAME
+from uqbias.plumed.input_options import PlumedOptions
 
-BIASES = ("metad", "opes")
-OUTPUTS = ("driver", "judge")
-
-
-@dataclass(frozen=True)
-class PlumedOptions:
-    """What goes into plumed.dat; PLUMED's units: nm, ps, kJ/mol.
-
-    Attributes
-    ----------
-    bias : ``metad`` (well-tempered metadynamics) or ``opes`` (OPES_METAD).
-    output : ``driver`` (the driver) or ``judge`` (the judge, kJ/mol/nm).
-    temperature : K.
-    sigma : width of a hill in units of the CV; None for that of the driver's kind, and for OPES that of PLUMED.
-    height : of a hill, kJ/mol.
-    pace : steps between hills.
-    biasfactor : γ.
-    barrier : highest barrier that OPES is to level, kJ/mol.
-    wall : value of the CV where an upper wall begins; None for that of the driver's kind, if it has one.
-    atoms : the model's atoms in the engine's numbering, from 1, as PLUMED writes it; None for 1-N.
-    float64 : evaluate in double precision.
-    """
-
-    bias: str = "metad"
-    output: str = "driver"
-    temperature: float = 300.0
-    sigma: float | None = None
-    height: float = 1.0
-    pace: int = 500
-    biasfactor: float = 10.0
-    barrier: float = 50.0
-    wall: float | None = None
-    atoms: str | None = None
-    float64: bool = False
+#: Stiffness of the wall: that of a campaign's.
+KAPPA = options_of(UpperWall)["kappa"].default
 
 
 def write_plumed_input(
@@ -70,7 +41,7 @@ def write_plumed_input(
     UqbiasError
         If an option is out of range, or the width of the hills cannot be guessed.
     """
-    options = _checked(options or PlumedOptions(), model)
+    options = _completed(options or PlumedOptions(), model)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     driver = directory / "driver.pt"
@@ -98,18 +69,7 @@ def write_plumed_input(
     return [driver, *(directory / file for file in texts)]
 
 
-def _checked(options: PlumedOptions, model: UncertaintyModel) -> PlumedOptions:
-    if options.bias not in BIASES:
-        raise UqbiasError(f"unknown bias '{options.bias}'", did_you_mean(options.bias, BIASES))
-    if options.output not in OUTPUTS:
-        raise UqbiasError(f"unknown output '{options.output}'", did_you_mean(options.output, OUTPUTS))
-    for name in ("temperature", "height", "pace", "barrier"):
-        if not getattr(options, name) > 0:
-            raise UqbiasError(f"{name} = {getattr(options, name)}", "give a number above 0")
-    if not options.biasfactor > 1:
-        raise UqbiasError(f"biasfactor = {options.biasfactor}", "give a number above 1")
-    if options.sigma is not None and not options.sigma > 0:
-        raise UqbiasError(f"sigma = {options.sigma}", "give a number above 0")
+def _completed(options: PlumedOptions, model: UncertaintyModel) -> PlumedOptions:
     biased = model.driver if options.output == "driver" else None
     if options.bias == "metad" and options.sigma is None:
         if biased is None or biased.hill_width is None:
@@ -157,7 +117,7 @@ def _bias(options: PlumedOptions) -> Sequence[str]:
         lines += [
             "",
             "# Beyond this value the molecule is broken, not unknown.",
-            f"UPPER_WALLS ARG=u AT={options.wall:g} KAPPA=20 LABEL=wall",
+            f"UPPER_WALLS ARG=u AT={options.wall:g} KAPPA={KAPPA:g} LABEL=wall",
         ]
     arguments = "u,bias.bias" + (",wall.bias" if options.wall is not None else "")
     return [*lines, "", f"PRINT ARG={arguments} STRIDE=100 FILE=COLVAR", "FLUSH STRIDE=1000"]

@@ -116,8 +116,10 @@ class MD(Section):
     groups: Count = Field(
         default=1, description="independent groups of walkers, each with a Context and a bias of its own"
     )
-    temperature: Positive = Field(default=300.0, description="K")
-    timestep_fs: Positive = Field(default=0.5, description="fs; 0.5 with free hydrogens, 2 with constraints")
+    temperature: Positive = Field(default=300.0, description="temperature in K")
+    timestep_fs: Positive = Field(
+        default=0.5, description="time step in fs; 0.5 with free hydrogens, 2 with constraints"
+    )
     friction_per_ps: Positive = Field(default=1.0, description="friction of the Langevin thermostat, 1/ps")
     steps: Count = Field(default=10000, description="steps of every walker in a round; a multiple of pace")
     pace: Count = Field(default=50, description="steps between looks at the walkers: hills, guards")

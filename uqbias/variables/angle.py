@@ -46,6 +46,7 @@ class Angle(AtomVariable):
 
     kind = "angle"
     unit = "rad"
+    hill_width = 0.1
 
     @classmethod
     def build(

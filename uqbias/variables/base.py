@@ -33,12 +33,14 @@ class CollectiveVariable(Part, nn.Module, ABC):
     kind : name in the registry.
     unit : unit of the value; ``""`` for a number.
     period : period of the value, or None where it has none.
+    hill_width : width of hills on the variable, in its unit, where the user gives none; None where none is known.
     invariant : whether rotation and translation of all atoms leave the value as it is.
     """
 
     kind: str
     unit: str = ""
     period: float | None = None
+    hill_width: ClassVar[float | None] = None
     invariant: bool = True
 
     @classmethod

@@ -50,6 +50,7 @@ class Coordination(CollectiveVariable):
     """
 
     kind = "coordination"
+    hill_width = 0.2
     first: Tensor
     second: Tensor
     counted: Tensor

@@ -50,6 +50,7 @@ class Dihedral(AtomVariable):
     kind = "dihedral"
     unit = "rad"
     period = 2 * math.pi
+    hill_width = 0.35
 
     @classmethod
     def build(

@@ -42,6 +42,7 @@ class Distance(CollectiveVariable):
 
     kind = "distance"
     unit = "nm"
+    hill_width = 0.02
     index: Tensor
     signed: Tensor
 

@@ -43,6 +43,7 @@ class Position(CollectiveVariable):
 
     kind = "position"
     unit = "nm"
+    hill_width = 0.02
     invariant = False
 
     def __init__(self, axis: str = "x", atom: int = 0) -> None:

@@ -70,6 +70,7 @@ class RMSD(CollectiveVariable):
 
     kind = "rmsd"
     unit = "nm"
+    hill_width = 0.02
     index: Tensor
     centred: Tensor
     key: Tensor

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Doc
 
-from uqbias.attacks.ascent import AttackOptions, AttackResult
+from uqbias.attacks.ascent import AttackResult
+from uqbias.attacks.attack_options import AttackOptions
 from uqbias.attacks.base import DistortionSpace
 from uqbias.attacks.random import RandomOptions, distort_at_random
 from uqbias.campaign.samplers.base import Advance, Array, Exploration, Sampler
