@@ -22,7 +22,7 @@ class DistortionSpace(nn.Module, ABC):
     Attributes
     ----------
     kind : name in the registry.
-    n_coordinates : D.
+    n_coordinates : number of coordinates, D.
     labels : what each coordinate is, [D] texts such as ``"torsion 6-8"``.
     unit : unit of δ.
     default_learning_rate, default_noise : step of the ascent and standard deviation of δ at its start where the user

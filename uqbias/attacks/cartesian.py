@@ -27,7 +27,7 @@ class Cartesian(DistortionSpace):
 
     Parameters
     ----------
-    n_atoms : N.
+    n_atoms : atoms of the molecule, N.
     coordinates : [D] indices of the coordinates that move, into the flattened [N, 3].
     labels : [D] texts.
 

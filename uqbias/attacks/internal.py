@@ -29,7 +29,7 @@ class Internal(DistortionSpace):
 
     Parameters
     ----------
-    n_atoms : N.
+    n_atoms : atoms of the molecule, N.
     moves : one a coordinate.
 
     Examples

@@ -71,7 +71,7 @@ class RigidMoves(torch.nn.Module):
 
     Parameters
     ----------
-    n_atoms : N.
+    n_atoms : atoms of the molecule, N.
     moves : D moves, as `rigid_move` makes them.
     """
 

@@ -46,7 +46,7 @@ class Objective:
 
     Attributes
     ----------
-    temperature : K.
+    temperature : temperature of the Boltzmann factor, K.
     reference : E₀, kJ/mol.
     log_partition : ln Q.
     scale : s, in the unit of u.

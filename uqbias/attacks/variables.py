@@ -31,7 +31,7 @@ class Variables(DistortionSpace):
 
     Where every variable is a dihedral, an angle or a distance along bonds that cut the molecule in two, the geometry
     is moved rigidly, as in `uqbias.attacks.internal.Internal`, exactly and for any δ. Otherwise (`rmsd`,
-    `coordination`, a function of one's own, or two variables that move each other's atoms otherwise than rigidly) all
+    `coordination`, a user's function, or two variables that move each other's atoms otherwise than rigidly) all
     of them are brought to s(x₀) + δ along their mass-weighted gradients by Newton steps,
 
     .. math:: x \leftarrow x + J^+ (s^* - s(x)), \qquad J^+ = M^{-1} J^T (J M^{-1} J^T)^{-1}, \quad J = \partial s /

@@ -28,7 +28,7 @@ def build_bias(parts: BiasParts, temperature: float, periods: Periods | None = N
     Parameters
     ----------
     parts : (kind, options) of each bias; see `completed` for what may be left out.
-    temperature : K.
+    temperature : temperature of the MD, K.
     periods : period of each variable that has one, by name.
 
     Raises

@@ -197,7 +197,7 @@ def czar_series(
     xi, extended : ξ and λ, of any and the same shape; pairs that are not finite are left out.
     bin_width : width of the bins of ξ.
     sigma : width of the coupling, k = k_B T/σ².
-    temperature : K.
+    temperature : temperature, K.
     weights : weights of the samples, of the same shape: exp(V'/kT) for a bias V' that does not act on λ alone.
     period : period of ξ, or None.
 

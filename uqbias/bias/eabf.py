@@ -47,7 +47,7 @@ class ExtendedABF(Bias):
     bin_width : width of the bins of λ and ξ; for a periodic variable a little less, so that it divides the period.
     full_samples : number of samples from which on the whole mean force of a bin acts.
     pace : steps between samples, and between updates of the bias.
-    temperature : K.
+    temperature : temperature, K.
 
     Attributes
     ----------

@@ -56,7 +56,7 @@ class GaMD(Bias):
     conventional_steps : steps of the conventional stage, the preparation included.
     equilibration_steps : steps of the equilibration stage.
     pace : steps between updates; each stage ends at a multiple of it.
-    temperature : K.
+    temperature : temperature, K.
 
     Attributes
     ----------

@@ -70,7 +70,7 @@ class OPES(Bias):
         sets the grid spacing.
     compression_threshold : distance, in units of sigma, within which kernels merge; 0 merges nothing.
     exploratory : explore fast, converge slowly.
-    temperature : K.
+    temperature : temperature, K.
     reflect_at : lowest value that a variable can take, or None; one for all or one each. The density is mirrored
         there (Silverman, Density Estimation for Statistics and Data Analysis, 1986, section 2.10), and so is V; without
         that the density is underestimated by up to one half at the bound.

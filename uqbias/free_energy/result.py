@@ -79,7 +79,7 @@ class FreeEnergy:
     values : [bins, ...] kJ/mol above the lowest; inf in a bin without a frame.
     error : [bins, ...] kJ/mol, one standard error of -kT ln P(s), P normalised; NaN where not known.
     counts : [bins, ...] frames in the bin.
-    temperature : K.
+    temperature : temperature, K.
     method : how it was estimated.
     effective : effective sample size; NaN for a method without weights.
     notes : further lines for the header of the file, by name.

@@ -31,7 +31,7 @@ class PhysicalFilter:
     topology : bond graph.
     reference : [n, N, 3] nm, physical frames (the start frames); lengths and angles are compared with their means.
     reference_energy : mean energy of the reference frames, kJ/mol; None leaves the energy out.
-    limits : tolerances.
+    limits : tolerances; None for the defaults.
     """
 
     def __init__(

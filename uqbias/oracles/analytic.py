@@ -104,7 +104,7 @@ class DoubleWell(torch.nn.Module):
         Parameters
         ----------
         at : [..., D] nm, the last dimension for the axes; [...] for one.
-        temperature : K.
+        temperature : temperature, K.
         axes : the D axes, such as ``"x"`` or ``"xy"``.
         widths : widths of a bin around each point, over which exp(-F/k_B T) is averaged, nm; 0 for F at the point
             itself. One number for all axes, or one each.

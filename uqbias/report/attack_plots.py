@@ -25,7 +25,7 @@ LINES = 60
 
 @styled
 def attacks_in_time(run: RunData) -> Figure | None:
-    """Gain in ln L, uncertainty and energy against iteration, one column a round, at most four; None without ways."""
+    """Gain in ln L, uncertainty and energy against iteration, one column a round, at most four; None without paths."""
     shown = spread([entry for entry in run.rounds if entry.attacks is not None and "iteration" in entry.attacks], 4)
     if not shown:
         return None

@@ -74,7 +74,7 @@ class Round:
     """Files of ``round_XX``; each attribute is None or empty until the campaign has written it.
 
     Several groups of walkers become one set of walkers, with the ``hills`` of all. ``attacks`` is
-    attacks.npz: how adversarial attacks ended and, where `attack.keep_every` keeps them, their ways.
+    attacks.npz: how adversarial attacks ended and, where `attack.keep_every` keeps them, their paths.
     """
 
     index: int

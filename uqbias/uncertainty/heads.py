@@ -26,9 +26,9 @@ class ElementNetwork(nn.Module):
     Parameters
     ----------
     numbers : atomic numbers of the N atoms.
-    n_latents : F.
+    n_latents : latent features per atom, F.
     hidden : width of the hidden layer; 0 for a linear map.
-    n_outputs : K.
+    n_outputs : outputs per atom, K.
     seed : seed of the initial weights.
     """
 
@@ -63,7 +63,7 @@ class TrainedKind(AtomwiseUncertainty):
     Parameters
     ----------
     numbers : atomic numbers.
-    n_latents : F.
+    n_latents : latent features per atom, F.
     aggregation : arguments of `Aggregation`, or None.
     n_atoms : length of ``numbers``, as model files state it for every kind that has values per atom.
     loss_weight : weight of the kind's loss beside that of the potential.
