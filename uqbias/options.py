@@ -29,7 +29,7 @@ REGISTRIES: dict[str, PartRegistry] = {}
 
 
 class PartRegistry(Protocol):
-    """What is asked of a `uqbias.registry.Registry` here."""
+    """The part of `uqbias.registry.Registry` that options need."""
 
     kind: str
     given: tuple[str, ...]
@@ -379,9 +379,7 @@ def _plain(value: Any) -> Any:
         value = value.tolist()
     if isinstance(value, PurePath):
         return str(value)
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    return value
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _fit(part: Any) -> Callable[[Any], Any]:
