@@ -160,7 +160,8 @@ def test_validate_knows_their_ranges(installed, campaign):
     done = call("validate", campaign(bias=[RAMP], variables=size, oracle={"kind": "cage"}))
     assert done.exit_code == 0, done.output
     assert re.search("rate.*-1.*greater than 0", refused("validate", campaign(bias=[{**RAMP, "rate": -1.0}])))
-    assert "raet" in refused("validate", campaign(bias=[{**RAMP, "raet": 1.0}]))
+    misspelt = refused("validate", campaign(bias=[{**RAMP, "raet": 1.0}]))
+    assert "bias.0.raet = 1.0: unknown key 'raet'; did you mean 'rate'?" in misspelt
     assert "scale = 0" in refused(
         "validate", campaign(bias=[RAMP], variables={"size": {"kind": "gyration", "scale": 0}})
     )

@@ -14,6 +14,7 @@ from typing_extensions import Doc
 from uqbias.bias.base import Bias, OneName, Periods
 from uqbias.errors import UqbiasError
 from uqbias.options import Count, Positive
+from uqbias.uncertainty.kernel_density import WALL
 
 Stiffness = Annotated[Positive, Doc("kJ/mol per squared unit of the variable")]
 WallBegins = Annotated[float, Doc("value of the variable where the wall begins")]
@@ -121,7 +122,7 @@ class UpperWall(LowerWall):
     kind = "upper_wall"
     side = 1.0
 
-    def __init__(self, *, at: WallBegins = 14.0, **options: Any) -> None:
+    def __init__(self, *, at: WallBegins = WALL, **options: Any) -> None:
         super().__init__(at=at, **options)
 
 

@@ -8,7 +8,7 @@ from uqbias.bias.build import build_bias, completed
 from uqbias.errors import UqbiasError
 from uqbias.molecule.frames import Frames
 from uqbias.molecule.topology import Topology
-from uqbias.registry import SAMPLERS
+from uqbias.registry import ORACLES, SAMPLERS
 from uqbias.settings.file import CampaignFile
 from uqbias.settings.schema import Campaign
 from uqbias.variables.base import build_variables, periods_of
@@ -26,10 +26,7 @@ def check_parts(file: CampaignFile, topology: Topology, start: Frames) -> None:
     check_exploration(campaign, topology)
     _check_uncertainties(campaign, topology, start)
     SAMPLERS.build(campaign.sampling).check(campaign, topology, start)
-    if campaign.oracle.kind == "pool":
-        from uqbias.oracles.pool import check_pool
-
-        check_pool(campaign.oracle.arguments()["file"], topology.numbers, labelled=True)
+    ORACLES.get(campaign.oracle.kind).check_molecule(campaign.oracle.arguments(), topology.numbers)
 
 
 def _check_uncertainties(campaign: Campaign, topology: Topology, start: Frames) -> None:

@@ -17,6 +17,7 @@ from uqbias.model.model import UncertaintyModel
 from uqbias.molecule.frames import Frames, read_frames
 from uqbias.molecule.measures import dihedral_angles
 from uqbias.molecule.surface import ReferenceSurface, in_box, reached
+from uqbias.registry import SAMPLERS
 from uqbias.settings.schema import Score
 from uqbias.units import EV, EV_PER_ANGSTROM
 
@@ -81,7 +82,7 @@ def _counts(work: Work, round_index: int) -> dict[str, Any]:
         ),
         "wall_s": round(sum(event["wall_s"] for event in phases if event["round"] == round_index), 3),
     }
-    if work.campaign.sampler in ("attack", "random"):
+    if SAMPLERS.get(work.campaign.sampling.kind).may_fail:
         entry["proposed"] = sum(event.get("proposed", 0) for event in phases)
         entry["failed"] = sum(event.get("stopped", 0) for event in phases)
     return entry

@@ -41,10 +41,26 @@ class Oracle(ABC):
     ----------
     kind : name in `uqbias.kinds.ORACLES`.
     numbers : [N] atomic numbers, or None where any molecule is accepted.
+    only_known : whether it has labels for the geometries of a file only.
     """
 
     kind: ClassVar[str]
     numbers: tuple[int, ...] | None = None
+    only_known: ClassVar[bool] = False
+
+    @classmethod  # noqa: B027
+    def check_molecule(cls, options: dict[str, Any], numbers: tuple[int, ...]) -> None:
+        """Refuse, before anything is paid for, options that do not fit a molecule; the base class does nothing.
+
+        Parameters
+        ----------
+        numbers : [N] atomic numbers of the molecule.
+
+        Raises
+        ------
+        UqbiasError
+            With value and cure.
+        """
 
     @abstractmethod
     def options(self) -> dict[str, Any]:

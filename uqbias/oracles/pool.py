@@ -66,6 +66,7 @@ class PoolOracle(Oracle):
 
     kind: ClassVar[str] = "pool"
     numbers: tuple[int, ...]
+    only_known: ClassVar[bool] = True
 
     def __init__(self, *, file: Annotated[str, InputFile(), Doc("labelled extended-XYZ file (eV, Å)")]) -> None:
         self.file = str(file)
@@ -76,6 +77,10 @@ class PoolOracle(Oracle):
     def options(self) -> dict[str, Any]:
         """JSON-able keyword arguments that rebuild this oracle."""
         return {"file": self.file}
+
+    @classmethod
+    def check_molecule(cls, options: dict[str, Any], numbers: tuple[int, ...]) -> None:
+        check_pool(options["file"], numbers, labelled=True)
 
     def _evaluate(self, positions: Array) -> tuple[float, Array]:
         (index,), (apart,) = self._places.find(positions[None])

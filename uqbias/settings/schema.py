@@ -367,7 +367,9 @@ def check_sampler(campaign: Campaign) -> None:
     sampler = SAMPLERS.get(name)
     if campaign.md.engine == "plumed" and not sampler.walks:
         raise ValueError(f"sampler = {name} with md.engine = plumed: take engine: openmm, or another sampler")
-    if campaign.oracle.kind == "pool" and sampler.invents:
+    oracle = campaign.oracle.kind
+    if ORACLES.get(oracle).only_known and sampler.invents:
         raise ValueError(
-            f"oracle.kind = pool with sampler = {name}: the pool has labels for its own frames only; take sampler: pool"
+            f"oracle.kind = {oracle} with sampler = {name}: the {oracle} has labels for its own frames only; "
+            "take sampler: pool"
         )

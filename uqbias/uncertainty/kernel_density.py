@@ -18,6 +18,9 @@ from uqbias.uncertainty.base import PADDING, Uncertainty, set_buffers
 from uqbias.uncertainty.features.base import Features, FeatureSpec
 from uqbias.uncertainty.whitening import Components, Whiten, Whitening
 
+#: nats; a geometry of a larger u is broken, not unknown.
+WALL = 14.0
+
 
 class KernelDensity(Uncertainty):
     """−ln of a kernel density of the labelled frames, nats.
@@ -40,7 +43,7 @@ class KernelDensity(Uncertainty):
 
     kind = "kernel_density"
     hill_width: ClassVar[float | None] = 0.3
-    wall: ClassVar[float | None] = 14.0
+    wall: ClassVar[float | None] = WALL
     features: Features
     references: Tensor
     offsets: Tensor

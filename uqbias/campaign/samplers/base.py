@@ -76,6 +76,7 @@ class Sampler(ABC):
     title : what the progress display calls its work.
     walks : whether it runs MD: ``md.groups`` explorations a round, whose walkers the guards stop.
     biased : whether the biases of the campaign file act.
+    may_fail : whether a proposal can fail; proposals and failures are then among the scores of a round.
     invents : whether it proposes geometries that no file holds, for which the oracle ``pool`` has no label.
     """
 
@@ -83,6 +84,7 @@ class Sampler(ABC):
     walks: ClassVar[bool] = False
     biased: ClassVar[bool] = False
     invents: ClassVar[bool] = True
+    may_fail: ClassVar[bool] = False
 
     @abstractmethod
     def explore(self, job: Exploration, advance: Advance | None = None) -> dict[str, Any]:

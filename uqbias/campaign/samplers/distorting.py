@@ -63,6 +63,7 @@ class _Proposing(Sampler):
 
     count: Annotated[Count, Doc("geometries proposed in a round, each made of a frame of md.start_from")] = 200
     space: str | Mapping[str, Any] = "cartesian"
+    may_fail: ClassVar[bool] = True
 
     def check(self, campaign: Campaign, topology: Topology, start: Frames) -> None:
         self._space(campaign, topology, start)
