@@ -23,6 +23,7 @@ from uqbias.potentials.prediction import predict
 from uqbias.registry import UNCERTAINTIES, import_attribute
 from uqbias.settings.schema import TrainingOptions
 from uqbias.testing import molecule
+from uqbias.testing.measuring import gradient_of
 from uqbias.testing.report import Report
 from uqbias.uncertainty.base import Uncertainty
 
@@ -151,14 +152,6 @@ def refitted(case: Case, seed: int = 100) -> UncertaintyModel:
     fit_uncertainty(model.potential, model.judge, other, seed)
     calibrate(model, molecule.frames(HELD_OUT_FRAMES, seed + 1))
     return model
-
-
-def gradient_of(u: Tensor, x: Tensor) -> Tensor:
-    """∂Σu/∂x; zero where autograd cannot reach u."""
-    if not u.requires_grad:
-        return torch.zeros_like(x)
-    (gradient,) = torch.autograd.grad(u.sum(), x, retain_graph=True, allow_unused=True)
-    return torch.zeros_like(x) if gradient is None else gradient.detach()
 
 
 def _potential(members: int, seed: int) -> PowerSpectrum:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from uqbias.testing import molecule
 from uqbias.testing.case import Case
+from uqbias.testing.measuring import largest, rotation
 from uqbias.testing.report import Report
 
 Array = NDArray[np.float64]
@@ -60,10 +61,10 @@ def check_outputs(case: Case) -> Report:
             continue
         alone = torch.cat([case.evaluate(frame[None], dtype).raw for frame in x])
         scale = max(float(case.evaluate(_all(case)).raw.abs().max()), 1e-30)
-        report.add(f"walkers alone, {_short(dtype)}", _largest(found.raw - alone) / scale, ALONE[dtype])
+        report.add(f"walkers alone, {_short(dtype)}", largest(found.raw - alone) / scale, ALONE[dtype])
         if dtype == torch.float32:
             exact = case.evaluate(_rounded(x)).raw
-            report.add("u in float32 against float64", _largest(found.raw.double() - exact) / scale, SINGLE)
+            report.add("u in float32 against float64", largest(found.raw.double() - exact) / scale, SINGLE)
     return report.verified()
 
 
@@ -84,7 +85,7 @@ def check_invariance(case: Case) -> Report:
     """
     report = case.report()
     x = case.held_out.positions[:3]
-    moves = {"rest": x, "translation": x + np.array([3.0, -2.0, 5.0]), "rotation": x @ _rotation(5).T}
+    moves = {"rest": x, "translation": x + np.array([3.0, -2.0, 5.0]), "rotation": x @ rotation().T}
     orders = dict.fromkeys(moves, np.arange(x.shape[1]))
     for i, j in molecule.swaps(case.judge.labelled):
         name, order = f"exchange of {i} and {j}", np.arange(x.shape[1])
@@ -98,7 +99,7 @@ def check_invariance(case: Case) -> Report:
         scale = {label: float(value.abs().max()) for label, value in _values(case, _all(case), torch.float64).items()}
         worst: dict[str, tuple[float, str]] = {}
         for (label, name), value in found.items():
-            change = _largest(value - found[label, "rest"]) / max(scale[label], 1e-30)
+            change = largest(value - found[label, "rest"]) / max(scale[label], 1e-30)
             clause = f"{label}: {name.partition(' ')[0]}, {_short(dtype)}"
             worst[clause] = max(worst.get(clause, (-1.0, "")), (change, name if " " in name else ""))
         for clause, (change, note) in worst.items():
@@ -123,12 +124,6 @@ def _values(case: Case, x: Array, dtype: torch.dtype) -> dict[str, Tensor]:
     found, atoms = case.evaluate(x, dtype), case.per_atom(x, dtype)
     values = {"driver": found.raw, "calibrated u": found.calibrated}
     return values if atoms is None else values | {"per atom": atoms}
-
-
-def _rotation(seed: int) -> Array:
-    orthogonal = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))[0]
-    rotation: Array = orthogonal * np.sign(np.linalg.det(orthogonal))
-    return rotation
 
 
 def check_gradient(case: Case) -> Report:
@@ -285,12 +280,6 @@ def _rounded(positions: Array) -> Array:
 
 def _all(case: Case) -> Array:
     return np.concatenate([case.training.positions, case.held_out.positions])
-
-
-def _largest(tensor: Tensor) -> float:
-    """Largest absolute value; infinity if one is not finite."""
-    found = tensor.abs().max()
-    return float(found) if torch.isfinite(tensor).all() else float("inf")
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -13,9 +13,8 @@ from __future__ import annotations
 import copy
 import io
 import itertools
-import json
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,12 +30,22 @@ from uqbias.potentials.base import Potential
 from uqbias.potentials.prediction import predict
 from uqbias.registry import VARIABLES
 from uqbias.testing import molecule
+from uqbias.testing.measuring import (
+    STEP,
+    change,
+    changed,
+    counted,
+    differences,
+    gradient,
+    gradient_error,
+    largest,
+    rotation,
+    through_json,
+)
 from uqbias.testing.report import Report
 from uqbias.variables.base import CollectiveVariable
 
 Array = NDArray[np.float64]
-#: Step of the central differences: nm, or the unit of a bias's variable.
-STEP = 1e-5
 #: Error of a derivative, relative to the largest component.
 DERIVATIVE = 1e-5
 #: Change with rounding alone, relative to the largest value.
@@ -78,16 +87,15 @@ def check_potential(potential: Potential, positions: NDArray[Any] | None = None)
 
     forces = predict(potential, x[:1]).forces
     assert forces is not None
-    report.add("forces", _error(-forces[0], _differences(mean, x[0])), DERIVATIVE)
-    report.add("walkers alone", _change(torch.cat([mean(one[None]) for one in x]), mean(x)), ROUNDING)
+    report.add("forces", gradient_error(-forces[0], differences(mean, x[0])), DERIVATIVE)
+    report.add("walkers alone", change(torch.cat([mean(one[None]) for one in x]), mean(x)), ROUNDING)
     if potential.invariant:
-        turn = torch.tensor(np.linalg.qr(np.random.default_rng(5).normal(size=(3, 3)))[0])
-        turn = turn * torch.linalg.det(turn)
+        turn = torch.tensor(rotation())
         moves = {"translation": x + torch.tensor([3.0, -2.0, 5.0], dtype=x.dtype), "rotation": x @ turn.T}
         for name, moved in moves.items():
             found = predict(potential, moved, forces="none")
-            report.add(f"energy: {name}", _change(found.energy, energy), ROUNDING)
-            report.add(f"latents: {name}", _change(found.latents, latents), ROUNDING)
+            report.add(f"energy: {name}", change(found.energy, energy), ROUNDING)
+            report.add(f"latents: {name}", change(found.latents, latents), ROUNDING)
         numbers = potential.numbers
         for i, j in itertools.combinations(range(len(numbers)), 2):
             if numbers[i] != numbers[j]:
@@ -95,14 +103,14 @@ def check_potential(potential: Potential, positions: NDArray[Any] | None = None)
             order = torch.arange(len(numbers))
             order[[i, j]] = order[[j, i]]
             found = predict(potential, x[:, order], forces="none")
-            report.add("energy: exchange of like atoms", _change(found.energy, energy), ROUNDING, f"{i} and {j}")
-            report.add("latents: exchange of like atoms", _change(found.latents[:, :, order], latents), ROUNDING)
+            report.add("energy: exchange of like atoms", change(found.energy, energy), ROUNDING, f"{i} and {j}")
+            report.add("latents: exchange of like atoms", change(found.latents[:, :, order], latents), ROUNDING)
     _check_geometries(report, potential, x, energy)
-    report.add("evaluated again", _change(predict(potential, x, forces="none").energy, energy), 0.0)
-    report.add("weights changed by an evaluation", _changed(before, potential.state_dict()), 0)
-    twin = type(potential)(**_through_json(report, potential.options())).double()
+    report.add("evaluated again", change(predict(potential, x, forces="none").energy, energy), 0.0)
+    report.add("weights changed by an evaluation", *counted(changed(before, potential.state_dict())))
+    twin = type(potential)(**through_json(report, potential.options())).double()
     twin.load_state_dict(potential.state_dict())
-    report.add("rebuilt from options", _change(predict(twin, x, forces="none").energy, energy), 0.0)
+    report.add("rebuilt from options", change(predict(twin, x, forces="none").energy, energy), 0.0)
     return report.verified()
 
 
@@ -128,9 +136,9 @@ def _check_geometries(report: Report, potential: Potential, x: Tensor, energy: T
         with torch.no_grad():
             inside = potential(x, Geometry(box))[0]
             images = x + torch.tensor(np.random.default_rng(6).integers(-2, 3, x.shape)).to(x) @ box
-            report.add("energy: images", _change(potential(images, Geometry(box))[0], inside), ROUNDING)
+            report.add("energy: images", change(potential(images, Geometry(box))[0], inside), ROUNDING)
         if potential.cutoff is not None:
-            report.add("energy: a box as wide as vacuum", _change(inside, energy), ROUNDING)
+            report.add("energy: a box as wide as vacuum", change(inside, energy), ROUNDING)
 
 
 def check_variable(variable: CollectiveVariable, positions: NDArray[Any] | None = None) -> Report:
@@ -166,23 +174,22 @@ def check_variable(variable: CollectiveVariable, positions: NDArray[Any] | None 
     def from_rest(geometries: Tensor) -> Tensor:
         return apart(variable(geometries), variable(x[:1])).detach()
 
-    report.add("gradient", _error(_gradient(variable, x[:1])[0], _differences(from_rest, x[0])), DERIVATIVE)
+    report.add("gradient", gradient_error(gradient(variable, x[:1])[0], differences(from_rest, x[0])), DERIVATIVE)
     alone = torch.cat([variable(one[None]) for one in x]).detach()
-    report.add("walkers alone", _largest(apart(alone, values)), ROUNDING)
+    report.add("walkers alone", largest(apart(alone, values)), ROUNDING)
     if variable.period is not None:
         spread = float(values.max() - values.min())
         report.add("spread of the values in periods", spread / variable.period, 1.0)
     if variable.invariant:
-        turn = np.linalg.qr(np.random.default_rng(5).normal(size=(3, 3)))[0]
-        moves = {"translation": x + 3.0, "rotation": x @ torch.tensor(turn * np.linalg.det(turn)).T}
+        moves = {"translation": x + 3.0, "rotation": x @ torch.tensor(rotation()).T}
         for name, moved in moves.items():
-            report.add(name, _largest(apart(variable(moved).detach(), values)), 1e-7)
+            report.add(name, largest(apart(variable(moved).detach(), values)), 1e-7)
     if positions is None:
         for name, broken in molecule.exploded().items():
-            gradient = _gradient(variable, torch.tensor(broken))
-            report.add(f"{name}: gradient not finite", int((~torch.isfinite(gradient)).sum()), 0)
-    twin = VARIABLES.restore(_through_json(report, variable.describe())).double()
-    report.add("rebuilt", _largest(twin(x).detach() - values), 0.0)
+            slope = gradient(variable, torch.tensor(broken))
+            report.add(f"{name}: gradient not finite", int((~torch.isfinite(slope)).sum()), 0)
+    twin = VARIABLES.restore(through_json(report, variable.describe())).double()
+    report.add("rebuilt", largest(twin(x).detach() - values), 0.0)
     report.add("rebuilt: other unit or period", (twin.unit, twin.period) != (variable.unit, variable.period), 0)
     return report.verified()
 
@@ -231,7 +238,7 @@ def check_oracle(oracle: Oracle, positions: NDArray[Any]) -> Report:
             report.add(f"{clause}: refused without its name", oracle.kind not in error.what, 0, error.what)
         else:
             report.add(f"{clause}: not refused", 1, 0)
-    _through_json(report, oracle.options())
+    through_json(report, oracle.options())
     return report.verified()
 
 
@@ -258,7 +265,7 @@ def check_bias(bias: Bias, periods: Sequence[float | None] | None = None, scale:
     bias = bias.to(torch.float64)
     brought = {extended.name for extended in bias.extended}
     variables = [name for name in bias.variables if name not in brought]
-    options = {**_through_json(report, bias.options()), "variables": variables}
+    options = {**through_json(report, bias.options()), "variables": variables}
 
     def twin() -> Bias:
         return type(bias)(**options).to(torch.float64)
@@ -269,43 +276,43 @@ def check_bias(bias: Bias, periods: Sequence[float | None] | None = None, scale:
     report.add("outputs of wrong shape", fresh.shape != x.shape[:1], 0, str(tuple(fresh.shape)))
     if report.violations:
         return report.verified()
-    report.add("made from options", _change(twin().energy(x, twin().state()).detach(), fresh), 0.0)
+    report.add("made from options", change(twin().energy(x, twin().state()).detach(), fresh), 0.0)
     history.lead(bias)
     state = bias.state()
     kept = {name: tensor.clone() for name, tensor in state.items()}
     values = bias.energy(x, state).detach()
-    report.add("evaluated again", _change(bias.energy(x, state).detach(), values), 0.0)
-    report.add("state changed by the energy", _changed(kept, state), 0)
-    report.add("walkers alone", _change(torch.cat([bias.energy(one[None], state) for one in x]).detach(), values), 1e-9)
-    gradient = _gradient(lambda y: bias.energy(y, state), x)
-    expected = torch.cat([_differences(lambda y: bias.energy(y, state).detach(), one)[None] for one in x])
+    report.add("evaluated again", change(bias.energy(x, state).detach(), values), 0.0)
+    report.add("state changed by the energy", *counted(changed(kept, state)))
+    report.add("walkers alone", change(torch.cat([bias.energy(one[None], state) for one in x]).detach(), values), 1e-9)
+    slope = gradient(lambda y: bias.energy(y, state), x)
+    expected = torch.cat([differences(lambda y: bias.energy(y, state).detach(), one)[None] for one in x])
     # A wall begins with a kink of its second derivative, a bin ends with one: there the differences are off by a step.
-    report.add("gradient", _error(gradient, expected), 1e-4)
+    report.add("gradient", gradient_error(slope, expected), 1e-4)
     if periods is not None and any(periods):
         shift = torch.tensor([period or 0.0 for period in periods], dtype=x.dtype)
-        report.add("one period on", _change(bias.energy(x + shift, state).detach(), values), 1e-6)
+        report.add("one period on", change(bias.energy(x + shift, state).detach(), values), 1e-6)
 
     saved = _through_file(bias.checkpoint())
     again = twin()
     again.restore(saved)
-    report.add("restored", _change(again.energy(x, again.state()).detach(), values), 0.0)
+    report.add("restored", change(again.energy(x, again.state()).detach(), values), 0.0)
     later = copy.deepcopy(history)
     history.lead(bias)
     later.lead(again)
-    report.add("V of the earlier state", _change(bias.energy(x, kept).detach(), values), 0.0)
+    report.add("V of the earlier state", change(bias.energy(x, kept).detach(), values), 0.0)
     values = bias.energy(x, bias.state()).detach()
-    report.add("restored and led on", _change(again.energy(x, again.state()).detach(), values), 0.0)
+    report.add("restored and led on", change(again.energy(x, again.state()).detach(), values), 0.0)
 
     again.frozen = True
     kept = {name: tensor.clone() for name, tensor in again.state().items()}
     arrays = {name: np.copy(array) for name, array in again.checkpoint().items()}
     later.lead(again)
-    report.add("frozen: state changed", _changed(kept, again.state()), 0)
-    changed = [name for name, array in again.checkpoint().items() if array.tobytes() != arrays[name].tobytes()]
-    report.add("frozen: checkpoint changed", len(changed), 0, ", ".join(changed))
+    report.add("frozen: state changed", *counted(changed(kept, again.state())))
+    others = [name for name, array in again.checkpoint().items() if array.tobytes() != arrays[name].tobytes()]
+    report.add("frozen: checkpoint changed", *counted(others))
     again.frozen = False
     again.reset()
-    report.add("reset", _change(again.energy(x, again.state()).detach(), fresh), 0.0)
+    report.add("reset", change(again.energy(x, again.state()).detach(), fresh), 0.0)
     return report.verified()
 
 
@@ -330,16 +337,6 @@ class _History:
         return self.random.normal(size=(WALKERS, 3, 3))
 
 
-def _through_json(report: Report, options: Any) -> Any:
-    """Options as they come back from a file."""
-    try:
-        return json.loads(json.dumps(options, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        report.add("options: not JSON", 1, 0, str(error))
-        report.verified()
-        raise
-
-
 def _through_file(arrays: Any) -> dict[str, NDArray[Any]]:
     """Arrays as they come back from a file without pickles."""
     file = io.BytesIO()
@@ -347,37 +344,3 @@ def _through_file(arrays: Any) -> dict[str, NDArray[Any]]:
     file.seek(0)
     with np.load(file, allow_pickle=False) as loaded:
         return dict(loaded)
-
-
-def _gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """∂Σf/∂x, zero where f does not depend on x."""
-    x = x.detach().clone().requires_grad_()
-    value = function(x).sum()
-    if not value.requires_grad:
-        return torch.zeros_like(x)
-    (gradient,) = torch.autograd.grad(value, x, allow_unused=True)
-    return torch.zeros_like(x) if gradient is None else gradient
-
-
-def _differences(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Central differences of f [W] at one point ``x``, of its shape."""
-    unit = STEP * torch.eye(x.numel(), dtype=x.dtype).reshape(-1, *x.shape)
-    return ((function(x + unit) - function(x - unit)) / (2 * STEP)).reshape(x.shape)
-
-
-def _error(gradient: Tensor, expected: Tensor) -> float:
-    return _largest(gradient - expected) / max(_largest(expected), 1e-6)
-
-
-def _change(found: Tensor, expected: Tensor) -> float:
-    """Largest difference relative to the largest value."""
-    return _largest(found - expected) / max(_largest(expected), 1e-30)
-
-
-def _largest(tensor: Tensor) -> float:
-    return float(tensor.abs().max()) if torch.isfinite(tensor).all() else float("inf")
-
-
-def _changed(before: Any, after: Any) -> int:
-    """Number of tensors that are not bit for bit what they were."""
-    return sum(name not in after or not torch.equal(tensor, after[name]) for name, tensor in before.items())

@@ -19,7 +19,8 @@ from uqbias.md.force import make_force
 from uqbias.md.stack import choose_backend
 from uqbias.model.export import export_torchscript
 from uqbias.model.model import UncertaintyModel
-from uqbias.testing.case import Case, gradient_of
+from uqbias.testing.case import Case
+from uqbias.testing.measuring import change, gradient_of, largest
 from uqbias.testing.report import Report
 
 Array = NDArray[np.float64]
@@ -71,9 +72,8 @@ def check_routes(case: Case, backends: Sequence[str] = ("pythonforce", "torchfor
             *_fused(model, x, bias, expected, usable),
             *_exported(model, x, bias, expected, usable, Path(folder)),
         ):
-            scale = max(float(scales.get(quantity, wanted).abs().max()), float(wanted.abs().max()), 1e-30)
-            different = (found.double() - wanted.double()).abs().max()
-            report.add(f"{route}: {quantity}", float(different) / scale, AGREEMENT)
+            scale = largest(scales.get(quantity, wanted))
+            report.add(f"{route}: {quantity}", change(found, wanted, scale), AGREEMENT)
     return report.verified()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from uqbias.testing.measuring import counted
 from uqbias.testing.report import Report
 
 #: Columns of ``observations.npz``, with the number of axes.
@@ -49,7 +50,7 @@ def check_sampler(sampler: Any, job: Any) -> Report:
 
     facts = sampler.explore(dataclasses.replace(job, folder=Path(job.folder) / "facts"))
     missing = [name for name in ("steps", "stopped", "runner") if name not in facts]
-    report.add("facts left out", len(missing), 0, ", ".join(missing))
+    report.add("facts left out", *counted(missing))
     whole = explored("whole")
     count, walkers = whole["step"].shape[0], whole["positions"].shape[1]
     wrong = [name for name, axes in COLUMNS.items() if name not in whole or whole[name].ndim != axes]
@@ -57,13 +58,13 @@ def check_sampler(sampler: Any, job: Any) -> Report:
     wrong += [name for name in COLUMNS if name not in wrong and name != "step" and whole[name].shape[1] != walkers]
     if "positions" not in wrong and whole["positions"].shape[2:] != frames.shape[1:]:
         wrong.append("positions")
-    report.add("columns of another format", len(wrong), 0, ", ".join(wrong))
+    report.add("columns of another format", *counted(wrong))
     if wrong:
         return report.verified()
     later = whole["step"] > 0
     report.add("no observation after step 0", not later.any(), 0)
     infinite = [name for name in COLUMNS if not np.isfinite(whole[name][later]).all()]
-    report.add("candidates that are not finite", len(infinite), 0, ", ".join(infinite))
+    report.add("candidates that are not finite", *counted(infinite))
     again = explored("again", pickle.loads(pickle.dumps(sampler)))
     report.add("other observations with the same seed", *_different(whole, again))
     report.add("safe frames changed", not np.array_equal(frames, job.safe_frames), 0)
@@ -88,9 +89,7 @@ def check_sampler(sampler: Any, job: Any) -> Report:
 
 def _different(one: dict[str, NDArray[Any]], other: dict[str, NDArray[Any]]) -> tuple[int, int, str]:
     """Number, limit and names of the columns that are not the same."""
-    names = [
-        name
-        for name in {**one, **other}
-        if name not in one or name not in other or one[name].tobytes() != other[name].tobytes()
-    ]
-    return len(names), 0, ", ".join(names)
+    shared = {*one} & {*other}
+    return counted(
+        [name for name in {**one, **other} if name not in shared or one[name].tobytes() != other[name].tobytes()]
+    )

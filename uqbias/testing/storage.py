@@ -18,6 +18,7 @@ from uqbias.errors import UqbiasError
 from uqbias.model.fit import fit_uncertainty
 from uqbias.model.model import UncertaintyModel
 from uqbias.testing.case import Case, evaluate, refitted
+from uqbias.testing.measuring import change, changed, counted, largest, through_json
 from uqbias.testing.report import Report
 from uqbias.testing.routes import AGREEMENT
 from uqbias.uncertainty.base import rebuild_uncertainty
@@ -40,27 +41,22 @@ def check_round_trip(case: Case) -> Report:
     """
     report = case.report()
     part = case.judge
-    try:
-        options = json.loads(json.dumps(part.options(), allow_nan=False))
-    except (TypeError, ValueError) as error:
-        report.add("options: not JSON", 1, 0, str(error))
-        return report.verified()
-    report.add("options: not JSON", *_counted(_different(options, _listed(part.options()))))
+    options = through_json(report, part.options())
+    report.add("options: not JSON", *counted(_different(options, _listed(part.options()))))
     twin = rebuild_uncertainty({"kind": part.kind, "options": options})
-    report.add("options: changed by from_options", *_counted(_different(options, _listed(twin.options()))))
+    report.add("options: changed by from_options", *counted(_different(options, _listed(twin.options()))))
     positions = torch.tensor(case.held_out.positions[:4])
     with tempfile.TemporaryDirectory() as folder:
         for dtype in (torch.float64, torch.float32):
             path, model = Path(folder) / f"{dtype}.uqb", case.in_dtype(dtype)
             model.save(path)
-            report.add(f"file: not plain, {dtype}".replace("torch.", ""), *_counted(_faults(path.read_bytes())))
+            report.add(f"file: not plain, {dtype}".replace("torch.", ""), *counted([*_faults(path.read_bytes())]))
             loaded = UncertaintyModel.load(path)
-            ours, theirs = model.state_dict(), loaded.state_dict()
-            changed = [name for name in ours if name not in theirs or not _identical(ours[name], theirs[name])]
-            report.add(f"file: tensors changed, {dtype}".replace("torch.", ""), *_counted(changed))
+            others = changed(model.state_dict(), loaded.state_dict())
+            report.add(f"file: tensors changed, {dtype}".replace("torch.", ""), *counted(others))
             before, after = (evaluate(each, positions.to(dtype), gradients=True) for each in (model, loaded))
-            bits = [name for name in before._fields if not _identical(getattr(before, name), getattr(after, name))]
-            report.add(f"file: values changed, {dtype}".replace("torch.", ""), *_counted(bits))
+            bits = changed(before._asdict(), after._asdict())
+            report.add(f"file: values changed, {dtype}".replace("torch.", ""), *counted(bits))
     return report.verified()
 
 
@@ -82,10 +78,10 @@ def check_refit(case: Case) -> Report:
     other = refitted(case)
     old, new = case.judge.state_dict(), other.judge.state_dict()
     reshaped = [name for name in {**old, **new} if _form(old.get(name)) != _form(new.get(name))]
-    report.add("refit: tensors of another shape", *_counted(reshaped))
+    report.add("refit: tensors of another shape", *counted(reshaped))
     kept = [name for name in old if name not in reshaped]
     odd = [name for name in kept if not old[name].is_floating_point() and not torch.equal(old[name], new[name])]
-    report.add("refit: changed tensors not floating", *_counted(odd))
+    report.add("refit: changed tensors not floating", *counted(odd))
     x = torch.tensor(case.held_out.positions[:2], dtype=torch.float32)
     evaluator = FusedEvaluator(case.in_dtype(torch.float32), Linear(tau=-1.0), len(x), runner="eager")
     refitted32 = copy.deepcopy(other).to(torch.float32)
@@ -99,16 +95,14 @@ def check_refit(case: Case) -> Report:
         ("driver", found.driver, wanted.raw),
         ("calibrated u", found.judge, wanted.calibrated),
     ):
-        scale = float(getattr(case.evaluate(case.training.positions), _FIELDS[name]).abs().max())
-        difference = float((given - expected).abs().max()) / max(scale, float(expected.abs().max()), 1e-30)
-        report.add(f"refit: {name} of the old graph", difference, AGREEMENT)
+        scale = largest(getattr(case.evaluate(case.training.positions), _FIELDS[name]))
+        report.add(f"refit: {name} of the old graph", change(given, expected, scale), AGREEMENT)
     before = case.evaluate(case.held_out.positions).raw
     away = evaluate(other, torch.tensor(case.held_out.positions)).raw
     fit_uncertainty(other.potential, other.judge, case.training, case.seed)
     again = evaluate(other, torch.tensor(case.held_out.positions)).raw
-    scale = max(float(before.abs().max()), 1e-30)
-    report.add("refit: change of u, reported", float((away - before).abs().max()) / scale, float("inf"))
-    report.add("refit: u of the first fit again", float((again - before).abs().max()) / scale, 1e-9)
+    report.add("refit: change of u, reported", change(away, before), float("inf"))
+    report.add("refit: u of the first fit again", change(again, before), 1e-9)
     return report.verified()
 
 
@@ -138,12 +132,6 @@ def _faults(content: bytes) -> Iterator[str]:
         yield "bytes after the last tensor"
 
 
-def _counted(names: Iterator[str] | list[str]) -> tuple[int, int, str]:
-    """Number, limit and note of faults of which there must be none."""
-    found = list(names)
-    return len(found), 0, ", ".join(found[:3])
-
-
 def _listed(value: Any) -> Any:
     """The same with lists for tuples, as JSON has them."""
     if isinstance(value, Mapping):
@@ -153,10 +141,6 @@ def _listed(value: Any) -> Any:
 
 def _different(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     return [name for name in {**one, **other} if one.get(name, ...) != other.get(name, ...)]
-
-
-def _identical(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
 
 
 def _form(tensor: Tensor | None) -> tuple[Any, ...] | None:
