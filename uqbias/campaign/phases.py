@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from uqbias.campaign.executors import LabelRequest, label_all
 from uqbias.campaign.ledger import label_key
+from uqbias.campaign.progress import Announced
 from uqbias.campaign.samplers.base import Exploration, Sampler
 from uqbias.campaign.selection import Candidates, select
 from uqbias.campaign.work import Work
@@ -51,7 +52,7 @@ def explore_phase(work: Work, round_index: int) -> dict[str, Any]:
     # The first call of a new architecture compiles it, which takes longer than an ordinary user expects of "MD".
     work.progress.phase(f"round {round_index}: load or compile the model", None)
     if len(jobs) == 1:
-        results = [sampler.explore(jobs[0], _Announced(work, name, total))]
+        results = [sampler.explore(jobs[0], Announced(work.progress, name, total))]
     else:
         work.progress.phase(name, campaign.md.steps * groups)
         pending = {work.executor.submit(sampler.explore, job) for job in jobs}
@@ -68,19 +69,6 @@ def explore_phase(work: Work, round_index: int) -> dict[str, Any]:
         "runner": results[0]["runner"],
     }
     return facts | ({} if sampler.walks else {"proposed": sum(result["proposed"] for result in results)})
-
-
-class _Announced:
-    """Begins a phase of the progress display when the first step is reported."""
-
-    def __init__(self, work: Work, name: str, total: int | None) -> None:
-        self.work, self.name, self.total, self.begun = work, name, total, False
-
-    def __call__(self, count: int, note: str) -> None:
-        if not self.begun:
-            self.work.progress.phase(self.name, self.total)
-            self.begun = True
-        self.work.progress.advance(count, note)
 
 
 def _exploration(work: Work, sampler: Sampler, round_index: int, group: int, groups: int) -> Exploration:

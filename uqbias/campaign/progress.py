@@ -21,6 +21,55 @@ class Progress(Protocol):
         """Say something that stays on the screen."""
 
 
+class Announced:
+    """Begins a phase of a progress display when the first step is reported.
+
+    What comes before it, such as compiling a model, is a phase of its own.
+
+    Parameters
+    ----------
+    name, total : of the phase, see `Progress.phase`.
+
+    Attributes
+    ----------
+    since : `time.perf_counter` when the phase began; before that, when this object was made.
+    """
+
+    def __init__(self, progress: Progress, name: str, total: int | None) -> None:
+        self.progress, self.name, self.total, self.begun = progress, name, total, False
+        self.since = time.perf_counter()
+
+    def __call__(self, count: int, note: str) -> None:
+        if not self.begun:
+            self.begun, self.since = True, time.perf_counter()
+            self.progress.phase(self.name, self.total)
+        self.progress.advance(count, note)
+
+
+class TrainingProgress:
+    """Tells a progress display how far a training is, for `uqbias.model.training.train`.
+
+    Parameters
+    ----------
+    name : of the phase.
+    """
+
+    #: Steps between two reports.
+    EVERY = 20
+
+    def __init__(self, progress: Progress, name: str) -> None:
+        self.progress, self.name, self.told = progress, name, 0
+
+    def __call__(self, step: int, steps: int, entry: dict[str, float]) -> None:
+        if step == 0:
+            self.progress.phase(self.name, steps)
+        if step - self.told >= self.EVERY or step == steps:
+            error = entry.get("validation_force_mae")
+            note = "" if error is None else f"validation force MAE {error:.1f} meV/Å"
+            self.progress.advance(step - self.told, note)
+            self.told = step
+
+
 class SilentProgress:
     """Says nothing."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from uqbias.campaign.progress import TrainingProgress
 from uqbias.campaign.work import Work
 from uqbias.files import write_text
 from uqbias.model.fit import check_calibration_frames, complete_model, distinct, make_potential, make_uncertainties
@@ -60,17 +61,6 @@ def _train(
     warm_start: bool,
 ) -> dict[str, Any]:
     work.progress.phase(f"round {round_index}: load or compile the training step", None)
-    told = 0
-
-    def tell(step: int, steps: int, entry: dict[str, float]) -> None:
-        nonlocal told
-        if step == 0:
-            work.progress.phase(f"round {round_index}: train on {len(training)} frames", steps)
-        error = entry.get("validation_force_mae")
-        if step - told >= 20 or step == steps:
-            work.progress.advance(step - told, "" if error is None else f"validation force MAE {error:.1f} meV/Å")
-            told = step
-
     result = train(
         potential,
         training,
@@ -79,7 +69,7 @@ def _train(
         seed=work.seed(round_index, "training"),
         uncertainties=parts,
         warm_start=warm_start,
-        progress=tell,
+        progress=TrainingProgress(work.progress, f"round {round_index}: train on {len(training)} frames"),
     )
     return {
         "history": result.history,

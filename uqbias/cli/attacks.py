@@ -106,7 +106,7 @@ def attack(
 
     from uqbias.attacks.ascent import attack as make_attacks
     from uqbias.attacks.usable_frames import usable_frames
-    from uqbias.campaign.progress import make_progress
+    from uqbias.campaign.progress import Announced, make_progress
     from uqbias.cli.models import set_key
     from uqbias.cli.sampling_options import parse_variables
     from uqbias.model.inference import evaluate_frames
@@ -149,16 +149,7 @@ def attack(
     chosen = np.arange(count or len(frames.index)) % len(frames.index)
     with make_progress(quiet) as progress:
         progress.phase("load or compile the attack")
-        begun = time.perf_counter()
-        started = False
-
-        def tell(done: int, note: str) -> None:
-            nonlocal started, begun
-            if not started:
-                started, begun = True, time.perf_counter()
-                progress.phase("attack", len(chosen) * options.iterations)
-            progress.advance(done, note)
-
+        tell = Announced(progress, "attack", len(chosen) * options.iterations)
         found = make_attacks(
             loaded,
             frames.positions[chosen],
@@ -168,7 +159,7 @@ def attack(
             seed=seed,
             advance=tell,
         )
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - tell.since
     files = _write(output, trajectory, loaded.numbers, frames.index[chosen], found)
     _check_some_held(found)
     facts = _facts(loaded, frames, chosen, found, options)

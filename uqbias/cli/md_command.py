@@ -107,7 +107,7 @@ def md(
       uqbias md model.uqb --bias opes --variable phi=dihedral:4,6,8,14 --on driver,phi -o md/
       uqbias md model.uqb --bias none --temperature 500 -o md500/
     """
-    from uqbias.campaign.progress import make_progress
+    from uqbias.campaign.progress import Announced, make_progress
     from uqbias.campaign.samplers.base import Exploration
     from uqbias.campaign.samplers.md import explore
     from uqbias.cli.sampling_options import choose_kinds
@@ -172,17 +172,8 @@ def md(
         resume=resume,
     )
     with make_progress(quiet) as progress:
-        begun = False
         progress.phase("load or compile the model")
-
-        def tell(count: int, note: str) -> None:
-            nonlocal begun
-            if not begun:
-                progress.phase("MD", settings.md.steps)
-                begun = True
-            progress.advance(count, note)
-
-        facts = explore(job, tell)
+        facts = explore(job, Announced(progress, "MD", settings.md.steps))
     time_ps = settings.md.steps * settings.md.timestep_fs * 1e-3
     _tell(output, facts, time_ps, settings.md.walkers, hints, json=json)
 

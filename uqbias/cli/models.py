@@ -8,10 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from uqbias.cli.evaluate import print_errors
+from uqbias.cli.from_parts import option
 from uqbias.cli.printing import Json, Quiet, print_json, print_pairs
 from uqbias.errors import UqbiasError
 from uqbias.files import check_file
 from uqbias.kinds import UNCERTAINTIES
+from uqbias.settings.schema import TrainingOptions
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="Model file (.uqb).")]
 
@@ -42,10 +44,8 @@ def train(
         ),
     ] = None,
     members: Annotated[int | None, typer.Option(min=1, help="Committee size.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
-    max_seconds: Annotated[
-        float | None, typer.Option(min=1e-9, help="Train for this time in s instead of a number of steps.")
-    ] = None,
+    steps: Annotated[int | None, option(TrainingOptions, "steps")] = None,
+    max_seconds: Annotated[float | None, option(TrainingOptions, "max_seconds")] = None,
     settings: Annotated[
         Path | None,
         typer.Option(
@@ -54,7 +54,7 @@ def train(
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of weights, order of frames and held-out frames.")] = None,
-    runner: Annotated[str | None, typer.Option(help="auto, aoti, torchscript or eager.")] = None,
+    runner: Annotated[str | None, option(TrainingOptions, "runner")] = None,
     change: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any key of those sections; may be repeated."),
@@ -75,7 +75,7 @@ def train(
     """
     import torch
 
-    from uqbias.campaign.progress import make_progress
+    from uqbias.campaign.progress import TrainingProgress, make_progress
     from uqbias.model.fit import fit_model
     from uqbias.molecule.frames import read_frames
     from uqbias.molecule.topology import Topology
@@ -99,21 +99,13 @@ def train(
     topology = None if structure is None else Topology.from_pdb(structure)
     frames = read_frames(data)
     with make_progress(quiet) as progress:
-        told = 0
-
-        def begin() -> None:
-            progress.phase("load or compile the training step")
-
-        def tell(step: int, steps: int, entry: dict[str, float]) -> None:
-            nonlocal told
-            if step == 0:
-                progress.phase("train", steps)
-            error = entry.get("validation_force_mae")
-            if step - told >= 20 or step == steps:
-                progress.advance(step - told, "" if error is None else f"validation force MAE {error:.1f} meV/Å")
-                told = step
-
-        model, facts = fit_model(frames, topology, sections, begin=begin, progress=tell)
+        model, facts = fit_model(
+            frames,
+            topology,
+            sections,
+            begin=lambda: progress.phase("load or compile the training step"),
+            progress=TrainingProgress(progress, "train"),
+        )
     model.save(output)
     if json:
         print_json({"model": str(output), **facts})

@@ -31,7 +31,8 @@ class TrainingOptions(Section):
     """How a potential is trained; see `uqbias.model.training.train`."""
 
     steps: Count = Field(
-        default=4000, description="optimiser steps of round 0; the learning rate falls to zero over them"
+        default=4000,
+        description="optimiser steps (in a campaign: of round 0); the learning rate falls to zero over them",
     )
     batch_size: Count = Field(default=8, description="frames a step")
     # With some hundred frames 0.02 generalises better, with a thousand 0.01.
@@ -46,7 +47,7 @@ class TrainingOptions(Section):
     max_seconds: float | None = Field(
         default=None,
         gt=0,
-        description="end the schedule after this time instead; the result then depends on the machine's speed",
+        description="time in s after which the schedule ends instead; the result then depends on the machine's speed",
     )
     runner: Runner = Field(
         default="auto",
