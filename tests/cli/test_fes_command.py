@@ -12,7 +12,8 @@ from molecules import ALANINE_PDB
 from synthetic_runs import KT, exact, independent, make, metadynamics_run, values_of, well, write_run
 
 from uqbias.errors import UqbiasError
-from uqbias.free_energy.estimate import METHODS, free_energy
+from uqbias.free_energy.estimate import free_energy
+from uqbias.free_energy.estimate_defaults import METHODS
 from uqbias.free_energy.result import UNITS, Axis, FreeEnergy
 from uqbias.molecule.measures import dihedral_angles
 from uqbias.molecule.topology import Topology

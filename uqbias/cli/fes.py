@@ -10,6 +10,7 @@ import typer
 from uqbias.cli.printing import Json, print_json, print_pairs
 from uqbias.errors import UqbiasError
 from uqbias.files import check_directory
+from uqbias.free_energy.estimate_defaults import BINS, BLOCKS, DISCARD, METHOD, METHODS, ORDER
 
 
 def fes(
@@ -24,15 +25,13 @@ def fes(
     ] = "driver",
     method: Annotated[
         str,
-        typer.Option(
-            help="auto (by the biases of the run), tiwary-parrinello, quasi-static, last-bias, czar, cumulant, mbar, "
-            "bias."
-        ),
-    ] = "auto",
-    discard: Annotated[float, typer.Option(metavar="FRACTION", help="Left out at the start of each run.")] = 0.1,
-    blocks: Annotated[int, typer.Option(help="Blocks in time for the error bars.")] = 10,
+        typer.Option(help=f"{METHOD} (by the biases of the run), {', '.join(METHODS)}."),
+    ] = METHOD,
+    discard: Annotated[float, typer.Option(metavar="FRACTION", help="Left out at the start of each run.")] = DISCARD,
+    blocks: Annotated[int, typer.Option(help="Blocks in time for the error bars.")] = BLOCKS,
     bins: Annotated[
-        str | None, typer.Option(metavar="N[,N]", help="60 for one variable, 36 for each of two by default.")
+        str | None,
+        typer.Option(metavar="N[,N]", help=f"{BINS[0]} for one variable, {BINS[1]} each for two by default."),
     ] = None,
     span: Annotated[
         str | None,
@@ -42,7 +41,7 @@ def fes(
     temperature: Annotated[
         float | None, typer.Option(help="K; only to make sure that the runs are of this temperature.")
     ] = None,
-    order: Annotated[int, typer.Option(help="Of the cumulant expansion for GaMD, 2 or 3.")] = 2,
+    order: Annotated[int, typer.Option(help="Of the cumulant expansion for GaMD, 2 or 3.")] = ORDER,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="DIR", help="For fes.csv and fes.png.")
     ] = None,

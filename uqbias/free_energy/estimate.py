@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.free_energy.estimate_defaults import BINS, BLOCKS, DISCARD, METHOD, METHODS, ORDER
 from uqbias.free_energy.estimators import (
     ENOUGH,
     AcrossRuns,
@@ -36,22 +37,10 @@ from uqbias.runs.reader import RunFolder, join
 
 Array = NDArray[np.float64]
 
-#: Name to equation and source.
-METHODS = {
-    "tiwary-parrinello": "w = exp((V(t) - c(t))/kT), Tiwary and Parrinello, J. Phys. Chem. B 119, 736 (2015)",
-    "quasi-static": "w = exp(V(t)/kT), V as it acted, Invernizzi and Parrinello, J. Phys. Chem. Lett. 11, 2731 (2020)",
-    "last-bias": "w = exp(V/kT), V as at the end, Branduardi, Bussi, Parrinello, J. Chem. Theory Comput. 8 (2012)",
-    "czar": "dF/dξ = -kT d ln ρ/dξ + k(<λ>-ξ), Lesage, Lelièvre, Stoltz and Hénin, J. Phys. Chem. B 121, 3676 (2017)",
-    "cumulant": "F - kT ln <exp(ΔV/kT)> by cumulants, Miao et al., J. Chem. Theory Comput. 10, 2677 (2014)",
-    "mbar": "w = 1/Σ N_k exp(f_k - V_k/kT), Shirts and Chodera, J. Chem. Phys. 129, 124105 (2008)",
-    "bias": "F = -γ/(γ-1) V - W (walls), at the end, Barducci, Bussi, Parrinello, Phys. Rev. Lett. 100, 020603 (2008)",
-}
 WINDOWS = (
     "mbar over the windows of λ, w = 1/Σ N_k exp(f_k - k(ξ-λ_k)²/2kT), "
     "Hulm, Dietschreit and Ochsenfeld, J. Chem. Phys. 157, 024110 (2022)"
 )
-#: Bins along one, and along each of two variables.
-BINS = (60, 36)
 #: Bins in all beyond which memory may not suffice.
 MOST = 250_000
 
@@ -60,13 +49,13 @@ def free_energy(
     paths: Sequence[str | Path],
     variables: Sequence[str],
     *,
-    method: str = "auto",
-    discard: float = 0.1,
-    blocks: int = 10,
+    method: str = METHOD,
+    discard: float = DISCARD,
+    blocks: int = BLOCKS,
     bins: Sequence[int] = (),
     ranges: Sequence[tuple[float, float] | None] = (),
     temperature: float | None = None,
-    order: int = 2,
+    order: int = ORDER,
 ) -> FreeEnergy:
     """Free energy along one or two variables from one or more runs.
 
