@@ -17,6 +17,8 @@ from uqbias.doctor import Row
 from uqbias.model.model import UncertaintyModel
 from uqbias.molecule.frames import Frames, read_frames, write_frames
 from uqbias.molecule.topology import Topology
+from uqbias.options import options_of
+from uqbias.registry import import_attribute
 
 COMMANDS = ("template", "validate", "run", "report", "train", "evaluate", "md", "fes", "info", "export", "doctor")
 NUMBERS = np.array(HYDROGENS_LAST.numbers)
@@ -273,3 +275,20 @@ def test_doctor_exit_codes(monkeypatch):
 def test_outputs_are_tried_before_anything_is_read(tmp_path, command, output, message):
     (tmp_path / "text").write_text("")
     assert message.format(tmp_path) in refused(*command, "-o", tmp_path / output)
+
+
+@pytest.mark.parametrize(
+    ("command", "part", "name", "flag"),
+    [
+        ("md", "uqbias.settings.schema:MD", "temperature", "--temperature"),
+        ("attack", "uqbias.attacks.attack_options:AttackOptions", "tolerance", "--tolerance"),
+        ("plumed", "uqbias.plumed.input_options:PlumedOptions", "barrier", "--barrier"),
+    ],
+)
+def test_options_are_described_where_the_part_has_them(command, part, name, flag):
+    described = options_of(import_attribute(part))[name]
+    text = " ".join(call(command, "--help").output.split())
+    start = text.index(f"{flag} <")
+    entry = text[start : text.index("]", start)]
+    assert described.description[1:] in entry
+    assert entry.endswith(f"[default: {described.default}")
