@@ -122,7 +122,7 @@ def _by_move(
 def _values(case: Case, x: Array, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return u before and after calibration [n], and the values of atoms [n, N] where there are any."""
     found, atoms = case.evaluate(x, dtype), case.per_atom(x, dtype)
-    values = {"driver": found.raw, "calibrated u": found.calibrated}
+    values = {"u": found.raw, "calibrated u": found.calibrated}
     return values if atoms is None else values | {"per atom": atoms}
 
 
@@ -150,7 +150,7 @@ def check_gradient(case: Case) -> Report:
         expected[name] = (8 * (plus - minus) - (plus2 - minus2)) / (12 * STEP)
     for dtype in DTYPES:
         gradients = case.evaluate(x, dtype, gradients=True)
-        for name, label in (("raw", "driver"), ("calibrated", "calibrated u")):
+        for name, label in (("raw", "u"), ("calibrated", "calibrated u")):
             error = (getattr(gradients, f"{name}_gradient").double() - expected[name]).flatten(1).norm(dim=1)
             size = expected[name].flatten(1).norm(dim=1)
             # Relative to the frame's own gradient, unless that nearly vanishes, as at the minimum of a density.

@@ -60,7 +60,7 @@ def check_routes(case: Case, backends: Sequence[str] = ("pythonforce", "torchfor
     x = torch.tensor(case.held_out.positions[:2], dtype=torch.float32)
     bias, expected = _reference(model, x)
     everywhere = case.evaluate(case.training.positions, torch.float32)
-    scales = {"driver": everywhere.raw, "calibrated u": everywhere.calibrated}
+    scales = {"u": everywhere.raw, "calibrated u": everywhere.calibrated}
     usable = []
     for backend in backends:
         try:
@@ -81,14 +81,14 @@ def _reference(model: UncertaintyModel, x: Tensor) -> tuple[Linear, dict[str, Te
     """A bias V = slope · u as strong as the model, and what the eager model gives with it."""
     points = x.clone().requires_grad_()
     energy, u, calibrated = model(points)
-    parts = {"energy": energy, "driver": u, "calibrated u": calibrated}
+    parts = {"energy": energy, "u": u, "calibrated u": calibrated}
     gradients = {name: gradient_of(value, points) for name, value in parts.items()}
-    size = float(gradients["driver"].abs().max())
+    size = float(gradients["u"].abs().max())
     bias = Linear(tau=-float(gradients["energy"].abs().max()) / size if size > 0 else -1.0)
     slope = -bias.tau
     expected = {name: value.detach() for name, value in parts.items()}
-    expected["total energy"] = expected["energy"] + slope * expected["driver"]
-    expected["forces"] = -(gradients["energy"] + slope * gradients["driver"])
+    expected["total energy"] = expected["energy"] + slope * expected["u"]
+    expected["forces"] = -(gradients["energy"] + slope * gradients["u"])
     expected["calibrated u's gradient"] = gradients["calibrated u"]
     return bias, expected
 
@@ -99,7 +99,7 @@ def _fused(
     for runner in RUNNERS:
         evaluator = FusedEvaluator(model, bias, len(x), runner=runner)
         found = evaluator.evaluate(x)
-        values = {"energy": found.energy, "driver": found.driver, "calibrated u": found.judge, "forces": found.forces}
+        values = {"energy": found.energy, "u": found.driver, "calibrated u": found.judge, "forces": found.forces}
         for name, value in values.items():
             yield f"flattened, {runner}", name, value, expected[name]
     for backend in backends:

@@ -92,7 +92,7 @@ def check_refit(case: Case) -> Report:
         return report.verified()
     found, wanted = evaluator.evaluate(x), evaluate(refitted32, x)
     for name, given, expected in (
-        ("driver", found.driver, wanted.raw),
+        ("u", found.driver, wanted.raw),
         ("calibrated u", found.judge, wanted.calibrated),
     ):
         scale = largest(getattr(case.evaluate(case.training.positions), _FIELDS[name]))
@@ -106,7 +106,7 @@ def check_refit(case: Case) -> Report:
     return report.verified()
 
 
-_FIELDS = {"driver": "raw", "calibrated u": "calibrated"}
+_FIELDS = {"u": "raw", "calibrated u": "calibrated"}
 
 
 def _faults(content: bytes) -> Iterator[str]:
