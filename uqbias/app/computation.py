@@ -202,14 +202,14 @@ class Computation:
         if evaluator.n_evaluations == before:
             # The same positions again, and a bias that has changed since: whoever asks gets what the integrator gets.
             evaluator.arm_memo()
-        found = last.forces[0].to("cpu", torch.float64).numpy()
+        model_forces = last.forces[0].to("cpu", torch.float64).numpy()
         if self.atoms is None and not self._columns:
-            return float(evaluator.total_energy), found
+            return float(evaluator.total_energy), model_forces
         forces = np.zeros_like(positions)
         if narrow or self.atoms is None:
-            forces[:n] = found
+            forces[:n] = model_forces
         else:
-            forces[self.atoms] = found
+            forces[self.atoms] = model_forces
         pulls = last.input_forces[0].to("cpu", torch.float64).numpy()
         for name, pull in zip(evaluator.input_names, pulls, strict=True):
             if name in particles:
@@ -289,13 +289,13 @@ def serialize(system: Any, computation: Computation, recipe: Recipe) -> str:
         raise UqbiasError(*recipe.fault)
     text: str = openmm.XmlSerializer.serialize(system)
     marked = Computation.__module__.encode().hex()
-    pickled = [found for found in re.findall('"([0-9a-f]+)"', text) if marked in found]
-    own = [found for found in pickled if pickle.loads(bytes.fromhex(found)) is computation]
-    if not own:
+    pickled = [digits for digits in re.findall('"([0-9a-f]+)"', text) if marked in digits]
+    matching = [digits for digits in pickled if pickle.loads(bytes.fromhex(digits)) is computation]
+    if not matching:
         raise UqbiasError("the System does not have the force of these biases", "give the one they were made with")
     before, computation.recipe = computation.recipe, recipe
     try:
-        return text.replace(own[0], pickle.dumps(computation).hex())
+        return text.replace(matching[0], pickle.dumps(computation).hex())
     finally:
         computation.recipe = before
 

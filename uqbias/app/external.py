@@ -146,18 +146,20 @@ def _restored(
 ) -> ForceVariables:
     import openmm
 
-    made = ForceVariables.__new__(ForceVariables)
-    forces = {name: [openmm.XmlSerializer.deserialize(text) for text in some] for name, some in texts.items()}
-    made._prepare(masses, [openmm.Vec3(*vector) for vector in box], forces, platform)
-    return made
+    variables = ForceVariables.__new__(ForceVariables)
+    forces = {
+        name: [openmm.XmlSerializer.deserialize(text) for text in serialized] for name, serialized in texts.items()
+    }
+    variables._prepare(masses, [openmm.Vec3(*vector) for vector in box], forces, platform)
+    return variables
 
 
 def is_force(given: Any) -> bool:
     """Whether something is an openmm.Force, an openmm.System, or a list of Forces."""
     import openmm
 
-    some = given if isinstance(given, list | tuple) else [given]
-    return bool(some) and all(isinstance(one, openmm.Force | openmm.System) for one in some)
+    items = given if isinstance(given, list | tuple) else [given]
+    return bool(items) and all(isinstance(one, openmm.Force | openmm.System) for one in items)
 
 
 def _copies(name: str, given: Any, system: Any) -> list[Any]:

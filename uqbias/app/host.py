@@ -69,10 +69,11 @@ def check_temperatures(bias: BiasSum, temperature: float) -> None:
     if not 0 < temperature < math.inf:
         raise UqbiasError(f"temperature {temperature}", "give a finite one in K, > 0")
     for part in bias.biases:
-        own = getattr(part, "temperature", None)
-        if own is not None and not math.isclose(own, temperature, rel_tol=1e-6):
+        part_temperature = getattr(part, "temperature", None)
+        if part_temperature is not None and not math.isclose(part_temperature, temperature, rel_tol=1e-6):
             raise UqbiasError(
-                f"{part.kind} for {own:g} K in a run at {temperature:g} K", "give both the same temperature"
+                f"{part.kind} for {part_temperature:g} K in a run at {temperature:g} K",
+                "give both the same temperature",
             )
 
 
@@ -138,11 +139,13 @@ def _check_periods(bias: BiasSum, modules: Mapping[str, torch.nn.Module]) -> Non
         if known is None:
             continue
         for name, period in zip(part.variables, known, strict=True):
-            own = getattr(modules.get(name), "period", None)
-            if own is not None and (period is None or not math.isclose(own, period, rel_tol=1e-6)):
+            variable_period = getattr(modules.get(name), "period", None)
+            if variable_period is not None and (
+                period is None or not math.isclose(variable_period, period, rel_tol=1e-6)
+            ):
                 raise UqbiasError(
-                    f"{part.kind} on '{name}' with period {period}; the variable has the period {own:.6g}",
-                    f"give the bias periods with {own!r} for '{name}'",
+                    f"{part.kind} on '{name}' with period {period}; the variable has the period {variable_period:.6g}",
+                    f"give the bias periods with {variable_period!r} for '{name}'",
                 )
 
 
@@ -212,8 +215,8 @@ def atomic_numbers(simulation: Any) -> list[int]:
 
 def check_elements(simulation: Any, atoms: Sequence[int] | None, numbers: Sequence[int]) -> None:
     """Raise UqbiasError unless the atoms are those of the model; 0 there stands for any element."""
-    found = atomic_numbers(simulation)
-    chosen = found[: len(numbers)] if atoms is None else [found[atom] for atom in atoms]
+    elements = atomic_numbers(simulation)
+    chosen = elements[: len(numbers)] if atoms is None else [elements[atom] for atom in atoms]
     if any(number and number != other for number, other in zip(numbers, chosen, strict=True)):
         raise UqbiasError(
             f"the simulation's atoms have elements {tuple(chosen)}, the model's {tuple(numbers)}",

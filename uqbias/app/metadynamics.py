@@ -73,11 +73,11 @@ class BiasVariable:
         if not of_driver and (biasWidth is None or not 0 < float(host.value(biasWidth)) < math.inf):
             raise UqbiasError(f"BiasVariable with biasWidth {biasWidth}", "give the width of the hills, finite and > 0")
         self.biasWidth = _driver_width(force) if of_driver else float(host.value(biasWidth))
-        own = None if isinstance(force, str | Path) else getattr(force, "period", None)
-        if own is not None:
+        variable_period = None if isinstance(force, str | Path) else getattr(force, "period", None)
+        if variable_period is not None:
             periodic = True
-            self.minValue = -own / 2 if self.minValue is None else self.minValue
-            self.maxValue = self.minValue + own if self.maxValue is None else self.maxValue
+            self.minValue = -variable_period / 2 if self.minValue is None else self.minValue
+            self.maxValue = self.minValue + variable_period if self.maxValue is None else self.maxValue
         self.periodic = bool(periodic)
         if self.minValue is not None and self.maxValue is not None and not self.minValue < self.maxValue:
             raise UqbiasError(
@@ -86,9 +86,9 @@ class BiasVariable:
             )
         if self.periodic and (self.minValue is None or self.maxValue is None):
             raise UqbiasError("a periodic BiasVariable without a range", "give minValue and maxValue, one period apart")
-        if own is not None and not math.isclose(self.period or 0.0, own, rel_tol=1e-6):
+        if variable_period is not None and not math.isclose(self.period or 0.0, variable_period, rel_tol=1e-6):
             raise UqbiasError(
-                f"BiasVariable from {self.minValue} to {self.maxValue} of a variable with period {own:.6g}",
+                f"BiasVariable from {self.minValue} to {self.maxValue} of a variable with period {variable_period:.6g}",
                 "give a range of one period, or none",
             )
         if gridWidth is not None:

@@ -82,14 +82,14 @@ def _change_of(force: Any, inside: set[int]) -> Callable[[], None]:
 
 def _within(kind: str, terms: Sequence[Sequence[int]], inside: set[int]) -> list[int]:
     """Indices of the terms whose atoms are all inside."""
-    found = []
+    indices = []
     for index, term in enumerate(terms):
         members = [atom in inside for atom in term]
         if all(members):
-            found.append(index)
+            indices.append(index)
         elif any(members):
             raise UqbiasError(f"{kind} between the molecule and other atoms", "name all atoms of the molecule")
-    return found
+    return indices
 
 
 def _remove_constraints(system: Any, inside: set[int]) -> None:

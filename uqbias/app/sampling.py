@@ -244,8 +244,8 @@ class Sampling:
         """Free energy that the first bias with an estimate gives, kJ/mol; see its ``free_energy``."""
         for bias in self.bias.biases:
             if hasattr(bias, "free_energy"):
-                found: tuple[Array, Array] = bias.free_energy(x)
-                return found
+                estimate: tuple[Array, Array] = bias.free_energy(x)
+                return estimate
         raise UqbiasError("none of the biases estimates a free energy", "reweight the COLVAR file")
 
     def extend(self, topology: Any, positions: Any) -> tuple[Any, Any]:
@@ -358,17 +358,17 @@ class Sampling:
     def _recipe(self) -> Recipe:
         if isinstance(self._source, torch.nn.Module):
             return Recipe(None, None, fault=("a force of a model in memory cannot be written", "give the model's file"))
-        made = self._computation
+        computation = self._computation
         atoms = tuple(range(self.evaluator.n_atoms)) if self._atoms is None else self._atoms
         return Recipe(
             self._source,
             None if self._atoms is None and self._source is not None else atoms,
             bias=self.bias,
             variables=self._graph,
-            external=made.external,
-            extended=made.extended,
-            periodic=made.periodic,
-            box=made.box,
-            narrow=made.narrow,
+            external=computation.external,
+            extended=computation.extended,
+            periodic=computation.periodic,
+            box=computation.box,
+            narrow=computation.narrow,
             options=self._options,
         )

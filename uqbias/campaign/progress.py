@@ -58,16 +58,16 @@ class TrainingProgress:
     EVERY = 20
 
     def __init__(self, progress: Progress, name: str) -> None:
-        self.progress, self.name, self.told = progress, name, 0
+        self.progress, self.name, self.reported = progress, name, 0
 
     def __call__(self, step: int, steps: int, entry: dict[str, float]) -> None:
         if step == 0:
             self.progress.phase(self.name, steps)
-        if step - self.told >= self.EVERY or step == steps:
+        if step - self.reported >= self.EVERY or step == steps:
             error = entry.get("validation_force_mae")
             note = "" if error is None else f"validation force MAE {error:.1f} meV/Å"
-            self.progress.advance(step - self.told, note)
-            self.told = step
+            self.progress.advance(step - self.reported, note)
+            self.reported = step
 
 
 class SilentProgress:

@@ -136,10 +136,10 @@ def _enough(work: Work, round_index: int) -> str | None:
 
 
 def _versions() -> dict[str, str]:
-    found = {"uqbias": uqbias.__version__, "python": platform.python_version()}
+    versions = {"uqbias": uqbias.__version__, "python": platform.python_version()}
     for name in ("torch", "openmm", "openmmtorch", "numpy", "scikit-learn", "ase"):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            versions[name] = "not installed"
+    return versions

@@ -150,7 +150,7 @@ def attack(
     with make_progress(quiet) as progress:
         progress.phase("load or compile the attack")
         tell = Announced(progress, "attack", len(chosen) * options.iterations)
-        found = make_attacks(
+        attacks = make_attacks(
             loaded,
             frames.positions[chosen],
             options,
@@ -160,9 +160,9 @@ def attack(
             advance=tell,
         )
         seconds = time.perf_counter() - tell.since
-    files = _write(output, trajectory, loaded.numbers, frames.index[chosen], found)
-    _check_some_held(found)
-    facts = _facts(loaded, frames, chosen, found, options)
+    files = _write(output, trajectory, loaded.numbers, frames.index[chosen], attacks)
+    _check_some_held(attacks)
+    facts = _facts(loaded, frames, chosen, attacks, options)
     facts |= {"model": str(model), "data": str(data), "output": str(output), "seconds": seconds}
     facts["training_skipped"] = skipped_frames(training_skipped)
     if json:
@@ -188,7 +188,7 @@ def _check_places(output: Path, trajectory: Path | None) -> None:
 
 
 def _write(
-    output: Path, trajectory: Path | None, numbers: Sequence[int], source: Any, found: AttackResult
+    output: Path, trajectory: Path | None, numbers: Sequence[int], source: Any, attacks: AttackResult
 ) -> list[Path]:
     """Geometries that did not fail as extended XYZ, and the way of all attacks; the files written."""
     import numpy as np
@@ -197,43 +197,43 @@ def _write(
     from uqbias.units import EV
 
     files = []
-    good = np.flatnonzero(~found.failed)
+    good = np.flatnonzero(~attacks.failed)
     if len(good):
         info = [
             {
                 "source": int(source[i]),
-                "status": found.status[i],
-                "model_energy": float(found.energy[i] / EV),
-                "judge": float(found.judge[i]),
-                "driver": float(found.driver[i]),
-                "log_likelihood": float(found.log_likelihood[i]),
-                "norm": float(found.norm[i]),
-                "iterations": int(found.iterations[i]),
+                "status": attacks.status[i],
+                "model_energy": float(attacks.energy[i] / EV),
+                "judge": float(attacks.judge[i]),
+                "driver": float(attacks.driver[i]),
+                "log_likelihood": float(attacks.log_likelihood[i]),
+                "norm": float(attacks.norm[i]),
+                "iterations": int(attacks.iterations[i]),
             }
             for i in good
         ]
-        write_frames(output, Frames(np.asarray(numbers, dtype=np.int64), found.positions[good], info=info))
+        write_frames(output, Frames(np.asarray(numbers, dtype=np.int64), attacks.positions[good], info=info))
         files.append(output)
     if trajectory is not None:
-        facts = {"status": np.array(found.status), "source": source, "numbers": np.asarray(numbers)}
-        write_arrays(trajectory, {**found.trajectory, **facts}, compressed=True)
+        facts = {"status": np.array(attacks.status), "source": source, "numbers": np.asarray(numbers)}
+        write_arrays(trajectory, {**attacks.trajectory, **facts}, compressed=True)
         files.append(trajectory)
     return files
 
 
-def _check_some_held(found: AttackResult) -> None:
+def _check_some_held(attacks: AttackResult) -> None:
     """Raise `UqbiasError` if every attack failed: an earlier output must not be taken for that of this call."""
-    if found.failed.all():
-        reasons = Counter(_reason(status).partition(":")[0] for status in found.status)
+    if attacks.failed.all():
+        reasons = Counter(_reason(status).partition(":")[0] for status in attacks.status)
         raise UqbiasError(
-            f"all {len(found.status)} attacks failed: "
+            f"all {len(attacks.status)} attacks failed: "
             + ", ".join(f"{reason} ({number})" for reason, number in reasons.most_common()),
             "lower --noise or --learning-rate, or check the start frames",
         )
 
 
 def _facts(
-    model: Any, frames: UsableFrames, chosen: Any, found: AttackResult, options: AttackOptions
+    model: Any, frames: UsableFrames, chosen: Any, attacks: AttackResult, options: AttackOptions
 ) -> dict[str, Any]:
     """What is printed, JSON-able."""
     import numpy as np
@@ -243,31 +243,31 @@ def _facts(
     from uqbias.molecule.physical import PhysicalFilter
 
     start = evaluate_frames(model, frames.positions)
-    good = ~found.failed
+    good = ~attacks.failed
     # Broken start frames must not say what is physical, nor which energy is the lowest.
     reference = reference_frames(model.topology, frames.positions)
     energies = inliers(start.energy[reference], COMMON_ENERGY * len(model.numbers))
     lowest = energies.min() if len(energies) else np.nan
     verdicts = PhysicalFilter(model.topology, frames.positions[reference]).verdicts(
-        found.positions[good], None, stiff_deviations(model, found.positions[good])
+        attacks.positions[good], None, stiff_deviations(model, attacks.positions[good])
     )
     table = {}
     for name, _ in ROWS:
         shift = lowest if name == "energy" else 0.0
-        before, after = getattr(start, name)[chosen[good]] - shift, getattr(found, name)[good] - shift
+        before, after = getattr(start, name)[chosen[good]] - shift, getattr(attacks, name)[good] - shift
         table[name] = {"start": _quantiles(before), "reached": _quantiles(after)}
     return {
-        "attacks": len(found.status),
+        "attacks": len(attacks.status),
         "frames": len(frames.index),
         "skipped": skipped_frames(frames.skipped),
         "space": options.space,
         "temperature_K": options.temperature,
-        "runner": found.runner,
-        "iterations": float(found.iterations.mean()),
-        "status": dict(Counter(status.partition(":")[0] for status in found.status)),
+        "runner": attacks.runner,
+        "iterations": float(attacks.iterations.mean()),
+        "status": dict(Counter(status.partition(":")[0] for status in attacks.status)),
         "failed": [
-            {"attack": int(i), "frame": int(frames.index[chosen[i]]), "reason": _reason(found.status[i])}
-            for i in np.flatnonzero(found.failed)
+            {"attack": int(i), "frame": int(frames.index[chosen[i]]), "reason": _reason(attacks.status[i])}
+            for i in np.flatnonzero(attacks.failed)
         ],
         "physical": sum(not verdict for verdict in verdicts),
         "unphysical": dict(Counter(verdict.split()[0] for verdict in verdicts if verdict)),
@@ -298,7 +298,7 @@ def _tell(facts: dict[str, Any], files: Sequence[Path]) -> None:
     tell_some(facts["skipped"], "frames skipped", "frame {frame}: {reason}")
     tell_some(facts["training_skipped"], "training frames skipped", "frame {frame}: {reason}")
     tell_some(facts["failed"], "attacks failed", "attack {attack} on frame {frame}: {reason}")
-    made = facts["attacks"] - len(facts["failed"])
+    succeeded = facts["attacks"] - len(facts["failed"])
     typer.echo(f"\n{'':<14}{'start':>10}{'':>10}{'reached':>10}")
     typer.echo(f"{'':<14}{'median':>10}{'90 %':>10}{'median':>10}{'90 %':>10}")
     for name, meaning in ROWS:
@@ -306,7 +306,7 @@ def _tell(facts: dict[str, Any], files: Sequence[Path]) -> None:
         typer.echo(f"{name:<14}" + "".join(f"{number:>10.4g}" for number in numbers) + f"  {meaning}")
     faults = ", ".join(f"{name} {number}" for name, number in facts["unphysical"].items())
     typer.echo(
-        f"\n{facts['physical']} of {made} pass a campaign's physical filter"
+        f"\n{facts['physical']} of {succeeded} pass a campaign's physical filter"
         + (f"; faults: {faults}; for milder attacks lower --temperature or set --bound" if faults else "")
     )
     typer.echo("files: " + ", ".join(str(file) for file in files))

@@ -119,10 +119,10 @@ def _tell(facts: dict[str, Any], known: int | None, files: Sequence[Path]) -> No
         f"{cos['std_of_chance']:.3f}), above 0 in {100 * cos['positive']:.0f} % of the frames"
     )
     for name in ("judge", "driver"):
-        if found := facts.get(f"cos_{name}"):
+        if cosines := facts.get(f"cos_{name}"):
             typer.echo(
-                f"mean |cos| of adversarial direction and gradient of '{name}': {found['mean_size']:.3f} (chance: "
-                f"{found['mean_size_of_chance']:.3f})"
+                f"mean |cos| of adversarial direction and gradient of '{name}': {cosines['mean_size']:.3f} (chance: "
+                f"{cosines['mean_size_of_chance']:.3f})"
             )
     typer.echo(
         f"\nmean |energy error| in meV at displacements of length √ε, standard error over the frames; zero of the "

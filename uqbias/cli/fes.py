@@ -64,7 +64,7 @@ def fes(
 
     if output is not None:
         check_directory(output)
-    found = free_energy(
+    surface = free_energy(
         runs,
         [name.strip() for name in cv.split(",")],
         method=method,
@@ -75,47 +75,50 @@ def fes(
         temperature=temperature,
         order=order,
     )
-    factor = found.factor(unit)
+    factor = surface.factor(unit)
     files = []
     if output is not None:
         files = [output / "fes.csv", output / "fes.png"]
-        found.save(files[0], unit)
-        save_figure(found, files[1], unit)
+        surface.save(files[0], unit)
+        save_figure(surface, files[1], unit)
     if json:
         print_json(
             {
                 "variables": [
                     {"name": axis.name, "unit": axis.unit, "period": axis.period, "centres": axis.centres.tolist()}
-                    for axis in found.axes
+                    for axis in surface.axes
                 ],
                 "unit": unit,
-                "temperature_K": found.temperature,
-                "method": found.method,
-                "free_energy": (found.values * factor).tolist(),
-                "error": (found.error * factor).tolist(),
-                "frames_in_bin": found.counts.tolist(),
-                "frames": found.n_frames,
-                "effective_frames": found.effective,
-                "notes": dict(found.notes),
+                "temperature_K": surface.temperature,
+                "method": surface.method,
+                "free_energy": (surface.values * factor).tolist(),
+                "error": (surface.error * factor).tolist(),
+                "frames_in_bin": surface.counts.tolist(),
+                "frames": surface.n_frames,
+                "effective_frames": surface.effective,
+                "notes": dict(surface.notes),
                 "files": [str(file) for file in files],
             }
         )
     elif output is None:
-        typer.echo(found.table(unit), nl=False)
+        typer.echo(surface.table(unit), nl=False)
     else:
         import numpy as np
 
-        finite = np.isfinite(found.values)
+        finite = np.isfinite(surface.values)
         print_pairs(
             [
-                ("method", found.method),
-                ("frames", f"{found.n_frames}" + (f", effective {found.effective:.0f}" if found.effective > 0 else "")),
+                ("method", surface.method),
+                (
+                    "frames",
+                    f"{surface.n_frames}" + (f", effective {surface.effective:.0f}" if surface.effective > 0 else ""),
+                ),
                 ("bins", f"{int(finite.sum())} of {finite.size} visited"),
-                ("highest F", f"{float(found.values[finite].max()) * factor:.4g} {unit}"),
-                ("median error", _median(found.error[finite] * factor, unit)),
+                ("highest F", f"{float(surface.values[finite].max()) * factor:.4g} {unit}"),
+                ("median error", _median(surface.error[finite] * factor, unit)),
                 *(
                     (name, text)
-                    for name, text in found.notes.items()
+                    for name, text in surface.notes.items()
                     if name in ("warning", "restarts", "anharmonicity")
                 ),
                 ("files", ", ".join(str(file) for file in files)),
@@ -139,11 +142,11 @@ def _bins(text: str | None) -> list[int]:
 
 def _ranges(text: str | None) -> list[tuple[float, float] | None]:
     """LOW:HIGH each; an empty entry leaves that variable's range open."""
-    found: list[tuple[float, float] | None] = []
+    ranges: list[tuple[float, float] | None] = []
     for entry in text.split(",") if text else ():
         try:
             low, high = map(float, entry.split(":")) if entry.strip() else (None, None)
-            found.append(None if low is None or high is None else (low, high))
+            ranges.append(None if low is None or high is None else (low, high))
         except ValueError:
             raise UqbiasError(f"--range {text}", "give LOW:HIGH each, as 0.2:0.6 or --range=-2:2") from None
-    return found
+    return ranges

@@ -48,26 +48,26 @@ def parse_variables(entries: Sequence[str]) -> dict[str, dict[str, Any]]:
     UqbiasError
         If an entry is not written like that, or a name is given twice.
     """
-    found: dict[str, dict[str, Any]] = {}
+    variables: dict[str, dict[str, Any]] = {}
     for entry in entries:
         name, separator, text = (part.strip() for part in entry.partition("="))
         if not (name and separator and text):
             raise UqbiasError(f"--variable {entry}", "write --variable NAME=KIND:ATOMS, such as phi=dihedral:4,6,8,14")
-        if name in found:
+        if name in variables:
             raise UqbiasError(f"--variable {entry}: '{name}' is defined twice", "choose another name")
         kind, _, atoms = text.partition(":")
         if kind not in VARIABLES.names():
             if not atoms.isidentifier():
                 raise UqbiasError(f"--variable {entry}: unknown kind '{kind}'", did_you_mean(kind, VARIABLES.names()))
-            found[name] = {"kind": text}  # module:attribute
+            variables[name] = {"kind": text}  # module:attribute
             continue
-        found[name] = {"kind": kind}
+        variables[name] = {"kind": kind}
         if atoms in ("all", "heavy"):
-            found[name]["atoms"] = atoms
+            variables[name]["atoms"] = atoms
         elif atoms:
             words = [word.strip() for word in atoms.split(",")]
-            found[name]["atoms"] = [int(word) if word.isdecimal() else word for word in words]
-    return found
+            variables[name]["atoms"] = [int(word) if word.isdecimal() else word for word in words]
+    return variables
 
 
 def bias_sections(

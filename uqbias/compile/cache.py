@@ -71,8 +71,8 @@ def load_or_build(directory: Path, name: str, build: Callable[[Path], None], loa
     load : reads the entry from the path given. It may raise for a damaged entry, which is then rebuilt once.
     """
     target = directory / name
-    if (found := _load_valid(target, load)) is not None:
-        return found
+    if (loaded := _load_valid(target, load)) is not None:
+        return loaded
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = FileLock(target.with_name(target.name + ".lock"))
@@ -84,8 +84,8 @@ def load_or_build(directory: Path, name: str, build: Callable[[Path], None], loa
             return load(Path(scratch) / name)
     try:
         # Another process may have built it while this one waited for the lock.
-        if (found := _load_valid(target, load)) is not None:
-            return found
+        if (loaded := _load_valid(target, load)) is not None:
+            return loaded
         temporary = target.with_name(f".{os.getpid()}.{target.name}")
         try:
             build(temporary)

@@ -254,7 +254,7 @@ class FusedEvaluator:
         def function(inputs: list[Tensor]) -> tuple[Tensor, ...]:
             positions = inputs[0].detach().requires_grad_()
             weights = dict(zip(names, inputs[1:], strict=False))
-            energy, driver, judge, found = functional_call(whole, weights, (positions,))
+            energy, driver, judge, values = functional_call(whole, weights, (positions,))
             added = torch.zeros_like(energy)
             x = energy.new_zeros(n_walkers, len(columns))
             roots = [positions]
@@ -263,8 +263,8 @@ class FusedEvaluator:
             elif bias is not None:
                 if input_names:
                     roots.append(inputs[outside_slot].detach().requires_grad_())
-                    found |= {name: roots[1][:, place] for place, name in enumerate(input_names)}
-                x = torch.stack([found[name] for name in columns], dim=1)
+                    values |= {name: roots[1][:, place] for place, name in enumerate(input_names)}
+                x = torch.stack([values[name] for name in columns], dim=1)
                 added = bias.energy(x, {name: inputs[index] for index, name in slots})
             total = energy + added if include_energy else added
             gradient, *outside = torch.autograd.grad(total.sum(), roots, materialize_grads=True)
@@ -328,8 +328,8 @@ class FusedEvaluator:
         self.last, self._memo_armed = None, False
         if "memo_total" not in arrays:
             return
-        found = {name: torch.as_tensor(arrays[f"memo_{name}"], device=self.device) for name in Evaluation._fields}
-        self.last = Evaluation(**found)
+        tensors = {name: torch.as_tensor(arrays[f"memo_{name}"], device=self.device) for name in Evaluation._fields}
+        self.last = Evaluation(**tensors)
         self._positions.copy_(torch.as_tensor(arrays["memo_positions"]))
         self._from_outside.copy_(torch.as_tensor(arrays["memo_inputs"]))
         self.total_energy = torch.as_tensor(arrays["memo_total"], device=self.device)
@@ -396,5 +396,5 @@ class _ModelAndVariables(torch.nn.Module):
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         energy, driver, judge = self.model(positions)
-        found = {name: module(positions) for name, module in self.variables.items()}
-        return energy, driver, judge, {"driver": driver, "judge": judge, "energy": energy} | found
+        values = {name: module(positions) for name, module in self.variables.items()}
+        return energy, driver, judge, {"driver": driver, "judge": judge, "energy": energy} | values

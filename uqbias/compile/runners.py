@@ -194,9 +194,9 @@ class _Build(NamedTuple):
         )
 
 
-def disagreement(found: Sequence[Tensor], expected: Sequence[Tensor]) -> str:
+def disagreement(computed: Sequence[Tensor], expected: Sequence[Tensor]) -> str:
     """The first output that differs by more than rounding explains; empty if none does."""
-    for index, (one, other) in enumerate(zip(found, expected, strict=True)):
+    for index, (one, other) in enumerate(zip(computed, expected, strict=True)):
         if not other.is_floating_point() or not other.numel():
             continue
         both = torch.isfinite(one) & torch.isfinite(other)

@@ -67,9 +67,9 @@ def _gathered(module: GraphModule, source: Node, dim: int, is_there: Node, sourc
     call = module.graph.call_function
     shape = [1] * value.dim()
     shape[dim] = -1
-    some = call(aten._to_copy.default, (call(aten.any.dim, (is_there, 1)),), {"dtype": value.dtype})
-    found = call(aten.index_select.default, (source, dim, source_of))
-    return call(aten.mul.Tensor, (found, call(aten.view.default, (some, shape))))
+    any_there = call(aten._to_copy.default, (call(aten.any.dim, (is_there, 1)),), {"dtype": value.dtype})
+    gathered = call(aten.index_select.default, (source, dim, source_of))
+    return call(aten.mul.Tensor, (gathered, call(aten.view.default, (any_there, shape))))
 
 
 def _multiplied(module: GraphModule, source: Node, dim: int, is_there: Node, value: Tensor) -> Node:

@@ -78,8 +78,8 @@ class _OfState:
     def __call__(self, state: Any) -> tuple[float, Any]:
         # ._value is the array in nm; value_in_unit would copy it.
         positions = state.getPositions(asNumpy=True)._value
-        some = positions if self.particles is None else positions[self.particles]
-        energy, tensor = self.evaluate(torch.from_numpy(some))
+        selected = positions if self.particles is None else positions[self.particles]
+        energy, tensor = self.evaluate(torch.from_numpy(selected))
         forces = tensor.to("cpu", torch.float64).numpy()
         if self.particles is None:
             return float(energy), forces

@@ -94,11 +94,11 @@ class Guard:
         broken : [W] bool, walkers whose energy or forces were not finite or beyond any bound.
         """
         x = np.asarray(positions, dtype=np.float64)
-        found: dict[int, Violation] = {}
+        violations: dict[int, Violation] = {}
 
         def note(reason: str, bad: NDArray[Any], values: Callable[[int], dict[str, float]]) -> None:
             for walker in np.flatnonzero(bad).tolist():
-                found.setdefault(walker, Violation(walker, reason, values(walker)))
+                violations.setdefault(walker, Violation(walker, reason, values(walker)))
 
         finite = np.asarray(np.isfinite(x).all(axis=(1, 2)))
         scalars = [values for values in (driver, judge) if values is not None]
@@ -109,7 +109,7 @@ class Guard:
             note("not_finite", ~np.isfinite(values), lambda w: {})
         for walker, fault in zip(np.flatnonzero(finite).tolist(), self._shape.faults(x[finite]), strict=True):
             if fault is not None:
-                found.setdefault(walker, Violation(walker, fault.kind, _values(fault)))
+                violations.setdefault(walker, Violation(walker, fault.kind, _values(fault)))
         if self.turned is not None:
             turn = np.asarray(self.turned(np.where(finite[:, None, None], x, 0.0)))
             note("torsion", (turn > self.max_turn) & finite, lambda w: {"degrees": float(turn[w])})
@@ -119,7 +119,7 @@ class Guard:
         if self.judge_cap is not None and judge is not None:
             judged, most = np.asarray(judge), self.judge_cap
             note("judge", judged > most, lambda w: {"judge": float(judged[w]), "cap": most})
-        return [found[walker] for walker in sorted(found)]
+        return [violations[walker] for walker in sorted(violations)]
 
 
 class LostWalkerError(UqbiasError):

@@ -208,9 +208,9 @@ class StepLoop(ABC):
         facts : JSON-able values beside step, timestep and temperature.
         """
         assert self._evaluator is not None
-        own = {"step": self.step, **facts, "timestep_fs": self.timestep_fs, "temperature": self.temperature}
+        loop_facts = {"step": self.step, **facts, "timestep_fs": self.timestep_fs, "temperature": self.temperature}
         arrays = state_of_context(context) | self._evaluator.memo()
-        write_snapshot(path, numbers, own, arrays, self.bias)
+        write_snapshot(path, numbers, loop_facts, arrays, self.bias)
 
     def load_state(
         self,
@@ -238,14 +238,14 @@ class StepLoop(ABC):
         """
         assert self._evaluator is not None
         wanted = {**facts, "timestep_fs": self.timestep_fs, "temperature": self.temperature}
-        own, arrays = open_snapshot(path, numbers, wanted, self.bias, context.getSystem().getNumParticles())
+        loop_facts, arrays = open_snapshot(path, numbers, wanted, self.bias, context.getSystem().getNumParticles())
         before(arrays)
         restore_bias(path, self.bias, arrays)
         restore_context(context, arrays)
         self._evaluator.restore_memo(arrays)
         self._evaluator.broken[:] = False
-        self.step = own["step"]
-        return own
+        self.step = loop_facts["step"]
+        return loop_facts
 
 
 def look_of(evaluator: FusedEvaluator, positions: Array, broken: NDArray[np.bool_]) -> Look:

@@ -183,9 +183,9 @@ class _Scalar(torch.nn.Module):
             energy, driver, judge = self.model(*arguments)
         if self._bias is not None:
             state = {name: getattr(self, kept) for name, kept in self._state_names.items()}
-            found = {"driver": driver, "judge": judge, "energy": energy}
-            found |= {name: module(points) for name, module in self.variables.items()}
-            x = torch.stack([found[name] for name in self._bias.variables], dim=1)
+            columns = {"driver": driver, "judge": judge, "energy": energy}
+            columns |= {name: module(points) for name, module in self.variables.items()}
+            x = torch.stack([columns[name] for name in self._bias.variables], dim=1)
             energy = energy + self._bias.energy(x, state)
         values = {"driver": driver, "judge": judge, "energy": energy, "biased": energy} | of_atoms
         chosen = [values[name].squeeze(0) for name in (self._output, *self._components)]
@@ -221,11 +221,11 @@ def _follow_positions(traced: Any) -> None:
         tensors = [value for value in graph.inputs() if value.type().kind() == "TensorType"]
         if not pinned or not tensors:
             continue
-        found = graph.create("prim::device", [tensors[0]], 1)
-        found.output().setType(pinned[0].output().type())
-        graph.prependNode(found)
+        device = graph.create("prim::device", [tensors[0]], 1)
+        device.output().setType(pinned[0].output().type())
+        graph.prependNode(device)
         for node in pinned:
-            node.output().replaceAllUsesWith(found.output())
+            node.output().replaceAllUsesWith(device.output())
         graph.lint()
 
 
@@ -244,8 +244,8 @@ class _Embedded(torch.nn.Module):
             self.register_buffer(name, tensor)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...] | Tensor:
-        found = self.graph(*inputs, *(getattr(self, name) for name in self._names))
-        outputs = tuple(value.type_as(inputs[0]) for value in found)
+        results = self.graph(*inputs, *(getattr(self, name) for name in self._names))
+        outputs = tuple(value.type_as(inputs[0]) for value in results)
         return outputs if len(outputs) > 1 else outputs[0]
 
 

@@ -189,9 +189,9 @@ def complete_model(
 def fit_uncertainty(potential: Potential, part: Uncertainty, frames: Frames, seed: int) -> None:
     """Fit an uncertainty to frames, with what the potential says of them."""
     part.record_seen(frames.positions)
-    found = predict(potential, frames.positions, forces="members" if part.requires_forces else "none")
-    positions = torch.as_tensor(frames.positions).to(found.energy)
-    part.fit(positions, found.energy, found.latents, found.member_forces, seed=seed)
+    prediction = predict(potential, frames.positions, forces="members" if part.requires_forces else "none")
+    positions = torch.as_tensor(frames.positions).to(prediction.energy)
+    part.fit(positions, prediction.energy, prediction.latents, prediction.member_forces, seed=seed)
 
 
 def calibrate(
@@ -232,13 +232,13 @@ def calibrate(
     if not len(held_out):
         raise UqbiasError("no frame is left for calibration", "give more frames")
     calibration = Calibration(kind, alpha, model.judge.statistic).to(next(model.parameters()))
-    found, errors = residuals(model, held_out)
-    raw_atoms = found.raw_atom_uncertainty
+    evaluated, errors = residuals(model, held_out)
+    raw_atoms = evaluated.raw_atom_uncertainty
     atoms: tuple[np.typing.NDArray[np.float64], ...] = ()
     if raw_atoms is not None:
         valued = atoms_with_values(raw_atoms)
         atoms = (raw_atoms[:, valued], np.sqrt(np.square(errors[:, valued]).mean(axis=2)))
-    calibration._fit(found.raw_judge, np.sqrt(np.square(errors).mean(axis=(1, 2))), *atoms)
+    calibration._fit(evaluated.raw_judge, np.sqrt(np.square(errors).mean(axis=(1, 2))), *atoms)
     model.calibration = calibration
     model.calibrated_on = invariants(held_out.positions)
     return {"calibration_force_rmse": float(np.sqrt(np.square(errors).mean()))}

@@ -49,18 +49,18 @@ def evaluate_frames(
     wanted: Literal["none", "mean", "members"] = "mean" if forces else "none"
     blocks: dict[str, list[Tensor]] = {name: [] for name in ("energy", "driver", "judge", "raw", "forces", "raw_atoms")}
     for block in _blocks(model, positions):
-        found = predict(model.potential, block, BLOCK, forces="members" if model.requires_forces else wanted)
-        terms = (found.energy, found.latents, found.member_forces)
+        prediction = predict(model.potential, block, BLOCK, forces="members" if model.requires_forces else wanted)
+        terms = (prediction.energy, prediction.latents, prediction.member_forces)
         with torch.no_grad():
             raw, driver = model.judge_and_driver(block, *terms)
             blocks["judge"].append(model.calibration(raw))
             each = model.judge.per_atom(block, *terms) if atoms else None
-        energy = found.energy.mean(0).double() + model.potential.energy_shift
+        energy = prediction.energy.mean(0).double() + model.potential.energy_shift
         for name, values in (("energy", energy), ("driver", driver), ("raw", raw), ("raw_atoms", each)):
             if values is not None:
                 blocks[name].append(values)
-        if forces and found.forces is not None:
-            blocks["forces"].append(found.forces)
+        if forces and prediction.forces is not None:
+            blocks["forces"].append(prediction.forces)
     return Evaluated(
         _joined(blocks["energy"]),
         _joined(blocks["driver"]),
@@ -73,15 +73,15 @@ def evaluate_frames(
 
 def residuals(model: UncertaintyModel, frames: Frames) -> tuple[Evaluated, Array]:
     """What the model says of labelled frames, forces and per-atom values included, and its force errors [n, N, 3]."""
-    found = evaluate_frames(model, frames.positions, forces=True, atoms=True)
-    assert found.forces is not None
-    return found, found.forces - frames.labels()[1]
+    evaluated = evaluate_frames(model, frames.positions, forces=True, atoms=True)
+    assert evaluated.forces is not None
+    return evaluated, evaluated.forces - frames.labels()[1]
 
 
 def atoms_with_values(raw_atoms: Array) -> NDArray[np.bool_]:
     """Which atoms have an uncertainty of their own, [N]; the others are 0 in every frame of ``raw_atoms`` [n, N]."""
-    found: NDArray[np.bool_] = (raw_atoms != 0).any(axis=0)
-    return found
+    has_value: NDArray[np.bool_] = (raw_atoms != 0).any(axis=0)
+    return has_value
 
 
 def selection_features(model: UncertaintyModel, positions: NDArray[Any], space: str) -> Array:

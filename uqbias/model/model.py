@@ -244,14 +244,14 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             if version > FORMAT_VERSION
             else "train it again: what such a file calls 'cv' and 'uncertainty' is now 'driver' and 'judge'",
         )
-    found = manifest.pop("sha256", "")
+    recorded = manifest.pop("sha256", "")
     expected = _digest(manifest, tensors)
-    if found != expected:
+    if recorded != expected:
         raise UqbiasError(
-            f"{path} was changed after it was written (SHA-256 {found[:12]}..., content {expected[:12]}...)",
+            f"{path} was changed after it was written (SHA-256 {recorded[:12]}..., content {expected[:12]}...)",
             "copy or train it again",
         )
-    manifest["sha256"] = found
+    manifest["sha256"] = recorded
     return manifest, tensors
 
 

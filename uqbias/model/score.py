@@ -77,14 +77,14 @@ def score_model(model: UncertaintyModel, frames: Frames, large: float = LARGE) -
         )
     if len(frames) < 2:
         raise UqbiasError(f"{len(frames)} labelled frame to evaluate on", "give two or more")
-    found, error = residuals(model, frames)
-    for name, values in (("force", error), ("judge", found.raw_judge)):
+    evaluated, error = residuals(model, frames)
+    for name, values in (("force", error), ("judge", evaluated.raw_judge)):
         finite = np.isfinite(values.reshape(len(frames), -1)).all(axis=1)
         if not finite.all():
             raise UqbiasError(f"the model's {name} of frame {int(finite.argmin())} is not finite", "leave it out")
     error = error / MEV_PER_ANGSTROM
-    energy_error = (found.energy - frames.labels()[0]) / EV / len(frames.numbers) * 1e3
-    calibration, raw_atoms = model.calibration, found.raw_atom_uncertainty
+    energy_error = (evaluated.energy - frames.labels()[0]) / EV / len(frames.numbers) * 1e3
+    calibration, raw_atoms = model.calibration, evaluated.raw_atom_uncertainty
     scores: dict[str, Any] = {"frames": len(frames)}
     if len(model.seen):
         scores["frames_trained_on"] = int(is_in(model.seen, frames.positions).sum())
@@ -97,7 +97,7 @@ def score_model(model: UncertaintyModel, frames: Frames, large: float = LARGE) -
         "energy_rmse_meV_per_atom": float(np.sqrt(np.square(energy_error).mean())),
         "judge": model.judge.kind,
         "large": large,
-        "driver_spearman": spearman(found.driver, np.sqrt(np.square(error).mean(axis=(1, 2)))),
+        "driver_spearman": spearman(evaluated.driver, np.sqrt(np.square(error).mean(axis=(1, 2)))),
     }
     if calibration.fitted:
         scores |= {
@@ -107,7 +107,7 @@ def score_model(model: UncertaintyModel, frames: Frames, large: float = LARGE) -
         }
     components = error.reshape(len(frames), -1)
     maps = calibration.structure_bound, calibration.structure_deviation
-    scores |= _uncertainty_scores(found.raw_judge, components, *maps, calibration.kind, large)
+    scores |= _uncertainty_scores(evaluated.raw_judge, components, *maps, calibration.kind, large)
     if raw_atoms is not None:
         has_value = atoms_with_values(raw_atoms)
         scores["atoms"] = int(has_value.sum())
@@ -154,5 +154,5 @@ def _uncertainty_scores(
 def _mapped(function: Callable[[Tensor], Tensor], raw: Array) -> Array:
     """A map to kJ/mol/nm of uncertainties before calibration, in meV/Å, computed in float64."""
     with torch.no_grad():
-        found: Array = function(torch.as_tensor(raw, dtype=torch.float64)).numpy()
-    return found / MEV_PER_ANGSTROM
+        mapped: Array = function(torch.as_tensor(raw, dtype=torch.float64)).numpy()
+    return mapped / MEV_PER_ANGSTROM

@@ -252,8 +252,8 @@ class PlumedBridge:
             session.box[:] = box
         self._valid = False
         session.begin(step)
-        some = positions if self._whole else positions[self._particles]
-        self._inputs[0].copy_(torch.from_numpy(some))
+        selected = positions if self._whole else positions[self._particles]
+        self._inputs[0].copy_(torch.from_numpy(selected))
         numbers, gradients = self._graph.unchecked(self._inputs)
         energy, driver, judge = numbers.tolist()
         self.n_evaluations += 1
@@ -265,11 +265,11 @@ class PlumedBridge:
             )
         session.calculate(positions, {"energy": energy, "driver": driver, "judge": judge})
         forces = session.forces.copy()
-        own = self._own_forces(gradients)
+        model_forces = self._own_forces(gradients)
         if self._whole:
-            forces += own
+            forces += model_forces
         else:
-            forces[self._particles] += own
+            forces[self._particles] += model_forces
         bias = float(session.bias[0])
         self.last = BridgeValues(step, energy, driver, judge, bias)
         self._answer = ((energy if self.include_energy else 0.0) + bias, forces)

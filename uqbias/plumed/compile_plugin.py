@@ -72,23 +72,23 @@ def plugin_status(path: Path | None = None) -> dict[str, str | bool | None]:
     """
     import torch
 
-    found = Path(path) if path is not None else _latest_build()
+    plugin = Path(path) if path is not None else _latest_build()
     status: dict[str, str | bool | None] = {
-        "path": str(found) if found else None,
+        "path": str(plugin) if plugin else None,
         "torch": None,
         "plumed": None,
         "matches": False,
         "fault": None,
     }
-    if found is None:
+    if plugin is None:
         status["fault"] = "the plugin is not built"
         return status
-    if not found.is_file():
-        status["fault"] = f"no such file: {found}"
+    if not plugin.is_file():
+        status["fault"] = f"no such file: {plugin}"
         return status
-    versions = _MARKER.search(found.read_bytes())
+    versions = _MARKER.search(plugin.read_bytes())
     if versions is None:
-        status["fault"] = f"{found} is not the plugin of uqbias"
+        status["fault"] = f"{plugin} is not the plugin of uqbias"
         return status
     status["torch"], status["plumed"] = (version.decode() for version in versions.groups())
     try:
@@ -100,8 +100,8 @@ def plugin_status(path: Path | None = None) -> dict[str, str | bool | None]:
         status["fault"] = f"compiled against torch {status['torch']}, this is torch {torch.__version__}"
     elif _minor(str(status["plumed"])) != _minor(kernel.long_version):
         status["fault"] = f"compiled against PLUMED {status['plumed']}, {kernel.path} is {kernel.long_version}"
-    elif _facts(found).get("sources", _sources_digest()) != _sources_digest():
-        status["fault"] = f"compiled from the sources of another uqbias ({_facts(found).get('uqbias')})"
+    elif _facts(plugin).get("sources", _sources_digest()) != _sources_digest():
+        status["fault"] = f"compiled from the sources of another uqbias ({_facts(plugin).get('uqbias')})"
     status["matches"] = status["fault"] is None
     return status
 

@@ -107,8 +107,8 @@ def _examine(path: Path) -> Kernel:
     except OSError as error:
         raise UqbiasError(f"the PLUMED kernel {path} does not load ({_one_line(error)})", CURE) from error
     executable, configuration = _configuration(path)
-    found = re.search(r"^version long (\S+)", configuration, re.MULTILINE)
-    long_version = found.group(1) if found else _logged_version(path)
+    match = re.search(r"^version long (\S+)", configuration, re.MULTILINE)
+    long_version = match.group(1) if match else _logged_version(path)
     version = ".".join(long_version.split(".")[:2])
     if version.split(".")[0] != MAJOR:
         raise UqbiasError(
@@ -139,8 +139,8 @@ def _logged_version(path: Path) -> str:
         plumed.cmd("setLogFile", str(log))
         plumed.cmd("init")
         plumed.finalize()
-        found = re.search(r"Version: (\S+)", log.read_text())
-    return found.group(1) if found else ""
+        match = re.search(r"Version: (\S+)", log.read_text())
+    return match.group(1) if match else ""
 
 
 def _output(command: list[str], env: dict[str, str]) -> str:

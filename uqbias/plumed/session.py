@@ -50,16 +50,16 @@ def read_actions(lines: Iterable[str], folder: Path) -> list[Action]:
     words: list[str] = []
     start, open_block = 0, False
     for number, line in enumerate(lines, start=1):
-        found = line.split("#", 1)[0].split()
-        if found and found[0] == "ENDPLUMED":
+        line_words = line.split("#", 1)[0].split()
+        if line_words and line_words[0] == "ENDPLUMED":
             break
         if open_block:
-            open_block = not (found and found[0] == "...")
-            words += [word for word in found if word != "..."] if open_block else []
+            open_block = not (line_words and line_words[0] == "...")
+            words += [word for word in line_words if word != "..."] if open_block else []
         else:
-            words, start = found, number
-            if len(found) > 1 and found[-1] == "...":
-                words, open_block = found[:-1], True
+            words, start = line_words, number
+            if len(line_words) > 1 and line_words[-1] == "...":
+                words, open_block = line_words[:-1], True
         if words and not open_block:
             actions += _action(words, start, folder)
             words = []

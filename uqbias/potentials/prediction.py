@@ -61,16 +61,16 @@ def predict(
         with torch.no_grad():
             if forces == "members":
                 energy, latents, each = with_member_forces(potential, batch)
-                found = [energy, latents, each.mean(0), each]
+                outputs = [energy, latents, each.mean(0), each]
             elif forces == "mean":
                 with torch.enable_grad():  # type: ignore[no-untyped-call]
                     moved = batch.clone().requires_grad_()
                     energy, latents = potential(moved)
                     (gradient,) = torch.autograd.grad(energy.mean(0).sum(), moved)
-                found = [energy.detach(), latents.detach(), -gradient]
+                outputs = [energy.detach(), latents.detach(), -gradient]
             else:
-                found = list(potential(batch))
-        for part, values in zip(parts, found, strict=False):
+                outputs = list(potential(batch))
+        for part, values in zip(parts, outputs, strict=False):
             part.append(values)
     joined = [torch.cat(part, dim) if part else None for part, dim in zip(parts, (1, 1, 0, 1), strict=True)]
     assert joined[0] is not None

@@ -50,12 +50,12 @@ class Hills:
 
     def ranges(self) -> list[tuple[float, float]]:
         """Low and high of each variable: three sigma around the hills, or the bounds of a period."""
-        found = []
+        limits = []
         for axis, bounds in enumerate(self.bounds):
             reach = 3 * self.sigma[:, axis]
             low, high = (self.centre[:, axis] - reach).min(), (self.centre[:, axis] + reach).max()
-            found.append((float(low), float(high)) if bounds is None else bounds)
-        return found
+            limits.append((float(low), float(high)) if bounds is None else bounds)
+        return limits
 
     def wrapped(self, values: Array, axis: int) -> Array:
         """Values of one variable at their images between its bounds; as they are without a period."""

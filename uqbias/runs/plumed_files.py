@@ -36,10 +36,10 @@ def check_columns(text: str, path: str | Path, header: str) -> None:
     """Raise UqbiasError unless a file has the columns that a header names, or was cut short in that header."""
     expected = header.partition("\n")[0]
     lines = text.splitlines() or [""]
-    found = next((line for line in lines if line.startswith("#! FIELDS")), lines[0])
-    if found.split() != expected.split() and not expected.startswith(text):
+    columns_line = next((line for line in lines if line.startswith("#! FIELDS")), lines[0])
+    if columns_line.split() != expected.split() and not expected.startswith(text):
         raise UqbiasError(
-            f"{path} has other columns: '{found[:80]}', not '{expected}'", "move it away, or choose another name"
+            f"{path} has other columns: '{columns_line[:80]}', not '{expected}'", "move it away, or choose another name"
         )
 
 
@@ -95,13 +95,13 @@ def check_stated(text: str, path: str | Path, bias: MetaD) -> None:
 
 def check_tempering(hills: NDArray[Any], path: str | Path, bias: MetaD) -> None:
     """Raise UqbiasError if a hill was made with another bias factor, on which F = -γ/(γ-1) V depends."""
-    own = bias.biasfactor or 1.0
+    factor_here = bias.biasfactor or 1.0
     # Files name it in six digits.
-    other = hills["biasfactor"][~np.isclose(hills["biasfactor"], own, rtol=1e-5)]
+    other = hills["biasfactor"][~np.isclose(hills["biasfactor"], factor_here, rtol=1e-5)]
     if len(other):
-        told = ["none" if factor == 1.0 else f"{factor:g}" for factor in (float(other[0]), own)]
+        shown = ["none" if factor == 1.0 else f"{factor:g}" for factor in (float(other[0]), factor_here)]
         raise UqbiasError(
-            f"{path} holds hills with the bias factor {told[0]}, this bias has {told[1]}", "use the same bias factor"
+            f"{path} holds hills with the bias factor {shown[0]}, this bias has {shown[1]}", "use the same bias factor"
         )
 
 

@@ -142,16 +142,16 @@ def rewind(
 
 def _is_of_this_run(path: Path, bias: MetaD, timestep_fs: float, step: int) -> bool:
     try:
-        found = read_hills(path, timestep_fs, bias=bias)
+        recorded = read_hills(path, timestep_fs, bias=bias)
     except UqbiasError:
         # Not even its header was written, before a kill.
         return not path.stat().st_size
-    count = min(len(found), len(bias.hills))
-    same = np.allclose(found["step"][:count], bias.hills["step"][:count], rtol=0, atol=1)
+    count = min(len(recorded), len(bias.hills))
+    same = np.allclose(recorded["step"][:count], bias.hills["step"][:count], rtol=0, atol=1)
     for name in ("centre", "sigma", "height"):
         # A file names γ, and through it the height that was added, in six digits.
-        same &= np.allclose(found[name][:count], bias.hills[name][:count], rtol=1e-4, atol=1e-12)
-    return bool(same and not (found["step"][count:] < step).any())
+        same &= np.allclose(recorded[name][:count], bias.hills[name][:count], rtol=1e-4, atol=1e-12)
+    return bool(same and not (recorded["step"][count:] < step).any())
 
 
 def back_up(path: Path) -> None:

@@ -35,7 +35,7 @@ _SHAPES = {
 def write_snapshot(
     path: str | Path,
     numbers: Sequence[int],
-    own: Mapping[str, Any],
+    loop_facts: Mapping[str, Any],
     arrays: Mapping[str, NDArray[Any]],
     bias: Bias | None,
 ) -> None:
@@ -44,7 +44,7 @@ def write_snapshot(
     Parameters
     ----------
     numbers : atomic numbers of the molecule.
-    own : JSON-able facts of the run; `open_snapshot` compares some of them.
+    loop_facts : JSON-able facts of the run; `open_snapshot` compares some of them.
     arrays : everything else.
     bias : its checkpoint goes in too.
     """
@@ -55,7 +55,7 @@ def write_snapshot(
         "atomic_numbers": list(numbers),
         "bias": _description(bias),
         "bias_options": [part.options() for part in parts_of(bias)],
-        "own": dict(own),
+        "own": dict(loop_facts),
     }
     write_arrays(path, {"manifest": np.array(json.dumps(manifest)), **arrays, **held})
 
@@ -78,7 +78,7 @@ def open_snapshot(
 
     Returns
     -------
-    own : the facts, with ``step``.
+    loop_facts : the facts, with ``step``.
     arrays : everything else, for `restore_bias` and `restore_context`.
 
     Raises
@@ -97,23 +97,25 @@ def open_snapshot(
     if not isinstance(manifest, dict) or manifest.get("format") != "uqbias-snapshot":
         raise UqbiasError(f"{path} is not a snapshot of uqbias", "give a file that an earlier run wrote")
     try:
-        version, own, held = int(manifest["version"]), dict(manifest["own"]), list(manifest["bias"])
-        found = [int(number) for number in manifest["atomic_numbers"]]
-        own["step"] = int(own["step"])
+        version, loop_facts, held = int(manifest["version"]), dict(manifest["own"]), list(manifest["bias"])
+        stored_numbers = [int(number) for number in manifest["atomic_numbers"]]
+        loop_facts["step"] = int(loop_facts["step"])
     except (KeyError, TypeError, ValueError) as error:
         raise UqbiasError(f"{path} is not a whole snapshot (manifest: {error!r})", cure) from error
     if version > VERSION:
         raise UqbiasError(f"{path} has version {version}, this uqbias reads {VERSION}", "upgrade uqbias")
     expected = [int(number) for number in numbers]
-    if found != expected:
+    if stored_numbers != expected:
         raise UqbiasError(
-            f"{path} is a snapshot of another system: {len(found)} atoms {found[:8]}..., here {len(expected)} "
-            f"{expected[:8]}...",
+            f"{path} is a snapshot of another system: {len(stored_numbers)} atoms {stored_numbers[:8]}..., "
+            f"here {len(expected)} {expected[:8]}...",
             "give the snapshot of this system",
         )
     for name, value in settings.items():
-        if own.get(name) != value:
-            raise UqbiasError(f"{path} was written with {name} {own.get(name)}, this run has {value}", "use the same")
+        if loop_facts.get(name) != value:
+            raise UqbiasError(
+                f"{path} was written with {name} {loop_facts.get(name)}, this run has {value}", "use the same"
+            )
     if held != _description(bias):
         raise UqbiasError(f"{path} holds a bias {held}, this run has {_description(bias)}", "use the same biases")
     _check_options(path, manifest.get("bias_options"), bias)
@@ -126,7 +128,7 @@ def open_snapshot(
             f"{path} has {len(arrays['positions'])} particles, this system {particles}",
             "give the snapshot of this system",
         )
-    return own, arrays
+    return loop_facts, arrays
 
 
 def restore_bias(path: str | Path, bias: Bias | None, arrays: Mapping[str, NDArray[Any]]) -> None:

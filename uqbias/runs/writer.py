@@ -119,7 +119,7 @@ class RunWriter:
         """``run.json`` of the run to go on with; None where the folder is empty."""
         path = self.folder / DESCRIPTION
         if not path.is_file():
-            if self.folder.exists() and any(not found.name.startswith(".") for found in self.folder.iterdir()):
+            if self.folder.exists() and any(not entry.name.startswith(".") for entry in self.folder.iterdir()):
                 raise UqbiasError(f"{self.folder} holds no run: {path} is not there", "choose another folder")
             return None
         try:

@@ -77,14 +77,14 @@ class CampaignFile:
 
     def files(self) -> dict[str, Path]:
         """Absolute paths of all files named in the campaign, by key."""
-        found: dict[str, Path] = {}
+        paths: dict[str, Path] = {}
 
         def note(key: str, name: str) -> str:
-            found[key] = self._existing(key, name)
+            paths[key] = self._existing(key, name)
             return name
 
         with_files(self.campaign, note)
-        return found
+        return paths
 
     def identity(self) -> dict[str, Any]:
         """What makes this campaign this campaign: flat ``key: value``, files by their SHA-256, `FREE_KEYS` left out."""

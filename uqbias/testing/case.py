@@ -95,9 +95,9 @@ class Case:
     def per_atom(self, positions: NDArray[Any], dtype: torch.dtype = torch.float64) -> Tensor | None:
         """Values of each atom [n, N] before calibration, or None for a kind without."""
         model, x = self.in_dtype(dtype), torch.tensor(positions, dtype=dtype)
-        found = predict(model.potential, x, forces="members" if model.requires_forces else "none")
+        prediction = predict(model.potential, x, forces="members" if model.requires_forces else "none")
         with torch.no_grad():
-            return model.judge.per_atom(x, found.energy, found.latents, found.member_forces)
+            return model.judge.per_atom(x, prediction.energy, prediction.latents, prediction.member_forces)
 
 
 def evaluate(model: UncertaintyModel, positions: Tensor, gradients: bool = False) -> Values:
@@ -106,8 +106,8 @@ def evaluate(model: UncertaintyModel, positions: Tensor, gradients: bool = False
         x = positions.detach().clone().requires_grad_(gradients)
         prediction = model(x)
         values = (prediction.driver, prediction.judge)
-        found = [gradient_of(u, x) if gradients else x.new_zeros(len(x), 0) for u in values]
-    return Values(*(u.detach() for u in values), *found)
+        gradients_of_u = [gradient_of(u, x) if gradients else x.new_zeros(len(x), 0) for u in values]
+    return Values(*(u.detach() for u in values), *gradients_of_u)
 
 
 def build_case(
@@ -174,9 +174,9 @@ def _trained_alone(members: int, seed: int, steps: int) -> dict[str, Tensor]:
 
 def _name(kind: type[Uncertainty]) -> str:
     """A registry name or ``module:Class`` under which a model file finds the class again."""
-    own = getattr(kind, "kind", None)
-    if own in UNCERTAINTIES.names() and UNCERTAINTIES.get(own) is kind:
-        return str(own)
+    registered = getattr(kind, "kind", None)
+    if registered in UNCERTAINTIES.names() and UNCERTAINTIES.get(registered) is kind:
+        return str(registered)
     path = f"{kind.__module__}:{kind.__qualname__}"
     if "<locals>" in path or import_attribute(path) is not kind:
         raise UqbiasError(f"uncertainty {path} cannot be imported by its name", "define it at the top of a module")

@@ -51,8 +51,8 @@ def check_outputs(case: Case) -> Report:
     report = case.report()
     x = case.held_out.positions[:5]
     for dtype in DTYPES:
-        found = case.evaluate(x, dtype)
-        wrong = [tuple(u.shape) for u in found[:2] if u.shape != (5,) or u.dtype != dtype]
+        values = case.evaluate(x, dtype)
+        wrong = [tuple(u.shape) for u in values[:2] if u.shape != (5,) or u.dtype != dtype]
         atoms = case.per_atom(x, dtype)
         if atoms is not None and (atoms.shape != x.shape[:2] or atoms.dtype != dtype):
             wrong.append(tuple(atoms.shape))
@@ -61,10 +61,10 @@ def check_outputs(case: Case) -> Report:
             continue
         alone = torch.cat([case.evaluate(frame[None], dtype).raw for frame in x])
         scale = max(float(case.evaluate(_all(case)).raw.abs().max()), 1e-30)
-        report.add(f"walkers alone, {_short(dtype)}", largest(found.raw - alone) / scale, ALONE[dtype])
+        report.add(f"walkers alone, {_short(dtype)}", largest(values.raw - alone) / scale, ALONE[dtype])
         if dtype == torch.float32:
             exact = case.evaluate(_rounded(x)).raw
-            report.add("u in float32 against float64", largest(found.raw.double() - exact) / scale, SINGLE)
+            report.add("u in float32 against float64", largest(values.raw.double() - exact) / scale, SINGLE)
     return report.verified()
 
 
@@ -92,14 +92,14 @@ def check_invariance(case: Case) -> Report:
         order[[i, j]] = j, i
         moves[name], orders[name] = x[:, order], order
     for dtype in DTYPES:
-        found = _by_move(case, moves, orders, dtype)
+        measured = _by_move(case, moves, orders, dtype)
         if dtype == torch.float32:
             exact = _by_move(case, {name: _rounded(y) for name, y in moves.items()}, orders, torch.float64)
-            found = {key: value - exact[key] for key, value in found.items()}
+            measured = {key: value - exact[key] for key, value in measured.items()}
         scale = {label: float(value.abs().max()) for label, value in _values(case, _all(case), torch.float64).items()}
         worst: dict[str, tuple[float, str]] = {}
-        for (label, name), value in found.items():
-            change = largest(value - found[label, "rest"]) / max(scale[label], 1e-30)
+        for (label, name), value in measured.items():
+            change = largest(value - measured[label, "rest"]) / max(scale[label], 1e-30)
             clause = f"{label}: {name.partition(' ')[0]}, {_short(dtype)}"
             worst[clause] = max(worst.get(clause, (-1.0, "")), (change, name if " " in name else ""))
         for clause, (change, note) in worst.items():
@@ -112,17 +112,17 @@ def _by_move(
     case: Case, moves: dict[str, Array], orders: dict[str, NDArray[np.int64]], dtype: torch.dtype
 ) -> dict[tuple[str, str], Tensor]:
     """Values by name and move, those of the atoms in the order that the atoms had before."""
-    found = {}
+    by_move = {}
     for label, values in _values(case, np.concatenate(list(moves.values())), dtype).items():
         for name, part in zip(moves, values.double().chunk(len(moves)), strict=True):
-            found[label, name] = part if part.ndim == 1 else part[:, np.argsort(orders[name])]
-    return found
+            by_move[label, name] = part if part.ndim == 1 else part[:, np.argsort(orders[name])]
+    return by_move
 
 
 def _values(case: Case, x: Array, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return u before and after calibration [n], and the values of atoms [n, N] where there are any."""
-    found, atoms = case.evaluate(x, dtype), case.per_atom(x, dtype)
-    values = {"u": found.raw, "calibrated u": found.calibrated}
+    evaluated, atoms = case.evaluate(x, dtype), case.per_atom(x, dtype)
+    values = {"u": evaluated.raw, "calibrated u": evaluated.calibrated}
     return values if atoms is None else values | {"per atom": atoms}
 
 
@@ -143,10 +143,10 @@ def check_gradient(case: Case) -> Report:
     n, n_atoms = len(x), x.shape[1]
     unit = STEP * np.eye(3 * n_atoms).reshape(-1, n_atoms, 3)
     shifted = np.stack([x[:, None] + steps * unit for steps in (1, -1, 2, -2)])
-    found = case.evaluate(shifted.reshape(-1, n_atoms, 3))
+    evaluated = case.evaluate(shifted.reshape(-1, n_atoms, 3))
     expected = {}
     for name in ("raw", "calibrated"):
-        plus, minus, plus2, minus2 = getattr(found, name).reshape(4, n, n_atoms, 3)
+        plus, minus, plus2, minus2 = getattr(evaluated, name).reshape(4, n, n_atoms, 3)
         expected[name] = (8 * (plus - minus) - (plus2 - minus2)) / (12 * STEP)
     for dtype in DTYPES:
         gradients = case.evaluate(x, dtype, gradients=True)
@@ -199,8 +199,8 @@ def _shrinking(case: Case, path: Callable[[Array], Array]) -> float:
     scale: list[float] = []
 
     def follow(parameter: Array) -> Array:
-        found = case.evaluate(path(parameter), gradients=True)
-        value, gradient = found.raw.numpy()[:, None], found.raw_gradient.flatten(1).numpy()
+        evaluated = case.evaluate(path(parameter), gradients=True)
+        value, gradient = evaluated.raw.numpy()[:, None], evaluated.raw_gradient.flatten(1).numpy()
         if not scale:
             scale.extend([float(np.ptp(value)) or 1.0, float(np.abs(gradient).max()) or 1.0])
         return np.concatenate([value / scale[0], gradient / scale[1]], axis=1)
@@ -263,12 +263,12 @@ def check_exploded(case: Case, expects_large: bool | None = None) -> Report:
     ceiling = float(case.evaluate(case.training.positions).raw.max())
     for name, x in molecule.exploded().items():
         for dtype in DTYPES:
-            found = case.evaluate(x, dtype, gradients=True)
-            bad = sum(int((~torch.isfinite(tensor)).sum()) for tensor in found)
+            evaluated = case.evaluate(x, dtype, gradients=True)
+            bad = sum(int((~torch.isfinite(tensor)).sum()) for tensor in evaluated)
             report.add(f"{name}: not finite, {_short(dtype)}", bad, 0)
             if dtype == torch.float64 and name in promised:
-                lowest = f"lowest u {float(found.raw.min()):.3g}, training maximum {ceiling:.3g}"
-                below = int((~(found.raw >= ceiling)).sum())
+                lowest = f"lowest u {float(evaluated.raw.min()):.3g}, training maximum {ceiling:.3g}"
+                below = int((~(evaluated.raw >= ceiling)).sum())
                 report.add(f"{name}: u not large", below, 0 if promised[name] else np.inf, f"of {len(x)}; {lowest}")
     return report.verified()
 

@@ -48,9 +48,9 @@ def differences(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return ((function(x + unit) - function(x - unit)) / (2 * STEP)).reshape(x.shape)
 
 
-def gradient_error(found: Tensor, expected: Tensor) -> float:
+def gradient_error(computed: Tensor, expected: Tensor) -> float:
     """Error of a derivative, relative to its largest component unless that all but vanishes."""
-    return largest(found - expected) / max(largest(expected), 1e-6)
+    return largest(computed - expected) / max(largest(expected), 1e-6)
 
 
 def rotation(seed: int = 5) -> Array:

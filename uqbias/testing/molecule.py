@@ -75,8 +75,8 @@ def energy(positions: Tensor) -> Tensor:
     a, b, c, d = (positions[:, atom] for atom in TORSION)
     first, second = torch.linalg.cross(b - a, c - b), torch.linalg.cross(c - b, d - c)
     cosine = (first * second).sum(-1) / (first.norm(dim=-1) * second.norm(dim=-1))
-    found: Tensor = total + 0.5 * BARRIER * (1 + 4 * cosine**3 - 3 * cosine)
-    return found
+    result: Tensor = total + 0.5 * BARRIER * (1 + 4 * cosine**3 - 3 * cosine)
+    return result
 
 
 def label(positions: NDArray[Any]) -> Frames:
@@ -132,11 +132,11 @@ def turned(positions: Array, bond: tuple[int, int], angles: Array) -> Array:
 
 def side(fixed: int, pivot: int) -> list[int]:
     """Atoms on the far side of the bond from ``fixed`` to ``pivot``, ``pivot`` included."""
-    found, front = {pivot}, [pivot]
+    atoms, front = {pivot}, [pivot]
     while front:
-        front = [j for i in front for j in topology().neighbours[i] if j != fixed and j not in found]
-        found.update(front)
-    return sorted(found)
+        front = [j for i in front for j in topology().neighbours[i] if j != fixed and j not in atoms]
+        atoms.update(front)
+    return sorted(atoms)
 
 
 def swaps(labelled: bool) -> list[tuple[int, int]]:

@@ -93,18 +93,18 @@ def check_potential(potential: Potential, positions: NDArray[Any] | None = None)
         turn = torch.tensor(rotation())
         moves = {"translation": x + torch.tensor([3.0, -2.0, 5.0], dtype=x.dtype), "rotation": x @ turn.T}
         for name, moved in moves.items():
-            found = predict(potential, moved, forces="none")
-            report.add(f"energy: {name}", change(found.energy, energy), ROUNDING)
-            report.add(f"latents: {name}", change(found.latents, latents), ROUNDING)
+            prediction = predict(potential, moved, forces="none")
+            report.add(f"energy: {name}", change(prediction.energy, energy), ROUNDING)
+            report.add(f"latents: {name}", change(prediction.latents, latents), ROUNDING)
         numbers = potential.numbers
         for i, j in itertools.combinations(range(len(numbers)), 2):
             if numbers[i] != numbers[j]:
                 continue
             order = torch.arange(len(numbers))
             order[[i, j]] = order[[j, i]]
-            found = predict(potential, x[:, order], forces="none")
-            report.add("energy: exchange of like atoms", change(found.energy, energy), ROUNDING, f"{i} and {j}")
-            report.add("latents: exchange of like atoms", change(found.latents[:, :, order], latents), ROUNDING)
+            prediction = predict(potential, x[:, order], forces="none")
+            report.add("energy: exchange of like atoms", change(prediction.energy, energy), ROUNDING, f"{i} and {j}")
+            report.add("latents: exchange of like atoms", change(prediction.latents[:, :, order], latents), ROUNDING)
     _check_geometries(report, potential, x, energy)
     report.add("evaluated again", change(predict(potential, x, forces="none").energy, energy), 0.0)
     report.add("weights changed by an evaluation", *counted(changed(before, potential.state_dict())))
@@ -228,9 +228,11 @@ def check_oracle(oracle: Oracle, positions: NDArray[Any]) -> Report:
     oracle.label(other)
     copied = pickle.loads(pickle.dumps(oracle))
     for clause, twin in (("labelled again", oracle), ("pickled copy", copied)):
-        found = twin.label(x)
-        report.add(f"{clause}: energy, kJ/mol", abs(found.energy - label.energy), 1e-9 * max(1.0, abs(label.energy)))
-        report.add(f"{clause}: forces", float(np.abs(found.forces - label.forces).max()), 1e-6 * max(size, 1.0))
+        from_twin = twin.label(x)
+        report.add(
+            f"{clause}: energy, kJ/mol", abs(from_twin.energy - label.energy), 1e-9 * max(1.0, abs(label.energy))
+        )
+        report.add(f"{clause}: forces", float(np.abs(from_twin.forces - label.forces).max()), 1e-6 * max(size, 1.0))
     for clause, wrong in (("NaN", np.full_like(x, np.nan)), ("a wrong shape", x[:, :2])):
         try:
             oracle.label(wrong)

@@ -79,10 +79,10 @@ class Report:
 
     def __getitem__(self, clause: str) -> float:
         """Largest number measured for ``clause``."""
-        found = [entry.measured for entry in self.measurements if entry.clause == clause]
-        if not found:
+        measured = [entry.measured for entry in self.measurements if entry.clause == clause]
+        if not measured:
             raise KeyError(f"no clause '{clause}' among {sorted(set(self))}")
-        return max(found)
+        return max(measured)
 
     def __iter__(self) -> Iterator[str]:
         return iter(dict.fromkeys(entry.clause for entry in self.measurements))

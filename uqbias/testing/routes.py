@@ -68,12 +68,12 @@ def check_routes(case: Case, backends: Sequence[str] = ("pythonforce", "torchfor
         except UqbiasError as error:
             report.skipped[f"route {backend}"] = str(error)
     with tempfile.TemporaryDirectory() as folder:
-        for route, quantity, found, wanted in (
+        for route, quantity, computed, wanted in (
             *_fused(model, x, bias, expected, usable),
             *_exported(model, x, bias, expected, usable, Path(folder)),
         ):
             scale = largest(scales.get(quantity, wanted))
-            report.add(f"{route}: {quantity}", change(found, wanted, scale), AGREEMENT)
+            report.add(f"{route}: {quantity}", change(computed, wanted, scale), AGREEMENT)
     return report.verified()
 
 
@@ -98,8 +98,8 @@ def _fused(
 ) -> Iterator[Comparison]:
     for runner in RUNNERS:
         evaluator = FusedEvaluator(model, bias, len(x), runner=runner)
-        found = evaluator.evaluate(x)
-        values = {"energy": found.energy, "u": found.driver, "calibrated u": found.judge, "forces": found.forces}
+        result = evaluator.evaluate(x)
+        values = {"energy": result.energy, "u": result.driver, "calibrated u": result.judge, "forces": result.forces}
         for name, value in values.items():
             yield f"flattened, {runner}", name, value, expected[name]
     for backend in backends:
@@ -128,15 +128,15 @@ def _exported(
             export_torchscript(model, path, output, with_forces=with_forces, bias=added)
             # A host freezes the module; a detach in it would be lost there.
             module = torch.jit.freeze(torch.jit.load(str(path)).eval())  # type: ignore[no-untyped-call]
-            value, found = module(point) if with_forces else _differentiated(module, point)
+            value, computed = module(point) if with_forces else _differentiated(module, point)
             form = "exported with forces" if with_forces else "exported"
             label = "forces" if output == "biased" else f"{name}'s gradient"
             yield form, name, value, expected[name][0]
-            yield form, label, found, forces
+            yield form, label, computed, forces
             if output == "biased" and "torchforce" in backends:
-                energy, found = through_openmm(_torch_force(path, with_forces), point[None])
+                energy, computed = through_openmm(_torch_force(path, with_forces), point[None])
                 yield f"{form} in a TorchForce", name, energy, expected[name][0]
-                yield f"{form} in a TorchForce", label, found[0], forces
+                yield f"{form} in a TorchForce", label, computed[0], forces
 
 
 def _differentiated(module: Callable[[Tensor], Tensor], point: Tensor) -> tuple[Tensor, Tensor]:

@@ -90,10 +90,10 @@ def check_refit(case: Case) -> Report:
     except UqbiasError as error:
         report.add("refit: graph refuses it", 1, 0, str(error))
         return report.verified()
-    found, wanted = evaluator.evaluate(x), evaluate(refitted32, x)
+    result, wanted = evaluator.evaluate(x), evaluate(refitted32, x)
     for name, given, expected in (
-        ("u", found.driver, wanted.raw),
-        ("calibrated u", found.judge, wanted.calibrated),
+        ("u", result.driver, wanted.raw),
+        ("calibrated u", result.judge, wanted.calibrated),
     ):
         scale = largest(getattr(case.evaluate(case.training.positions), _FIELDS[name]))
         report.add(f"refit: {name} of the old graph", change(given, expected, scale), AGREEMENT)
@@ -122,8 +122,8 @@ def _faults(content: bytes) -> Iterator[str]:
         yield "metadata that is not text"
     end = 0
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        own = name.startswith(("judge.", "driver."))
-        if entry["dtype"] not in PLAIN or (own and not entry["dtype"].startswith(("F", "BF"))):
+        is_of_uncertainty = name.startswith(("judge.", "driver."))
+        if entry["dtype"] not in PLAIN or (is_of_uncertainty and not entry["dtype"].startswith(("F", "BF"))):
             yield f"{name} of type {entry['dtype']}"
         if entry["data_offsets"][0] != end:
             yield f"bytes before {name}"

@@ -199,8 +199,8 @@ def evaluated(model: UncertaintyModel, positions: Array, **columns: NDArray[Any]
     if not len(positions):
         nothing = np.empty(0)
         return Proposals(positions, nothing, nothing, nothing, columns)
-    found = evaluate_frames(model, positions)
-    return Proposals(positions, found.energy, found.driver, found.judge, columns)
+    result = evaluate_frames(model, positions)
+    return Proposals(positions, result.energy, result.driver, result.judge, columns)
 
 
 def _begin(job: Exploration, count: int) -> tuple[UncertaintyModel, Array, NDArray[np.int64]]:
