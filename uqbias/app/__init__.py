@@ -1,4 +1,4 @@
-"""What stands where ``openmm.app`` stands: metadynamics, sampling and variables in the user's own System."""
+"""Counterparts of ``openmm.app``: metadynamics, sampling and variables in the user's own System."""
 
 from uqbias.lazy import exports
 

@@ -1,4 +1,4 @@
-"""What an ``openmm.PythonForce`` computes with an evaluator in the user's own System, and how that is pickled."""
+"""Computation of an ``openmm.PythonForce`` with an evaluator in the user's own System, and its pickling."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Recipe:
     external : Forces as variables.
     extended : name of each extended variable and the index of its particle.
     periodic, box, narrow : see `Computation`.
-    options : of `FusedEvaluator`.
+    options : options of `FusedEvaluator`.
     fault : (what, cure) of why it cannot be made, or None.
     """
 
@@ -108,7 +108,7 @@ class Computation:
 
     Parameters
     ----------
-    evaluator : of one walker.
+    evaluator : evaluator of one walker.
     model : its ``topology``, if it has one, gives the bonds along which the molecule is made whole.
     atoms : indices of the model's atoms; None for all particles.
     external : Forces as variables.

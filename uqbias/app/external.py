@@ -36,7 +36,7 @@ class ForceVariables:
 
     Attributes
     ----------
-    names : of the K variables.
+    names : names of the K variables.
 
     Raises
     ------

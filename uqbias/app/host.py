@@ -198,7 +198,7 @@ def choose_backend_for(backend: str, *, periodic: bool, external: bool) -> str:
 
 
 def default_box(system: Any) -> Array:
-    """[3, 3] nm."""
+    """Default box vectors of a System, [3, 3] nm."""
     return np.array([list(vector._value) for vector in system.getDefaultPeriodicBoxVectors()], dtype=np.float64)
 
 
@@ -208,7 +208,7 @@ def free_group(system: Any) -> int:
 
 
 def atomic_numbers(simulation: Any) -> list[int]:
-    """Of all particles; 0 for one without an element."""
+    """Atomic numbers of all particles; 0 for one without an element."""
     numbers = [atom.element.atomic_number if atom.element else 0 for atom in simulation.topology.atoms()]
     return numbers + [0] * (simulation.system.getNumParticles() - len(numbers))
 

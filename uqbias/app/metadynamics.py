@@ -123,7 +123,7 @@ class Metadynamics(Sampling):
     variables : one to three `BiasVariable` or ``openmm.app.BiasVariable``. At most one model among them.
     temperature : K.
     biasFactor : γ > 1; None for standard metadynamics.
-    height : of the hills, kJ/mol.
+    height : height of the hills, kJ/mol.
     frequency : steps between hills.
     saveFrequency, biasDir : every so many steps (a multiple of ``frequency``) the hills of the other processes that
         have the same folder are taken over; this one's are there at once, and hills that are there already act from the

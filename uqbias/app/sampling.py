@@ -48,7 +48,7 @@ class Sampling:
     ----------
     system : openmm.System, with its forces.
     model : the model, or the path of its file; None for biases that need none.
-    biases : of any kinds, each on named variables.
+    biases : biases of any kinds, each on named variables.
     variables : variables beside the model's ``driver``, ``judge`` and ``energy``, by name: a `CollectiveVariable` of
         the model's atoms, or what `ForceVariables` takes (an openmm.Force, several, a System) on any particles.
     atoms : indices of the model's atoms in the System, in the model's order; all particles if None. A molecule that
@@ -63,13 +63,13 @@ class Sampling:
     snapshot, snapshot_every : write a snapshot to this file every so many steps, a multiple of ``pace``; see `save`.
     backend, runner, dtype, device, cache_dir : see `make_force` and `FusedEvaluator`. Backend ``torchforce`` works
         without periodic boundaries and without Forces as variables only.
-    force_platform : of Forces as variables, see `ForceVariables`.
+    force_platform : OpenMM platform of Forces as variables, see `ForceVariables`.
 
     Attributes
     ----------
     bias : sum of the biases; ``bias.frozen = True`` stops all updates.
     evaluator : ``evaluator.last`` holds E, u and V of the last evaluation.
-    names : of the variables of the biases.
+    names : names of the variables of the biases.
     force : the openmm.Force in the System; in a force group of its own if there is a free one.
 
     Raises

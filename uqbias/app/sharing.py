@@ -25,8 +25,8 @@ class SharedHills:
     ----------
     folder : common to all processes; made if missing.
     bias : the bias of this process; emptied and filled from the folder.
-    timestep_fs : of the MD, for the times in the files.
-    name : of this process; unique by itself if None.
+    timestep_fs : time step of the MD, for the times in the files.
+    name : name of this process; unique by itself if None.
 
     Raises
     ------

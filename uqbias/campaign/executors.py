@@ -1,4 +1,4 @@
-"""Where labels are computed and groups of walkers run: any `concurrent.futures.Executor`."""
+"""Executors that compute labels and run groups of walkers: any `concurrent.futures.Executor`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which paid labels are used for training: only those far outside of any physical region are left out."""
+"""Choice of the paid labels for training: only those far outside of any physical region are left out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is going on, how far it is, how long it takes."""
+"""Progress of a campaign: what is going on, how far it is, how long it takes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Announced:
 
     Parameters
     ----------
-    name, total : of the phase, see `Progress.phase`.
+    name, total : name of the phase and its units of work, see `Progress.phase`.
 
     Attributes
     ----------
@@ -51,7 +51,7 @@ class TrainingProgress:
 
     Parameters
     ----------
-    name : of the phase.
+    name : name of the phase.
     """
 
     #: Steps between two reports.

@@ -1,4 +1,4 @@
-"""Which of the visited frames are worth a label: windows, diversity, budget, and a reason for each frame."""
+"""Choice of the visited frames that are worth a label: windows, diversity, budget, a reason for each frame."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def select(
     known : [m, D] features of the labelled frames.
     budget : most frames to take.
     options : strategy and weights, as in a campaign file.
-    seed : of the random choices.
+    seed : seed of the random choices.
     driver_window, judge_window : lowest and highest value of a frame that may be taken, None for open.
     known_positions : [m, N, 3] nm of the labelled frames, for duplicates by RMSD.
     superpose : take the RMSD after superposition; False for particles in a field that is fixed in space.

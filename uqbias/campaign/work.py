@@ -1,4 +1,4 @@
-"""What every phase of a campaign needs: settings, files, seeds, the labelled frames so far."""
+"""Inputs that every phase of a campaign needs: settings, files, seeds, the labelled frames so far."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What commands print: JSON, two-column tables, log messages; and how errors end."""
+"""Output of commands: JSON, two-column tables, log messages; and how errors end."""
 
 from __future__ import annotations
 

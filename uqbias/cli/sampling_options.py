@@ -81,7 +81,7 @@ def bias_sections(
 
     Parameters
     ----------
-    names : of the variables that they act on; None for the driver.
+    names : names of the variables that they act on; None for the driver.
     variables : sections of those that are not the model's.
     short : values of the options in `SHORT`; None where not given.
 
@@ -140,7 +140,7 @@ def _variables(part: Any) -> Option:
 
 
 def _width(variable: Any) -> float | None:
-    """Width of hills on a variable; of a plain function none is known."""
+    """Width of hills on a variable; none is known for a plain function."""
     width: float | None = getattr(variable, "hill_width", None)
     return width
 

@@ -70,7 +70,7 @@ class FusedEvaluator:
     runner : ``auto``, ``aoti``, ``torchscript`` or ``eager``; see `uqbias.compile.runners.compile_function`.
     dtype : float32 or float64, of weights, state and outputs.
     device : where the graph runs.
-    cache_dir : of compiled graphs.
+    cache_dir : folder of compiled graphs.
     energy_only : leave out uncertainties and bias (zeros in the `Evaluation`).
     include_energy : False to leave -dE/dx out of the forces and E out of ``total_energy``: only the bias acts, on top
         of another force field.
@@ -78,7 +78,7 @@ class FusedEvaluator:
     Attributes
     ----------
     n_walkers, n_atoms, numbers : sizes and atomic numbers.
-    names : of the C variables of the bias.
+    names : names of the C variables of the bias.
     input_names : those of them that come from outside, K.
     runner : name of the runner in use.
     last : the latest `Evaluation`, or None.

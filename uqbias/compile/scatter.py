@@ -22,8 +22,8 @@ def without_index_add(graph_module: GraphModule, example_inputs: Sequence[Tensor
 
     Parameters
     ----------
-    example_inputs : of the graph; an index among them without repetitions, such as a permutation, is turned around
-        (index_select); any other becomes a product with a 0/1 matrix.
+    example_inputs : inputs of the graph; an index among them without repetitions, such as a permutation, is turned
+        around (index_select); any other becomes a product with a 0/1 matrix.
     """
     graph = graph_module.graph
     inputs = dict(zip((node for node in graph.nodes if node.op == "placeholder"), example_inputs, strict=True))

@@ -1,4 +1,4 @@
-"""Which combinations of torch, OpenMM and openmm-torch work, and which fail late or silently."""
+"""Combinations of torch, OpenMM and openmm-torch that work, and those that fail late or silently."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Walkers(StepLoop):
     friction_per_ps : 1/ps; None for Verlet dynamics at constant energy.
     platform : ``Reference`` (double precision), ``CPU``, ``CUDA`` (mixed precision), or ``auto``: CUDA where the
         evaluator is on a GPU, else Reference.
-    backend : of the force, see `uqbias.md.force.make_force`.
+    backend : backend of the force, see `uqbias.md.force.make_force`.
     constraints : ``none``, ``hbonds``, ``bonds`` or ``bonds_angles``; see `uqbias.md.constraints`.
     constraint_geometry : [N, 3] or [n, N, 3] nm, whose mean lengths are held; ``safe_frames`` if None.
     guard : judges the walkers at each observation; None lets them run.

@@ -167,7 +167,7 @@ def complete_model(
 
     Parameters
     ----------
-    seeds : of the fit of the judge and of the driver.
+    seeds : seeds of the fit of the judge and of the driver.
 
     Returns
     -------

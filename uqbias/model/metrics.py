@@ -1,4 +1,4 @@
-"""How well an uncertainty ranks the true error, bounds it, and predicts its distribution.
+"""Measures of how well an uncertainty ranks the true error, bounds it, and predicts its distribution.
 
 Pure functions on arrays. Ranks and bounds need an uncertainty and the size of the error; the distribution metrics take
 signed errors as samples of the Gaussian N(0, σ²) that the uncertainty predicts for each.

@@ -1,4 +1,4 @@
-"""How good a model is on labelled frames: its errors, and what its uncertainty knows of them."""
+"""Scores of a model on labelled frames: its errors, and what its uncertainty knows of them."""
 
 from __future__ import annotations
 

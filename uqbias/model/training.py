@@ -86,7 +86,7 @@ def train(
     potential : its scales are set from the training frames unless ``warm_start``.
     training, validation : labelled frames; with validation frames the best weights on them are kept.
     uncertainties : those whose weights are to be trained along; others are left alone.
-    seed : of the order of the frames. The result is a function of the seed, the frames and the options.
+    seed : seed of the order of the frames. The result is a function of the seed, the frames and the options.
     warm_start : go on from the present weights and scales.
     options : schedule, weights and runner, as in a campaign file; its defaults if None.
     runner : in place of that of the options.

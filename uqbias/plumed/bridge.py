@@ -66,7 +66,7 @@ class PlumedBridge:
 
     Parameters
     ----------
-    system : of OpenMM; the force is added to it.
+    system : OpenMM System; the force is added to it.
     plumed_dat : path of the input, or its lines. Relative paths in it start at ``output_dir``.
     model : the model, or the path of its file.
     temperature : K or Quantity; PLUMED's kT where the input has no TEMP. None for NVE without it.

@@ -241,7 +241,7 @@ class PlumedSession:
         Parameters
         ----------
         positions : [n, 3] nm.
-        values : of each name handed in.
+        values : value of each name handed in.
         """
         self._step[0] = self.step
         self.positions[:] = positions

@@ -41,7 +41,7 @@ class Hills:
 
     @property
     def periods(self) -> tuple[float | None, ...]:
-        """Of each variable, None where it has none."""
+        """Period of each variable, None where it has none."""
         return tuple(None if bounds is None else bounds[1] - bounds[0] for bounds in self.bounds)
 
     def potential(self, points: Array) -> Array:

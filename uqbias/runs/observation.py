@@ -1,4 +1,4 @@
-"""What is seen of the walkers between steps, and what may act on them beside the model."""
+"""Observations of the walkers between steps, and the biases that may act on them beside the model."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Observation:
     bias : [W] kJ/mol, as it acted on this step, before the hills of this step.
     restarted : [W] bool.
     variables : [W, C] variables of the bias, extended ones too.
-    names : of the variables.
+    names : names of the variables.
     events : one entry per restarted walker.
     """
 

@@ -37,7 +37,7 @@ class Column:
     Attributes
     ----------
     values : [T, W].
-    unit : of the values.
+    unit : unit of the values.
     period : None for a quantity without one.
     """
 

@@ -72,7 +72,7 @@ class Output:
     ----------
     hills : as of `hill_files`.
     colvar : None to write none.
-    names : of the variables of the bias.
+    names : names of the variables of the bias.
     timestep_fs : to convert steps to time.
     stride : steps between rows of COLVAR.
     append : continue the files: the hills that the biases have are in them.

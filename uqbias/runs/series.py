@@ -51,7 +51,7 @@ class ColvarFiles(Files):
     ----------
     path : name for a single walker.
     n_walkers : W.
-    names : of the variables of the bias.
+    names : names of the variables of the bias.
     append : continue the files.
 
     Raises

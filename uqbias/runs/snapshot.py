@@ -73,7 +73,7 @@ def open_snapshot(
     ----------
     numbers : atomic numbers of the molecule that goes on.
     settings : entries of the snapshot's own facts that must be the same.
-    bias : of the run that goes on.
+    bias : bias of the run that goes on.
     particles : number of them in its Context, if known.
 
     Returns

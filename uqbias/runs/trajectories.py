@@ -20,7 +20,7 @@ class Trajectories:
     Parameters
     ----------
     directory : for the files; made if missing.
-    topology : of the molecule.
+    topology : bond graph of the molecule.
     n_walkers : W.
     stride : write every so many observations.
     """

@@ -57,7 +57,7 @@ class Case:
     model : in float64, trained, fitted and calibrated; the uncertainty is judge and driver.
     training : frames that it was made from.
     held_out : frames that it was calibrated on.
-    seed : of the fit.
+    seed : seed of the fit.
     """
 
     model: UncertaintyModel
@@ -118,8 +118,8 @@ def build_case(
     Parameters
     ----------
     kind : name in the registry, ``"module:Class"``, or a class at the top of a module.
-    options : of that kind, as in a campaign file.
-    seed : of frames, weights and fit.
+    options : options of that kind, as in a campaign file.
+    seed : seed of frames, weights and fit.
     steps : optimiser steps of the training.
 
     Raises

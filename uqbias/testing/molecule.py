@@ -93,7 +93,7 @@ def frames(n: int, seed: int = 0, noise: float = 0.003, turn: float = 0.7) -> Fr
     Parameters
     ----------
     n : frames.
-    seed : of the random numbers.
+    seed : seed of the random numbers.
     noise : nm, standard deviation.
     turn : rad, standard deviation of the turns.
     """

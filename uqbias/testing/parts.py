@@ -151,7 +151,7 @@ def check_variable(variable: CollectiveVariable, positions: NDArray[Any] | None 
 
     Parameters
     ----------
-    variable : of a molecule.
+    variable : variable of a molecule.
     positions : [W, N, 3] nm, three or more; by default those of `uqbias.testing.molecule`, with its broken geometries.
 
     Raises
@@ -255,7 +255,7 @@ def check_bias(bias: Bias, periods: Sequence[float | None] | None = None, scale:
     Parameters
     ----------
     bias : newly made.
-    periods : of the columns of ``x``, extended variables included; None where it has none.
+    periods : periods of the columns of ``x``, extended variables included; None where it has none.
     scale : spread of the walkers, in the unit of the variables.
 
     Raises

@@ -1,4 +1,4 @@
-"""What the contract tests measured, and the error that says which clauses are violated."""
+"""Measurements of the contract tests, and the error that says which clauses are violated."""
 
 from __future__ import annotations
 

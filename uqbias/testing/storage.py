@@ -1,4 +1,4 @@
-"""What is written to a file, and what changes when an uncertainty is fitted again."""
+"""Checks of what is written to a file, and of what changes when an uncertainty is fitted again."""
 
 from __future__ import annotations
 

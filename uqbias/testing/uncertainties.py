@@ -33,10 +33,11 @@ def check_uncertainty(
     Parameters
     ----------
     kind : name in the registry, built-in or by an entry point; ``"module:Class"``; or a class at the top of a module.
-    options : of that kind, as in a campaign file.
-    backends : of OpenMM, see `check_routes`; one that does not work here is skipped with the reason in the report.
+    options : options of that kind, as in a campaign file.
+    backends : backends of OpenMM, see `check_routes`; one that does not work here is skipped, with the reason in the
+        report.
     expects_large : see `check_exploded`.
-    seed : of frames, weights and fit.
+    seed : seed of frames, weights and fit.
 
     Returns
     -------
