@@ -12,6 +12,8 @@ BIN := $(VENV)/bin
 RUN := runs/alanine_dipeptide
 # Small models run fastest on one thread, and two libraries' threads would fight for the cores.
 ONE := OMP_NUM_THREADS=1
+# Tests run in two processes, a file in one of them, so that its fixtures are made once.
+TWO := --numprocesses=2 --dist=loadfile
 
 .PHONY: help demo test test-quick lint bench bench-samplers bench-training bench-uq bench-plumed bench-fes bench-biases bench-directions bench-attacks gpu clean
 
@@ -46,11 +48,11 @@ demo: $(VENV)/.installed
 	@echo "open $(CURDIR)/$(RUN)/report.html in a browser"
 
 test: $(VENV)/.installed
-	@$(ONE) $(BIN)/python -m pytest
+	@$(ONE) $(BIN)/python -m pytest $(TWO)
 
 # Dynamics, campaigns and commands end to end are left to `make test`.
 test-quick: $(VENV)/.installed
-	@$(ONE) $(BIN)/python -m pytest -m "not slow" --ignore=tests/integration --ignore=tests/physics
+	@$(ONE) $(BIN)/python -m pytest $(TWO) -m "not slow" --ignore=tests/integration --ignore=tests/physics
 
 lint: $(VENV)/.installed
 	@$(BIN)/ruff check .

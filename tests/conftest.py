@@ -1,5 +1,6 @@
 """Shared fixtures and the seed of every test: one torch thread, a tiny model, one cache of compiled graphs."""
 
+import os
 import random
 from pathlib import Path
 
@@ -48,8 +49,11 @@ def tiny_positions() -> torch.Tensor:
 
 @pytest.fixture(scope="session")
 def graph_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Cache directory of the session: each graph is compiled once."""
-    return tmp_path_factory.mktemp("graphs")
+    """Cache directory of the session, shared by its processes: each graph is compiled once."""
+    base = tmp_path_factory.getbasetemp()
+    directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "graphs"
+    directory.mkdir(exist_ok=True)
+    return directory
 
 
 @pytest.fixture(scope="session")
