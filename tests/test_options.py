@@ -11,7 +11,7 @@ from annotated_types import Gt
 from pydantic import BaseModel, ValidationError
 from typing_extensions import Doc
 
-from uqbias.errors import UqbiasError
+from uqbias.errors import UqbiasError, fault_text
 from uqbias.options import Count, InputFile, OfKind, Positive, of_kind, options_of
 from uqbias.potentials.power_spectrum import PowerSpectrum
 from uqbias.registry import Part, Registry
@@ -217,3 +217,15 @@ def test_copies_of_a_part(part):
 def test_a_missing_argument_is_told_as_python_does():
     with pytest.raises(TypeError, match="thickness"):
         Slab()
+
+
+def test_what_scripts_hand_over():
+    """Whole numbers that were computed, sets and arrays; a choice that is misspelt or was renamed has a hint."""
+    assert SHAPES.build("ball", {"coats": 2.0}).coats == 2.0
+    with pytest.raises(UqbiasError, match=r"coats 2\.5"):
+        SHAPES.build("ball", {"coats": 2.5})
+    with pytest.raises(UqbiasError, match="'matt' or 'gloss'; did you mean 'matt'"):
+        SHAPES.build("ball", {"finish": "mat"})
+    with pytest.raises(ValidationError) as error:
+        Scene.model_validate({"shape": {"finish": "glos"}})
+    assert fault_text(error.value.errors()[0]) == "input should be 'matt' or 'gloss'; did you mean 'gloss'?"

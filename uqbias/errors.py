@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class UqbiasError(Exception):
@@ -44,3 +46,13 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'? " if near else ""
     return f"{hint}valid: {', '.join(choices)}"
+
+
+def fault_text(fault: Mapping[str, Any]) -> str:
+    """One fault of pydantic in our words: lower case, and the name that was meant where a choice is misspelt."""
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    if fault["type"] == "literal_error" and isinstance(fault["input"], str):
+        hint = did_you_mean(fault["input"], re.findall("'([^']*)'", fault["ctx"]["expected"])).partition(" valid: ")[0]
+        message += "" if hint.startswith("valid: ") else f"; {hint}"
+    return message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
@@ -26,6 +27,9 @@ def exports(
 
     def look_up(name: str) -> Any:
         if name not in places:
+            if not name.startswith("_"):
+                with contextlib.suppress(ModuleNotFoundError):
+                    return import_module(f"{package}.{name}")  # a room, or a module of one
             raise AttributeError(f"module '{package}' has no attribute '{name}'")
         value = getattr(import_module(places[name]), name)
         setattr(sys.modules[package], name, value)  # the next time it is there

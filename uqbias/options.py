@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import PydanticCustomError, core_schema
 from typing_extensions import Doc
 
-from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.errors import UqbiasError, did_you_mean, fault_text
 
 #: Registries by what they register, for parts among the options of a part; each enters itself.
 REGISTRIES: dict[str, PartRegistry] = {}
@@ -313,11 +313,11 @@ def check_value(owner: str, name: str, annotation: Any, value: Any) -> None:
     except ValidationError as error:
         # Of a union, such as one number or a list, the fault of the branch that fits best.
         fault = max(error.errors(), key=lambda one: (not one["type"].endswith("_type"), len(one["loc"])))
-        message = str(fault["msg"]).removeprefix("Value error, ")
-        message = f"{message[:1].lower()}{message[1:]}"
+        if fault["type"] == "int_type" and isinstance(value, float) and value.is_integer():
+            return check_value(owner, name, annotation, int(value))
         shown = " ".join(repr(value).split())
         shown = shown if len(shown) < 60 else f"{shown[:57]}..."
-        raise UqbiasError(f"{owner} with {name} {shown}", message) from None
+        raise UqbiasError(f"{owner} with {name} {shown}", fault_text(fault)) from None
 
 
 def check_together(part: Any, values: Mapping[str, Any]) -> None:
@@ -379,7 +379,8 @@ def _plain(value: Any) -> Any:
         value = value.tolist()
     if isinstance(value, PurePath):
         return str(value)
-    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
+    listed = isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping)
+    return [_plain(one) for one in value] if listed else value
 
 
 def _fit(part: Any) -> Callable[[Any], Any]:

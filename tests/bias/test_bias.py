@@ -309,3 +309,12 @@ def test_stretched_kernel_is_that_of_plumed():
     np.testing.assert_allclose(bias.value(1.0 + 0.5 * np.array([-4.0, -3.7, 3.7, 4.0])), 0.0, atol=1e-12)
     with pytest.raises(UqbiasError, match="kernel 'gausian'; input should be 'gaussian'"):
         MetaD(kernel="gausian")
+
+
+def test_metadynamics_takes_what_scripts_hand_over():
+    one = MetaD(variables={"phi"}, pace=50.0, grid_range=np.array([[0.0, 1.0]]))
+    assert (one.variables, one.pace) == (("phi",), 50)
+    with pytest.raises(UqbiasError, match="did you mean 'gaussian'"):
+        MetaD(kernel="gausian")
+    with pytest.raises(UqbiasError, match="maximum above the minimum"):
+        MetaD(grid_range=np.array([[1.0, 0.0]]))

@@ -33,7 +33,7 @@ class Sampling:
 
     ::
 
-        hills = uqbias.bias.metad.Metadynamics(height=1.0, sigma=1.0, pace=50)
+        hills = uqbias.bias.MetaD(height=1.0, sigma=1.0, pace=50)
         sampling = uqbias.Sampling(system, "model.uqb", [hills], temperature=300)  # before the Simulation is made
         simulation.reporters.append(sampling)  # or sampling.step(simulation, 1000)
 

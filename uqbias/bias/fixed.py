@@ -162,8 +162,10 @@ class UDD(FixedBias):
         *,
         variables: OneName = ("driver",),
         A: Annotated[Positive, Doc("depth, kJ/mol")] = 64.4,
-        B: Annotated[Positive, Doc("width in units of u, per √atom where the next two are given")] = 0.5,
-        n_members: Annotated[int | None, Ge(2), Doc("size of the committee whose disagreement u is, or null")] = None,
+        B: Annotated[Positive, Doc("width in units of the variable, per √atom where the next two are given")] = 0.5,
+        n_members: Annotated[
+            int | None, Ge(2), Doc("size of the committee whose disagreement the variable is, or null")
+        ] = None,
         n_atoms: Annotated[Count | None, Doc("number of atoms, or null")] = None,
     ) -> None:
         width = float(B)

@@ -97,7 +97,10 @@ class MetaD(Bias):
         height: Annotated[Positive, Doc("height of a new hill, kJ/mol")] = 1.0,
         sigma: Annotated[
             Width,
-            Doc("width of a hill, in units of the variable (or a list); wide hills on u trap walkers at its lower end"),
+            Doc(
+                "width of a hill, in units of the variable (or a list); wide hills on the driver trap walkers at its "
+                "lower end"
+            ),
         ] = 0.3,
         biasfactor: Annotated[
             float | None, Gt(1), Doc("γ; the variable moves as if at γ T; null: hills keep their height")
@@ -133,7 +136,7 @@ class MetaD(Bias):
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
         super().check_options(options)
-        for span in options["grid_range"] or ():
+        for span in () if (spans := options["grid_range"]) is None else spans:
             if span is not None and not span[0] < span[1]:
                 raise UqbiasError(f"metadynamics with grid_range {span}", "give a maximum above the minimum")
 
@@ -230,7 +233,7 @@ class MetaD(Bias):
         return at, energy - (energy.min() if len(energy) else 0.0)
 
     def load_hills(self, hills: NDArray[Any]) -> None:
-        """Add hills of an earlier run, such as `uqbias.runs.series.read_hills` gives; their own sigma is kept.
+        """Add hills of an earlier run, such as `uqbias.runs.hills.read_hills` gives; their own sigma is kept.
 
         Raises
         ------

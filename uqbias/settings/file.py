@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from uqbias.errors import UqbiasError
+from uqbias.errors import UqbiasError, fault_text
 from uqbias.files import sha256, write_text
 from uqbias.options import InputFile
 from uqbias.settings.schema import Campaign
@@ -204,8 +204,7 @@ def _explain(fault: Any, settings: Any) -> str:
         where.append(str(part))
         value = inside[part] if _has(inside, part) else None
     context = fault.get("ctx", {})
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
+    message = fault_text(fault)
     if fault["type"] == "unknown_key":
         where.append(str(context["key"]))
         value = value[context["key"]] if isinstance(value, dict) else value
