@@ -49,3 +49,16 @@ def test_an_unknown_name_is_an_attribute_error():
     assert names == ["a", "b"]
     with pytest.raises(ModuleNotFoundError):
         look_up("a")
+
+
+def test_a_package_that_a_module_lacks_is_named(tmp_path, monkeypatch):
+    house = tmp_path / "house_of_test"
+    house.mkdir()
+    (house / "__init__.py").write_text("from uqbias.lazy import exports\n__getattr__, *_ = exports(__name__, {})\n")
+    (house / "cellar.py").write_text("import not_installed_here\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    package = import_module("house_of_test")
+    with pytest.raises(ModuleNotFoundError, match="'not_installed_here'"):
+        package.cellar  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'attic'"):
+        package.attic  # noqa: B018

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
@@ -28,8 +27,11 @@ def exports(
     def look_up(name: str) -> Any:
         if name not in places:
             if not name.startswith("_"):
-                with contextlib.suppress(ModuleNotFoundError):
+                try:
                     return import_module(f"{package}.{name}")  # a room, or a module of one
+                except ModuleNotFoundError as error:
+                    if error.name != f"{package}.{name}":  # a package that the room needs
+                        raise
             raise AttributeError(f"module '{package}' has no attribute '{name}'")
         value = getattr(import_module(places[name]), name)
         setattr(sys.modules[package], name, value)  # the next time it is there

@@ -93,10 +93,6 @@ class Option:
         """What stands beside the type in ``Annotated``."""
         return _marks(self.annotation)
 
-    def is_file(self) -> bool:
-        """Whether it names a file."""
-        return any(isinstance(mark, InputFile) for mark in self.marks())
-
     def is_part(self) -> bool:
         """Whether it is a part itself."""
         return any(isinstance(mark, OfKind) for mark in self.marks())

@@ -1,7 +1,8 @@
 """Sections of the samplers without MD, and what they are turned into."""
 
 import dataclasses
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import numpy as np
 import pytest
@@ -140,3 +141,48 @@ def test_pool_oracle_finds_labels_by_geometry(tmp_path):
     write_frames(tmp_path / "bare.xyz", Frames(frames.numbers, frames.positions))
     with pytest.raises(UqbiasError, match="frame 0 has no energy"):
         ORACLES.rebuild("pool", {"file": str(tmp_path / "bare.xyz")})
+
+
+class Shelves(Sampler):
+    """Takes files in every way that an annotation can say."""
+
+    def __init__(
+        self,
+        *,
+        one: Annotated[str, InputFile()] | None = None,
+        chosen: Literal["none"] | Annotated[str, InputFile()] = "none",
+        many: Annotated[list[Annotated[str, InputFile()]] | None, Doc("files")] = None,
+        marked: Annotated[Sequence[str], InputFile()] = (),
+        named: dict[str, Annotated[str, InputFile()]] | None = None,
+        plain: list[str] | None = None,
+    ):
+        self.values = (one, chosen, many, list(marked), named, plain)
+
+    def explore(self, job, advance=None):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("options", "keys"),
+    [
+        ({"one": "a.xyz", "chosen": "b.xyz"}, {"one", "chosen"}),
+        ({"many": ["a.xyz", "b.xyz"], "chosen": "none"}, {"many.0", "many.1"}),
+        ({"marked": ["b.xyz"], "named": {"x": "a.xyz"}, "plain": ["a.xyz"]}, {"marked.0", "named.x"}),
+    ],
+)
+def test_files_inside_lists_and_unions_are_resolved_and_hashed(tmp_path, options, keys):
+    for name in ("molecule.pdb", "start.xyz", "a.xyz", "b.xyz"):
+        (tmp_path / name).write_text(name)
+    settings = {**FILES, "sampler": {"kind": f"{__name__}:Shelves", **options}}
+    file = CampaignFile(check_campaign(settings), tmp_path)
+    assert {key for key in file.files() if key.startswith("sampler.")} == {f"sampler.{key}" for key in keys}
+    sampler = SAMPLERS.build(file.resolved.sampling)
+    values = dict(zip(("one", "chosen", "many", "marked", "named", "plain"), sampler.values, strict=True))
+    assert str(values).count(f"'{tmp_path}/") == len(keys)
+    assert values["plain"] == options.get("plain")
+    (tmp_path / "run").mkdir()
+    file.write(tmp_path / "run" / "campaign.yaml")
+    before = load_campaign(tmp_path / "run" / "campaign.yaml").identity()
+    assert before == file.identity()
+    (tmp_path / "b.xyz").write_text("other")
+    assert file.identity() != before

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -88,8 +88,8 @@ class CampaignFile:
 
     def identity(self) -> dict[str, Any]:
         """What makes this campaign this campaign: flat ``key: value``, files by their SHA-256, `FREE_KEYS` left out."""
-        flat = flatten(self.campaign.model_dump())
-        flat.update({key: sha256(path) for key, path in self.files().items()})
+        hashed = with_files(self.campaign, lambda key, name: sha256(self._existing(key, name)))
+        flat = flatten(hashed.model_dump())
         return {key: value for key, value in sorted(flat.items()) if key.split(".")[0] not in FREE_KEYS}
 
     def write(self, path: str | Path) -> None:
@@ -105,7 +105,7 @@ class CampaignFile:
         return path
 
 
-def with_files(value: Any, change: Callable[[str, str], str], key: str = "") -> Any:
+def with_files(value: Any, change: Callable[[str, str], str], key: str = "", annotation: Any = None) -> Any:
     """Copy of sections in which each option marked as `uqbias.options.InputFile` has another file name.
 
     Parameters
@@ -113,22 +113,30 @@ def with_files(value: Any, change: Callable[[str, str], str], key: str = "") -> 
     value : a section, or a list or mapping of sections; other values are left as they are.
     change : gives the new name from the dotted key and the old name.
     key : dotted key of ``value``.
+    annotation : type of ``value``, which may hold the mark at any depth: in a list, a mapping, a union.
     """
     prefix = f"{key}." if key else ""
+    if isinstance(value, str):
+        return change(key, value) if _names_file(annotation, value) else value
     if isinstance(value, BaseModel):
-        entries = {}
-        for name, field in type(value).model_fields.items():
-            entry = getattr(value, name)
-            if isinstance(entry, str) and any(isinstance(mark, InputFile) for mark in field.metadata):
-                entries[name] = change(prefix + name, entry)
-            else:
-                entries[name] = with_files(entry, change, prefix + name)
-        return value.model_copy(update=entries)
+        fields = type(value).model_fields.items()
+        types = {name: Annotated[(field.annotation, *field.metadata, None)] for name, field in fields}
+        return value.model_copy(
+            update={name: with_files(getattr(value, name), change, prefix + name, kind) for name, kind in types.items()}
+        )
     if isinstance(value, dict):
-        return {name: with_files(entry, change, f"{prefix}{name}") for name, entry in value.items()}
+        return {name: with_files(entry, change, f"{prefix}{name}", annotation) for name, entry in value.items()}
     if isinstance(value, list):
-        return [with_files(entry, change, f"{prefix}{index}") for index, entry in enumerate(value)]
+        return [with_files(entry, change, f"{prefix}{index}", annotation) for index, entry in enumerate(value)]
     return value
+
+
+def _names_file(annotation: Any, value: str) -> bool:
+    """Whether text that stands where an annotation is names a file: `InputFile` anywhere in it, and no fixed choice."""
+    inner = get_args(annotation)
+    if get_origin(annotation) is Literal or any(get_origin(one) is Literal and value in get_args(one) for one in inner):
+        return False
+    return any(isinstance(one, InputFile) or _names_file(one, value) for one in inner)
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
