@@ -305,7 +305,7 @@ def check_value(owner: str, name: str, annotation: Any, value: Any) -> None:
         In one line, with the value.
     """
     try:
-        _adapter(annotation).validate_python(_plain(value))
+        _adapter(annotation).validate_python(plain(value))
     except ValidationError as error:
         # Of a union, such as one number or a list, the fault of the branch that fits best.
         fault = max(error.errors(), key=lambda one: (not one["type"].endswith("_type"), len(one["loc"])))
@@ -369,14 +369,14 @@ def _adapter(annotation: Any) -> Any:
     return TypeAdapter(_field_type(annotation), config=config)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A value as a campaign file would have it: arrays and tuples as lists, paths as text."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, PurePath):
         return str(value)
     listed = isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping)
-    return [_plain(one) for one in value] if listed else value
+    return [plain(one) for one in value] if listed else value
 
 
 def _fit(part: Any) -> Callable[[Any], Any]:

@@ -8,7 +8,8 @@ theirs through the entry-point group ``uqbias.<kind>``.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
 from importlib import import_module
 from importlib.metadata import entry_points
 from types import FunctionType
@@ -26,6 +27,7 @@ from uqbias.options import (
     factory_of,
     options_of,
     parameters_of,
+    plain,
     section_of,
 )
 
@@ -46,15 +48,34 @@ class Part:
     kind: str
     unrecorded: ClassVar[tuple[str, ...]] = ("topology", "members_needed")
 
-    def __new__(cls, *_: Any, **arguments: Any) -> Self:
+    #: Arguments by name.
+    _given: dict[str, Any]
+    #: Options kept as attributes, as the constructor that describes each left it.
+    _kept: dict[str, Any]
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if "__init__" in vars(cls):
+            cls.__init__ = _watched(cls, cls.__init__)  # type: ignore[method-assign]
+
+    def __new__(cls, *positional: Any, **arguments: Any) -> Self:
         options = options_of(cls, constructor=True)
+        owner = getattr(cls, "kind", cls.__name__)
         # A part among the arguments has checked itself; where one is missing, Python says so.
         for name in [name for name in arguments if name in options and not options[name].is_part()]:
-            check_value(getattr(cls, "kind", cls.__name__), name, options[name].annotation, arguments[name])
+            check_value(owner, name, options[name].annotation, arguments[name])
+        described: set[str] = set()
+        for base in cls.__mro__:
+            described |= _parameters(base)
+            for name in sorted((options.keys() & vars(base).keys()) - described):
+                if not hasattr(vars(base)[name], "__get__"):
+                    raise UqbiasError(f"{base.__name__} sets the option '{name}' in its class body", _redeclare(name))
         values = {name: option.default for name, option in options.items()} | arguments
         if factory_of(cls) is cls and not any(value is inspect.Parameter.empty for value in values.values()):
             check_together(cls, values)
-        return super().__new__(cls)
+        part = super().__new__(cls)
+        vars(part).update(_given=dict(zip(parameters_of(cls), positional, strict=False)) | arguments, _kept={})
+        return part
 
     def options(self) -> dict[str, Any]:
         """JSON-able arguments of the constructor; ``type(self)(**options)`` makes a twin that has learned nothing."""
@@ -72,6 +93,44 @@ class Part:
     def describe(self) -> dict[str, Any]:
         """Description of the part in a file."""
         return {"kind": self.kind, "options": self.options()}
+
+
+def _parameters(part: type) -> set[str]:
+    """Names of the parameters of a class's own constructor; none where it inherits its base's."""
+    return set(inspect.signature(vars(part)["__init__"]).parameters) if "__init__" in vars(part) else set()
+
+
+def _redeclare(name: str) -> str:
+    return f"declare {name} as a parameter of its constructor, and hand it on"
+
+
+def _watched(owner: type[Part], constructor: Callable[..., None]) -> Callable[..., None]:
+    """Refuse an option that a subclass gives another value than the one that it was made with.
+
+    Files hold the arguments, and sections of campaign files the defaults: both are those of the class that describes
+    the option, and a subclass that changes either unseen would be made again as something else.
+    """
+    described = {
+        name: parameter.default
+        for name, parameter in inspect.signature(constructor).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+
+    @wraps(constructor)
+    def watched(self: Part, *arguments: Any, **options: Any) -> None:
+        cls = type(self)
+        redescribed = map(_parameters, cls.__mro__[: cls.__mro__.index(owner)])
+        names = (described.keys() & parameters_of(cls, constructor=True).keys()).difference(*redescribed)
+        changes = [(name, self._given.get(name, described[name]), options.get(name, described[name])) for name in names]
+        constructor(self, *arguments, **options)
+        changes += [(name, before, vars(self).get(name)) for name, before in self._kept.items()]
+        for name, before, after in changes:
+            if before is not after and plain(before) != plain(after):
+                fault = f"{cls.__name__} changes its option {name} from {before} to {after}"
+                raise UqbiasError(fault, _redeclare(name))
+        self._kept |= {name: vars(self)[name] for name in names if name in vars(self)}
+
+    return watched
 
 
 def _json(value: Any) -> Any:

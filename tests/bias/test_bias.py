@@ -1,6 +1,7 @@
 """Grid, metadynamics and walls against their formulas."""
 
 import inspect
+import json
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from uqbias.bias.fixed import UpperWall
 from uqbias.bias.grid import GrowingGrid, hermite
 from uqbias.bias.metad import MetaD, hill_type
 from uqbias.errors import UqbiasError
+from uqbias.options import options_of
 from uqbias.registry import BIASES
 from uqbias.units import kt
 
@@ -318,3 +320,66 @@ def test_metadynamics_takes_what_scripts_hand_over():
         MetaD(kernel="gausian")
     with pytest.raises(UqbiasError, match="maximum above the minimum"):
         MetaD(grid_range=np.array([[1.0, 0.0]]))
+
+
+class Tall(MetaD):
+    """A default changed where it is declared: what is stored has it, and the bias made from that has it too."""
+
+    kind = f"{__name__}:Tall"
+
+    def __init__(self, *, height=4.0, **options):
+        super().__init__(height=height, **options)
+
+
+class InBody(MetaD):
+    height = 4.0
+
+
+class Unseen(MetaD):
+    def __init__(self, **options):
+        options.setdefault("height", 4.0)
+        super().__init__(**options)
+
+
+class Doubled(MetaD):
+    def __init__(self, **options):
+        super().__init__(**options | {"height": 2 * options.get("height", 1.0)})
+
+
+class Behind(MetaD):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.height = 4.0
+
+
+def test_a_default_changed_in_a_subclass_is_stored():
+    bias = Tall(variables="x", sigma=[0.4])
+    description = json.loads(json.dumps(bias.describe()))
+    twin = BIASES.restore(description)
+    assert (twin.height, twin.variables, description["options"]["height"]) == (4.0, ("x",), 4.0)
+    assert twin.describe() == bias.describe()
+    assert Tall(height=2.0).options()["height"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        (InBody, r"InBody sets the option 'height' in its class body; declare height as a parameter"),
+        (Unseen, r"Unseen changes its option height from 1\.0 to 4\.0; declare height as a parameter"),
+        (Doubled, r"Doubled changes its option height from 1\.0 to 2\.0"),
+        (Behind, r"Behind changes its option height from 1\.0 to 4\.0"),
+    ],
+)
+def test_a_default_changed_unseen_is_refused(cls, message):
+    with pytest.raises(UqbiasError, match=message):
+        cls()
+
+
+@pytest.mark.parametrize("kind", sorted(BIASES.names()))
+def test_made_again_from_its_description(kind):
+    needed = {name: 1.0 for name, option in options_of(BIASES.get(kind)).items() if option.required}
+    values = {"variables": ["x"], **needed}
+    bias = BIASES.rebuild(kind, values)
+    twin = BIASES.restore(json.loads(json.dumps(bias.describe())))
+    assert (twin.variables, twin.describe()) == (bias.variables, bias.describe())
+    assert twin.describe()["options"]["variables"] == ["x"]

@@ -92,13 +92,11 @@ class Bias(Part, ABC):
     pace: int | None = None
     boosts: bool = False
     extended: tuple[Extended, ...] = ()
-    _given: dict[str, Any]
 
-    def __new__(cls, *arguments: Any, **options: Any) -> Self:
-        given = dict(zip(parameters_of(cls), arguments, strict=False)) | options
-        names = given.get("variables")
-        bias = super().__new__(cls, **given | ({"variables": [names]} if isinstance(names, str) else {}))
-        bias._given = given
+    def __new__(cls, *positional: Any, **options: Any) -> Self:
+        names = options.get("variables")
+        bias = super().__new__(cls, *positional, **options | ({"variables": [names]} if isinstance(names, str) else {}))
+        bias._given |= options
         return bias
 
     def __init__(self, variables: Sequence[str] = ("driver",)) -> None:
@@ -165,7 +163,10 @@ class Bias(Part, ABC):
         snapshot must have those of the run that wrote it.
         """
         values = {name: parameter.default for name, (parameter, _) in parameters_of(type(self)).items()} | self._given
-        plain = {name: _plain(value) for name, value in values.items() if name != "variables"}
+        plain = {name: _plain(value) for name, value in values.items()}
+        if "variables" in plain:
+            brought = {extended.name for extended in self.extended}
+            plain["variables"] = [name for name in self.variables if name not in brought]
         return {name: value for name, value in plain.items() if value is not _OTHER}
 
     def state(self) -> dict[str, Tensor]:

@@ -87,7 +87,6 @@ class ExtendedABF(Bias):
         self.full_samples = int(full_samples)
         self.coupling = kt(self.temperature) / self.sigma**2
         self.sample_pace = int(pace)
-        self.pace: int = self.sample_pace
         self.extended = (Extended(name=self.variables[1], of=self.variables[0], mass=float(mass)),)
         self._state["coupling"] = torch.tensor([self.coupling])
         self.grid = GrowingGrid([float(bin_width)], self._state, [self.period])
@@ -104,6 +103,11 @@ class ExtendedABF(Bias):
             "bin_width": usual["bin_width"] * width,
             "mass": usual["mass"] / width**2,
         }
+
+    @property
+    def pace(self) -> int:  # type: ignore[override]
+        """Steps between updates."""
+        return self.sample_pace
 
     @property
     def periods(self) -> tuple[float | None, float | None]:
@@ -275,8 +279,12 @@ class WellTemperedExtendedABF(ExtendedABF):
             pace=hill_pace,
             temperature=self.temperature,
         )
-        self.pace = math.gcd(self.sample_pace, int(hill_pace))
         self.state()
+
+    @property
+    def pace(self) -> int:  # type: ignore[override]
+        """Greatest common divisor of the paces of samples and hills."""
+        return math.gcd(self.sample_pace, self.metadynamics.pace)
 
     @classmethod
     def options_for(cls, widths: Sequence[float]) -> dict[str, Any]:

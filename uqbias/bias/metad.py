@@ -124,7 +124,8 @@ class MetaD(Bias):
         self.kernel = kernel
         self._support = SUPPORT if kernel == "gaussian" else math.sqrt(2 * CUTOFF)
         self.sigma = np.array(self._each(sigma), dtype=np.float64)
-        self.height, self.pace = float(height), int(pace)
+        self.height = float(height)
+        self.pace: int = int(pace)
         self.biasfactor = None if biasfactor is None else float(biasfactor)
         self.temperature = float(temperature)
         self.reflect_at, self.periods = self._bounds(reflect_at), tuple(self._each(periods))
@@ -149,7 +150,7 @@ class MetaD(Bias):
         return self._hills[: self._count]
 
     def update(self, step: int, x: NDArray[Any], probe: Probe | None = None) -> None:
-        if self.frozen or step <= 0 or step % int(self.pace or 1):
+        if self.frozen or step <= 0 or step % self.pace:
             return
         centres = finite(x)
         if not len(centres):

@@ -121,7 +121,8 @@ class OPES(Bias):
         temperature: Temperature = 300.0,
     ) -> None:
         super().__init__(variables)
-        self.barrier, self.pace, self.temperature = float(barrier), int(pace), float(temperature)
+        self.barrier, self.temperature = float(barrier), float(temperature)
+        self.pace: int = int(pace)
         self.exploratory = bool(exploratory)
         self._kt = kt(self.temperature)
         self.biasfactor = self.barrier / self._kt if biasfactor is None else float(biasfactor)
@@ -206,7 +207,7 @@ class OPES(Bias):
         return self._kt * math.log(self._sum_weights / self._counter)
 
     def update(self, step: int, x: NDArray[Any], probe: Probe | None = None) -> None:
-        if self.frozen or step <= 0 or step % int(self.pace or 1):
+        if self.frozen or step <= 0 or step % self.pace:
             return
         centres = self._folded(finite(x))
         if not len(centres):

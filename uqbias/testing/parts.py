@@ -265,9 +265,7 @@ def check_bias(bias: Bias, periods: Sequence[float | None] | None = None, scale:
     """
     report = Report(f"bias '{bias.kind}' on {', '.join(bias.variables)}")
     bias = bias.to(torch.float64)
-    brought = {extended.name for extended in bias.extended}
-    variables = [name for name in bias.variables if name not in brought]
-    options = {**through_json(report, bias.options()), "variables": variables}
+    options = through_json(report, bias.options())
 
     def twin() -> Bias:
         return type(bias)(**options).to(torch.float64)
