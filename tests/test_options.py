@@ -107,7 +107,7 @@ def test_options_are_what_the_program_does_not_give():
     assert list(options) == ["radius", "coats", "finish", "picture"]
     assert options["radius"].description == "nm"
     assert InputFile() in options["picture"].marks()
-    assert not options["radius"].is_file()
+    assert InputFile() not in options["radius"].marks()
 
 
 def test_options_handed_on_to_the_constructor_are_options_too():
