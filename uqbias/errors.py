@@ -4,8 +4,21 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+#: Categories of characters: controls, formats (directions of writing), halves of a pair of UTF-16.
+UNPRINTABLE = ("Cc", "Cf", "Cs")
+
+
+def printable(text: str) -> str:
+    r"""Text that no terminal obeys: controls other than tab and end of line become ``\u001b``, as JSON has them."""
+    if text.isprintable():
+        return text
+    return "".join(
+        f"\\u{ord(one):04x}" if unicodedata.category(one) in UNPRINTABLE and one not in "\t\n" else one for one in text
+    )
 
 
 class UqbiasError(Exception):
@@ -18,7 +31,7 @@ class UqbiasError(Exception):
     """
 
     def __init__(self, what: str, cure: str = "") -> None:
-        self.what = what
+        self.what = what = printable(what)
         self.cure = cure
         super().__init__(f"{what}; {cure}" if cure else what)
 

@@ -8,7 +8,7 @@ from uqbias.campaign.work import read_start
 from uqbias.errors import UqbiasError
 from uqbias.molecule.topology import Topology
 from uqbias.registry import BIASES, FEATURES, UNCERTAINTIES, VARIABLES
-from uqbias.settings.file import check_campaign, flatten, load_campaign
+from uqbias.settings.file import check_campaign, flatten, load_campaign, read_yaml
 from uqbias.settings.template import OF_KINDS, campaign_template, example_campaign, kinds_template
 
 SYSTEMS = sorted((Path(__file__).parents[2] / "systems").glob("*/*.yaml"))
@@ -51,6 +51,72 @@ def test_a_fault_is_one_line_with_key_value_and_cure(section, expected):
         check_campaign({**MINIMAL, **section})
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+#: Anchors that stand for 10^9 entries, and the same as a chain without end.
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (LAUGHS, "aliases written out"),
+        ("a: &a [*a]", "levels of nesting"),
+        ("a: " + "[" * 100 + "]" * 100, "levels of nesting"),
+        ("a: " + "[" * 100_000, "is not YAML"),
+        ("seed: 2024-99-01", "is not YAML"),
+        ("seed: !!timestamp x", "is not YAML"),
+        ("seed: !!bool x", "is not YAML"),
+        ("seed: " + "1" * 5000, "is not YAML"),
+        ("seed: !!python/object/apply:os.system [true]", "is not YAML"),
+        ("? [a]\n: 1", "is not YAML"),
+        ("<<: &a {seed: 1}\n<<: *a", "key '<<' is given twice"),
+        ("md: {<<: 3}", "'<<' without a mapping (line 2)"),
+        ("seed: {1: x, 1: y}", "key '1' is given twice"),
+        ("random: {amplitude: 0,002}", "random.2 = None: unknown key '2'"),
+        ("seed: &a\n  1: x\n", "seed = {1: 'x'}"),
+        ("no: x", "False = 'x': unknown key 'False'"),
+        ("2024-01-05: x", "unknown key '2024-01-05'"),
+        ("name: a/b", "name = 'a/b': give a name of one folder"),
+        ("name: ..", "one folder"),
+        ("name: ''", "one folder"),
+        ('name: "a\\0b"', "one folder"),
+        ('name: "\\e[31mred"', "one folder"),
+        (f"name: {'n' * 300}", "one folder"),
+        ('"\\e[31mred": 1', "unknown key '\\u001b[31mred'"),
+        ("x" * 1_000_001, "larger than 1000000 bytes"),
+        ("- 1\n" * 10_000, "holds no mapping"),
+        ("", "holds no mapping"),
+    ],
+    ids=range(27),
+)
+def test_texts_that_are_no_campaign(tmp_path, text, expected):
+    if ":" in text and "holds" not in expected and "larger" not in expected:
+        text = "system: {structure: molecule.pdb, start: start.xyz}\n" + text
+    with pytest.raises(UqbiasError) as caught:
+        load_campaign(write(tmp_path, text))
+    assert expected in str(caught.value)
+    assert len(str(caught.value)) < 1000
+    assert str(caught.value).isprintable()
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    path = write(tmp_path, "")
+    path.write_bytes(b"seed: \xff")
+    with pytest.raises(UqbiasError, match="is not YAML"):
+        load_campaign(path)
+
+
+def test_merge_keys(tmp_path):
+    """YAML 1.1, merge: what a mapping has itself comes before what `<<` brings in, and that in the order given."""
+    text = "system: {structure: molecule.pdb, start: start.xyz}\nattack: &distort {count: 3}\nrandom: {<<: *distort}\n"
+    assert load_campaign(write(tmp_path, text)).campaign.random.count == 3
+    read = read_yaml("a: {in: &a {x: 1, y: 1}}\nb: {in: &b {<<: *a, x: 2}}\nc: {<<: [*b, *a], z: 3}\nd: {<<: *b, x: 4}")
+    assert read["c"] == {"x": 2, "y": 1, "z": 3}
+    assert read["d"] == {"x": 4, "y": 1}
+    assert read["b"] == {"in": {"x": 2, "y": 1}}
 
 
 def test_missing_section_and_number_of_further_faults():

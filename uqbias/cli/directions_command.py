@@ -151,11 +151,9 @@ def _trained_on(model: Any, positions: Any) -> int | None:
 
 
 def _oracle(kind: str, entries: Sequence[str], numbers: Sequence[int]) -> Any:
-    import yaml
-
     from uqbias.options import parameters_of
     from uqbias.registry import ORACLES
-    from uqbias.settings.file import Loader
+    from uqbias.settings.file import read_yaml
 
     options: dict[str, Any] = {}
     for entry in entries:
@@ -163,8 +161,8 @@ def _oracle(kind: str, entries: Sequence[str], numbers: Sequence[int]) -> Any:
         if not (key.strip() and separator):
             raise UqbiasError(f"--oracle-option {entry}", "write --oracle-option KEY=VALUE")
         try:
-            options[key.strip()] = yaml.load(text, Loader=Loader)
-        except yaml.YAMLError as error:
+            options[key.strip()] = read_yaml(text)
+        except UqbiasError as error:
             raise UqbiasError(f"--oracle-option {entry}: '{text}' is not a YAML value", "quote it") from error
     if "numbers" in parameters_of(ORACLES.get(kind)) and not {"numbers", "structure"} & set(options):
         options["numbers"] = list(numbers)

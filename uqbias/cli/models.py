@@ -232,17 +232,15 @@ def set_key(sections: dict[str, Any], entry: str) -> None:
     UqbiasError
         If the entry has no key or no value, or goes through something that is not a section.
     """
-    import yaml
-
-    from uqbias.settings.file import Loader
+    from uqbias.settings.file import read_yaml
 
     path, separator, text = entry.partition("=")
     *parents, key = path.strip().split(".")
     if not separator or not key or not parents:
         raise UqbiasError(f"--set {entry}", "write --set SECTION.KEY=VALUE, such as judge.quantity=forces")
     try:
-        value = yaml.load(text, Loader=Loader)
-    except yaml.YAMLError as error:
+        value = read_yaml(text)
+    except UqbiasError as error:
         raise UqbiasError(f"--set {entry}: '{text}' is not a YAML value", "quote it, or write a number") from error
     target = sections
     for name in parents:

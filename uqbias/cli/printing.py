@@ -12,14 +12,14 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from uqbias.errors import UqbiasError
+from uqbias.errors import UqbiasError, printable
 
 #: Exit codes: bad input or a broken environment; Ctrl-C, as shells count it.
 BAD_INPUT, INTERRUPTED = 2, 130
 #: Entries of a list that are told one by one.
 NAMED = 5
-#: Errors of files that name none: the disk or the quota is full.
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+#: Errors of files that name none: the disk or the quota is full, or a file larger than the system's limit.
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, for scripts.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
@@ -52,7 +52,7 @@ class _Stderr(logging.Handler):
     """Log messages as lines of the program."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        typer.echo(f"uqbias: {record.getMessage()}", err=True)
+        typer.echo(printable(f"uqbias: {record.getMessage()}"), err=True)
 
 
 def show_log() -> None:
@@ -65,12 +65,12 @@ def show_log() -> None:
 
 def fail(message: str) -> None:
     """One line on stderr."""
-    typer.echo("uqbias: " + " ".join(message.split()), err=True)
+    typer.echo(printable("uqbias: " + " ".join(message.split())), err=True)
 
 
 def print_json(value: Any) -> None:
     """JSON on stdout; numbers that are not finite become null, which JSON has no word for."""
-    typer.echo(json.dumps(_finite(value), indent=1, ensure_ascii=False))
+    typer.echo(printable(json.dumps(_finite(value), indent=1, ensure_ascii=False)))
 
 
 def print_pairs(pairs: Iterable[tuple[str, Any]]) -> None:
@@ -78,7 +78,7 @@ def print_pairs(pairs: Iterable[tuple[str, Any]]) -> None:
     rows = [(name, f"{value:.4g}" if isinstance(value, float) else str(value)) for name, value in pairs]
     width = max((len(name) for name, _ in rows), default=0)
     for name, value in rows:
-        typer.echo(f"{name:<{width}}  {value}".rstrip())
+        typer.echo(printable(f"{name:<{width}}  {value}".rstrip()))
 
 
 def _finite(value: Any) -> Any:
@@ -101,6 +101,6 @@ def tell_some(entries: Sequence[dict[str, Any]], what: str, line: str) -> None:
     if entries:
         typer.echo(f"{len(entries)} {what}", err=True)
         for entry in entries[:NAMED]:
-            typer.echo(f"  {line.format(**entry)}", err=True)
+            typer.echo(printable(f"  {line.format(**entry)}"), err=True)
         if len(entries) > NAMED:
             typer.echo(f"  and {len(entries) - NAMED} more (--json lists all)", err=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from uqbias.errors import printable
 from uqbias.report.map_axes import Region
 from uqbias.report.run_data import RunData, is_number, section
 
@@ -139,13 +140,13 @@ def print_summary(run: RunData, console: Console | None = None) -> None:
     for key, heading in columns.items():
         table.add_column(heading, justify="left" if key == "basins" else "right", no_wrap=key != "basins")
     for index, (row, fresh) in enumerate(zip(run.rows, _new_basins(run), strict=True)):
-        cells = {key: _cell(key, row.get(key)) for key in columns} | {"basins": ", ".join(fresh)}
+        cells = {key: _cell(key, row.get(key)) for key in columns} | {"basins": printable(", ".join(fresh))}
         table.add_row(str(row.get("round", index)), *(cells[key] for key in columns))
-    console.print(Text(f"{run.name} ({status(run)})", style="bold"))
+    console.print(Text(printable(f"{run.name} ({status(run)})"), style="bold"))
     if run.rows:
         console.print(table)
     for line in campaign_story(run):
-        console.print(Text(f"• {line}"))
+        console.print(Text(printable(f"• {line}")))
 
 
 def _what(run: RunData) -> str:

@@ -24,18 +24,63 @@ from uqbias.settings.schema import Campaign
 FREE_KEYS = ("name", "stop", "executor", "score")
 
 
-class Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice and reads 1e-3 as a number."""
+#: A campaign file nests no deeper, and holds no more entries when its aliases are written out.
+DEEPEST, MOST_ENTRIES = 64, 100_000
+MERGE = "tag:yaml.org,2002:merge"
+#: Bytes of a campaign file, at most.
+LARGEST = 1_000_000
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
+
+class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc] # libyaml is not everywhere
+    """Safe loader that refuses a key given twice and endless aliases, and reads 1e-3 as a number."""
+
+    def get_single_node(self) -> Any:
+        """The document, checked before anything is made of it: here an alias costs nothing yet."""
+        node = super().get_single_node()
+        self._measures: dict[int, tuple[int, int]] = {}
+        self._measure(node, 0)
+        return node
+
+    def _measure(self, node: Any, depth: int) -> tuple[int, int]:
+        """Number of entries of a node, its aliases written out, and levels below it."""
+        if not isinstance(node, yaml.CollectionNode):
+            return 1, 0
+        if depth > DEEPEST:
+            raise UqbiasError(f"more than {DEEPEST} levels of nesting", "write it flatter")
+        if id(node) not in self._measures:
+            below = node.value
+            if isinstance(node, yaml.MappingNode):
+                self._refuse_twice([key for key, _ in below if isinstance(key, yaml.ScalarNode)])
+                below = [part for pair in below for part in pair]
+            parts = [self._measure(part, depth + 1) for part in below]
+            sizes, heights = zip(*parts, strict=True) if parts else ((), ())
+            self._measures[id(node)] = 1 + sum(sizes), 1 + max(heights, default=0)
+        size, height = self._measures[id(node)]
+        if depth + height > DEEPEST or size > MOST_ENTRIES:
+            raise UqbiasError(
+                f"more than {MOST_ENTRIES} entries or {DEEPEST} levels of nesting, aliases written out",
+                "use fewer aliases",
+            )
+        return size, height
+
+    def flatten_mapping(self, node: Any) -> None:
+        """YAML's ``<<``: what stands first comes first, the mapping itself before all; PyYAML confuses short keys."""
+        sources = [value for key, value in node.value if key.tag == MERGE]
+        node.value = [pair for pair in node.value if pair[0].tag != MERGE]
+        for part in [one for value in sources for one in (value.value if value.id == "sequence" else [value])]:
+            if not isinstance(part, yaml.MappingNode):
+                raise UqbiasError(f"'<<' without a mapping (line {part.start_mark.line + 1})", "write `<<: *name`")
+            self.flatten_mapping(part)
+            node.value = part.value + node.value
+
+    def _refuse_twice(self, keys: list[yaml.ScalarNode]) -> None:
+        seen = set()
+        for node in keys:
+            # Only what a mapping itself has counts: what `<<` brings in may be overridden.
+            key = node.value if node.tag == MERGE else self.construct_object(node, deep=True)
             if key in seen:
-                line = key_node.start_mark.line + 1
-                raise UqbiasError(f"key '{key}' is given twice (line {line})", "keep one of them")
+                raise UqbiasError(f"key '{key}' is given twice (line {node.start_mark.line + 1})", "keep one of them")
             seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 Loader.add_implicit_resolver(
@@ -158,6 +203,23 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def read_yaml(text: str | bytes) -> Any:
+    """The value that YAML text stands for.
+
+    Raises
+    ------
+    UqbiasError
+        If it is not YAML, holds a key twice, or becomes too large.
+    """
+    try:
+        # Text of the wrong coding too; and PyYAML makes all kinds of errors of dates and tags that it cannot read.
+        return yaml.load(text if isinstance(text, str) else text.decode(), Loader=Loader)
+    except UqbiasError:
+        raise
+    except Exception as error:
+        raise UqbiasError(f"the text is not YAML ({' '.join(str(error).split())})") from error
+
+
 def load_campaign(path: str | Path) -> CampaignFile:
     """Read and check a campaign file.
 
@@ -169,14 +231,12 @@ def load_campaign(path: str | Path) -> CampaignFile:
     path = Path(path)
     if not path.is_file():
         raise UqbiasError(f"no such campaign file: {path}", "write one with `uqbias template`")
+    if path.stat().st_size > LARGEST:
+        raise UqbiasError(f"{path} is larger than {LARGEST} bytes", "a campaign file is a page or two of text")
     try:
-        settings = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
+        settings = read_yaml(path.read_bytes())
     except UqbiasError as error:
-        raise UqbiasError(f"{path}: {error.what}", error.cure) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UqbiasError(
-            f"{path} is not YAML: {' '.join(str(error).split())}", "compare with `uqbias template`"
-        ) from None
+        raise UqbiasError(f"{path}: {error.what}", error.cure or "compare with `uqbias template`") from None
     file = CampaignFile(check_campaign(settings, str(path)), Path(os.path.abspath(path.parent)))  # noqa: PTH100
     file.files()
     return file
@@ -191,7 +251,7 @@ def check_campaign(settings: Any, source: str = "campaign") -> Campaign:
         One line for the first fault: key path, value, cure; and how many more there are.
     """
     if not isinstance(settings, dict):
-        raise UqbiasError(f"{source} holds no mapping but {settings!r}", "compare with `uqbias template`")
+        raise UqbiasError(f"{source} holds no mapping but {repr(settings)[:60]}", "compare with `uqbias template`")
     try:
         return Campaign.model_validate(settings)
     except ValidationError as error:
@@ -215,7 +275,8 @@ def _explain(fault: Any, settings: Any) -> str:
     message = fault_text(fault)
     if fault["type"] == "unknown_key":
         where.append(str(context["key"]))
-        value = value[context["key"]] if isinstance(value, dict) else value
+        # YAML may have read the key as a number or a date.
+        value = next((entry for key, entry in value.items() if str(key) == context["key"]), None)
     if fault["type"] == "unknown_kind":
         where.append("kind")
         value = context["kind"]

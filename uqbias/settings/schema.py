@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
 
 from uqbias.errors import UqbiasError
 from uqbias.options import Count, InputFile, KindSection, Positive, Runner, Section, of_kind
@@ -251,10 +251,19 @@ def _known_sampler(value: Any) -> Any:
     return value
 
 
+def _one_folder(name: str) -> str:
+    """A name that is one folder below ``runs``, wherever that is."""
+    if name in {"", ".", ".."} or not name.isprintable() or {*"/\\"} & {*name} or len(name.encode()) > 200:
+        raise ValueError("give a name of one folder: letters, digits, '-', '_', no '/'")
+    return name
+
+
 class Campaign(Section):
     """A whole campaign."""
 
-    name: str = Field(default="campaign", description="name of the campaign; the default directory is runs/NAME")
+    name: Annotated[str, AfterValidator(_one_folder)] = Field(
+        default="campaign", description="name of the campaign; the default directory is runs/NAME"
+    )
     seed: int = Field(default=0, ge=0, description="all random numbers of the campaign derive from this")
     system: System = Field(description="what is simulated")
     oracle: Annotated[KindSection, of_kind(ORACLES, "openmm")] = Field(
