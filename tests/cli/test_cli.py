@@ -94,6 +94,23 @@ def test_unknown_command_is_answered_with_the_nearest():
     assert "train" in done.stderr
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(("old", "new"), [("--cv", "--driver"), ("--uncertainty", "--judge"), ("--u", "--driver")])
+def test_renamed_options_name_the_new_one(command, old, new):
+    if (command, old) == ("fes", "--cv"):
+        return  # any collective variable
+    line = refused(command, f"{old}=gmm")
+    assert line.startswith(f"uqbias: no option {old}, which is now called {new}; ")
+    assert ("write " + new in line) == (command == "train")
+
+
+def test_other_wrong_options_keep_their_answer():
+    done = call("train", "--no-such-option")
+    assert done.exit_code == 2
+    assert "No such option: --no-such-option" in done.stderr
+    assert "requires an argument" in call("train", "x.xyz", "--driver").stderr
+
+
 def test_template_is_a_campaign_file(folder, tmp_path):
     assert call("template").stdout.startswith("# Campaign file")
     path = tmp_path / "campaign.yaml"

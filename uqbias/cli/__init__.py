@@ -46,10 +46,13 @@ class LazyCommands(CommandGroup):
         """The command of a name, or None."""
         if cmd_name not in COMMANDS:
             return None
+        from uqbias.cli.part_options import command
+
         file, summary = COMMANDS[cmd_name]
         function: Callable[..., Any] = getattr(import_module(f"uqbias.cli.{file}"), cmd_name)
         alone = typer.Typer(**LOOKS)
-        alone.command(cmd_name, no_args_is_help=cmd_name not in WITHOUT_ARGUMENTS, short_help=summary)(function)
+        declare = alone.command(cmd_name, no_args_is_help=cmd_name not in WITHOUT_ARGUMENTS, short_help=summary)
+        declare(command(function))
         return typer.main.get_command(alone)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:

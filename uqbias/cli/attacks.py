@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from uqbias.attacks.attack_options import AttackOptions
-from uqbias.cli.from_parts import option
+from uqbias.cli.part_options import option
 from uqbias.cli.printing import Json, Quiet, print_json, skipped_frames, tell_some
 from uqbias.errors import UqbiasError
 from uqbias.files import check_file, write_arrays

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from uqbias.cli.printing import Json, print_json
+from uqbias.cli.printing import Json, ModelPath, print_json
 
 #: Quantity, keys of its mean absolute and root mean square error, unit.
 ERRORS = (
@@ -30,7 +30,7 @@ DISTRIBUTION = (
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file (.uqb).")],
+    model: ModelPath,
     data: Annotated[Path, typer.Argument(metavar="TEST.xyz", help="Labelled frames, extended XYZ in eV and Å.")],
     large: Annotated[
         float, typer.Option(metavar="QUANTILE", help="For the AUROC, errors above this quantile of them are large.")

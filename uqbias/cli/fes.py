@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from uqbias.cli.printing import Json, print_json, print_pairs
+from uqbias.cli.printing import Json, print_json, print_pairs, split_names
 from uqbias.errors import UqbiasError
 from uqbias.files import check_directory
 from uqbias.free_energy.estimate_defaults import BINS, BLOCKS, DISCARD, METHOD, METHODS, ORDER
@@ -66,7 +66,7 @@ def fes(
         check_directory(output)
     surface = free_energy(
         runs,
-        [name.strip() for name in cv.split(",")],
+        split_names(cv),
         method=method,
         discard=discard,
         blocks=blocks,

@@ -8,18 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from uqbias.cli.from_parts import default, option
-from uqbias.cli.printing import Json, Quiet, print_json
+from uqbias.cli.part_options import options_from
+from uqbias.cli.printing import Json, ModelPath, Quiet, print_json, split_names
 from uqbias.errors import UqbiasError
 from uqbias.registry import BIASES
 from uqbias.settings.schema import MD
 
 if TYPE_CHECKING:
-    from uqbias.molecule.topology import Topology
+    from uqbias.model.model import UncertaintyModel
     from uqbias.settings.schema import Campaign
 
 #: Steps and walkers of one run. On purpose not those of a round of a campaign, which is shorter and has more walkers.
-STEPS, WALKERS = 20_000, 4
+OTHERWISE = {"steps": 20_000, "walkers": 4}
+DYNAMICS = options_from(
+    MD, "steps", "temperature", "walkers", timestep="timestep_fs", friction="friction_per_ps", defaults=OTHERWISE
+)
+MACHINERY = options_from(MD, "constraints", "backend", "runner", "platform")
 #: nats; how far above the wall a walker is stopped.
 CAP_ABOVE_WALL = 2.0
 #: Share of the observations at which walkers were stopped that is no sampling any more.
@@ -27,7 +31,7 @@ OFTEN = 0.2
 
 
 def md(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file (.uqb).")],
+    model: ModelPath,
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="DIR", help="For the files; must be empty or new.")
     ] = Path("md"),
@@ -35,11 +39,7 @@ def md(
         Path | None,
         typer.Option(metavar="FRAMES.xyz", help="Where walkers begin and begin again; eV, Å, labels not needed."),
     ] = None,
-    steps: Annotated[int, option(MD, "steps")] = STEPS,
-    temperature: Annotated[float, option(MD, "temperature")] = default(MD, "temperature"),
-    timestep: Annotated[float, option(MD, "timestep_fs")] = default(MD, "timestep_fs"),
-    friction: Annotated[float, option(MD, "friction_per_ps")] = default(MD, "friction_per_ps"),
-    walkers: Annotated[int, option(MD, "walkers")] = WALKERS,
+    dynamics: dict[str, Any] = DYNAMICS,
     bias: Annotated[
         str,
         typer.Option(
@@ -68,7 +68,7 @@ def md(
     ] = None,
     pace: Annotated[
         int, typer.Option(help="Steps between hills, rows of COLVAR, trajectory frames and looks at the walkers.")
-    ] = default(MD, "pace"),
+    ] = MD.model_fields["pace"].default,
     wall: Annotated[
         float | None,
         typer.Option(help="Driver value where a wall begins; by default that of the driver's kind, if it is biased."),
@@ -79,10 +79,7 @@ def md(
             help=f"Driver value at which a walker is restarted; {CAP_ABOVE_WALL:g} above the wall by default."
         ),
     ] = None,
-    constraints: Annotated[str, option(MD, "constraints")] = default(MD, "constraints"),
-    backend: Annotated[str, option(MD, "backend")] = default(MD, "backend"),
-    runner: Annotated[str, option(MD, "runner")] = default(MD, "runner"),
-    platform: Annotated[str, option(MD, "platform")] = default(MD, "platform"),
+    machinery: dict[str, Any] = MACHINERY,
     seed: Annotated[int, typer.Option(min=0, help="Of velocities, noise and restarts.")] = 0,
     snapshot_every: Annotated[
         int | None, typer.Option(min=0, help="Steps between snapshots; a tenth of --steps by default; 0: none.")
@@ -107,14 +104,17 @@ def md(
       uqbias md model.uqb --bias opes --variable phi=dihedral:4,6,8,14 --on driver,phi -o md/
       uqbias md model.uqb --bias none --temperature 500 -o md500/
     """
+    import numpy as np
+
     from uqbias.campaign.progress import Announced, make_progress
     from uqbias.campaign.samplers.base import Exploration
     from uqbias.campaign.samplers.md import explore
     from uqbias.cli.sampling_options import choose_kinds
+    from uqbias.model.inference import evaluate_frames
     from uqbias.model.model import UncertaintyModel
 
     kinds = choose_kinds(bias)
-    if pace > 0 and steps % pace:
+    if pace > 0 and (steps := dynamics["steps"]) % pace:
         raise UqbiasError(f"{steps} steps with pace {pace}", "give a number of steps that is a multiple of --pace")
     if output.exists() and (not output.is_dir() or (any(output.iterdir()) and not resume)):
         going_on = ", or give --resume to go on with the run there" if (output / "run.json").is_file() else ""
@@ -123,38 +123,23 @@ def md(
         )
     loaded = UncertaintyModel.load(model)
     frames = _start_frames(loaded, model, start)
-    usual_wall = loaded.driver.wall
-    if cap is None and (begins := usual_wall if wall is None else wall) is not None:
+    if cap is None and (begins := loaded.driver.wall if wall is None else wall) is not None:
         cap = begins + CAP_ABOVE_WALL
     settings = _settings(
+        loaded,
         kinds,
-        None if on is None else [name.strip() for name in on.split(",")],
+        None if on is None else split_names(on),
         variable or (),
         {"height": height, "sigma": sigma, "biasfactor": biasfactor},
-        (wall, usual_wall),
+        wall,
         change or (),
-        pace,
         {
-            "md": {
-                "walkers": walkers,
-                "temperature": temperature,
-                "timestep_fs": timestep,
-                "friction_per_ps": friction,
-                "steps": steps,
-                "pace": pace,
-                "observe_every": pace,
-                "trajectory_every": pace,
-                "constraints": constraints,
-                "platform": platform,
-                "backend": backend,
-                "runner": runner,
-            },
+            "md": {**dynamics, **machinery, **dict.fromkeys(("pace", "observe_every", "trajectory_every"), pace)},
             "guards": {"driver_cap": cap},
         },
-        loaded.topology,
     )
     if snapshot_every is None:
-        snapshot_every = min(10_000, max(pace, steps // 10))
+        snapshot_every = min(10_000, max(pace, dynamics["steps"] // 10))
     for warning in (hints := _hints(settings)):
         typer.echo(f"warning: {warning}", err=True)
     job = Exploration(
@@ -164,8 +149,9 @@ def md(
         md=settings.md,
         guards=settings.guards,
         safe_frames=frames,
-        safe_weights=_equal(len(frames)),
-        reference=_reference(loaded, frames),
+        safe_weights=np.full(len(frames), 1.0 / len(frames)),
+        # Bond lengths and chirality are those of the geometry that is lowest in energy.
+        reference=frames[int(evaluate_frames(loaded, frames).energy.argmin())],
         seed=seed,
         variables={name: {"kind": section.kind, **section.arguments()} for name, section in settings.variables.items()},
         snapshot_every=snapshot_every or None,
@@ -174,8 +160,7 @@ def md(
     with make_progress(quiet) as progress:
         progress.phase("load or compile the model")
         facts = explore(job, Announced(progress, "MD", settings.md.steps))
-    time_ps = settings.md.steps * settings.md.timestep_fs * 1e-3
-    _tell(output, facts, time_ps, settings.md.walkers, hints, json=json)
+    _tell(output, facts, settings.md, hints, json=json)
 
 
 def _hints(settings: Campaign) -> list[str]:
@@ -194,21 +179,20 @@ def _hints(settings: Campaign) -> list[str]:
 
 
 def _settings(
+    model: UncertaintyModel,
     kinds: Sequence[str],
     names: Sequence[str] | None,
     variables: Sequence[str],
     short: dict[str, float | None],
-    walls: tuple[float | None, float | None],
+    wall: float | None,
     changes: Sequence[str],
-    pace: int,
     sections: dict[str, dict[str, Any]],
-    topology: Topology,
 ) -> Campaign:
     """The options as a campaign, whose checks and defaults hold here too.
 
     Parameters
     ----------
-    walls : as asked for, and where a bias on the driver has one if none was asked for.
+    wall : as asked for; where none was, a bias on the driver has the usual one of the driver's kind.
     sections : ``md`` and ``guards`` as a campaign file would have them.
 
     Raises
@@ -221,14 +205,14 @@ def _settings(
     from uqbias.settings.file import check_campaign
 
     defined = parse_variables(variables)
-    biases = bias_sections(kinds, names, defined, pace, short)
-    asked, usual = walls
-    if asked is not None and "upper_wall" in kinds:
-        raise UqbiasError(f"--wall {asked:g} with a bias upper_wall", "leave one out")
+    biases = bias_sections(kinds, names, defined, sections["md"]["pace"], short)
+    if wall is not None and "upper_wall" in kinds:
+        raise UqbiasError(f"--wall {wall:g} with a bias upper_wall", "leave one out")
     on_driver = any("driver" in section["variables"] for section in biases)
-    at = usual if asked is None and on_driver and "upper_wall" not in kinds else asked
-    if at is not None:
-        biases.append({"kind": "upper_wall", "at": at})
+    if wall is None and on_driver and "upper_wall" not in kinds:
+        wall = model.driver.wall
+    if wall is not None:
+        biases.append({"kind": "upper_wall", "at": wall})
     apply_changes(changes, kinds, biases, sections, defined)
     for section in biases:
         if (key := needs_width(section)) is not None:
@@ -241,7 +225,7 @@ def _settings(
             {"system": {"structure": "-", "start": "-"}, "variables": defined, "bias": biases, **sections},
             "options",
         )
-        check_exploration(settings, topology)
+        check_exploration(settings, model.topology)
     except UqbiasError as error:
         what, cure = error.what, error.cure
         for index, section in enumerate(biases):
@@ -272,22 +256,7 @@ def _start_frames(model: Any, path: Path, start: Path | None) -> Any:
     return frames.positions
 
 
-def _reference(model: Any, frames: Any) -> Any:
-    """Geometry that gives bond lengths and chirality: the model's lowest in energy, [N, 3] nm."""
-    from uqbias.model.inference import evaluate_frames
-
-    return frames[int(evaluate_frames(model, frames).energy.argmin())]
-
-
-def _equal(count: int) -> Any:
-    import numpy as np
-
-    return np.full(count, 1.0 / count)
-
-
-def _tell(
-    folder: Path, facts: dict[str, Any], time_ps: float, walkers: int, hints: Sequence[str], *, json: bool
-) -> None:
+def _tell(folder: Path, facts: dict[str, Any], md: MD, hints: Sequence[str], *, json: bool) -> None:
     """Print what was sampled."""
     import numpy as np
 
@@ -304,8 +273,8 @@ def _tell(
 
     summary = {
         "directory": str(folder),
-        "walkers": walkers,
-        "time_ps": time_ps,
+        "walkers": md.walkers,
+        "time_ps": md.steps * md.timestep_fs * 1e-3,
         "runner": facts["runner"],
         "evaluations": facts["evaluations"],
         "stopped": facts["stopped"],
@@ -319,7 +288,8 @@ def _tell(
         print_json(summary)
         return
     typer.echo(
-        f"{walkers} walker(s), {time_ps:g} ps each, runner {facts['runner']}, {facts['stopped']} stopped by guards"
+        f"{md.walkers} walker(s), {summary['time_ps']:g} ps each, runner {facts['runner']}, {facts['stopped']} stopped "
+        "by guards"
     )
     if facts["was_finished"]:
         typer.echo(f"the run in {folder} was finished already; --resume with more --steps makes it longer")

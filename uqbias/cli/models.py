@@ -8,14 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from uqbias.cli.evaluate import print_errors
-from uqbias.cli.from_parts import option
-from uqbias.cli.printing import Json, Quiet, print_json, print_pairs
+from uqbias.cli.part_options import options_from
+from uqbias.cli.printing import Json, ModelPath, Quiet, print_json, print_pairs, split_names
 from uqbias.errors import UqbiasError
 from uqbias.files import check_file
 from uqbias.kinds import UNCERTAINTIES
 from uqbias.settings.schema import TrainingOptions
 
-ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="Model file (.uqb).")]
+#: Without a default, since --settings may have one.
+TRAINING = options_from(
+    TrainingOptions, "steps", "max_seconds", "runner", defaults={"steps": None, "max_seconds": None, "runner": None}
+)
 
 
 def train(
@@ -44,8 +47,7 @@ def train(
         ),
     ] = None,
     members: Annotated[int | None, typer.Option(min=1, help="Committee size.")] = None,
-    steps: Annotated[int | None, option(TrainingOptions, "steps")] = None,
-    max_seconds: Annotated[float | None, option(TrainingOptions, "max_seconds")] = None,
+    training: dict[str, Any] = TRAINING,
     settings: Annotated[
         Path | None,
         typer.Option(
@@ -54,7 +56,6 @@ def train(
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of weights, order of frames and held-out frames.")] = None,
-    runner: Annotated[str | None, option(TrainingOptions, "runner")] = None,
     change: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any key of those sections; may be repeated."),
@@ -84,14 +85,9 @@ def train(
     check_file(output)
     sections = _sections(settings)
     _choose(sections, driver, features, judge)
-    for section, key, value in (
-        ("potential", "n_members", members),
-        ("training", "steps", steps),
-        ("training", "max_seconds", max_seconds),
-        ("training", "runner", runner),
-    ):
-        if value is not None:
-            sections.setdefault(section, {})[key] = value
+    for section, options in (("potential", {"n_members": members}), ("training", training)):
+        if given := {key: value for key, value in options.items() if value is not None}:
+            sections.setdefault(section, {}).update(given)
     if seed is not None:
         sections["seed"] = seed
     for entry in change or ():
@@ -194,7 +190,7 @@ def export(
             "give --hills HILLS with --output biased, and only with it",
         )
     bias = None if hills is None else _bias_of(hills)
-    names = [name.strip() for name in components.split(",")] if components else []
+    names = split_names(components or None)
     export_torchscript(loaded, path, output, with_forces=with_forces, bias=bias, components=names)
     facts = {
         "file": str(path),

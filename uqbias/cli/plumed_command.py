@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from uqbias.cli.from_parts import option
+from uqbias.cli.part_options import options_from
 from uqbias.cli.printing import Json, print_json
 from uqbias.errors import UqbiasError
+from uqbias.options import options_of
 from uqbias.plumed.input_options import PlumedOptions
+
+#: ``output`` of the options has another name: --output is the folder.
+NAMES = {name.replace("output", "output_of"): name for name in options_of(PlumedOptions)}
+OPTIONS = options_from(PlumedOptions, **NAMES)
 
 
 def plumed(
@@ -18,17 +23,7 @@ def plumed(
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="DIR", help="For the input files; with --build the plugin.")
     ] = Path("plumed"),
-    bias: Annotated[str, option(PlumedOptions, "bias")] = PlumedOptions.bias,
-    driver: Annotated[str, option(PlumedOptions, "output", "--output-of")] = PlumedOptions.output,
-    temperature: Annotated[float, option(PlumedOptions, "temperature")] = PlumedOptions.temperature,
-    sigma: Annotated[float | None, option(PlumedOptions, "sigma")] = PlumedOptions.sigma,
-    height: Annotated[float, option(PlumedOptions, "height")] = PlumedOptions.height,
-    pace: Annotated[int, option(PlumedOptions, "pace")] = PlumedOptions.pace,
-    biasfactor: Annotated[float, option(PlumedOptions, "biasfactor")] = PlumedOptions.biasfactor,
-    barrier: Annotated[float, option(PlumedOptions, "barrier")] = PlumedOptions.barrier,
-    wall: Annotated[float | None, option(PlumedOptions, "wall")] = PlumedOptions.wall,
-    atoms: Annotated[str | None, option(PlumedOptions, "atoms")] = PlumedOptions.atoms,
-    float64: Annotated[bool, option(PlumedOptions, "float64", "--float64")] = PlumedOptions.float64,
+    options: dict[str, Any] = OPTIONS,
     build: Annotated[bool, typer.Option("--build", help="Compile the plugin for this PLUMED and this torch.")] = False,
     json: Json = False,
 ) -> None:
@@ -43,7 +38,7 @@ def plumed(
     """
     if model is None and not build:
         raise UqbiasError("neither a model nor --build", "give a model file, or --build")
-    facts: dict[str, object] = {}
+    facts: dict[str, Any] = {}
     library = None
     if build:
         from uqbias.plumed.compile_plugin import build_plugin
@@ -54,28 +49,14 @@ def plumed(
         from uqbias.model.model import UncertaintyModel
         from uqbias.plumed.input_writer import write_plumed_input
 
-        options = PlumedOptions(
-            bias=bias,
-            output=driver,
-            temperature=temperature,
-            sigma=sigma,
-            height=height,
-            pace=pace,
-            biasfactor=biasfactor,
-            barrier=barrier,
-            wall=wall,
-            atoms=atoms,
-            float64=float64,
-        )
-        facts["files"] = [
-            str(path) for path in write_plumed_input(UncertaintyModel.load(model), output, options, plugin=library)
-        ]
+        files = write_plumed_input(UncertaintyModel.load(model), output, PlumedOptions(**options), plugin=library)
+        facts["files"] = [str(path) for path in files]
     if json:
         print_json(facts)
         return
     if library is not None:
         typer.echo(f"plugin: {library}; in plumed.dat: LOAD FILE={library.resolve()}")
-    for path in facts.get("files", ()):  # type: ignore[attr-defined]
+    for path in facts.get("files", ()):
         typer.echo(f"wrote {path}")
     if model is not None:
         typer.echo(f"how to use them: {output / 'README.md'}")

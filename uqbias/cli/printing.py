@@ -7,12 +7,13 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from uqbias.errors import UqbiasError, printable
+from uqbias.errors import RENAMED, UqbiasError, printable
 
 #: Exit codes: bad input or a broken environment; Ctrl-C, as shells count it.
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -20,7 +21,10 @@ BAD_INPUT, INTERRUPTED = 2, 130
 NAMED = 5
 #: Errors of files that name none: the disk or the quota is full, or a file larger than the system's limit.
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+#: Base of Typer's errors of usage, which has no public name.
+WRONG_USAGE: Any = typer.BadParameter.__base__
 
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="Model file (.uqb).")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, for scripts.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 
@@ -36,6 +40,11 @@ class CommandGroup(TyperGroup):
         except UqbiasError as error:
             fail(str(error))
             raise SystemExit(BAD_INPUT) from None
+        except WRONG_USAGE as error:
+            if (message := _renamed_option(error)) is None:
+                raise
+            fail(message)
+            raise SystemExit(BAD_INPUT) from None
         except OSError as error:
             # A pipe closed by its reader is click's; what names no file may be a fault of the program.
             if isinstance(error, BrokenPipeError) or not (error.filename or error.errno in NO_SPACE):
@@ -46,6 +55,18 @@ class CommandGroup(TyperGroup):
         except KeyboardInterrupt:
             fail("interrupted; give the same command again")
             raise SystemExit(INTERRUPTED) from None
+
+
+def _renamed_option(error: Any) -> str | None:
+    """What to write in place of an option that was renamed; None for any other wrong usage."""
+    option = getattr(error, "option_name", None) or ""
+    name = RENAMED.get(option.removeprefix("--").replace("-", "_"))
+    if name is None:
+        return None
+    flag = "--" + name.replace("_", "-")
+    valid = [flag for parameter in error.ctx.command.params for flag in parameter.opts if flag.startswith("--")]
+    cure = f"write {flag}" if flag in valid else f"{error.ctx.info_name} has none; valid: {', '.join(sorted(valid))}"
+    return f"no option {option}, which is now called {flag}; {cure}"
 
 
 class _Stderr(logging.Handler):
@@ -61,6 +82,11 @@ def show_log() -> None:
     if not any(isinstance(handler, _Stderr) for handler in logger.handlers):
         logger.addHandler(_Stderr())
         logger.setLevel(logging.INFO)
+
+
+def split_names(text: str | None) -> list[str]:
+    """Words between the commas of an option's value; none where it is not given."""
+    return [] if text is None else [word.strip() for word in text.split(",")]
 
 
 def fail(message: str) -> None:

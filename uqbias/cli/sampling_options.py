@@ -7,6 +7,7 @@ from typing import Any
 
 from annotated_types import MaxLen
 
+from uqbias.cli.printing import split_names
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.options import Option, options_of
 from uqbias.registry import BIASES, VARIABLES
@@ -26,7 +27,7 @@ def choose_kinds(text: str) -> list[str]:
     UqbiasError
         If a kind is not known or given twice.
     """
-    kinds = [kind.strip() for kind in text.split(",")]
+    kinds = split_names(text)
     if kinds == ["none"]:
         return []
     if "none" in kinds:
@@ -65,8 +66,7 @@ def parse_variables(entries: Sequence[str]) -> dict[str, dict[str, Any]]:
         if atoms in ("all", "heavy"):
             variables[name]["atoms"] = atoms
         elif atoms:
-            words = [word.strip() for word in atoms.split(",")]
-            variables[name]["atoms"] = [int(word) if word.isdecimal() else word for word in words]
+            variables[name]["atoms"] = [int(word) if word.isdecimal() else word for word in split_names(atoms)]
     return variables
 
 
