@@ -1,6 +1,7 @@
 """HILLS, COLVAR, trajectories and observations are read back as they were."""
 
 import json
+from types import SimpleNamespace
 
 import mdtraj
 import numpy as np
@@ -14,9 +15,10 @@ from uqbias.md.walkers import Observation
 from uqbias.molecule.topology import Topology
 from uqbias.runs.hills import HillsFile, read_hills
 from uqbias.runs.observation import GuardEvent
-from uqbias.runs.script_files import hill_files, load_hill_files
-from uqbias.runs.series import ColvarFiles, ObservationRecorder, colvar_paths, read_colvar
+from uqbias.runs.run_files import RunFiles, hill_files
+from uqbias.runs.series import ColvarFiles, colvar_paths, read_colvar
 from uqbias.runs.trajectories import Trajectories
+from uqbias.runs.writer import RunWriter
 
 WATER = Topology((8, 1, 1), ((0, 1), (0, 2)), ("O", "H1", "H2"), ("HOH1",) * 3)
 
@@ -156,6 +158,10 @@ PLUMED_PHI = (
 )
 
 
+def begin_with(path, bias):
+    RunFiles(path, None, [bias], bias.variables).load_hills()
+
+
 def test_hills_for_a_bias_of_another_kernel_or_period(tmp_path):
     path = tmp_path / "HILLS"
     path.write_text(PLUMED_PHI)
@@ -183,7 +189,7 @@ def test_hills_for_a_bias_of_another_kernel_or_period(tmp_path):
         (MetaD(), "hills on phi, not on driver"),
     ):
         with pytest.raises(UqbiasError, match=message):
-            load_hill_files([(path, bias)])
+            begin_with(path, bias)
         assert not len(bias.hills)
         with pytest.raises(UqbiasError, match=r"kernel|period"):
             HillsFile(path, bias, 2.0, append=True)
@@ -191,16 +197,16 @@ def test_hills_for_a_bias_of_another_kernel_or_period(tmp_path):
     path.write_text(PLUMED_PHI.replace("biasf", "biasf clock").replace("     4\n", "     4 17\n"))
     assert len(read_hills(path, 2.0, bias=on_phi(2 * np.pi))) == 1
     with pytest.raises(UqbiasError, match=r"HILLS has other columns: .* clock"):
-        load_hill_files([(path, on_phi(2 * np.pi))])
+        begin_with(path, on_phi(2 * np.pi))
     path.write_text(PLUMED_PHI)
     for factor, message in ((2.0, "bias factor 4, this bias has 2"), (None, "bias factor 4, this bias has none")):
         other = MetaD(variables=["phi"], periods=[2 * np.pi], sigma=0.2, kernel="stretched-gaussian", biasfactor=factor)
         with pytest.raises(UqbiasError, match=f"HILLS holds hills with the {message}; use the same"):
-            load_hill_files([(path, other)])
+            begin_with(path, other)
         assert not len(other.hills)
     path.write_text(PLUMED_PHI.replace("     0.2 ", " 0.0001 "))
     with pytest.raises(UqbiasError, match="HILLS: hills of sigma"):
-        load_hill_files([(path, on_phi(2 * np.pi))])
+        begin_with(path, on_phi(2 * np.pi))
 
 
 def test_files_with_other_columns_are_not_continued(tmp_path):
@@ -249,37 +255,37 @@ def test_colvar(tmp_path):
 
 
 def test_trajectories_are_read_by_mdtraj(tmp_path):
-    seen = [observation(step) for step in range(0, 60, 10)]
-    files = Trajectories(tmp_path, WATER, 2, stride=2)
-    for o in seen:
-        files(o)
-    files.close()
+    seen = [observation(step) for step in range(0, 60, 20)]
+    for append in (False, True):
+        files = Trajectories(tmp_path, WATER, 2, append=append)
+        for o in seen[2:] if append else seen[:2]:
+            files(o)
+        files.close()
     for walker in range(2):
         trajectory = mdtraj.load(str(tmp_path / f"walker_{walker}.xtc"), top=str(tmp_path / "topology.pdb"))
-        np.testing.assert_allclose(trajectory.xyz, [o.positions[walker] for o in seen[::2]], atol=1e-3)
+        np.testing.assert_allclose(trajectory.xyz, [o.positions[walker] for o in seen], atol=1e-3)
         np.testing.assert_allclose(trajectory.time, [0, 0.01, 0.02], atol=1e-6)
         assert [atom.name for atom in trajectory.top.atoms] == ["O", "H1", "H2"]
         assert trajectory.top.n_bonds == 2
 
 
-def test_recorder(tmp_path):
+def test_observations_and_events(tmp_path):
     event = GuardEvent(20, 0.01, 1, "bond", {"ratio": 1.4}, 3)
-    recorder = ObservationRecorder(tmp_path, stride=2)
     seen = [observation(step, events=[event] if step == 10 else []) for step in range(0, 60, 10)]
-    with pytest.raises(UqbiasError, match="no observations"):
-        recorder.save()
-    for o in seen:
-        recorder(o)
-    # The event is on disk although its observation is not kept and nothing was closed.
-    assert json.loads((tmp_path / "events.jsonl").read_text()) == event.to_dict()
-    with np.load(recorder.save()) as file:
+    walkers = SimpleNamespace(
+        topology=WATER, n_walkers=2, timestep_fs=0.5, bias=None, names=(), events=[event], runner="eager",
+        n_evaluations=6,
+    )  # fmt: skip
+    with RunWriter(tmp_path, {"steps": 50, "settings": {}}) as writer:
+        writer.start(walkers, observe_every=20, trajectory_every=10)
+        for o in seen:
+            writer(o)
+        # The event is on disk although its observation is not kept and nothing was closed.
+        assert json.loads((tmp_path / "events.jsonl").read_text()) == event.to_dict()
+        writer.finish()
+    with np.load(tmp_path / "observations.npz") as file:
         assert file["positions"].shape == (3, 2, 3, 3)
         assert file["positions"].dtype == np.float32
         np.testing.assert_array_equal(file["step"], [0, 20, 40])
         for name in ("energy", "driver", "judge", "bias", "restarted"):
             np.testing.assert_array_equal(file[name], [getattr(o, name) for o in seen[::2]])
-    recorder.close()
-    memory = ObservationRecorder()
-    memory(seen[0])
-    with pytest.raises(UqbiasError, match="nowhere"):
-        memory.save()

@@ -20,7 +20,7 @@ from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.files import check_file
 from uqbias.md.extended import ExtendedVariables
 from uqbias.md.force import make_force
-from uqbias.runs.script_files import Output, hill_files, kept_rows, load_hill_files, rewind, set_timestep
+from uqbias.runs.run_files import RunFiles
 
 DRIVES = ("model", "bias")
 NOT_BY_ITSELF = Recipe(
@@ -115,10 +115,9 @@ class Sampling:
         host.check_boosts(self.bias, drive)
         self.pace, self.stride = host.choose_paces(self.bias, pace, stride)
         self._snapshot = host.choose_snapshot(snapshot, snapshot_every, self.pace)
-        self._hills, self._colvar, self._restart = hill_files(hills, self.bias.biases), colvar, restart
-        for path in [*(path for path, _ in self._hills), colvar, snapshot]:
-            if path is not None:
-                check_file(Path(path))
+        self._output, self._restart = RunFiles(hills, colvar, self.bias.biases, self.names, stride=self.stride), restart
+        for path in [*self._output.paths, *([] if snapshot is None else [Path(snapshot)])]:
+            check_file(path)
         graph, forces = host.sort_variables(self.bias, variables or {}, with_model=model is not None)
         needed = model is not None or bool(graph)
         self._atoms = host.choose_atoms(system, atoms if needed else (), None)
@@ -137,11 +136,10 @@ class Sampling:
         }
         self.evaluator = FusedEvaluator(module, self.bias, 1, variables=graph, **self._options)  # type: ignore[arg-type]
 
-        if restart and not self._hills:
+        if restart and not self._output.hills:
             raise UqbiasError("restart=True without a metadynamics bias and its HILLS", "load a snapshot instead")
         if restart:
-            load_hill_files(self._hills)
-        self._output: Output | None = None
+            self._output.load_hills()
         self._reported = self._begun = -1
         self._checked = False
         self._source = None if model is None else Path(model).resolve() if isinstance(model, str | Path) else model
@@ -179,7 +177,7 @@ class Sampling:
             If the elements of the simulation's atoms are not the model's.
         """
         self._check(simulation)
-        if self._output is None:
+        if not self._output.opened:
             self._open(simulation)
         step = simulation.currentStep
         if step == self._begun:
@@ -200,7 +198,7 @@ class Sampling:
         step = simulation.currentStep
         if step == self._reported:
             return  # it is among the reporters twice
-        if self._output is None:
+        if not self._output.opened:
             raise UqbiasError("a report before describeNextReport", "append this object to simulation.reporters")
         self._loop.observe_in(simulation, state.getTime()._value, [self._output])
         self._reported = self._begun = step
@@ -285,7 +283,7 @@ class Sampling:
         """
         self._check(simulation)
         check_file(Path(path))
-        if self._output is None:
+        if not self._output.opened:
             self._open(simulation)
         self._loop.step = int(simulation.currentStep)
         self._loop.save_state(path, simulation.context, host.atomic_numbers(simulation), {})
@@ -305,18 +303,14 @@ class Sampling:
             bad or has other columns; then nothing was changed.
         """
         self._check(simulation)
-        timestep, rows = self._loop.timestep_fs, None
+        timestep = self._loop.timestep_fs
 
-        def check_rows(arrays: Mapping[str, Any]) -> None:
-            nonlocal rows
-            rows = kept_rows(self._colvar, self.names, timestep, float(arrays["time"]))
+        def look_back(arrays: Mapping[str, Any]) -> None:
+            self._output.look_back(float(arrays["time"]), timestep)
 
-        step = self._loop.load_state(path, simulation.context, host.atomic_numbers(simulation), {}, check_rows)["step"]
+        step = self._loop.load_state(path, simulation.context, host.atomic_numbers(simulation), {}, look_back)["step"]
         self._reported = self._begun = step
-        if self._output is not None:
-            self._output.close()
-        rewind(self._hills, self._colvar, rows, timestep, step)
-        self._open_files(append=True)
+        self._output.rewind(timestep, step)
 
     def serialize(self, system: Any) -> str:
         """XML of a System with this force, to be deserialised in any process, with the biases as they are now.
@@ -347,13 +341,9 @@ class Sampling:
         self._checked = True
 
     def _open(self, simulation: Any) -> None:
-        if self._restart:
-            set_timestep(self._hills, self._loop.timestep_fs)
-        self._open_files(append=self._restart)
-
-    def _open_files(self, *, append: bool) -> None:
-        timestep = self._loop.timestep_fs
-        self._output = Output(self._hills, self._colvar, self.names, timestep, stride=self.stride, append=append)
+        if not self._restart:
+            self._output.back_up()
+        self._output.open(self._loop.timestep_fs, append=self._restart)
 
     def _recipe(self) -> Recipe:
         if isinstance(self._source, torch.nn.Module):

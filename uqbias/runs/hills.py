@@ -117,17 +117,18 @@ class HillsFile(Files):
             check_stated(read_text(path), path, bias)
         self.bias, self.timestep_ps = bias, timestep_fs * 1e-3
         self._written = len(bias.hills) if append else 0
-        self._streams = [open_lines(Path(path), hills_header(bias), append)]
+        self._stream = open_lines(Path(path), hills_header(bias), append)
+        self._streams = [self._stream]
 
     def __call__(self, observation: Observation | None = None) -> None:
         """Write the hills that came since the last call, and flush."""
         hills = self.bias.hills
         if len(hills) < self._written:  # the bias was reset
             self._written = 0
-        self._streams[0].write(hills_lines(hills[self._written :], self.timestep_ps))
+        self._stream.write(hills_lines(hills[self._written :], self.timestep_ps))
         if len(hills) > self._written:
             self._written = len(hills)
-            self._streams[0].flush()
+            self._stream.flush()
 
 
 def hills_header(bias: MetaD) -> str:

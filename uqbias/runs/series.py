@@ -1,8 +1,7 @@
-"""Files of a run: PLUMED's HILLS and COLVAR, trajectories, and the observations themselves."""
+"""Time series of a run: PLUMED's COLVAR, and the observations themselves."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self, TextIO
@@ -11,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uqbias.errors import UqbiasError
-from uqbias.files import write_arrays
-from uqbias.runs.observation import GuardEvent, Observation
+from uqbias.runs.observation import Observation
 from uqbias.runs.plumed_files import check_columns, parse_plumed, read_text
 from uqbias.variables.names import OF_MODEL
 
@@ -20,12 +18,11 @@ from uqbias.variables.names import OF_MODEL
 class Files:
     """Open streams that close with the block, on `close`, or when the object goes."""
 
-    def __init__(self) -> None:
-        self._streams: list[TextIO] = []
+    _streams: Sequence[TextIO | Files] = ()
 
     def close(self) -> None:
         """Close the files."""
-        for stream in getattr(self, "_streams", ()):
+        for stream in self._streams:
             stream.close()
 
     def __enter__(self) -> Self:
@@ -52,6 +49,7 @@ class ColvarFiles(Files):
     path : name for a single walker.
     n_walkers : W.
     names : names of the variables of the bias.
+    stride : steps between rows.
     append : continue the files.
 
     Raises
@@ -60,26 +58,24 @@ class ColvarFiles(Files):
         If a file to be continued has other columns.
     """
 
-    def __init__(self, path: str | Path, n_walkers: int, *, names: Sequence[str] = (), append: bool = False) -> None:
-        self._further = [column for column, name in enumerate(names) if name not in OF_MODEL]
+    def __init__(
+        self, path: str | Path, n_walkers: int, *, names: Sequence[str] = (), stride: int = 1, append: bool = False
+    ) -> None:
+        self._stride, self._further = stride, [place for place, name in enumerate(names) if name not in OF_MODEL]
         header = colvar_header(names)
-        self._streams = [open_lines(name, header, append) for name in colvar_paths(path, n_walkers)]
+        self._rows = [open_lines(name, header, append) for name in colvar_paths(path, n_walkers)]
+        self._streams = self._rows
 
     def __call__(self, observation: Observation) -> None:
-        """Write one row a walker; the files are line-buffered."""
+        """Write one row a walker, at multiples of the stride; the files are line-buffered."""
         o = observation
+        if o.step % self._stride:
+            return
         columns = np.stack([o.driver, o.energy, o.judge, o.bias], axis=1).tolist()
-        for walker, values in enumerate(columns):
-            more = o.variables[walker] if self._further else ()
-            self.row(walker, o.time_ps, values, more, restarted=bool(o.restarted[walker]))
-
-    def row(
-        self, walker: int, time_ps: float, values: Sequence[float], variables: Sequence[float], *, restarted: bool
-    ) -> None:
-        """Write u, energy, uncertainty, bias of one walker, and what ``names`` has beside."""
-        numbers = " ".join(f"{value:16.9g}" for value in values)
-        more = "".join(f" {variables[column]:16.9g}" for column in self._further)
-        self._streams[walker].write(f"{time_ps:14.6f} {numbers} {restarted:d}{more}\n")
+        for walker, (stream, values) in enumerate(zip(self._rows, columns, strict=True)):
+            numbers = " ".join(f"{value:16.9g}" for value in values)
+            more = "".join(f" {o.variables[walker][place]:16.9g}" for place in self._further)
+            stream.write(f"{o.time_ps:14.6f} {numbers} {o.restarted[walker]:d}{more}\n")
 
 
 def colvar_header(names: Sequence[str]) -> str:
@@ -128,64 +124,16 @@ def rows_until(path: str | Path, names: Sequence[str], time_ps: float) -> str:
     return "".join(line for number, line in lines if number not in late and line.endswith("\n"))
 
 
-class ObservationRecorder(Files):
-    """Keeps observations in memory and writes them to one file; guard events go to a file at once.
+def stacked(observations: Sequence[Observation]) -> dict[str, NDArray[Any]]:
+    """The arrays of ``observations.npz``.
 
-    ``observations.npz``: step [T], time [T] ps, positions [T, W, N, 3] nm (float32), energy, driver, judge, bias
-    [T, W], restarted [T, W], variables [T, W, C] and their names variable_names [C]. ``events.jsonl``: one JSON object
-    per stopped walker, as `GuardEvent`.
-
-    Parameters
-    ----------
-    directory : for the files; None keeps everything in memory only.
-    stride : keep every so many observations; events are all kept.
+    step [T], time [T] ps, positions [T, W, N, 3] nm (float32), energy, driver, judge, bias [T, W], restarted [T, W],
+    variables [T, W, C] and their names variable_names [C].
     """
-
-    def __init__(self, directory: str | Path | None = None, *, stride: int = 1) -> None:
-        self.directory, self.stride = None if directory is None else Path(directory), stride
-        self.events: list[GuardEvent] = []
-        self._kept: list[Observation] = []
-        self._seen = 0
-        self._streams = (
-            [] if self.directory is None else [open_lines(self.directory / "events.jsonl", "", append=False)]
-        )
-
-    def __call__(self, observation: Observation) -> None:
-        """Keep the observation."""
-        if self._seen % self.stride == 0:
-            self._kept.append(observation)
-        self._seen += 1
-        for event in observation.events:
-            self.events.append(event)
-            for stream in self._streams:
-                stream.write(json.dumps(event.to_dict()) + "\n")
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """The observations kept so far, as in the file."""
-        if not self._kept:
-            raise UqbiasError("no observations to write", "run with this recorder among the observers first")
-
-        def stacked(name: str) -> NDArray[Any]:
-            return np.stack([getattr(observation, name) for observation in self._kept])
-
-        return {
-            "step": stacked("step"),
-            "time": stacked("time_ps"),
-            "positions": stacked("positions").astype(np.float32),
-            **{name: stacked(name) for name in ("energy", "driver", "judge", "bias", "restarted", "variables")},
-            "variable_names": np.array(self._kept[0].names, dtype=np.str_),
-        }
-
-    def save(self, path: str | Path | None = None) -> Path:
-        """Write ``observations.npz`` (or ``path``) atomically and return its path."""
-        if path is None and self.directory is None:
-            raise UqbiasError("a recorder without a directory has nowhere to save", "give a path")
-        target = Path(path) if path is not None else Path(self.directory or ".") / "observations.npz"
-        write_arrays(target, self.arrays(), compressed=True)
-        return target
+    columns = ("step", "time_ps", "positions", "energy", "driver", "judge", "bias", "restarted", "variables")
+    arrays = {name: np.stack([getattr(observation, name) for observation in observations]) for name in columns}
+    arrays["time"], arrays["positions"] = arrays.pop("time_ps"), arrays["positions"].astype(np.float32)
+    return {**arrays, "variable_names": np.array(observations[0].names, dtype=np.str_)}
 
 
 def open_lines(path: Path, header: str, append: bool) -> TextIO:

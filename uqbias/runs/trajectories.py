@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,42 +23,40 @@ class Trajectories:
     directory : for the files; made if missing.
     topology : bond graph of the molecule.
     n_walkers : W.
-    stride : write every so many observations.
+    append : continue the files.
     """
 
-    def __init__(self, directory: str | Path, topology: Topology, n_walkers: int, *, stride: int = 1) -> None:
-        from mdtraj.formats import XTCTrajectoryFile
-
-        self.directory, self.stride, self._topology = Path(directory), stride, topology
+    def __init__(self, directory: str | Path, topology: Topology, n_walkers: int, *, append: bool = False) -> None:
+        self.directory, self._topology, self._begun = Path(directory), topology, append
         self.directory.mkdir(parents=True, exist_ok=True)
         self.paths = [self.directory / f"walker_{walker}.xtc" for walker in range(n_walkers)]
-        self._files = [XTCTrajectoryFile(str(path), "w") for path in self.paths]
-        self._seen = 0
+        self._files = [path.open("ab" if append else "wb") for path in self.paths]
+        self._aside = tempfile.TemporaryDirectory(prefix="uqbias-xtc-")
 
     def __call__(self, observation: Observation) -> None:
         """Append the positions; a walker that is not finite or far out of the format's range is left out."""
-        if self._seen == 0:
+        from mdtraj.formats import XTCTrajectoryFile
+
+        if not self._begun:
             self._write_topology(observation.positions[0])
-        if self._seen % self.stride == 0:
-            time = np.array([observation.time_ps], dtype=np.float32)
-            step = np.array([observation.step], dtype=np.int32)
-            for file, x in zip(self._files, observation.positions, strict=True):
-                # XTC holds 0.001 nm in 32-bit integers.
-                if np.isfinite(x).all() and np.abs(x).max() < 1e6:
-                    file.write(x[None].astype(np.float32), time=time, step=step)
-                    file.flush()
-        self._seen += 1
+            self._begun = True
+        time = np.array([observation.time_ps], dtype=np.float32)
+        step = np.array([observation.step], dtype=np.int32)
+        for file, x in zip(self._files, observation.positions, strict=True):
+            # XTC holds 0.001 nm in 32-bit integers.
+            if np.isfinite(x).all() and np.abs(x).max() < 1e6:
+                # mdtraj writes new files only; a frame does not depend on those before it.
+                aside = Path(self._aside.name, "frame.xtc")
+                with XTCTrajectoryFile(str(aside), "w") as frame:
+                    frame.write(x[None].astype(np.float32), time=time, step=step)
+                file.write(aside.read_bytes())
+                file.flush()
 
     def close(self) -> None:
         """Close the files."""
         for file in self._files:
             file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        self._aside.cleanup()
 
     def _write_topology(self, positions: NDArray[Any]) -> None:
         from openmm import app

@@ -17,10 +17,9 @@ from uqbias.bias.base import Bias, parts_of
 from uqbias.errors import UqbiasError
 from uqbias.files import read_arrays, write_arrays, write_text
 from uqbias.molecule.topology import Topology
-from uqbias.runs.hills import HillsFile
 from uqbias.runs.observation import GuardEvent, Observation
-from uqbias.runs.script_files import hill_files
-from uqbias.runs.series import ColvarFiles, ObservationRecorder
+from uqbias.runs.run_files import RunFiles
+from uqbias.runs.series import stacked
 from uqbias.runs.trajectories import Trajectories
 
 FORMAT, VERSION = "uqbias-run", 1
@@ -98,8 +97,7 @@ class RunWriter:
         self.facts = json.loads(json.dumps({"format": FORMAT, "version": VERSION, **facts}))
         self.finished: dict[str, Any] | None = None
         self._files = ExitStack()
-        self._recorder = ObservationRecorder()
-        self._observers: list[Any] = []
+        self._seen: list[Observation] = []
         self._growing: list[Path] = []
         self._walkers: Writable | None = None
         self._stopped = self._evaluations = 0
@@ -202,29 +200,14 @@ class RunWriter:
 
     def _open(self, *, append: bool) -> None:
         assert self._walkers is not None
-        walkers, folder = self._walkers, self.folder
-        if append:
-            trajectories: Any = _ContinuedTrajectories(folder, walkers)
-        else:
-            trajectories = Trajectories(folder, walkers.topology, walkers.n_walkers)
-        self._files.callback(trajectories.close)
-        self._trajectories = trajectories
-        colvar = self._files.enter_context(
-            ColvarFiles(folder / "COLVAR", walkers.n_walkers, names=walkers.names, append=append)
-        )
-        self._observers = [colvar]
-        hills = hill_files(folder / "HILLS", parts_of(walkers.bias))
-        for path, part in hills:
-            self._observers.append(self._files.enter_context(HillsFile(path, part, walkers.timestep_fs, append=append)))
-        self._events = self._files.enter_context(
-            (folder / "events.jsonl").open("a" if append else "w", buffering=1, encoding="utf-8")
-        )
-        self._growing = [
-            *sorted(folder.glob("COLVAR*")),
-            *(path for path, _ in hills),
-            folder / "events.jsonl",
-            *(folder / f"walker_{walker}.xtc" for walker in range(walkers.n_walkers)),
-        ]
+        walkers, folder, events = self._walkers, self.folder, self.folder / "events.jsonl"
+        self._trajectories = Trajectories(folder, walkers.topology, walkers.n_walkers, append=append)
+        self._files.callback(self._trajectories.close)
+        paths, biases = (folder / "HILLS", folder / "COLVAR"), parts_of(walkers.bias)
+        self._output = self._files.enter_context(RunFiles(*paths, biases, walkers.names, n_walkers=walkers.n_walkers))
+        self._output.open(walkers.timestep_fs, append=append)
+        self._events = self._files.enter_context(events.open("a" if append else "w", buffering=1, encoding="utf-8"))
+        self._growing = [*self._output.paths, events, *self._trajectories.paths]
 
     def _go_on(self) -> None:
         """Take away what was written after the snapshot.
@@ -277,11 +260,10 @@ class RunWriter:
     def __call__(self, observation: Observation) -> None:
         """Write one observation; an observer of `StepLoop.run`."""
         if observation.step % self._observe_every == 0:
-            self._recorder(observation)
+            self._seen.append(observation)
         if observation.step % self._trajectory_every == 0:
             self._trajectories(observation)
-        for observer in self._observers:
-            observer(observation)
+        self._output(observation)
         for event in observation.events:
             self._events.write(json.dumps(event.to_dict()) + "\n")
 
@@ -300,10 +282,10 @@ class RunWriter:
         assert self._walkers is not None
         for path in self._growing:
             _sync(path)
-        self._write_part(self._walkers.step, self._recorder.arrays() if len(self._recorder) else {}, self._manifest())
+        self._write_part(self._walkers.step, stacked(self._seen) if self._seen else {}, self._manifest())
         self._walkers.save(self.folder / SNAPSHOT)
         self._mark_saved()
-        self._recorder = ObservationRecorder()
+        self._seen = []
 
     def _manifest(self) -> dict[str, Any]:
         return {**self.totals, "sizes": {path.name: path.stat().st_size for path in self._growing}}
@@ -324,8 +306,8 @@ class RunWriter:
         """Join the observations, write the bias as it is at the end, and say that the run is over."""
         assert self._walkers is not None
         parts = [_read_part(path)[0] for path in self._parts()]
-        if len(self._recorder):
-            parts.append(self._recorder.arrays())
+        if self._seen:
+            parts.append(stacked(self._seen))
         parts = [part for part in parts if part]
         joined = {
             name: parts[0][name] if name == "variable_names" else np.concatenate([part[name] for part in parts])
@@ -347,34 +329,6 @@ class RunWriter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class _ContinuedTrajectories:
-    """Frames for the end of XTC files that are there already.
-
-    mdtraj writes new files only; a frame of an XTC file does not depend on those before it, so what comes goes to a
-    file aside and from there, byte for byte, to the old one.
-    """
-
-    def __init__(self, folder: Path, walkers: Writable) -> None:
-        self._aside = folder / PARTS / "xtc"
-        self._new = Trajectories(self._aside, walkers.topology, walkers.n_walkers)
-        self._old = [(folder / path.name).open("ab", buffering=0) for path in self._new.paths]
-        self._moved = [0] * len(self._old)
-
-    def __call__(self, observation: Observation) -> None:
-        self._new(observation)
-        for walker, (path, old) in enumerate(zip(self._new.paths, self._old, strict=True)):
-            with path.open("rb") as stream:
-                stream.seek(self._moved[walker])
-                frame = stream.read()
-            old.write(frame)
-            self._moved[walker] += len(frame)
-
-    def close(self) -> None:
-        self._new.close()
-        for old in self._old:
-            old.close()
 
 
 def _read_part(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
