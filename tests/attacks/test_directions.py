@@ -10,10 +10,10 @@ from molecules import HYDROGENS_LAST, PEROXIDE, peroxide_geometries, peroxide_mo
 from scipy.spatial.transform import Rotation
 
 from uqbias.attacks import relaxation
-from uqbias.attacks.direction_tables import first_step, summary, table, write_tables
-from uqbias.attacks.directions import DirectionOptions, directions, n_labels
+from uqbias.attacks.attack_options import DirectionOptions
+from uqbias.attacks.direction_tables import first_step, lines_of, summary, write_tables
+from uqbias.attacks.directions import directions, n_labels, random_directions, rigid_modes, uncertainty_gradient
 from uqbias.attacks.relaxation import recorded_steps, relax
-from uqbias.attacks.vectors import random_directions, rigid_modes, uncertainty_gradient
 from uqbias.errors import UqbiasError
 from uqbias.model.inference import evaluate_frames
 from uqbias.oracles.base import Oracle, OracleError
@@ -75,13 +75,17 @@ def result(model, frames):
     return directions(model, frames, Springs(), QUICK)
 
 
+def norm(result):
+    return np.linalg.norm(result.gradient, axis=(1, 2))
+
+
 def error(model, oracle, x):
     return float(evaluate_frames(model, x[None]).energy[0]) - oracle.label(x).energy
 
 
 def test_gradient_against_central_differences(model, frames):
     oracle, zero, h = Springs(), -37.0, 1e-6
-    found = directions(model, frames[:2], oracle, DirectionOptions(zero=zero, relax_steps=0, epsilons=(0.1,)))
+    found = directions(model, frames[:2], oracle, DirectionOptions(zero=zero / EV, relax_steps=0, epsilons=(0.1,)))
     for n in range(2):
         expected = np.zeros_like(frames[n])
         for place in np.ndindex(expected.shape):
@@ -92,22 +96,22 @@ def test_gradient_against_central_differences(model, frames):
                 squares.append((error(model, oracle, x) - zero) ** 2)
             expected[place] = (squares[0] - squares[1]) / (2 * h)
         assert found.gradient[n] == pytest.approx(expected, rel=1e-5, abs=1e-5 * np.abs(expected).max())
-        assert found.norm[n] == pytest.approx(np.linalg.norm(expected), rel=1e-5)
+        assert norm(found)[n] == pytest.approx(np.linalg.norm(expected), rel=1e-5)
         forces = evaluate_frames(model, frames[n][None], forces=True).forces[0]
         cos = (expected * forces).sum() / np.linalg.norm(expected) / np.linalg.norm(forces)
-        assert found.cos_theta[n] == pytest.approx(cos, abs=1e-5)
+        assert found.cosines["theta"][n] == pytest.approx(cos, abs=1e-5)
 
 
 def test_cosines_do_not_turn_with_the_molecule(model, frames, result):
     turn = Rotation.random(len(frames), random_state=3).as_matrix()
     turned = np.einsum("nij,nkj->nki", turn, frames) + np.array([0.3, -1.0, 2.0])
     other = directions(model, turned, Springs(), DirectionOptions(ascents=("judge", "driver"), relax_steps=0))
-    assert np.all(np.abs(result.cos_theta) <= 1)
-    assert result.cos_theta.min() < 0 < result.cos_theta.max()
-    assert other.cos_theta == pytest.approx(result.cos_theta, abs=1e-8)
+    assert np.all(np.abs(result.cosines["theta"]) <= 1)
+    assert result.cosines["theta"].min() < 0 < result.cosines["theta"].max()
+    assert other.cosines["theta"] == pytest.approx(result.cosines["theta"], abs=1e-8)
     for name in ("judge", "driver"):
-        assert other.cos_ascent[name] == pytest.approx(result.cos_ascent[name], abs=1e-7)
-    assert other.norm == pytest.approx(result.norm, rel=1e-8)
+        assert other.cosines[name] == pytest.approx(result.cosines[name], abs=1e-7)
+    assert norm(other) == pytest.approx(norm(result), rel=1e-8)
 
 
 def test_random_directions_move_no_molecule_as_a_whole(frames):
@@ -141,41 +145,41 @@ def test_uncertainty_gradient_against_differences(model, frames):
 
 
 def test_errors_at_displaced_geometries(model, frames, result):
-    assert result.names == ("adversarial", *["random"] * 5, "judge", "driver")
-    assert result.displaced_energy_error.shape == (12, 8, 3)
+    assert result.names == ["adversarial", *["random"] * 5, "judge", "driver"]
+    assert result.displaced.shape == (3, 12, 8, 3)
     expected = [error(model, Springs(), x) for x in frames]
     assert result.zero == pytest.approx(np.mean(np.sort(expected)[3:9]))
-    assert result.energy_error == pytest.approx(np.array(expected) - result.zero)
-    for kind in result.kinds:
+    assert result.start[0] == pytest.approx(np.array(expected) - result.zero)
+    for kind in dict.fromkeys(result.names):
         along = result.errors_along(kind)
         assert along.shape == (12, 4)
-        assert along[:, 0] == pytest.approx(np.abs(result.energy_error))
+        assert along[:, 0] == pytest.approx(np.abs(result.start[0]))
     # The displacement has the length √ε, along the gradient.
-    delta = np.sqrt(0.01) * ANGSTROM * result.gradient[3] / result.norm[3]
-    assert result.displaced_energy_error[3, 0, 1] == pytest.approx(
+    delta = np.sqrt(0.01) * ANGSTROM * result.gradient[3] / norm(result)[3]
+    assert result.displaced[0][3, 0, 1] == pytest.approx(
         error(model, Springs(), frames[3] + delta) - result.zero, abs=1e-8
     )
     # At first order the error grows by |F_app − F_acc| along it: nothing else grows it faster.
-    slope = np.sqrt(12) * result.force_error * np.sqrt(1e-6) * ANGSTROM
-    growth = result.errors_along("adversarial")[:, 1] - np.abs(result.energy_error)
+    slope = np.sqrt(12) * result.start[1] * np.sqrt(1e-6) * ANGSTROM
+    growth = result.errors_along("adversarial")[:, 1] - np.abs(result.start[0])
     assert growth == pytest.approx(slope, rel=0.03)
-    others = np.abs(result.displaced_energy_error[:, 1:, 0]) - np.abs(result.energy_error)[:, None]
+    others = np.abs(result.displaced[0][:, 1:, 0]) - np.abs(result.start[0])[:, None]
     assert (others < 1.05 * slope[:, None]).all()
 
 
 def test_no_displacement_no_change(model, frames):
     found = directions(model, frames, Springs(), DirectionOptions(epsilons=(1e-18,), relax_steps=0))
-    for kind in found.kinds:
+    for kind in dict.fromkeys(found.names):
         along = found.errors_along(kind)
         assert along[:, 1] == pytest.approx(along[:, 0], abs=1e-5)
-        force = found.errors_along(kind, "force")
+        force = found.errors_along(kind, 1)
         assert force[:, 1] == pytest.approx(force[:, 0], abs=1e-3)
 
 
 def test_zero_of_the_energies(model, frames, result):
     none = directions(model, frames, Springs(), DirectionOptions(zero="none", relax_steps=0, epsilons=(0.1,)))
     assert none.zero == 0
-    assert none.energy_error == pytest.approx(result.energy_error + result.zero)
+    assert none.start[0] == pytest.approx(result.start[0] + result.zero)
 
 
 def test_a_zero_of_one_frame_is_refused_before_it_costs_a_label(model, frames):
@@ -198,13 +202,13 @@ def test_failures_are_counted_and_left_out(model, frames, result):
     reasons = {(failure.frame, failure.place) for failure in found.failures}
     assert (4, "frame") in reasons
     lost = [failure for failure in found.failures if failure.place != "frame"]
-    missing = np.isnan(found.displaced_energy_error)
+    missing = np.isnan(found.displaced[0])
     assert 0 < missing.sum() < missing.size
     assert missing.sum() == sum(not failure.place.startswith("relaxation") for failure in lost)
-    assert np.array_equal(missing, np.isnan(found.displaced_force_error))
+    assert np.array_equal(missing, np.isnan(found.displaced[1]))
     # What is left is what it was, but for the zero, which one frame less shifts.
     kept = np.delete(np.arange(12), 4)
-    ours, theirs = found.displaced_energy_error + found.zero, (result.displaced_energy_error + result.zero)[kept]
+    ours, theirs = found.displaced[0] + found.zero, (result.displaced[0] + result.zero)[kept]
     assert ours[:, 1:6][~missing[:, 1:6]] == pytest.approx(theirs[:, 1:6][~missing[:, 1:6]])
     facts = summary(found)
     assert facts["failed"] == len(found.failures)
@@ -230,9 +234,9 @@ def test_a_frame_without_error(model, frames, tmp_path):
     """It has no adversarial direction; the rest is measured all the same."""
     options = {"epsilons": (0.1,), "relax_steps": 2}
     plain = directions(model, frames, Springs(), DirectionOptions(zero="none", **options))
-    found = directions(model, frames, Springs(), DirectionOptions(zero=plain.energy_error[5], **options))
-    assert found.norm[5] == 0
-    assert np.flatnonzero(np.isnan(found.cos_theta)).tolist() == [5]
+    found = directions(model, frames, Springs(), DirectionOptions(zero=plain.start[0][5] / EV, **options))
+    assert norm(found)[5] == 0
+    assert np.flatnonzero(np.isnan(found.cosines["theta"])).tolist() == [5]
     assert np.flatnonzero(np.isnan(found.errors_along("adversarial")[:, 1])).tolist() == [5]
     assert np.isfinite(found.errors_along("random")).all()
     assert [failure[:2] for failure in found.failures] == [(5, "adversarial")]
@@ -253,7 +257,7 @@ def test_relaxation_goes_downhill(model, frames):
     assert cos == pytest.approx(np.ones(12), abs=1e-6)
     lenient = relax(model.potential, frames, steps=3, force_limit=1e6)
     assert lenient.converged.all()
-    assert not lenient.moved.any()
+    assert (lenient.positions == lenient.positions[0]).all()
     with pytest.raises(UqbiasError, match="force limit of relaxation nan eV/Å"):
         relax(model.potential, frames, force_limit=float("nan"))
 
@@ -275,43 +279,47 @@ def test_relaxations_that_break_off_are_counted(model, frames, monkeypatch):
     assert found.relaxation.failed.tolist() == [n == 4 for n in range(12)]
     assert calls == [12, 12, 12, 11, 11, 11]
     assert summary(found)["relaxation"]["failed"] == 1
-    distance = found.distance
+    path = found.relaxation.positions
+    distance = np.linalg.norm(path - path[0], axis=(2, 3)).T
     assert distance[4, 2] == distance[4, -1] > 0
     assert (np.delete(distance, 4, axis=0)[:, -1] > np.delete(distance, 4, axis=0)[:, 2]).all()
-    assert np.isfinite(found.relaxed_energy_error).all()
+    assert np.isfinite(found.relaxed).all()
 
 
 def test_first_step_follows_cos_theta(model, frames, result):
     cos, change = first_step(result)
     assert len(cos) == 12
-    size = np.abs(result.relaxed_energy_error)
+    size = np.abs(result.relaxed)
     assert change == pytest.approx((size[:, 1] - size[:, 0]) / EV * 1e3)
     clear = np.abs(cos) > 0.3
     assert clear.sum() >= 3
     assert (np.sign(cos) == np.sign(change))[clear].mean() >= 0.75
-    assert result.relaxed_energy_error[:, 0] == pytest.approx(result.energy_error)
+    assert result.relaxed[:, 0] == pytest.approx(result.start[0])
     last = error(model, Springs(), relax(model.potential, frames, steps=12).positions[-1, 5])
-    assert result.relaxed_energy_error[5, -1] == pytest.approx(last - result.zero, abs=1e-8)
+    assert result.relaxed[5, -1] == pytest.approx(last - result.zero, abs=1e-8)
 
 
 def test_seed_and_index_choose_the_random_directions(model, frames, result):
-    options = DirectionOptions(epsilons=QUICK.epsilons, n_random=5, ascents=(), relax_steps=0, zero=result.zero)
+    options = DirectionOptions(epsilons=QUICK.epsilons, n_random=5, ascents=(), relax_steps=0, zero=result.zero / EV)
     some = directions(model, frames[[7, 2]], Springs(), options, indices=[7, 2])
-    assert some.displaced_energy_error[:, :6] == pytest.approx(result.displaced_energy_error[[7, 2], :6])
+    assert some.displaced[0][:, :6] == pytest.approx(result.displaced[0][[7, 2], :6])
     other = directions(model, frames[[7, 2]], Springs(), options, indices=[7, 2], seed=1)
-    assert not np.allclose(other.displaced_energy_error[:, 1:6], some.displaced_energy_error[:, 1:6])
+    assert not np.allclose(other.displaced[0][:, 1:6], some.displaced[0][:, 1:6])
 
 
 def test_summary_and_tables(result, tmp_path):
     facts = summary(result)
-    sizes = np.abs(result.displaced_energy_error[:, 1:6]).mean(axis=1) / EV * 1e3
+    sizes = np.abs(result.displaced[0][:, 1:6]).mean(axis=1) / EV * 1e3
     random = facts["energy_error_meV"]["random"]
     assert random["mean"][1:] == pytest.approx(sizes.mean(axis=0))
     assert random["standard_error"][1:] == pytest.approx(sizes.std(axis=0, ddof=1) / np.sqrt(12))
     adversarial = facts["energy_error_meV"]["adversarial"]["mean"]
     assert facts["ratio"]["adversarial"] == pytest.approx(np.array(adversarial) / random["mean"])
     assert facts["cos_theta"]["std_of_chance"] == pytest.approx(1 / np.sqrt(6))
-    assert len(table(facts)) == 5
+    lines = lines_of(facts)
+    head = next(place for place, line in enumerate(lines) if line.startswith("  ε (Å²)"))
+    assert [line.split()[0] for line in lines[head + 1 : head + 5]] == ["0", "1e-06", "0.01", "0.1"]
+    assert lines[head + 5] == ""
     files = write_tables(result, tmp_path)
     assert [file.name for file in files] == ["directions.csv", "frames.csv", "relaxation.csv"]
     with files[0].open() as stream:
@@ -320,22 +328,25 @@ def test_summary_and_tables(result, tmp_path):
     row = rows[(5 * 8 + 2) * 3 + 1]
     assert (row["frame"], row["direction"], row["number"], row["epsilon_A2"]) == ("5", "random", "1", "0.01")
     assert float(row["displacement_A"]) == pytest.approx(0.1)
-    assert float(row["energy_error_eV"]) * EV == pytest.approx(result.displaced_energy_error[5, 2, 1], rel=1e-5)
+    assert float(row["energy_error_eV"]) * EV == pytest.approx(result.displaced[0][5, 2, 1], rel=1e-5)
     json.dumps(facts)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epsilons": (0.1, -0.1)}, "epsilon -0.1 Å²"),
-        ({"n_random": 0}, "0 random directions"),
-        ({"ascents": ("drver",)}, "ascent of 'drver'"),
-        ({"relax_steps": -1}, "relaxation of -1 steps"),
-        ({"zero": "mean"}, "zero 'mean'"),
-        ({"zero": float("nan")}, "zero 'nan'; choose frames, none, or a finite number in kJ/mol"),
-        ({"zero": float("-inf")}, "zero '-inf'"),
-        ({"relax_force": float("nan")}, "relax_force nan eV/Å; give a finite number above 0"),
-        ({"relax_force": 0.0}, "relax_force 0.0 eV/Å"),
+        ({"epsilons": (0.1, -0.1)}, r"directions with epsilons \(0.1, -0.1\); input should be greater than 0"),
+        ({"epsilons": ()}, r"epsilons \(\); list should have at least 1 item"),
+        ({"n_random": 0}, "n_random 0; input should be greater than or equal to 1"),
+        ({"ascents": ("drver",)}, "input should be 'judge' or 'driver'; did you mean 'driver'"),
+        ({"relax_steps": -1}, "relax_steps -1; input should be greater than or equal to 0"),
+        ({"relax_every": 0}, "relax_every 0; input should be greater than or equal to 1"),
+        ({"zero": "mean"}, "zero 'mean'; choose frames, none, or a finite difference in eV"),
+        ({"zero": float("nan")}, "zero nan; choose frames, none, or a finite difference in eV"),
+        ({"zero": float("-inf")}, "zero -inf; choose"),
+        ({"zero": 1e308}, r"zero 1e\+308; choose"),
+        ({"relax_force": float("nan")}, "relax_force nan; input should be a finite number"),
+        ({"relax_force": 0.0}, "relax_force 0.0; input should be greater than 0"),
     ],
 )
 def test_bad_options(model, frames, options, message):

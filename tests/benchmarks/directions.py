@@ -22,8 +22,9 @@ from pathlib import Path
 
 import torch
 
-from uqbias.attacks.direction_tables import summary, table
-from uqbias.attacks.directions import DirectionOptions, directions
+from uqbias.attacks.attack_options import DirectionOptions
+from uqbias.attacks.direction_tables import lines_of, summary
+from uqbias.attacks.directions import directions
 from uqbias.model.fit import fit_model
 from uqbias.model.score import score_model
 from uqbias.molecule.frames import read_frames
@@ -87,32 +88,17 @@ def main() -> None:
 
 
 def tell(found):
-    cos = found["cos_theta"]
-    print(
-        f"cos θ {cos['mean']:+.3f} ± {cos['std']:.3f} (chance 0 ± {cos['std_of_chance']:.3f}), above 0 in "
-        f"{100 * cos['positive']:.0f} % of {found['frames_used']} frames; {found['failed']} geometries failed"
-    )
-    for part in ("judge", "driver"):
-        sizes = found[f"cos_{part}"]
-        print(
-            f"|cos| with the gradient of '{part}' {sizes['mean_size']:.3f} (chance {sizes['mean_size_of_chance']:.3f})"
-        )
-    print("mean |energy error| (meV), standard error over the frames")
-    print("\n".join(table(found)))
+    print("\n".join(lines_of(found)))
     reached = [
         f"{epsilon:g}"
         for epsilon, ratio in zip(found["epsilon_A2"], found["ratio"]["adversarial"], strict=True)
         if ratio >= GOAL
     ]
     print(f"adversarial at least {GOAL:g} times random at ε = {', '.join(reached) or 'none'} Å²")
-    sizes, step = found["relaxation"]["energy_error_meV"], found["first_step"]
+    sizes = found["relaxation"]["energy_error_meV"]
     for part in ("mean", "median"):
         first, second, last = (f"{sizes[part][at]:.4g}" for at in (0, 1, -1))
         print(f"relaxation: {part} |energy error| {first} meV, {second} after the first step, {last} at the end")
-    print(
-        f"first step: Spearman ρ of cos θ and the change of |energy error| {step['spearman']:.2f}, one sign in "
-        f"{100 * step['agreement']:.0f} %"
-    )
 
 
 if __name__ == "__main__":

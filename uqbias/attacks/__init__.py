@@ -23,9 +23,9 @@ __getattr__, __dir__, __all__ = exports(
     __name__,
     {
         "ascent": ("AttackResult", "attack"),
-        "attack_options": ("AttackOptions",),
+        "attack_options": ("AttackOptions", "DirectionOptions"),
         "base": ("DistortionSpace",),
-        "directions": ("DirectionOptions", "DirectionResult"),
+        "directions": ("DirectionResult",),
         "objective": ("Objective", "log_partition"),
         "random": ("RandomOptions", "distort", "distort_at_random"),
     },

@@ -1,19 +1,19 @@
-"""Options of an attack; importing them loads no torch, so that the command line can show them."""
+"""Options of attacks and of directions; importing them loads no torch, so that the command line can show them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, MinLen
+from pydantic import BeforeValidator
 from typing_extensions import Doc
 
-from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.options import Count, NotNegative, OfKind, Positive, Runner, check_values
-
-#: What may be sought.
-OF = ("judge", "driver")
+from uqbias.registry import SPACES
+from uqbias.units import EV
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class AttackOptions:
         If a value is out of range.
     """
 
-    space: Annotated[str | Mapping[str, Any], OfKind("space", "cartesian"), Doc("what is distorted")] = "cartesian"
+    space: Annotated[str | Mapping[str, Any], OfKind(SPACES.kind, "cartesian"), Doc("what is distorted")] = "cartesian"
     iterations: Annotated[Count, Doc("steps of the ascent (Adam), at most")] = 60
     learning_rate: Annotated[
         Positive | None,
@@ -73,6 +73,41 @@ class AttackOptions:
     )
 
     def __post_init__(self) -> None:
-        if self.of not in OF:
-            raise UqbiasError(f"attack on '{self.of}'", did_you_mean(self.of, OF))
         check_values("attack", type(self), vars(self))
+
+
+def _is_zero(zero: Any) -> Any:
+    if zero not in ("frames", "none") and not (isinstance(zero, int | float) and math.isfinite(zero * EV)):
+        raise ValueError("choose frames, none, or a finite difference in eV")
+    return zero
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectionOptions:
+    """Options of a measurement of adversarial directions, see `uqbias.attacks.directions`.
+
+    Raises
+    ------
+    UqbiasError
+        If a value is out of range.
+    """
+
+    epsilons: Annotated[
+        Sequence[Positive], MinLen(1), Doc("squared lengths of the displacement of the whole molecule, Å²")
+    ] = (0.01, 0.03, 0.1, 0.3, 0.5)
+    n_random: Annotated[Count, Doc("random directions for each frame")] = 8
+    ascents: Annotated[
+        Sequence[Literal["judge", "driver"]],
+        Doc("follow the gradient of the judge, the driver, both (judge,driver), or none, as attacks without labels do"),
+    ] = ("judge",)
+    zero: Annotated[
+        str | float,
+        BeforeValidator(_is_zero),
+        Doc("difference of model and oracle that is no error: frames (mean of their middle half), none, or eV"),
+    ] = "frames"
+    relax_steps: Annotated[int, Ge(0), Doc("steps of relaxation on the model from each frame; 0: none")] = 100
+    relax_every: Annotated[Count, Doc("steps of relaxation between two labels; the first is always labelled")] = 10
+    relax_force: Annotated[Positive, Doc("largest force on an atom of a relaxed frame, eV/Å")] = 0.05
+
+    def __post_init__(self) -> None:
+        check_values("directions", type(self), vars(self))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import sem
 
 from uqbias.attacks.directions import ADVERSARIAL, RANDOM, DirectionResult
 from uqbias.files import write_text
@@ -25,65 +26,51 @@ MEV, MEV_PER_ANGSTROM = EV / 1e3, EV_PER_ANGSTROM / 1e3
 def summary(result: DirectionResult) -> dict[str, Any]:
     """Means over the frames, JSON-able.
 
-    Returns
-    -------
-    dict
-        - ``frames`` that were given, ``frames_used``, ``failed`` geometries, ``failures`` (each with frame, place and
-          reason), ``zero_eV``;
-        - ``cos_theta``: ``mean``, ``std``, ``positive`` (share), ``std_of_chance`` (of directions that know nothing of
-          each other: 1/√(3N − 6)); ``cos_<ascent>``: ``mean``, ``mean_size``, ``mean_size_of_chance``;
-        - ``epsilon_A2``, with 0 in front; ``energy_error_meV`` and ``force_error_meV_per_A``: for each direction
-          ``mean`` size, ``standard_error`` over the frames and ``median``; ``ratio``, mean size of the energy error
-          along each direction over that along random ones;
-        - ``relaxation``: ``steps``, ``energy_error_meV`` (as above), ``converged`` (share), ``failed`` (number of
-          frames that broke off at forces that are not finite); ``first_step``: ``spearman`` of the change of the
-          error's size with cos θ, and ``agreement``, the share of frames where both have one sign.
+    Errors are given by the direction as ``mean`` size, ``standard_error`` over the frames and ``median``, for ε = 0 and
+    each ε; ``ratio`` is the mean size of the energy error along a direction over that along random ones; ``chance`` is
+    what directions give that know nothing of each other, 1/√(3N − 6); ``first_step`` says whether the change of the
+    error's size in the first step of relaxation has the rank (``spearman``) and the sign (``agreement``, a share) of
+    cos θ.
     """
-    errors = {kind: _statistics(result.errors_along(kind) / MEV) for kind in result.kinds}
+    kinds = list(dict.fromkeys(result.names))
+    errors = {kind: _statistics(result.errors_along(kind) / MEV) for kind in kinds}
     n_atoms = result.gradient.shape[1]
     chance = 1 / math.sqrt(3 * n_atoms - (6 if n_atoms > 2 else 0))
-    cos = result.cos_theta[np.isfinite(result.cos_theta)]
+    cosines = {name: values[np.isfinite(values)] for name, values in result.cosines.items()}
+    cos = cosines.pop("theta")
     facts: dict[str, Any] = {
         "frames": result.n_frames,
         "frames_used": len(result.source),
         "failed": len(result.failures),
         "failures": [failure._asdict() for failure in result.failures],
         "zero_eV": result.zero / EV,
-        "cos_theta": {
-            "mean": _mean(cos),
-            "std": float(cos.std()) if cos.size else math.nan,
-            "positive": _mean(cos > 0),
-            "std_of_chance": chance,
-        },
+        "cos_theta": {"mean": _of(cos), "std": _of(cos, np.std), "positive": _of(cos > 0), "std_of_chance": chance},
         "epsilon_A2": [0.0, *result.epsilons.tolist()],
         "energy_error_meV": errors,
-        "force_error_meV_per_A": {
-            kind: _statistics(result.errors_along(kind, "force") / MEV_PER_ANGSTROM) for kind in result.kinds
-        },
+        "force_error_meV_per_A": {kind: _statistics(result.errors_along(kind, 1) / MEV_PER_ANGSTROM) for kind in kinds},
         "ratio": {
             kind: [a / b if b > 0 else math.nan for a, b in zip(part["mean"], errors[RANDOM]["mean"], strict=True)]
             for kind, part in errors.items()
             if kind != RANDOM
         },
     }
-    for name, values in result.cos_ascent.items():
-        known = values[np.isfinite(values)]
+    for name, values in cosines.items():
         facts[f"cos_{name}"] = {
-            "mean": _mean(known),
-            "mean_size": _mean(np.abs(known)),
+            "mean": _of(values),
+            "mean_size": _of(np.abs(values)),
             "mean_size_of_chance": chance * math.sqrt(2 / math.pi),
         }
     if result.relaxation is not None:
         facts["relaxation"] = {
             "steps": result.relaxation.steps.tolist(),
-            "energy_error_meV": _statistics(np.abs(result.relaxed_energy_error) / MEV),
-            "converged": _mean(result.relaxation.converged),
+            "energy_error_meV": _statistics(np.abs(result.relaxed) / MEV),
+            "converged": _of(result.relaxation.converged),
             "failed": int(result.relaxation.failed.sum()),
         }
         cos, change = first_step(result)
         facts["first_step"] = {
             "spearman": spearman(cos, change) if len(cos) > 1 else math.nan,
-            "agreement": _mean(np.sign(cos) == np.sign(change)),
+            "agreement": _of(np.sign(cos) == np.sign(change)),
         }
     return facts
 
@@ -93,10 +80,17 @@ def first_step(result: DirectionResult) -> tuple[Array, Array]:
 
     Frames that do not move, have no cos θ or no label there are left out.
     """
-    size = np.abs(result.relaxed_energy_error) / MEV
+    size, theta = np.abs(result.relaxed) / MEV, result.cosines["theta"]
     change = size[:, 1] - size[:, 0]
-    known = np.isfinite(change) & np.isfinite(result.cos_theta) & (result.distance[:, 1] > 0)
-    return result.cos_theta[known], change[known]
+    known = np.isfinite(change) & np.isfinite(theta) & (_distance(result)[:, 1] > 0)
+    return theta[known], change[known]
+
+
+def _distance(result: DirectionResult) -> Array:
+    """Distance of the whole molecule from its start along the relaxation, [n, K] nm."""
+    assert result.relaxation is not None
+    x = result.relaxation.positions
+    return np.asarray(np.linalg.norm(x - x[0], axis=(2, 3)).T)
 
 
 def write_tables(result: DirectionResult, folder: Path) -> list[Path]:
@@ -104,8 +98,9 @@ def write_tables(result: DirectionResult, folder: Path) -> list[Path]:
 
     Energies in eV, forces in eV/Å, lengths in Å; empty where there is no label.
     """
-    n, D, L = result.displaced_energy_error.shape
+    _, n, D, L = result.displaced.shape
     numbers = [result.names[:d].count(name) for d, name in enumerate(result.names)]
+    norm = np.linalg.norm(result.gradient, axis=(1, 2))
     tables: dict[str, dict[str, Any]] = {
         "directions": {
             "frame": np.repeat(result.source, D * L),
@@ -113,39 +108,34 @@ def write_tables(result: DirectionResult, folder: Path) -> list[Path]:
             "number": np.tile(np.repeat(numbers, L), n),
             "epsilon_A2": np.tile(result.epsilons, n * D),
             "displacement_A": np.sqrt(np.tile(result.epsilons, n * D)),
-            "energy_error_eV": result.displaced_energy_error / EV,
-            "force_rmse_eV_per_A": result.displaced_force_error / EV_PER_ANGSTROM,
-            "uncertainty_eV_per_A": result.displaced_uncertainty / EV_PER_ANGSTROM,
+            "energy_error_eV": result.displaced[0] / EV,
+            "force_rmse_eV_per_A": result.displaced[1] / EV_PER_ANGSTROM,
+            "uncertainty_eV_per_A": result.displaced[2] / EV_PER_ANGSTROM,
         },
         "frames": {
             "frame": result.source,
-            "energy_error_eV": result.energy_error / EV,
-            "force_rmse_eV_per_A": result.force_error / EV_PER_ANGSTROM,
-            "gradient_norm_eV2_per_A": result.norm / (EV * EV_PER_ANGSTROM),
-            "cos_theta": result.cos_theta,
-            **{f"cos_{name}": values for name, values in result.cos_ascent.items()},
-            "uncertainty_eV_per_A": result.judge / EV_PER_ANGSTROM,
+            "energy_error_eV": result.start[0] / EV,
+            "force_rmse_eV_per_A": result.start[1] / EV_PER_ANGSTROM,
+            "gradient_norm_eV2_per_A": norm / (EV * EV_PER_ANGSTROM),
+            **{f"cos_{name}": values for name, values in result.cosines.items()},
+            "uncertainty_eV_per_A": result.start[2] / EV_PER_ANGSTROM,
         },
     }
     if result.relaxation is not None:
         tables["relaxation"] = {
             "frame": np.repeat(result.source, len(result.relaxation.steps)),
             "step": np.tile(result.relaxation.steps, n),
-            "distance_A": result.distance / ANGSTROM,
-            "energy_error_eV": result.relaxed_energy_error / EV,
+            "distance_A": _distance(result) / ANGSTROM,
+            "energy_error_eV": result.relaxed / EV,
         }
-    return [_write(folder / f"{name}.csv", columns) for name, columns in tables.items()]
-
-
-def _write(path: Path, columns: Mapping[str, NDArray[Any]]) -> Path:
-    """Write columns of equal size as CSV."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for row in zip(*(values.ravel().tolist() for values in columns.values()), strict=True):
-        writer.writerow([_cell(value) for value in row])
-    write_text(path, text.getvalue())
-    return path
+    for name, columns in tables.items():
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(columns)
+        for row in zip(*(values.ravel().tolist() for values in columns.values()), strict=True):
+            writer.writerow([_cell(value) for value in row])
+        write_text(folder / f"{name}.csv", text.getvalue())
+    return [folder / f"{name}.csv" for name in tables]
 
 
 def _cell(value: Any) -> Any:
@@ -154,33 +144,62 @@ def _cell(value: Any) -> Any:
     return value
 
 
+def _of(values: NDArray[Any], measure: Callable[[Any], Any] = np.mean, least: int = 1) -> float:
+    return float(measure(values)) if values.size >= least else math.nan
+
+
 def _statistics(sizes: Array) -> dict[str, list[float]]:
     """Mean, its standard error and median of each column of ``sizes`` [n, K]; NaN entries do not count."""
     columns = [column[np.isfinite(column)] for column in sizes.T]
     return {
-        "mean": [_mean(column) for column in columns],
-        "standard_error": [
-            float(column.std(ddof=1) / math.sqrt(column.size)) if column.size > 1 else math.nan for column in columns
-        ],
-        "median": [float(np.median(column)) if column.size else math.nan for column in columns],
+        "mean": [_of(column) for column in columns],
+        "standard_error": [_of(column, sem, 2) for column in columns],
+        "median": [_of(column, np.median) for column in columns],
     }
 
 
-def _mean(values: NDArray[Any]) -> float:
-    return float(values.mean()) if values.size else math.nan
-
-
-def table(facts: Mapping[str, Any]) -> list[str]:
-    """Lines of a table of `summary`: the energy error along each direction at each ε."""
-    parts = facts["energy_error_meV"]
+def lines_of(facts: Mapping[str, Any]) -> list[str]:
+    """A `summary` for people: cosines, the table of the energy error along each direction at each ε, relaxation."""
+    cos, parts = facts["cos_theta"], facts["energy_error_meV"]
+    lines = [f"{facts['frames_used']} of {facts['frames']} frames, {facts['failed']} geometries failed"]
+    if facts["failures"]:
+        lines.append("the first: frame {frame}, {place}: {reason}".format(**facts["failures"][0]))
+    if known := facts.get("frames_trained_on"):
+        lines.append(f"warning: the model was made from {known} of these frames, on which it looks better than it is")
+    lines += [
+        "",
+        f"cos θ of adversarial direction and model's force: {cos['mean']:+.3f} ± {cos['std']:.3f} (chance: 0 ± "
+        f"{cos['std_of_chance']:.3f}), above 0 in {100 * cos['positive']:.0f} % of the frames",
+    ]
+    lines += [
+        f"mean |cos| of adversarial direction and gradient of '{name}': {sizes['mean_size']:.3f} (chance: "
+        f"{sizes['mean_size_of_chance']:.3f})"
+        for name in ("judge", "driver")
+        if (sizes := facts.get(f"cos_{name}"))
+    ]
     width = max(16, *(len(kind) + 2 for kind in parts))
-    lines = [f"{'ε (Å²)':>8}" + "".join(f"{kind:>{width}}" for kind in parts) + f"{'adversarial/random':>21}"]
+    lines += [
+        "",
+        "mean |energy error| in meV at displacements of length √ε, standard error over the frames; zero of the error "
+        f"{facts['zero_eV']:.6g} eV",
+        f"{'ε (Å²)':>8}" + "".join(f"{kind:>{width}}" for kind in parts) + f"{'adversarial/random':>21}",
+    ]
     for index, epsilon in enumerate(facts["epsilon_A2"]):
         cells = [
             f"{_number(part['mean'][index])} ± {_number(part['standard_error'][index])}" for part in parts.values()
         ]
         ratio = _number(facts["ratio"][ADVERSARIAL][index])
         lines.append(f"{epsilon:>8g}" + "".join(f"{cell:>{width}}" for cell in cells) + f"{ratio:>21}")
+    if relaxed := facts.get("relaxation"):
+        error, step = relaxed["energy_error_meV"]["mean"], facts["first_step"]
+        lines += [
+            "",
+            f"relaxation on the model: mean |energy error| {error[0]:.3g} meV at the start, {error[-1]:.3g} meV after "
+            f"{relaxed['steps'][-1]} steps ({100 * relaxed['converged']:.0f} % converged, {relaxed['failed']} broken "
+            "off at forces that are not finite)",
+            f"first step: Spearman ρ of cos θ and the change of |energy error| {step['spearman']:.2f}, one sign in "
+            f"{100 * step['agreement']:.0f} % of the frames",
+        ]
     return lines
 
 

@@ -1,19 +1,14 @@
 """Adversarial directions of a potential: where its energy error grows fastest, and whether its own forces lead there.
 
 With the errors ΔE = E_app − E_acc and ΔF = F_app − F_acc of a model ("approximate") against an oracle ("accurate"),
-the gradient of the squared energy error with respect to the positions is
-
-    A = ∇(E_acc − E_app)² = 2 (E_acc − E_app)(F_app − F_acc)
-
-(Cubuk and Schoenholz, Adversarial forces of physical models). Along A the error grows at first order by |ΔF| per
-length; along a random direction by that times a cosine of order 1/√(3N − 6). The model's own dynamics find A or do not
-according to cos θ = A·F_app/(|A||F_app|): if it is positive, a small step along the model's force makes the error
-larger.
+the gradient of the squared energy error with respect to the positions is A = ∇(ΔE)² = −2 ΔE ΔF (Cubuk and Schoenholz,
+Adversarial forces of physical models). Along A the error grows at first order by |ΔF| per length; along a random
+direction by that times a cosine of order 1/√(3N − 6). If cos θ = A·F_app/(|A||F_app|) is positive, a small step along
+the model's own force makes the error larger.
 
 **Unit of ε.** Published tables give ε in Å². Here ε is the squared length of the displacement of the whole molecule,
-‖δ‖² = Σ_i |δ_i|² = ε, so that displacements along all directions are of one length √ε. (Reading ε as a factor of A
-itself would have given each frame a length of its own, longest where the model is worst, and a unit with energies in
-it.) ε = 0.5 Å² of a molecule with 22 atoms moves each atom by 0.15 Å.
+‖δ‖² = Σ_i |δ_i|² = ε, so that displacements along all directions are of one length √ε. ε = 0.5 Å² of a molecule with
+22 atoms moves each atom by 0.15 Å.
 """
 
 from __future__ import annotations
@@ -23,77 +18,29 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.stats import trim_mean
 
+from uqbias.attacks.attack_options import DirectionOptions
 from uqbias.attacks.relaxation import RelaxationPath, recorded_steps, relax
-from uqbias.attacks.vectors import ASCENTS, cosine, random_directions, uncertainty_gradient, unit
-from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.errors import UqbiasError
 from uqbias.model.inference import Evaluated, evaluate_frames
 from uqbias.model.model import UncertaintyModel
 from uqbias.oracles.base import Oracle, OracleError
-from uqbias.units import ANGSTROM
+from uqbias.potentials.prediction import with_member_forces
+from uqbias.units import ANGSTROM, EV
 
 Array = NDArray[np.float64]
 ADVERSARIAL, RANDOM = "adversarial", "random"
-
-
-@dataclass(frozen=True)
-class DirectionOptions:
-    """Options of a measurement of directions.
-
-    Attributes
-    ----------
-    epsilons : squared lengths of the displacements, Å².
-    n_random : random directions for each frame.
-    ascents : uncertainties (``judge``, ``driver``) along whose gradient the frames are displaced too, as an attack
-        without labels can go.
-    zero : what counts as no energy error, since a potential's energy has an arbitrary constant. ``frames`` takes the
-        mean of E_app − E_acc over the middle half of the frames, which a few bad frames do not move; ``none`` trusts
-        the model's energy; a number, kJ/mol, is the E_app − E_acc of another reference.
-    relax_steps : steps of relaxation on the model's energy from each frame; 0 for none.
-    relax_every : steps of relaxation between two labels; the first step is always labelled.
-    relax_force : eV/Å, largest force on an atom of a relaxed frame.
-    """
-
-    epsilons: Sequence[float] = (0.01, 0.03, 0.1, 0.3, 0.5)
-    n_random: int = 8
-    ascents: Sequence[str] = ("judge",)
-    zero: str | float = "frames"
-    relax_steps: int = 100
-    relax_every: int = 10
-    relax_force: float = 0.05
-
-    def __post_init__(self) -> None:
-        wrong = next((epsilon for epsilon in self.epsilons if not (np.isfinite(epsilon) and epsilon > 0)), None)
-        if wrong is not None:
-            raise UqbiasError(f"epsilon {wrong} Å²", "give numbers above 0")
-        if self.n_random < 1:
-            raise UqbiasError(f"{self.n_random} random directions", "give at least 1")
-        for name in set(self.ascents) - set(ASCENTS):
-            raise UqbiasError(f"ascent of '{name}'", did_you_mean(name, ASCENTS))
-        if self.relax_steps < 0 or self.relax_every < 1:
-            raise UqbiasError(
-                f"relaxation of {self.relax_steps} steps, labelled every {self.relax_every}",
-                "give 0 or more steps, and at least 1 between labels",
-            )
-        if not (np.isfinite(self.relax_force) and self.relax_force > 0):
-            raise UqbiasError(f"relax_force {self.relax_force} eV/Å", "give a finite number above 0")
-        if self.zero not in ("frames", "none") and (isinstance(self.zero, str) or not np.isfinite(self.zero)):
-            raise UqbiasError(f"zero '{self.zero}'", "choose frames, none, or a finite number in kJ/mol")
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Name of each of the D directions: adversarial, random (several times), then the ascents."""
-        return (ADVERSARIAL, *[RANDOM] * self.n_random, *self.ascents)
+#: Frames whose uncertainty is differentiated together.
+BLOCK = 64
 
 
 class Failure(NamedTuple):
-    """A geometry without a label, or without a prediction."""
+    """A geometry without a label or a prediction; ``place``: ``frame``, ``random 2 0.5``, ``relaxation 10``."""
 
-    #: Index of the frame it comes from.
     frame: int
-    #: ``frame``, ``adversarial 0.5``, ``random 2 0.5``, ``relaxation 10``.
     place: str
     reason: str
 
@@ -105,75 +52,55 @@ class DirectionResult:
     Attributes
     ----------
     source : [n] index of the frame.
-    energy_error : [n] E_app − E_acc − zero, kJ/mol.
-    force_error : [n] root mean square force component of F_app − F_acc, kJ/mol/nm.
+    start : [3, n] at the frames: E_app − E_acc − zero, kJ/mol; root mean square component of F_app − F_acc, kJ/mol/nm;
+        calibrated judge, kJ/mol/nm.
     gradient : [n, N, 3] A, (kJ/mol)²/nm.
-    cos_theta : [n] between A and the model's force; NaN where one of them is zero.
-    cos_ascent : [n] between A and the gradient of each uncertainty, by name.
-    judge : [n] calibrated judge, kJ/mol/nm.
-    names : [D] directions, see `DirectionOptions.names`.
+    cosines : [n] between A and the model's force (``theta``) and the gradient of each uncertainty, by name; NaN where
+        one of the two is zero.
+    names : [D] directions: adversarial, random (several times), then the ascents.
     epsilons : [L] Å².
-    displaced_energy_error, displaced_force_error, displaced_uncertainty : [n, D, L] as above, at displaced geometries;
-        NaN where there is no label or no direction.
+    displaced : [3, n, D, L] as ``start``, at displaced geometries; NaN where there is no label or no direction.
     zero : kJ/mol, subtracted from E_app − E_acc.
     failures : geometries that are missing.
     n_frames : frames given.
     relaxation : path of the relaxation at K steps; None where it was switched off.
-    relaxed_energy_error : [n, K] E_app − E_acc − zero along it, kJ/mol; NaN where there is no label.
+    relaxed : [n, K] E_app − E_acc − zero along it, kJ/mol; NaN where there is no label.
     """
 
     source: NDArray[np.int64]
-    energy_error: Array
-    force_error: Array
+    start: Array
     gradient: Array
-    cos_theta: Array
-    cos_ascent: dict[str, Array]
-    judge: Array
-    names: tuple[str, ...]
+    cosines: dict[str, Array]
+    names: list[str]
     epsilons: Array
-    displaced_energy_error: Array
-    displaced_force_error: Array
-    displaced_uncertainty: Array
+    displaced: Array
     zero: float
     failures: list[Failure]
     n_frames: int
     relaxation: RelaxationPath | None
-    relaxed_energy_error: Array
+    relaxed: Array
 
-    @property
-    def norm(self) -> Array:
-        """Size of A, [n] (kJ/mol)²/nm."""
-        return np.asarray(np.linalg.norm(self.gradient, axis=(1, 2)))
-
-    @property
-    def distance(self) -> Array:
-        """Distance of the whole molecule from its start along the relaxation, [n, K] nm."""
-        assert self.relaxation is not None
-        x = self.relaxation.positions
-        return np.asarray(np.linalg.norm(x - x[0], axis=(2, 3)).T)
-
-    @property
-    def kinds(self) -> list[str]:
-        """Distinct names of the directions."""
-        return list(dict.fromkeys(self.names))
-
-    def errors_along(self, kind: str, what: str = "energy") -> Array:
+    def errors_along(self, kind: str, row: int = 0) -> Array:
         """Sizes of the errors [n, 1 + L] at ε = 0 and each ε, mean over the directions of that kind; NaN if missing.
 
         Parameters
         ----------
-        kind : one of `kinds`.
-        what : ``energy`` (kJ/mol) or ``force`` (kJ/mol/nm).
+        kind : one of the names.
+        row : 0 for energies (kJ/mol), 1 for forces (kJ/mol/nm).
         """
-        at_frame, displaced = getattr(self, f"{what}_error"), getattr(self, f"displaced_{what}_error")
-        sizes = np.ma.masked_invalid(np.abs(displaced[:, [name == kind for name in self.names]]))
-        return np.concatenate([np.abs(at_frame)[:, None], sizes.mean(axis=1).filled(np.nan)], axis=1)
+        sizes = np.ma.masked_invalid(np.abs(self.displaced[row][:, [name == kind for name in self.names]]))
+        return np.concatenate([np.abs(self.start[row])[:, None], sizes.mean(axis=1).filled(np.nan)], axis=1)
+
+
+def names_of(options: DirectionOptions) -> list[str]:
+    """Name of each of the D directions."""
+    return [ADVERSARIAL, *[RANDOM] * options.n_random, *options.ascents]
 
 
 def n_labels(n_frames: int, options: DirectionOptions) -> int:
     """Most labels that `directions` asks the oracle for."""
-    relaxing = len(recorded_steps(options.relax_steps, options.relax_every)) - 1 if options.relax_steps else 0
-    return n_frames * (1 + len(options.names) * len(options.epsilons) + relaxing)
+    relaxing = len(recorded_steps(options.relax_steps, options.relax_every)) - 1
+    return n_frames * (1 + len(names_of(options)) * len(options.epsilons) + relaxing)
 
 
 def directions(
@@ -207,7 +134,7 @@ def directions(
     options = options or DirectionOptions()
     x = np.asarray(positions, dtype=np.float64)
     _check(model, x, oracle, options)
-    labeller = _Labeller(model, oracle, advance)
+    labeller = _Labeller(model, oracle, options, advance)
     source = np.arange(len(x)) if indices is None else np.asarray(indices, dtype=np.int64)
     error, force_error, said = labeller.errors(x, [(index, "frame") for index in source.tolist()])
     good = np.isfinite(error)
@@ -215,44 +142,45 @@ def directions(
         first = labeller.failures[0].reason if labeller.failures else "none was given"
         raise UqbiasError(f"none of {len(x)} frames could be labelled: {first}", "check the oracle and the frames")
     x, source, error, force_error = x[good], source[good], error[good], force_error[good]
-    zero = _zero(error, options.zero)
+    zero = 0.0 if isinstance(options.zero, str) else options.zero * EV
+    if options.zero == "frames":
+        _check_count(len(error))
+        zero = float(trim_mean(error, 0.25))
     error = error - zero
     gradient = -2.0 * error[:, None, None] * force_error
-    ascents = {name: uncertainty_gradient(model, x, name) for name in options.ascents}
+    assert said.forces is not None
+    other = {"theta": said.forces[good]} | {name: uncertainty_gradient(model, x, name) for name in options.ascents}
     random = [
         random_directions(frame, options.n_random, np.random.default_rng([seed, index]))
         for frame, index in zip(x, source.tolist(), strict=True)
     ]
-    along = np.stack([unit(gradient), *np.stack(random, axis=1), *map(unit, ascents.values())], axis=1)
-    displaced = _displaced(labeller, x, source, along, options)
-    path, relaxed = _relaxed(labeller, x, source, error, zero, options) if options.relax_steps else (None, np.empty(0))
-    assert said.forces is not None
+    ways = [unit(gradient), *np.stack(random, axis=1), *(unit(other[name]) for name in options.ascents)]
+    displaced = labeller.displaced(x, source, np.stack(ways, axis=1))
+    displaced[0] -= zero
+    path, relaxed = labeller.relaxed(x, source, error, zero) if options.relax_steps else (None, np.empty(0))
     return DirectionResult(
         source=source,
-        energy_error=error,
-        force_error=_rms(force_error),
+        start=np.stack([error, _rms(force_error), said.judge[good]]),
         gradient=gradient,
-        cos_theta=cosine(gradient, said.forces[good]),
-        cos_ascent={name: cosine(gradient, ascent) for name, ascent in ascents.items()},
-        judge=said.judge[good],
-        names=options.names,
+        cosines={name: cosine(gradient, direction) for name, direction in other.items()},
+        names=names_of(options),
         epsilons=np.asarray(options.epsilons, dtype=np.float64),
-        displaced_energy_error=displaced[0] - zero,
-        displaced_force_error=displaced[1],
-        displaced_uncertainty=displaced[2],
+        displaced=displaced,
         zero=zero,
         failures=labeller.failures,
         n_frames=len(positions),
         relaxation=path,
-        relaxed_energy_error=relaxed,
+        relaxed=relaxed,
     )
 
 
 class _Labeller:
     """Labels and predictions of the same geometries, with a note of what fails."""
 
-    def __init__(self, model: UncertaintyModel, oracle: Oracle, advance: Callable[[int, str], None]) -> None:
-        self.model, self.oracle, self.advance = model, oracle, advance
+    def __init__(
+        self, model: UncertaintyModel, oracle: Oracle, options: DirectionOptions, advance: Callable[[int, str], None]
+    ) -> None:
+        self.model, self.oracle, self.options, self.advance = model, oracle, options, advance
         self.failures: list[Failure] = []
 
     def errors(self, positions: Array, places: Sequence[tuple[int, str]]) -> tuple[Array, Array, Evaluated]:
@@ -272,53 +200,43 @@ class _Labeller:
             self.advance(1, f"{len(self.failures)} failed" if self.failures else "")
         return energy, forces, said
 
+    def displaced(self, x: Array, source: NDArray[np.int64], along: Array) -> Array:
+        """Energy errors, force errors and uncertainties [3, n, D, L] at x + √ε d, each d of ``along`` [n, D, N, 3]."""
+        epsilons = self.options.epsilons
+        results = np.full((3, *along.shape[:2], len(epsilons)), np.nan)
+        lengths = np.sqrt(np.asarray(epsilons, dtype=np.float64)) * ANGSTROM
+        titles = [f"{name} {d - 1}" if name == RANDOM else name for d, name in enumerate(names_of(self.options))]
+        for n, frame in enumerate(source.tolist()):
+            there = np.isfinite(along[n]).all(axis=(1, 2))
+            self.failures += [
+                Failure(frame, titles[d], "there is no such direction") for d in np.flatnonzero(~there).tolist()
+            ]
+            geometries = x[n] + lengths[None, :, None, None] * along[n, there][:, None]
+            places = [(frame, f"{titles[d]} {epsilon:g}") for d in np.flatnonzero(there) for epsilon in epsilons]
+            energy, forces, said = self.errors(geometries.reshape(-1, *x.shape[1:]), places)
+            values = np.stack([energy, _rms(forces), np.where(np.isfinite(energy), said.judge, np.nan)])
+            results[:, n, there] = values.reshape(3, -1, len(lengths))
+        return results
 
-def _displaced(
-    labeller: _Labeller, x: Array, source: NDArray[np.int64], along: Array, options: DirectionOptions
-) -> Array:
-    """Energy errors, root mean square force errors and uncertainties [3, n, D, L] at x + √ε d.
-
-    The d are ``along`` [n, D, N, 3]. Units kJ/mol and kJ/mol/nm; NaN where there is no direction or no label.
-    """
-    results = np.full((3, len(x), len(options.names), len(options.epsilons)), np.nan)
-    lengths = np.sqrt(np.asarray(options.epsilons, dtype=np.float64)) * ANGSTROM
-    titles = [f"{name} {d - 1}" if name == RANDOM else name for d, name in enumerate(options.names)]
-    for n, frame in enumerate(source.tolist()):
-        there = np.isfinite(along[n]).all(axis=(1, 2))
-        labeller.failures += [
-            Failure(frame, titles[d], "there is no such direction") for d in np.flatnonzero(~there).tolist()
-        ]
-        geometries = x[n] + lengths[None, :, None, None] * along[n, there][:, None]
-        places = [
-            (frame, f"{titles[d]} {epsilon:g}") for d in np.flatnonzero(there).tolist() for epsilon in options.epsilons
-        ]
-        energy, forces, said = labeller.errors(geometries.reshape(-1, *x.shape[1:]), places)
-        values = np.stack([energy, _rms(forces), np.where(np.isfinite(energy), said.judge, np.nan)])
-        results[:, n, there] = values.reshape(3, -1, len(lengths))
-    return results
-
-
-def _relaxed(
-    labeller: _Labeller, x: Array, source: NDArray[np.int64], error: Array, zero: float, options: DirectionOptions
-) -> tuple[RelaxationPath, Array]:
-    """The relaxation, and the energy errors [n, K] along it."""
-    path = relax(
-        labeller.model.potential,
-        x,
-        steps=options.relax_steps,
-        every=options.relax_every,
-        force_limit=options.relax_force,
-        advance=lambda: labeller.advance(0, "relaxing"),
-    )
-    columns = [error]
-    for k, step in enumerate(path.steps.tolist()[1:], start=1):
-        at = np.flatnonzero(path.moved[k])
-        columns.append(columns[-1].copy())
-        if len(at):
-            places = [(int(source[n]), f"relaxation {step}") for n in at]
-            columns[-1][at] = labeller.errors(path.positions[k, at], places)[0] - zero
-        labeller.advance(len(x) - len(at), "")
-    return path, np.stack(columns, axis=1)
+    def relaxed(self, x: Array, source: NDArray[np.int64], error: Array, zero: float) -> tuple[RelaxationPath, Array]:
+        """The relaxation, and the energy errors [n, K] along it; a frame that has not moved keeps the one before."""
+        path = relax(
+            self.model.potential,
+            x,
+            steps=self.options.relax_steps,
+            every=self.options.relax_every,
+            force_limit=self.options.relax_force,
+            advance=lambda: self.advance(0, "relaxing"),
+        )
+        columns = [error]
+        for before, now, step in zip(path.positions, path.positions[1:], path.steps[1:], strict=False):
+            at = np.flatnonzero((now != before).any(axis=(1, 2)))
+            columns.append(columns[-1].copy())
+            if len(at):
+                places = [(int(source[n]), f"relaxation {step}") for n in at]
+                columns[-1][at] = self.errors(now[at], places)[0] - zero
+            self.advance(len(x) - len(at), "")
+        return path, np.stack(columns, axis=1)
 
 
 def _rms(forces: Array) -> Array:
@@ -326,18 +244,10 @@ def _rms(forces: Array) -> Array:
     return np.asarray(np.sqrt(np.square(forces).mean(axis=(1, 2))))
 
 
-def _zero(error: Array, zero: str | float) -> float:
-    if zero == "frames":
-        _check_count(len(error))
-        return float(trim_mean(error, 0.25))
-    return 0.0 if zero == "none" else float(zero)
-
-
 def _check_count(n_frames: int) -> None:
     if n_frames == 1:
-        raise UqbiasError(
-            "the zero of the energy error cannot be taken from one frame", "give more frames, or zero none"
-        )
+        cure = "give more frames, or zero none"
+        raise UqbiasError("the zero of the energy error cannot be taken from one frame", cure)
 
 
 def _check(model: UncertaintyModel, x: Array, oracle: Oracle, options: DirectionOptions) -> None:
@@ -352,3 +262,49 @@ def _check(model: UncertaintyModel, x: Array, oracle: Oracle, options: Direction
     if options.zero == "frames":
         # Before any label is paid; frames that are not finite get none.
         _check_count(int(np.isfinite(x).all(axis=(1, 2)).sum()))
+
+
+def uncertainty_gradient(model: UncertaintyModel, positions: NDArray[Any], of: str = "judge") -> Array:
+    """Gradient [n, N, 3] of the raw judge (``judge``) or driver (``driver``); calibration does not turn it."""
+    parts = []
+    weights = next(model.potential.parameters())
+    for block in torch.split(torch.as_tensor(positions).to(weights), BLOCK):
+        x = block.clone().requires_grad_()
+        terms = with_member_forces(model.potential, x) if model.requires_forces else model.potential(x)
+        judge, driver = model.judge_and_driver(x, *terms)
+        parts.append(torch.autograd.grad((judge if of == "judge" else driver).sum(), x)[0])
+    return np.asarray(torch.cat(parts).double().cpu().numpy())
+
+
+def random_directions(positions: Array, count: int, rng: np.random.Generator) -> Array:
+    """Directions [count, N, 3] of unit length, isotropic among those that neither move nor turn a molecule as a whole.
+
+    A single atom only has directions that move it, so that none is left out. ``positions`` [N, 3] in any unit.
+    """
+    directions = rng.normal(size=(count, positions.size))
+    if len(positions) > 1:
+        modes = rigid_modes(positions)
+        directions -= (directions @ modes.T) @ modes
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    return directions.reshape(count, *positions.shape)
+
+
+def rigid_modes(positions: Array) -> Array:
+    """Orthonormal translations and infinitesimal rotations, [6, 3N]; one rotation less if the atoms are on a line."""
+    centred = positions - positions.mean(axis=0)
+    size = np.linalg.norm(centred)
+    moves = np.stack([np.tile(axis, len(positions)) / np.sqrt(len(positions)) for axis in np.eye(3)])
+    turns = np.stack([np.cross(axis, centred).ravel() / max(size, 1e-12) for axis in np.eye(3)])
+    _, sizes, modes = np.linalg.svd(np.concatenate([moves, turns]), full_matrices=False)
+    return np.asarray(modes[sizes > 1e-5])
+
+
+def unit(direction: Array) -> Array:
+    """Directions [n, N, 3] scaled to unit length over the whole molecule; NaN where a direction is zero."""
+    length = np.linalg.norm(direction, axis=(1, 2), keepdims=True)
+    return direction / np.where(length > 0, length, np.nan)
+
+
+def cosine(a: Array, b: Array) -> Array:
+    """Cosine [n] between directions [n, N, 3]; NaN where one of them is zero."""
+    return np.asarray(np.clip((unit(a) * unit(b)).sum(axis=(1, 2)), -1.0, 1.0))

@@ -15,11 +15,10 @@ from scipy.special import logsumexp
 from torch import Tensor
 from torch.func import functional_call
 
-from uqbias.attacks.attack_options import OF
 from uqbias.attacks.base import DistortionSpace
 from uqbias.compile.fused import graph_inputs
 from uqbias.compile.runners import compile_function
-from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.errors import UqbiasError
 from uqbias.model.model import UncertaintyModel
 from uqbias.units import kt
 
@@ -74,10 +73,8 @@ class Objective:
         Raises
         ------
         UqbiasError
-            If no energy or uncertainty is finite, the temperature is not above zero, or ``of`` is not known.
+            If no energy or uncertainty is finite, or the temperature is not above zero.
         """
-        if of not in OF:
-            raise UqbiasError(f"attack on '{of}'", did_you_mean(of, OF))
         if not (math.isfinite(temperature) and temperature > 0):
             raise UqbiasError(f"attack at {temperature} K", "give a temperature above 0 K")
         energy, u = (values[np.isfinite(values)] for values in (np.asarray(energy, float), np.asarray(u, float)))

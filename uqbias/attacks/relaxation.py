@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,23 +20,16 @@ FIRST_STEP, LONGEST_STEP, FARTHEST = 0.1, 1.0, 0.2
 WAIT, GROW, SHRINK, MIXING, MIXING_DECAY = 5, 1.1, 0.5, 0.1, 0.99
 
 
-@dataclass(frozen=True)
-class RelaxationPath:
-    """Geometries along the way of n relaxations, at K steps.
+class RelaxationPath(NamedTuple):
+    """Geometries along the way of n relaxations, at K steps."""
 
-    Attributes
-    ----------
-    steps : [K] number of the step; 0 is the start.
-    positions : [K, n, N, 3] nm; a frame that has converged or failed stays where it was.
-    moved : [K, n] whether the frame has moved since the entry before.
-    converged : [n] whether the largest force on an atom fell below the limit.
-    failed : [n] whether the model's forces became something that is not a number.
-    """
-
+    #: [K] number of the step; 0 is the start.
     steps: NDArray[np.int64]
+    #: [K, n, N, 3] nm; a frame that has converged or failed stays where it was.
     positions: Array
-    moved: NDArray[np.bool_]
+    #: [n] whether the largest force on an atom fell below the limit.
     converged: NDArray[np.bool_]
+    #: [n] whether the model's forces became something that is not a number.
     failed: NDArray[np.bool_]
 
 
@@ -76,32 +68,25 @@ def relax(
     if not (np.isfinite(force_limit) and force_limit > 0):
         raise UqbiasError(f"force limit of relaxation {force_limit} eV/Å", "give a finite number above 0")
     x = np.array(positions, dtype=np.float64) / ANGSTROM
-    n = len(x)
-    v, dt, mixing, downhill_steps = np.zeros_like(x), np.full(n, FIRST_STEP), np.full(n, MIXING), np.zeros(n)
-    converged, failed, moved = np.zeros((3, n), dtype=bool)
-    kept = recorded_steps(steps, every)
-    path, has_moved = [x * ANGSTROM], [moved.copy()]
+    going = np.arange(len(x))
+    each = np.ones((len(x), 1, 1))
+    state = [np.zeros_like(x), FIRST_STEP * each, MIXING * each, 0 * each]
+    converged, failed = np.zeros((2, len(x)), dtype=bool)
+    kept, path = recorded_steps(steps, every), [x * ANGSTROM]
     for step in range(1, steps + 1):
-        active = np.flatnonzero(~(converged | failed))
-        if len(active):
-            f = _forces(potential, x[active])
-            failed[active] = ~np.isfinite(f).all(axis=(1, 2))
-            converged[active] = np.linalg.norm(f, axis=2).max(axis=1) < force_limit
-            going = ~(converged | failed)[active]
-            active, f = active[going], f[going]
-            v[active], dt[active], mixing[active], downhill_steps[active] = _accelerated(
-                f, v[active], dt[active], mixing[active], downhill_steps[active]
-            )
-            shift = dt[active, None, None] * v[active]
-            length = np.linalg.norm(shift, axis=(1, 2), keepdims=True)
-            x[active] += shift * np.minimum(1.0, FARTHEST / np.maximum(length, 1e-12))
-            moved[active] = True
+        if len(going):
+            f = _forces(potential, x[going])
+            failed[going] = ~np.isfinite(f).all(axis=(1, 2))
+            converged[going] = np.linalg.norm(f, axis=2).max(axis=1) < force_limit
+            left = ~(converged | failed)[going]
+            going = going[left]
+            state = _accelerated(f[left], *(part[left] for part in state))
+            shift = state[1] * state[0]
+            x[going] += shift * np.minimum(1.0, FARTHEST / np.maximum(_size(shift), 1e-12))
         if step in kept:
             path.append(x * ANGSTROM)
-            has_moved.append(moved.copy())
-            moved[:] = False
         advance()
-    return RelaxationPath(np.array(kept), np.array(path), np.array(has_moved), converged, failed)
+    return RelaxationPath(np.array(kept), np.array(path), converged, failed)
 
 
 def _forces(potential: Potential, x: Array) -> Array:
@@ -111,17 +96,16 @@ def _forces(potential: Potential, x: Array) -> Array:
     return np.asarray(forces.double().cpu().numpy()) / EV_PER_ANGSTROM
 
 
-def _accelerated(
-    f: Array, v: Array, dt: Array, mixing: Array, downhill_steps: Array
-) -> tuple[Array, Array, Array, Array]:
+def _size(vectors: Array) -> Array:
+    return np.asarray(np.linalg.norm(vectors, axis=(1, 2), keepdims=True))
+
+
+def _accelerated(f: Array, v: Array, dt: Array, mixing: Array, count: Array) -> list[Array]:
     """Velocity, time step, mixing and number of steps since the last one uphill, after one step of FIRE."""
-    downhill = (f * v).sum(axis=(1, 2)) > 0
-    size_v, size_f = (np.linalg.norm(part, axis=(1, 2)) for part in (v, f))
-    along = (mixing * size_v / np.maximum(size_f, 1e-12))[:, None, None] * f
-    v = np.where(downhill[:, None, None], (1 - mixing)[:, None, None] * v + along, 0.0)
-    grown = downhill & (downhill_steps > WAIT)
+    downhill, grown = (f * v).sum(axis=(1, 2), keepdims=True) > 0, count > WAIT
+    mixed = (1 - mixing) * v + mixing * _size(v) / np.maximum(_size(f), 1e-12) * f
     # At rest there is no uphill: the first step keeps its length.
-    stopped = ~downhill & (size_v > 0)
-    dt = np.where(grown, np.minimum(dt * GROW, LONGEST_STEP), np.where(stopped, dt * SHRINK, dt))
-    mixing = np.where(grown, mixing * MIXING_DECAY, np.where(downhill, mixing, MIXING))
-    return v + dt[:, None, None] * f, dt, mixing, np.where(downhill, downhill_steps + 1, 0)
+    slower = np.where(_size(v) > 0, dt * SHRINK, dt)
+    dt = np.where(downhill, np.where(grown, np.minimum(dt * GROW, LONGEST_STEP), dt), slower)
+    mixing = np.where(downhill, np.where(grown, mixing * MIXING_DECAY, mixing), MIXING)
+    return [np.where(downhill, mixed, 0.0) + dt * f, dt, mixing, np.where(downhill, count + 1, 0)]

@@ -116,7 +116,7 @@ def attack(
     variables = parse_variables(variable or ())
     section: dict[str, Any] = {"kind": space or ("variables" if variables else "cartesian")}
     for entry in change or ():
-        set_key({"space": section}, entry if entry.startswith("space.") else f"space.{entry}")
+        set_key({"space": section}, entry.removeprefix("space."), within="space")
     values: dict[str, Any] = {
         "iterations": iterations,
         "learning_rate": learning_rate,

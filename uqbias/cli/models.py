@@ -220,8 +220,13 @@ def _sections(path: Path | None) -> dict[str, Any]:
     return {name: settings[name] for name in ("seed", "potential", "training", "driver", "judge", "calibration")}
 
 
-def set_key(sections: dict[str, Any], entry: str) -> None:
+def set_key(sections: dict[str, Any], entry: str, flag: str = "--set", within: str = "") -> None:
     """Put ``section.key=value``, the value as in a campaign file, into nested sections.
+
+    Parameters
+    ----------
+    flag : option of the command line that has the entry, for the message.
+    within : section that the keys are in, where the entry leaves it out.
 
     Raises
     ------
@@ -231,18 +236,19 @@ def set_key(sections: dict[str, Any], entry: str) -> None:
     from uqbias.settings.file import read_yaml
 
     path, separator, text = entry.partition("=")
-    *parents, key = path.strip().split(".")
+    *parents, key = [within] * bool(within) + path.strip().split(".")
     if not separator or not key or not parents:
-        raise UqbiasError(f"--set {entry}", "write --set SECTION.KEY=VALUE, such as judge.quantity=forces")
+        form = "KEY=VALUE" if within else "SECTION.KEY=VALUE, such as judge.quantity=forces"
+        raise UqbiasError(f"{flag} {entry}", f"write {flag} {form}")
     try:
         value = read_yaml(text)
     except UqbiasError as error:
-        raise UqbiasError(f"--set {entry}: '{text}' is not a YAML value", "quote it, or write a number") from error
+        raise UqbiasError(f"{flag} {entry}: '{text}' is not a YAML value", "quote it, or write a number") from error
     target = sections
     for name in parents:
         target = target.setdefault(name, {})
         if not isinstance(target, dict):
-            raise UqbiasError(f"--set {entry}: '{name}' is not a section", "write SECTION.KEY=VALUE")
+            raise UqbiasError(f"{flag} {entry}: '{name}' is not a section", "write SECTION.KEY=VALUE")
     target[key] = value
 
 

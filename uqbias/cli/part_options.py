@@ -6,10 +6,11 @@ A parameter of a command whose default is `options_from` a part is one option of
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache, reduce, wraps
 from operator import or_
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import typer
@@ -49,7 +50,9 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def called(**values: Any) -> Any:
         for name, group in groups.items():
-            values[name] = {key: values.pop(flag) for flag, key in group.keys.items()}
+            values[name] = {
+                key: _read(_options(group.part)[key].annotation, values.pop(flag)) for flag, key in group.keys.items()
+            }
         return function(**values)
 
     called.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
@@ -79,6 +82,7 @@ def _parameters(group: _Group) -> list[inspect.Parameter]:
     parameters = []
     for flag, key in group.keys.items():
         default = group.defaults.get(key, _options(group.part)[key].default)
+        default = ",".join(map(str, default)) if isinstance(default, tuple) else default
         kind = _plain(_options(group.part)[key].annotation)
         kind = kind | None if default is None else kind
         flags = (f"--{flag}",) if kind is bool else ()  # without a --no-...
@@ -96,4 +100,27 @@ def _plain(annotation: Any) -> Any:
         return _plain(inner[0])
     if origin is Literal:
         return type(inner[0])
-    return reduce(or_, map(_plain, inner)) if origin in (Union, UnionType) else annotation
+    if origin is Sequence:
+        return str
+    if origin not in (Union, UnionType):
+        return annotation
+    kinds = {_plain(one) for one in inner}
+    return str if len(kinds - {NoneType}) > 1 else reduce(or_, kinds)
+
+
+def _read(annotation: Any, value: Any) -> Any:
+    """Value as the part takes it: of a list the words between commas, ``none`` for an empty one; numbers as such."""
+    while get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if not isinstance(value, str) or annotation is str:
+        return value
+    if get_origin(annotation) is Sequence:
+        return [] if value in ("", "none") else [_word(word.strip()) for word in value.split(",")]
+    return _word(value)
+
+
+def _word(text: str) -> str | int | float:
+    for number in (int, float):
+        with suppress(ValueError):
+            return number(text)
+    return text
