@@ -230,7 +230,7 @@ def test_an_error_of_a_file_is_one_line_and_others_are_not_hidden():
         (["--space", "intrnal"], "did you mean 'internal'"),
         (["--space", "variables"], "without a variable"),
         (["--set", "bond=true", "--space", "internal"], "did you mean 'bonds'"),
-        (["--set", "bonds"], "write --set SECTION.KEY=VALUE"),
+        (["--set", "bonds"], "write --set KEY=VALUE"),
         (["--of", "energy"], "attack with of 'energy'; input should be 'judge' or 'driver'"),
         (["--variable", "phi=dihedral:2,0,1,99"], "99 in a molecule of 12 atoms"),
         (["--runner", "fast"], "runner 'fast'; input should be 'auto', 'aoti'"),
