@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import pickle
-import re
 import uuid
 import weakref
 from collections.abc import Mapping, Sequence
@@ -149,11 +147,15 @@ class Computation:
         self._handle = next(_handles)
         _live[self._handle] = self
 
-    def force(self) -> Any:
-        """The ``openmm.PythonForce``; it belongs to the System that it is added to."""
+    def force(self, recipe: Recipe | None = None) -> Any:
+        """The ``openmm.PythonForce``; it belongs to the System that it is added to.
+
+        OpenMM pickles the function of a force when the force is made; in another process ``recipe`` then makes it, if
+        given, and else the recipe that this object was made with.
+        """
         import openmm
 
-        force = openmm.PythonForce(self)
+        force = openmm.PythonForce(self if recipe is None else _Elsewhere(recipe, _PROCESS, self._handle))
         if self.narrow and self.atoms is not None:
             force.setParticles([*self.atoms.tolist(), *self.extended.values()])
         force.setUsesPeriodicBoundaryConditions(self._told_the_box)
@@ -255,13 +257,13 @@ class Computation:
 
 
 class _Elsewhere:
-    """A computation read in another process; it is made when it is first asked.
+    """A computation for another process, or read there; it is made when it is first asked.
 
     OpenMM does not survive an exception while it reads a PythonForce.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
+    def __init__(self, recipe: Recipe, process: str = "", handle: int = -1) -> None:
+        self.recipe, self._live = recipe, (process, handle)
         self._made: Computation | None = None
 
     def __call__(self, state: Any) -> tuple[float, Array]:
@@ -270,34 +272,7 @@ class _Elsewhere:
         return self._made(state)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, ("", -1, self.recipe)
-
-
-def serialize(system: Any, computation: Computation, recipe: Recipe) -> str:
-    """XML of a System, where the force of ``computation`` is made by ``recipe`` in another process.
-
-    OpenMM pickles the function of a force when the force is made, so that is not the recipe of now.
-
-    Raises
-    ------
-    UqbiasError
-        If the recipe is none, or the force is not in the System.
-    """
-    import openmm
-
-    if recipe.fault is not None:
-        raise UqbiasError(*recipe.fault)
-    text: str = openmm.XmlSerializer.serialize(system)
-    marked = Computation.__module__.encode().hex()
-    pickled = [digits for digits in re.findall('"([0-9a-f]+)"', text) if marked in digits]
-    matching = [digits for digits in pickled if pickle.loads(bytes.fromhex(digits)) is computation]
-    if not matching:
-        raise UqbiasError("the System does not have the force of these biases", "give the one they were made with")
-    before, computation.recipe = computation.recipe, recipe
-    try:
-        return text.replace(matching[0], pickle.dumps(computation).hex())
-    finally:
-        computation.recipe = before
+        return _restored, (*self._live, self.recipe)
 
 
 _PROCESS = uuid.uuid4().hex

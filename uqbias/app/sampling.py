@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from uqbias.app import host
-from uqbias.app.computation import Computation, Recipe, load_model, serialize
+from uqbias.app.computation import Computation, Recipe, load_model
 from uqbias.app.external import ForceVariables
 from uqbias.app.simulation_loop import SimulationLoop
 from uqbias.bias.base import Array, Bias, BiasSum
@@ -316,15 +316,29 @@ class Sampling:
         """XML of a System with this force, to be deserialised in any process, with the biases as they are now.
 
         There the biases stay so: nothing updates them. In this process the force that is read is the live one. OpenMM
-        pickles the function of a force when the force is made; so what its own ``XmlSerializer.serialize(system)``
-        writes knows the biases in this process only, and elsewhere stops with an error at the first evaluation.
+        pickles the function of a force when the force is made, so its own ``XmlSerializer.serialize(system)`` writes
+        one that knows the biases in this process only, and elsewhere stops with an error at the first evaluation. In
+        its place a force made now is written, as the last of the System.
 
         Raises
         ------
         UqbiasError
-            If the model is one in memory, or the force is a TorchForce.
+            If the model is one in memory, or the force is not in the System or a TorchForce.
         """
-        return serialize(system, self._computation, self._recipe())
+        import openmm
+
+        recipe, write = self._recipe(), openmm.XmlSerializer.serialize
+        # OpenMM may crash where it copies a TorchForce.
+        texts = [write(force) if type(force).__name__ == "PythonForce" else None for force in system.getForces()]
+        text = write(self.force) if type(self.force).__name__ == "PythonForce" else ""
+        if text not in texts:
+            raise UqbiasError("the System does not have the force of these biases", "give the one they were made with")
+        written = openmm.XmlSerializer.clone(system)
+        written.removeForce(texts.index(text))
+        force = self._computation.force(recipe)
+        force.setForceGroup(self.force.getForceGroup())
+        written.addForce(force)
+        return str(write(written))
 
     def _check(self, simulation: Any) -> None:
         """What can only be seen once there is a Simulation."""
@@ -347,7 +361,7 @@ class Sampling:
 
     def _recipe(self) -> Recipe:
         if isinstance(self._source, torch.nn.Module):
-            return Recipe(None, None, fault=("a force of a model in memory cannot be written", "give the model's file"))
+            raise UqbiasError("a force of a model in memory cannot be written", "give the model's file")
         computation = self._computation
         atoms = tuple(range(self.evaluator.n_atoms)) if self._atoms is None else self._atoms
         return Recipe(
