@@ -190,7 +190,7 @@ def walkers_of(dynamics, on, model, topology, start, seed):
         temperature=TEMPERATURE,
         timestep_fs=TIMESTEP_FS,
         constraints="hbonds",
-        guard=Guard(topology, start.positions[0], bond_range=(0.7, 1.4), driver_cap=20.0),
+        guard=Guard(topology, start.positions[0], driver_cap=20.0),
         safe_frames=start.positions,
         external=ForceFieldWalkers() if dynamics == "forcefield" else None,
         seed=seed,

@@ -107,7 +107,6 @@ class Bench:
         guard = Guard(
             self.topology,
             self.start.positions[0],
-            bond_range=(0.7, 1.4),
             turned=self.turned,
             driver_cap=cap,
         )

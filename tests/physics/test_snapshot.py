@@ -71,7 +71,7 @@ def test_restarts_of_walkers_go_on_too(tmp_path):
     """A guard that stops walkers draws from generators of their own: these are in the snapshot."""
 
     def run():
-        guard = Guard(make().topology, peroxide(), driver_cap=4.0)
+        guard = Guard(make().topology, peroxide(), bond_range=(0.8, 1.25), driver_cap=4.0)
         low = peroxide(np.pi / 2 * 3)[None]
         return make(guard=guard, start=low, safe_frames=low, temperature=900.0)
 

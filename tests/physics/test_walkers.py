@@ -16,6 +16,9 @@ from uqbias.molecule.measures import StiffTorsions, dihedral_angles
 from uqbias.molecule.topology import Topology
 from uqbias.units import kt
 
+#: Multiples of the reference lengths, narrower than usual.
+TIGHT = (0.8, 1.25)
+
 torch.set_num_threads(1)
 
 
@@ -83,7 +86,7 @@ def test_canonical_torsion_and_temperature():
 
 
 def test_guard_restarts_one_walker_and_leaves_the_others():
-    guard = Guard(PEROXIDE, peroxide())
+    guard = Guard(PEROXIDE, peroxide(), bond_range=TIGHT)
     alone, disturbed = [], []
     make(seed=5, guard=guard).run(100, pace=10, observers=[alone.append])
     walkers = make(seed=5, guard=guard)
@@ -110,7 +113,7 @@ def test_guard_restarts_one_walker_and_leaves_the_others():
 @pytest.mark.parametrize("platform", ["Reference", "CPU"])
 @pytest.mark.parametrize("constraints", ["none", "bonds_angles"])
 def test_not_finite_walker_is_restarted(platform, constraints):
-    walkers = make(guard=Guard(PEROXIDE, peroxide()), platform=platform, constraints=constraints)
+    walkers = make(guard=Guard(PEROXIDE, peroxide(), bond_range=TIGHT), platform=platform, constraints=constraints)
     walkers.run(10, pace=10)
     x, v = walkers.snapshot(1)
     walkers._place({1: (np.full_like(x, np.nan), v)})
@@ -124,7 +127,7 @@ def test_not_finite_walker_is_restarted(platform, constraints):
 
 def test_stopped_walkers_deposit_no_hill():
     bias = MetaD(pace=10, sigma=0.3)
-    guard = Guard(PEROXIDE, peroxide(), driver_cap=5.0)
+    guard = Guard(PEROXIDE, peroxide(), bond_range=TIGHT, driver_cap=5.0)
     safe = np.stack([peroxide(-0.5 * np.pi), peroxide(-0.4 * np.pi)])
     walkers = make(bias=bias, guard=guard, safe_frames=safe, choose_restart=lambda walker, frames, rng: 1)
     walkers.run(10, pace=10)
@@ -135,7 +138,7 @@ def test_stopped_walkers_deposit_no_hill():
 
 
 def test_walker_without_a_safe_place_is_an_error():
-    walkers = make(n_walkers=1, guard=Guard(PEROXIDE, peroxide(), driver_cap=-1.0))
+    walkers = make(n_walkers=1, guard=Guard(PEROXIDE, peroxide(), bond_range=TIGHT, driver_cap=-1.0))
     with pytest.raises(UqbiasError, match="20 observations in a row"):
         walkers.run(1000, pace=10)
 
@@ -143,7 +146,7 @@ def test_walker_without_a_safe_place_is_an_error():
 def test_unphysical_safe_frames_are_refused():
     wrong = np.stack([peroxide(), peroxide() * 1.4])
     with pytest.raises(UqbiasError, match=r"safe frame 1 violates the guard itself: 'bond'"):
-        make(guard=Guard(PEROXIDE, peroxide()), safe_frames=wrong)
+        make(guard=Guard(PEROXIDE, peroxide(), bond_range=TIGHT), safe_frames=wrong)
 
 
 def test_reasons_of_the_guard():

@@ -13,10 +13,13 @@ from uqbias.errors import UqbiasError
 from uqbias.molecule.measures import Fault, Shape, covalent_contacts
 from uqbias.molecule.topology import BOND_TOLERANCE, Topology
 from uqbias.runs.observation import GuardEvent
+from uqbias.settings.schema import Guards
 
 Array = NDArray[np.float64]
 #: Largest turn of a stiff torsion per walker: positions [W, N, 3] nm -> [W] degrees.
 Turned = Callable[[Array], NDArray[Any]]
+#: Limits where none are given: those of a campaign file.
+LIMITS = {name: field.default for name, field in Guards.model_fields.items()}
 #: A walker stopped at this many observations in a row has no safe frame to live on.
 MAX_RESTARTS_IN_A_ROW = 20
 
@@ -60,19 +63,19 @@ class Guard:
         topology: Topology,
         reference: NDArray[Any],
         *,
-        bond_range: tuple[float, float] = (0.8, 1.25),
+        bond_range: tuple[float, float] = (LIMITS["bond_low"], LIMITS["bond_high"]),
         clash: float | None = BOND_TOLERANCE,
         driver_cap: float | None = None,
         judge_cap: float | None = None,
         turned: Turned | None = None,
-        max_turn: float = 60.0,
-        keep_chirality: bool = True,
+        max_turn: float = LIMITS["stiff_torsion"],
+        keep_chirality: bool = LIMITS["chirality"],
     ) -> None:
         x = np.asarray(reference, dtype=np.float64)
         if x.shape != (len(topology), 3):
             raise UqbiasError(f"reference of shape {x.shape} for {len(topology)} atoms", "give [N, 3] in nm")
         if not 0 <= bond_range[0] < 1 < bond_range[1]:
-            raise UqbiasError(f"bond range {bond_range}", "give multiples of the reference length, such as (0.8, 1.25)")
+            raise UqbiasError(f"bond range {bond_range}", "give multiples of the reference length, such as (0.7, 1.4)")
         self.max_turn, self.turned = max_turn, turned
         self.driver_cap, self.judge_cap = driver_cap, judge_cap
         contacts = None if clash is None else covalent_contacts(topology.numbers, clash)
