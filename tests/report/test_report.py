@@ -499,7 +499,7 @@ def test_damaged_files_are_said_and_not_fatal(complete, tmp_path, monkeypatch):
     scores = path / "round_01" / "scores.npz"
     scores.write_bytes(scores.read_bytes()[:200])
     run = RunData.load(path)
-    assert run.rounds[1].scores is None
+    assert run.rounds[1].scores == {}
     assert any("scores.npz" in note for note in run.notes)
     assert "scores.npz could not be read" in write_report(run).read_text()
 

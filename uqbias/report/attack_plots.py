@@ -26,13 +26,12 @@ LINES = 60
 @styled
 def attacks_in_time(run: RunData) -> Figure | None:
     """Gain in ln L, uncertainty and energy against iteration, one column a round, at most four; None without paths."""
-    shown = spread([entry for entry in run.rounds if entry.attacks is not None and "iteration" in entry.attacks], 4)
+    shown = spread([entry for entry in run.rounds if "iteration" in entry.attacks], 4)
     if not shown:
         return None
     figure, axes = panels(len(ROWS), len(shown), 0.7 + 1.9 * len(ROWS), width=WIDTH, sharex="col", sharey="row")
     drawn: list[list[Array]] = [[] for _ in ROWS]
     for column, entry in enumerate(shown):
-        assert entry.attacks is not None
         iteration = entry.attacks["iteration"]
         failed = np.char.startswith(entry.attacks["status"].astype(str), "failed")
         for row, (name, _) in enumerate(ROWS):

@@ -83,9 +83,7 @@ def ramachandran(run: RunData) -> Figure | None:
     ]
     if run.surface is not None:
         handles.append(Line2D([], [], color=GREY, linewidth=0.8, label="reference F, every 2 kT to 10 kT"))
-    if run.labels is not None and any(
-        (~run.labels.accepted & (run.labels.round == entry.index)).any() for entry in shown
-    ):
+    if any(len(label_points(run, entry.index)[2]) for entry in shown):
         handles.insert(1, _marker(BLACK, "label rejected", "x", 4.0))
     if columns > 2:
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), columnspacing=1.2)
@@ -100,22 +98,17 @@ def error_maps(run: RunData) -> Figure | None:
 
     Returns None while no round is scored on a test set whose place on the map is known.
     """
-    points = run.test_points
-    scored = run.scored_on_map()
-    shown = spread(scored, 5)
+    points, shown = run.test_points, spread(run.scored_on_map(), 5)
     if run.coordinates is None or points is None or not shown:
         return None
     # A kernel density counts nats, other kinds have scales of their own.
     unit = " (nats)" if section(run.config, "driver").get("kind") == "kernel_density" else ""
-    quantities = [
-        quantity
-        for quantity in (
-            ("driver", f"driver u{unit}", False, "cividis"),
-            ("judge", "judge (kJ/mol/nm)", True, "cividis"),
-            ("force_mae_frame", "force MAE (meV/Å)", True, ERROR),
-        )
-        if all(entry.scores is not None and quantity[0] in entry.scores for entry in shown)
+    quantities: list[tuple[str, str, bool, Any]] = [
+        ("driver", f"driver u{unit}", False, "cividis"),
+        ("judge", "judge (kJ/mol/nm)", True, "cividis"),
+        ("force_mae_frame", "force MAE (meV/Å)", True, ERROR),
     ]
+    quantities = [one for one in quantities if all(one[0] in entry.scores for entry in shown)]
     columns = len(shown)
     cell = min(2.6, (WIDTH - 1.2) / columns)
     size = (len(quantities), columns, 0.5 + len(quantities) * cell * 1.02, cell * columns + 1.4)
@@ -124,7 +117,7 @@ def error_maps(run: RunData) -> Figure | None:
     figure, axes = panels(*size[:3], width=size[3], sharex=True, sharey=True)
     axes = axes if columns > 1 else axes.T
     for row, (key, label, wants_log, cmap) in enumerate(quantities):
-        binned = [bin_mean(points, entry.scores[key], run.coordinates) for entry in shown if entry.scores is not None]
+        binned = [bin_mean(points, entry.scores[key], run.coordinates) for entry in shown]
         low, high = robust_limits(np.stack(binned))
         logarithmic = wants_log and high > 0
         low = max(low, 1e-2 * high) if logarithmic else low
@@ -141,10 +134,7 @@ def error_maps(run: RunData) -> Figure | None:
                 ax.set_xlabel(run.coordinates.labels[0])
             if column == 0 and (row == 0 or columns > 1):
                 ax.set_ylabel(run.coordinates.labels[1])
-        bar = figure.colorbar(mesh, ax=list(axes[row]), extend="both", pad=0.015, fraction=0.03, aspect=18)
-        bar.set_label(label)
-        if logarithmic:
-            plain_log_ticks(bar.ax.yaxis, norm)
+        _colour_bar(mesh, axes[row], label, pad=0.015, aspect=18)
     return figure
 
 
@@ -164,15 +154,13 @@ def hero_figure(run: RunData) -> Figure:
     curve = bool(run.values("force_mae_meV_per_A"))
     figure = Figure(figsize=(13.0 if curve else 8.6, 3.9), layout="constrained")
     maps = figure.subplots(1, 3, width_ratios=(1.0, 1.0, 1.05)) if curve else figure.subplots(1, 2)
-    points = run.test_points
-    scored = run.scored_on_map()
+    points, scored = run.test_points, run.scored_on_map()
     drawn = scored if len(scored) > 1 else [entry for entry in run.rounds if _has_map(run, entry)]
     ends = [drawn[0], drawn[-1]]
-    mesh, norm = None, Normalize()
+    mesh = None
     if len(scored) > 1 and points is not None:
         x, y = (np.linspace(*limits, 181) for limits in run.coordinates.limits)
-        errors = [entry.scores["force_mae_frame"] for entry in ends if entry.scores is not None]
-        smooth = [kernel_mean(points, values, x, y, run.coordinates) for values in errors]
+        smooth = [kernel_mean(points, entry.scores["force_mae_frame"], x, y, run.coordinates) for entry in ends]
         low, high = robust_limits(np.stack(smooth), 1.0, 99.0)
         norm = LogNorm(max(low, 1e-3 * high), high)
         for ax, values in zip(maps, smooth, strict=False):
@@ -190,9 +178,7 @@ def hero_figure(run: RunData) -> Figure:
         frame_axes(ax, run.coordinates)
     maps[0].set_ylabel(run.coordinates.labels[1])
     if mesh is not None:
-        bar = figure.colorbar(mesh, ax=list(maps[:2]), extend="both", pad=0.01, fraction=0.03, aspect=22)
-        bar.set_label("force MAE (meV/Å)")
-        plain_log_ticks(bar.ax.yaxis, norm)
+        _colour_bar(mesh, maps[:2], "force MAE (meV/Å)", pad=0.01, aspect=22)
     if curve:
         _hero_curve(maps[2], run)
     return figure
@@ -234,7 +220,7 @@ def curves(run: RunData, error: str, unit: str) -> list[Curve]:
 def label_points(run: RunData, index: int) -> tuple[Array, Array, Array]:
     """Labelled frames [n, 2] on the map: accepted ones of earlier rounds and of round ``index``, its rejected ones."""
     if run.labels is None or run.label_points is None:
-        return np.empty((0, 2)), np.empty((0, 2)), np.empty((0, 2))
+        return (np.empty((0, 2)),) * 3
     points, kept, now = run.label_points, run.labels.accepted, run.labels.round == index
     return points[kept & (run.labels.round < index)], points[kept & now], points[~kept & now]
 
@@ -275,6 +261,14 @@ def draw_bins(ax: Axes, values: Array, coordinates: MapAxes, norm: Normalize, cm
     ax.set_facecolor(UNVISITED)
     x, y = bin_edges(coordinates)
     return ax.pcolormesh(x, y, np.ma.masked_invalid(values.T), norm=norm, cmap=cmap, rasterized=True)
+
+
+def _colour_bar(mesh: Any, axes: Any, label: str, **size: Any) -> None:
+    """A colour bar beside ``axes``, with plain numbers where the colours are logarithmic."""
+    bar = axes[0].figure.colorbar(mesh, ax=list(axes), extend="both", fraction=0.03, **size)
+    bar.set_label(label)
+    if isinstance(mesh.norm, LogNorm):
+        plain_log_ticks(bar.ax.yaxis, mesh.norm)
 
 
 def frame_axes(ax: Axes, coordinates: MapAxes) -> None:

@@ -275,13 +275,13 @@ def _fact(key: str, run: RunData) -> str:
     """A sentence with this run's numbers to go with a figure."""
     stops = sum(len(entry.guard_events) for entry in run.rounds)
     if key == "harvest":
-        offered = [one for entry in run.rounds for one in (entry.harvest or {}).get("candidates") or []]
+        offered = [one for entry in run.rounds for one in entry.harvest.get("candidates") or []]
         taken = sum(bool(candidate.get("taken")) for candidate in offered)
         return f"Here {taken} of {len(offered)} candidates were taken." if offered else ""
     if key == "walkers" and any(entry.observations is not None for entry in run.rounds):
         return f"Guards stopped {stops} walker{'' if stops == 1 else 's'} in all rounds together."
     if key == "attacks":
-        attacks = sum(len(entry.attacks["status"]) for entry in run.rounds if entry.attacks is not None)
+        attacks = sum(len(entry.attacks.get("status", ())) for entry in run.rounds)
         return f"Here {stops} of {attacks} attacks failed; none of them is a candidate." if attacks else ""
     if key == "maps" and run.surface is None and run.coordinates is not None and not run.coordinates.periodic:
         return (

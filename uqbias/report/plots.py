@@ -87,9 +87,7 @@ def learning_curve(run: RunData) -> Figure | None:
 def uncertainty_against_error(run: RunData) -> Figure | None:
     """Calibrated uncertainty against true force error per test frame, first and last scored round, log axes."""
     scored = [
-        entry
-        for entry, values in run.scored("force_mae_frame")
-        if entry.scores is not None and len(entry.scores.get("judge", ())) == len(values)
+        entry for entry, values in run.scored("force_mae_frame") if len(entry.scores.get("judge", ())) == len(values)
     ]
     shown = scored[:1] + scored[1:][-1:]
     if not shown:
@@ -164,10 +162,10 @@ def walkers_in_time(run: RunData) -> Figure | None:
 @styled
 def harvest_reasons(run: RunData) -> Figure | None:
     """Stacked bars, one a round: candidates taken, and refused by reason; and the taken ones in (u, energy)."""
-    harvested = [entry for entry in run.rounds if entry.harvest and entry.harvest.get("counts")]
+    harvested = [entry for entry in run.rounds if entry.harvest.get("counts")]
     if not harvested:
         return None
-    counts = [Counter[str]((entry.harvest or {})["counts"]) for entry in harvested]
+    counts = [Counter[str](entry.harvest["counts"]) for entry in harvested]
     totals = Counter[str]()
     for count in counts:
         totals.update(count)
@@ -177,7 +175,7 @@ def harvest_reasons(run: RunData) -> Figure | None:
     colours |= dict(zip(refused, (ORANGE, SKY, PURPLE, GREEN, GREY, RED, BROWN, BLACK), strict=False))
     candidates = [
         candidate
-        for candidate in (harvested[-1].harvest or {}).get("candidates", [])
+        for candidate in harvested[-1].harvest.get("candidates", [])
         if is_number(candidate.get("driver")) and is_number(candidate.get("energy"))
     ]
     figure, axes = panels(1, 2 if candidates else 1, 3.6, width=WIDTH if candidates else 6.0)
@@ -241,7 +239,7 @@ def phase_times(run: RunData) -> dict[int, dict[str, float]]:
     if times:
         return dict(sorted(times.items()))
     for entry in run.rounds:
-        training = (entry.training or {}).get("wall_s")
+        training = entry.training.get("wall_s")
         total = entry.summary.get("wall_s")
         phases = {"train": float(training)} if is_number(training) else {}  # type: ignore[arg-type]
         if is_number(total):
@@ -253,7 +251,6 @@ def phase_times(run: RunData) -> dict[int, dict[str, float]]:
 
 def _judged(entry: Round) -> tuple[Array, Array]:
     """Uncertainty and error of the test frames, both in meV/Å, finite pairs only."""
-    assert entry.scores is not None
     u, error = entry.scores["judge"] * MEV_PER_ANGSTROM, entry.scores["force_mae_frame"]
     keep = np.isfinite(u) & np.isfinite(error) & (error > 0)
     return u[keep], error[keep]

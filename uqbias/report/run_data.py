@@ -71,7 +71,7 @@ class Observations:
 
 @dataclass
 class Round:
-    """Files of ``round_XX``; each attribute is None or empty until the campaign has written it.
+    """Files of ``round_XX``; each attribute is empty, the observations None, until the campaign has written it.
 
     Several groups of walkers become one set of walkers, with the ``hills`` of all. ``attacks`` is
     attacks.npz: how adversarial attacks ended and, where `attack.keep_every` keeps them, their paths.
@@ -79,13 +79,13 @@ class Round:
 
     index: int
     summary: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] | None = None
-    scores: dict[str, Array] | None = None
-    harvest: dict[str, Any] | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, Array] = field(default_factory=dict)
+    harvest: dict[str, Any] = field(default_factory=dict)
     observations: Observations | None = None
     guard_events: list[dict[str, Any]] = field(default_factory=list)
     hills: list[Hills] = field(default_factory=list)
-    attacks: dict[str, Array] | None = None
+    attacks: dict[str, Array] = field(default_factory=dict)
 
 
 @dataclass
@@ -125,14 +125,12 @@ class RunData:
         UqbiasError
             If ``directory`` is missing or is not a run directory.
         """
-        path = Path(directory)
+        path, cure = Path(directory), "give the directory that 'uqbias run' wrote"
         if not path.is_dir():
-            raise UqbiasError(f"no such run directory: {path}", "give the directory that 'uqbias run' wrote")
+            raise UqbiasError(f"no such run directory: {path}", cure)
         if not any((path / name).is_file() for name in ("campaign.yaml", "ledger.jsonl", "summary.json")):
-            raise UqbiasError(
-                f"{path} is not a run directory (no campaign.yaml, ledger.jsonl or summary.json)",
-                "give the directory that 'uqbias run' wrote",
-            )
+            fault = f"{path} is not a run directory (no campaign.yaml, ledger.jsonl or summary.json)"
+            raise UqbiasError(fault, cure)
         return _Reader(path).read()
 
     @property
@@ -161,10 +159,9 @@ class RunData:
 
     def learned(self, key: str) -> tuple[Array, Array]:
         """Number of labels, and the value of ``key``, in each round of the summary that has both."""
-        both = [
-            (row["labels"], row[key]) for row in self.rows if is_number(row.get("labels")) and is_number(row.get(key))
-        ]
-        labels, values = np.array(both, dtype=np.float64).reshape(-1, 2).T
+        both = [(row.get("labels"), row.get(key)) for row in self.rows]
+        kept = [pair for pair in both if all(map(is_number, pair))]
+        labels, values = np.array(kept, dtype=np.float64).reshape(-1, 2).T
         return labels, values
 
     @property
@@ -212,13 +209,12 @@ class RunData:
 
     def scored(self, key: str) -> list[tuple[Round, Array]]:
         """Rounds whose ``scores.npz`` holds ``key``, with the values."""
-        return [(entry, entry.scores[key]) for entry in self.rounds if entry.scores is not None and key in entry.scores]
+        return [(entry, entry.scores[key]) for entry in self.rounds if key in entry.scores]
 
     def scored_on_map(self) -> list[Round]:
         """Rounds whose force errors belong to test frames with a known place on the map."""
-        points = self.test_points
-        errors = self.scored("force_mae_frame")
-        return [entry for entry, values in errors if points is not None and len(values) == len(points)]
+        points = self.test_points if self.test_points is not None else ()
+        return [entry for entry, values in self.scored("force_mae_frame") if len(values) == len(points) > 0]
 
 
 def section(config: dict[str, Any], name: str) -> dict[str, Any]:
@@ -242,8 +238,8 @@ class _Reader:
     def read(self) -> RunData:
         run = self.run
         run.config_text = self.file(self.path / "campaign.yaml", lambda path: path.read_text(encoding="utf-8")) or ""
-        run.config = self.file(self.path / "campaign.yaml", _yaml) or {}
-        run.summary = self.file(self.path / "summary.json", _json) or {}
+        run.config = self.mapping(self.path / "campaign.yaml", yaml.safe_load)
+        run.summary = self.mapping(self.path / "summary.json")
         run.events = self.json_lines(self.path / "ledger.jsonl")
         run.labels, run.numbers = self.labels()
         run.rounds = self.rounds()
@@ -275,14 +271,19 @@ class _Reader:
                     self.note(path, f"line {number + 1}: {error}")
         return [event for event in events if isinstance(event, dict)]
 
-    def arrays(self, path: Path, needed: tuple[str, ...] = ()) -> dict[str, Array] | None:
+    def arrays(self, path: Path, needed: tuple[str, ...] = ()) -> dict[str, Array]:
         def read(path: Path) -> dict[str, Array]:
             content = read_arrays(path, "file of a run", "put it back from a copy")
             if missing := [key for key in needed if key not in content]:
                 raise ValueError(f"no {', '.join(missing)}")
             return content
 
-        return self.file(path, read)
+        return self.file(path, read) or {}
+
+    def mapping(self, path: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, Any]:
+        """The mapping in a file; empty for a file that holds something else."""
+        content = self.file(path, lambda path: parse(path.read_text(encoding="utf-8")))
+        return content if isinstance(content, dict) else {}
 
     def labels(self) -> tuple[Labels | None, NDArray[np.int64] | None]:
         """Labels from the ledger; verdicts and atomic numbers from the data set that is derived from it."""
@@ -320,7 +321,7 @@ class _Reader:
         if folder is None:
             return Round(index, row)
         groups = sorted((folder / "md").glob("group_*")) or [folder / "md"]
-        seen = [arrays for group in groups if (arrays := self.arrays(group / "observations.npz", OBSERVED)) is not None]
+        seen = [arrays for group in groups if (arrays := self.arrays(group / "observations.npz", OBSERVED))]
         n_walkers = np.cumsum([0] + [arrays["driver"].shape[1] for arrays in seen])
         events = [
             event | {"walker": event["walker"] + int(offset)} if isinstance(event.get("walker"), int) else event
@@ -333,9 +334,9 @@ class _Reader:
         return Round(
             index=index,
             summary=row,
-            training=self.file(folder / "training.json", _json),
+            training=self.mapping(folder / "training.json"),
             scores=self.arrays(folder / "scores.npz"),
-            harvest=self.file(folder / "harvest.json", _json),
+            harvest=self.mapping(folder / "harvest.json"),
             observations=_joined(seen),
             guard_events=events,
             hills=[one for one in hills if one is not None],
@@ -359,16 +360,6 @@ class _Reader:
             self.run.notes.append(f"{name} is named in the configuration and not found from here")
             return None
         return self.path / name
-
-
-def _json(path: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, Any]:
-    """The mapping in a file; empty for a file that holds something else."""
-    content = parse(path.read_text(encoding="utf-8"))
-    return content if isinstance(content, dict) else {}
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    return _json(path, yaml.safe_load)
 
 
 def _joined(groups: list[dict[str, Array]]) -> Observations | None:
