@@ -9,6 +9,7 @@ from molecules import peroxide_geometries, peroxide_model
 
 from uqbias.doctor import Row, healthy, installation
 from uqbias.errors import UqbiasError
+from uqbias.testing.routes import context_of
 
 
 def test_health_needs_one_backend_and_no_failure():
@@ -29,7 +30,7 @@ def test_a_right_and_a_wrong_force():
         x = state.getPositions(asNumpy=True)._value
         return float((x**2).sum()), -1.9 * x
 
-    context = installation._place(PythonForce(wrong), peroxide_geometries(1), "Reference")
+    context = context_of(PythonForce(wrong), peroxide_geometries(1), "Reference")
     assert installation._differences(context)[1] > 0.04
 
 

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from uqbias.doctor.plumed_parts import examine_plumed
-from uqbias.doctor.row import Row
+from uqbias.doctor.row import Row, shortened
 from uqbias.errors import UqbiasError
 from uqbias.testing.peroxide import peroxide_geometries, peroxide_model
+from uqbias.testing.routes import context_of
 
 if TYPE_CHECKING:
     from uqbias.model.model import UncertaintyModel
@@ -89,44 +90,34 @@ def _openmm_platforms() -> Iterator[Row]:
     failures = list(openmm.Platform.getPluginLoadFailures())
     if failures:
         missing = sorted({failure.split(": ")[1] for failure in failures if failure.count(": ") > 1})
-        detail = (
-            f"{len(failures)} not loaded, for want of {', '.join(missing)}" if missing else " ".join(failures)[:160]
-        )
-        yield Row("OpenMM plugins", "absent", detail)
+        reason = f"{len(failures)} not loaded, for want of {', '.join(missing)}" if missing else shortened(*failures)
+        yield Row("OpenMM plugins", "absent", reason)
 
 
 def _compiler() -> Row:
     from uqbias.compile.runners import find_compiler
 
     compiler = find_compiler()
-    if compiler is None:
-        return Row(
-            "C++ compiler",
-            "limited",
-            "none found: models run as TorchScript, about 3 times slower",
-            "install g++, or set CXX",
-        )
-    return Row("C++ compiler", "ok", compiler)
+    if compiler is not None:
+        return Row("C++ compiler", "ok", compiler)
+    slow = "none found: models run as TorchScript, about 3 times slower"
+    return Row("C++ compiler", "limited", slow, "install g++, or set CXX")
 
 
 def _cache() -> Row:
     from uqbias.compile.cache import default_cache_dir
 
-    directory = default_cache_dir()
+    what, directory = "cache of compiled graphs", default_cache_dir()
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
             pass
     except OSError as error:
-        return Row(
-            "cache of compiled graphs",
-            "limited",
-            f"{directory} cannot be written ({error.strerror}): every run compiles again",
-            "set UQBIAS_CACHE to a directory that can be written",
-        )
+        fault = f"{directory} cannot be written ({error.strerror}): every run compiles again"
+        return Row(what, "limited", fault, "set UQBIAS_CACHE to a directory that can be written")
     graphs = list(directory.glob("*.pt2"))
     size = sum(path.stat().st_size for path in graphs) / 1e6
-    return Row("cache of compiled graphs", "ok", f"{directory}, {len(graphs)} graphs, {size:.0f} MB")
+    return Row(what, "ok", f"{directory}, {len(graphs)} graphs, {size:.0f} MB")
 
 
 def _stacks() -> Iterator[Row]:
@@ -159,16 +150,9 @@ def _in_process(backend: str, quick: bool, timeout: float) -> Iterator[Row]:
     """Rows of ``python -m uqbias.doctor``; a process that died is a failed row."""
     command = [sys.executable, "-m", "uqbias.doctor", backend, *(["--quick"] if quick else [])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": ""}
+    handed: dict[str, Any] = {"env": environment, "stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
     try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-        )
+        done = subprocess.run(command, timeout=timeout, check=False, **handed)
     except subprocess.TimeoutExpired:
         yield Row(f"forces, {backend}", "failed", f"no answer within {timeout:g} s", "try `uqbias doctor --quick`")
         return
@@ -199,10 +183,8 @@ def check_backend(backend: str, quick: bool) -> None:
         runners.append("aoti")
     reference: Any = None
     for runner in runners:
-        what = f"forces, {backend}, {runner}, Reference"
-        print(f"doing {what}", flush=True)
-        forces, error = _differences(_context(model, backend, runner, "Reference", torch.float64))
-        reference = forces
+        what = _begin(f"forces, {backend}, {runner}, Reference")
+        reference, error = _differences(_context(model, backend, runner, "Reference", torch.float64))
         _tell(what, error, DIFFERENCES, "from finite differences")
     for name in available_platforms():
         if name == "Reference":
@@ -211,20 +193,17 @@ def check_backend(backend: str, quick: bool) -> None:
             check_platform(name, backend)
         except UqbiasError:
             continue
-        what = f"forces, {backend}, torchscript, {name}"
-        print(f"doing {what}", flush=True)
+        what = _begin(f"forces, {backend}, torchscript, {name}")
         try:
             context = _context(model, backend, "torchscript", name, torch.float32)
         except Exception as failure:
             # A platform whose driver or hardware is not usable is not a fault of the installation.
-            text = " ".join(str(failure).split())[:160]
-            print(json.dumps(Row(what, "limited", text, f"choose another platform than {name}")._asdict()), flush=True)
+            _hand_over(Row(what, "limited", shortened(failure), f"choose another platform than {name}"))
             continue
         forces = context.getState(forces=True).getForces(asNumpy=True)._value
         _tell(what, abs(forces - reference).max() / abs(reference).max(), PLATFORMS, f"from Reference on {name}")
     if backend == "torchforce":
-        what = "forces, torchforce, exported CV"
-        print(f"doing {what}", flush=True)
+        what = _begin("forces, torchforce, exported CV")
         _tell(what, _exported(model), 20 * PLATFORMS, "from finite differences (float32)")
 
 
@@ -232,6 +211,15 @@ def _tell(what: str, error: float, limit: float, against: str) -> None:
     row = Row(what, "ok", f"differ by {error:.1e} {against}")
     if not error <= limit:
         row = Row(what, "failed", f"differ by {error:.1e} {against}", "do not trust results of this combination")
+    _hand_over(row)
+
+
+def _begin(what: str) -> str:
+    print(f"doing {what}", flush=True)
+    return what
+
+
+def _hand_over(row: Row) -> None:
     print(json.dumps(row._asdict()), flush=True)
 
 
@@ -252,19 +240,7 @@ def _context(model: UncertaintyModel, backend: str, runner: str, name: str, dtyp
         )
     device = "cuda" if name == "CUDA" and torch.cuda.is_available() else "cpu"
     evaluator = FusedEvaluator(model, BiasSum([metadynamics]), 2, runner=runner, dtype=dtype, device=device)
-    return _place(make_force(evaluator, backend), x, name)
-
-
-def _place(force: Any, x: Any, name: str) -> Any:
-    import openmm
-
-    system = openmm.System()
-    for _ in range(x.shape[0] * x.shape[1]):
-        system.addParticle(1.0)
-    system.addForce(force)
-    context = openmm.Context(system, openmm.VerletIntegrator(1e-4), openmm.Platform.getPlatformByName(name))
-    context.setPositions(x.reshape(-1, 3))
-    return context
+    return context_of(make_force(evaluator, backend), x, name)
 
 
 def _differences(context: Any, step: float = STEP) -> tuple[Any, float]:
@@ -295,6 +271,6 @@ def _exported(model: UncertaintyModel) -> float:
     with tempfile.TemporaryDirectory(prefix="uqbias-") as folder:
         path = Path(folder) / "driver.pt"
         export_torchscript(model, path, "driver")
-        context = _place(TorchForce(str(path)), peroxide_geometries(1, seed=3), "Reference")
+        context = context_of(TorchForce(str(path)), peroxide_geometries(1, seed=3), "Reference")
         # Energies are float32 inside: a wide step balances their rounding.
         return _differences(context, 1e-3)[1]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from uqbias.doctor.row import Row
+from uqbias.doctor.row import Row, shortened
 from uqbias.errors import UqbiasError
 from uqbias.plumed.kernel import Kernel, find_kernel, make_plumed
 
@@ -27,12 +27,8 @@ def examine_plumed() -> Iterator[Row]:
     missing = [name for name in WANTED if kernel.modules and name not in kernel.modules]
     detail = f"{kernel.long_version}, {kernel.path}, {len(kernel.modules) or 'unknown'} modules"
     if missing:
-        yield Row(
-            "PLUMED kernel",
-            "limited",
-            f"{detail}, without {', '.join(missing)}",
-            "build PLUMED with --enable-modules=+opes, or take the one of conda-forge",
-        )
+        cure = "build PLUMED with --enable-modules=+opes, or take the one of conda-forge"
+        yield Row("PLUMED kernel", "limited", f"{detail}, without {', '.join(missing)}", cure)
     else:
         yield Row("PLUMED kernel", "ok", f"{detail}, opes among them" if kernel.modules else detail)
     yield _one_step(kernel)
@@ -47,7 +43,7 @@ def _one_step(kernel: Kernel) -> Row:
     except UqbiasError as error:
         return Row(what, "limited", error.what, error.cure)
     except Exception as error:  # the wrapper raises its own kinds
-        return Row(what, "limited", " ".join(str(error).split())[:160], "install wrapper and kernel of one version")
+        return Row(what, "limited", shortened(error), "install wrapper and kernel of one version")
     expected = -KAPPA * (VALUE - AT)
     if abs(force - expected) > 1e-9:
         return Row(what, "failed", f"a restraint gives the force {force:g}, not {expected:g}", "install PLUMED again")

@@ -16,3 +16,8 @@ class Row(NamedTuple):
     detail: str
     #: What to do about it; empty if nothing.
     cure: str = ""
+
+
+def shortened(*messages: object) -> str:
+    """Messages of other programs as one line that fits into a row."""
+    return " ".join(" ".join(map(str, messages)).split())[:160]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from uqbias.testing import molecule
 from uqbias.testing.case import Case
-from uqbias.testing.measuring import largest, rotation
+from uqbias.testing.measuring import ROTATION, largest
 from uqbias.testing.report import Report
 
 Array = NDArray[np.float64]
@@ -85,7 +85,7 @@ def check_invariance(case: Case) -> Report:
     """
     report = case.report()
     x = case.held_out.positions[:3]
-    moves = {"rest": x, "translation": x + np.array([3.0, -2.0, 5.0]), "rotation": x @ rotation().T}
+    moves = {"rest": x, "translation": x + np.array([3.0, -2.0, 5.0]), "rotation": x @ ROTATION.T}
     orders = dict.fromkeys(moves, np.arange(x.shape[1]))
     for i, j in molecule.swaps(case.judge.labelled):
         name, order = f"exchange of {i} and {j}", np.arange(x.shape[1])

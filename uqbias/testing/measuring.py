@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from uqbias.testing.report import Report
@@ -16,6 +17,8 @@ from uqbias.testing.report import Report
 Array = NDArray[np.float64]
 #: Step of the central differences: nm, or the unit of a bias's variable.
 STEP = 1e-5
+#: A rotation about no axis of the coordinates, [3, 3].
+ROTATION: Array = Rotation.from_rotvec([1.0, -2.0, 0.5]).as_matrix()
 
 
 def largest(tensor: Tensor) -> float:
@@ -51,13 +54,6 @@ def differences(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 def gradient_error(computed: Tensor, expected: Tensor) -> float:
     """Error of a derivative, relative to its largest component unless that all but vanishes."""
     return largest(computed - expected) / max(largest(expected), 1e-6)
-
-
-def rotation(seed: int = 5) -> Array:
-    """A rotation matrix [3, 3]."""
-    orthogonal = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))[0]
-    matrix: Array = orthogonal * np.sign(np.linalg.det(orthogonal))
-    return matrix
 
 
 def identical(one: Tensor, other: Tensor) -> bool:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse.csgraph import breadth_first_order
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from uqbias.molecule.frames import Frames
@@ -118,25 +120,18 @@ def turned(positions: Array, bond: tuple[int, int], angles: Array) -> Array:
     [n, N, 3].
     """
     fixed, pivot = bond
-    far = side(fixed, pivot)
+    far, centre = side(fixed, pivot), positions[:, pivot, None]
     axis = positions[:, pivot] - positions[:, fixed]
-    axis = (axis / np.linalg.norm(axis, axis=-1, keepdims=True))[:, None]
-    arm = positions[:, far] - positions[:, None, pivot]
-    cosine, sine = np.cos(angles)[:, None, None], np.sin(angles)[:, None, None]
-    # Rodrigues' rotation formula.
-    along = (arm * axis).sum(-1, keepdims=True) * axis
+    turn = Rotation.from_rotvec(axis * (angles / np.linalg.norm(axis, axis=-1))[:, None]).as_matrix()
     moved = positions.copy()
-    moved[:, far] = positions[:, None, pivot] + cosine * arm + sine * np.cross(axis, arm) + (1 - cosine) * along
+    moved[:, far] = centre + (positions[:, far] - centre) @ turn.swapaxes(1, 2)
     return moved
 
 
 def side(fixed: int, pivot: int) -> list[int]:
     """Atoms on the far side of the bond from ``fixed`` to ``pivot``, ``pivot`` included."""
-    atoms, front = {pivot}, [pivot]
-    while front:
-        front = [j for i in front for j in topology().neighbours[i] if j != fixed and j not in atoms]
-        atoms.update(front)
-    return sorted(atoms)
+    graph = topology().graph(without=(min(fixed, pivot), max(fixed, pivot)))
+    return sorted(breadth_first_order(graph, pivot, directed=False, return_predecessors=False).tolist())
 
 
 def swaps(labelled: bool) -> list[tuple[int, int]]:

@@ -31,6 +31,7 @@ from uqbias.potentials.prediction import predict
 from uqbias.registry import VARIABLES
 from uqbias.testing import molecule
 from uqbias.testing.measuring import (
+    ROTATION,
     STEP,
     change,
     changed,
@@ -39,7 +40,6 @@ from uqbias.testing.measuring import (
     gradient,
     gradient_error,
     largest,
-    rotation,
     through_json,
 )
 from uqbias.testing.report import Report
@@ -90,21 +90,20 @@ def check_potential(potential: Potential, positions: NDArray[Any] | None = None)
     report.add("forces", gradient_error(-forces[0], differences(mean, x[0])), DERIVATIVE)
     report.add("walkers alone", change(torch.cat([mean(one[None]) for one in x]), mean(x)), ROUNDING)
     if potential.invariant:
-        turn = torch.tensor(rotation())
-        moves = {"translation": x + torch.tensor([3.0, -2.0, 5.0], dtype=x.dtype), "rotation": x @ turn.T}
-        for name, moved in moves.items():
-            prediction = predict(potential, moved, forces="none")
-            report.add(f"energy: {name}", change(prediction.energy, energy), ROUNDING)
-            report.add(f"latents: {name}", change(prediction.latents, latents), ROUNDING)
-        numbers = potential.numbers
+        unchanged, numbers = torch.arange(x.shape[1]), potential.numbers
+        moves = [
+            ("translation", x + torch.tensor([3.0, -2.0, 5.0], dtype=x.dtype), unchanged, ""),
+            ("rotation", x @ torch.tensor(ROTATION).T, unchanged, ""),
+        ]
         for i, j in itertools.combinations(range(len(numbers)), 2):
-            if numbers[i] != numbers[j]:
-                continue
-            order = torch.arange(len(numbers))
-            order[[i, j]] = order[[j, i]]
-            prediction = predict(potential, x[:, order], forces="none")
-            report.add("energy: exchange of like atoms", change(prediction.energy, energy), ROUNDING, f"{i} and {j}")
-            report.add("latents: exchange of like atoms", change(prediction.latents[:, :, order], latents), ROUNDING)
+            if numbers[i] == numbers[j]:
+                order = unchanged.clone()
+                order[[i, j]] = order[[j, i]]
+                moves.append(("exchange of like atoms", x[:, order], order, f"{i} and {j}"))
+        for name, moved, order, note in moves:
+            prediction = predict(potential, moved, forces="none")
+            report.add(f"energy: {name}", change(prediction.energy, energy), ROUNDING, note)
+            report.add(f"latents: {name}", change(prediction.latents[:, :, order], latents), ROUNDING, note)
     _check_geometries(report, potential, x, energy)
     report.add("evaluated again", change(predict(potential, x, forces="none").energy, energy), 0.0)
     report.add("weights changed by an evaluation", *counted(changed(before, potential.state_dict())))
@@ -181,7 +180,7 @@ def check_variable(variable: CollectiveVariable, positions: NDArray[Any] | None 
         spread = float(values.max() - values.min())
         report.add("spread of the values in periods", spread / variable.period, 1.0)
     if variable.invariant:
-        moves = {"translation": x + 3.0, "rotation": x @ torch.tensor(rotation()).T}
+        moves = {"translation": x + 3.0, "rotation": x @ torch.tensor(ROTATION).T}
         for name, moved in moves.items():
             report.add(name, largest(apart(variable(moved).detach(), values)), 1e-7)
     if positions is None:

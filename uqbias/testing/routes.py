@@ -155,17 +155,19 @@ def _torch_force(path: Path, with_forces: bool) -> Any:
 
 def through_openmm(force: Any, positions: Tensor) -> tuple[Tensor, Tensor]:
     """Energy [] in kJ/mol and forces [W, N, 3] in kJ/mol/nm that OpenMM's Reference platform gets from a force."""
+    state = context_of(force, positions.double().numpy()).getState(energy=True, forces=True)
+    energy, forces = state.getPotentialEnergy()._value, state.getForces(asNumpy=True)._value
+    return torch.tensor(energy, dtype=torch.float64), torch.tensor(forces).view(positions.shape)
+
+
+def context_of(force: Any, positions: Array, platform: str = "Reference") -> Any:
+    """OpenMM's Context of a force alone on a platform, particles at ``positions`` [W, N, 3] nm."""
     import openmm
-    from openmm import unit
 
     system = openmm.System()
     for _ in range(positions.shape[0] * positions.shape[1]):
-        system.addParticle(12.0)
+        system.addParticle(1.0)
     system.addForce(force)
-    platform = openmm.Platform.getPlatformByName("Reference")
-    context = openmm.Context(system, openmm.VerletIntegrator(0.001), platform)
-    context.setPositions(positions.reshape(-1, 3).double().numpy())
-    state = context.getState(energy=True, forces=True)
-    energy = state.getPotentialEnergy().value_in_unit(unit.kilojoules_per_mole)
-    forces = state.getForces(asNumpy=True).value_in_unit(unit.kilojoules_per_mole / unit.nanometer)
-    return torch.tensor(energy, dtype=torch.float64), torch.tensor(forces).view(positions.shape)
+    context = openmm.Context(system, openmm.VerletIntegrator(1e-4), openmm.Platform.getPlatformByName(platform))
+    context.setPositions(positions.reshape(-1, 3))
+    return context
