@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from uqbias.errors import UqbiasError
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
 
+from uqbias.errors import UqbiasError, fault_text
+
+#: Memory in bytes that a file may ask for: so much, and so many times its own size.
+SPARE, TIMES = 1 << 27, 1 << 11
 #: Bytes; what is longer tells no format.
 LONGEST_SUFFIX = 32
 
@@ -65,6 +71,94 @@ def write_arrays(path: str | Path, arrays: Mapping[str, Any], *, compressed: boo
         write(stream, **dict(arrays))
 
 
+def parse_json(text: str | bytes, schema: Any, what: str, cure: str) -> Any:
+    """The value that JSON text stands for, checked against a schema: any type that pydantic knows.
+
+    Parameters
+    ----------
+    what, cure : for the message: where the text stands, and what to do where it is not so.
+
+    Raises
+    ------
+    UqbiasError
+        If it is not JSON, is nested too deep, or does not fit; the message names the key and its value.
+    """
+    try:
+        value = from_json(text)
+    except ValueError as error:
+        raise UqbiasError(f"{what} is not whole JSON ({error})", cure) from error
+    check_json(value, schema, what, cure)
+    return value
+
+
+def check_json(value: Any, schema: Any, what: str, cure: str) -> None:
+    """Second part of `parse_json`."""
+    try:
+        _adapter(schema).validate_python(value, strict=True)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        where = ".".join(map(str, fault["loc"]))
+        shown = "" if fault["type"] == "missing" else f" = {repr(fault['input'])[:60]}"
+        raise UqbiasError(f"{what}: {where}{shown}: {fault_text(fault)}", cure) from error
+
+
+def read_json(path: Path, schema: Any, what: str, cure: str) -> Any:
+    """`parse_json` of a file; ``what`` says what it should be."""
+    if not path.is_file():
+        raise UqbiasError(f"no such {what}: {path}", cure)
+    return parse_json(path.read_bytes(), schema, str(path), cure)
+
+
+@contextmanager
+def content_of(path: str | Path, cure: str, fault: str = "is damaged") -> Iterator[None]:
+    """Name the file in whatever goes wrong with its content: parsers and parts fail on nonsense in any way."""
+    try:
+        yield
+    except UqbiasError as error:
+        raise UqbiasError(f"{path}: {error.what}", error.cure or cure) from error
+    except Exception as error:
+        raise UqbiasError(f"{path} {fault} ({' '.join(repr(error).split())[:200]})", cure) from error
+
+
+@contextmanager
+def memory_for(path: Path) -> Iterator[None]:
+    """Refuse tensors that ask for more memory than the size of the file explains that they are made for.
+
+    Raises
+    ------
+    UqbiasError
+        Before such a tensor is made.
+    """
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    left = SPARE + TIMES * path.stat().st_size
+
+    class Bounded(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal left
+            names = (argument.name for argument in func._schema.arguments)
+            given = dict(zip(names, args, strict=False)) | (kwargs or {})
+            asked = math.prod(given["size"]) if isinstance(given.get("size"), list | tuple) else 0
+            for sides in (("n", "m"), ("row", "col"), ("end",)):  # eye, triu_indices, arange
+                if all(isinstance(given.get(side), int | float) for side in sides):
+                    asked = max(asked, math.prod(given[side] for side in sides))
+            if 8 * asked > left:
+                raise UqbiasError(f"{asked:.3g} numbers in a file of {path.stat().st_size} bytes", "it is damaged")
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor) and not (func.is_view or func._schema.is_mutable):
+                left -= result.numel() * result.element_size()
+            return result
+
+    with Bounded():  # type: ignore[no-untyped-call]
+        yield
+
+
+@cache
+def _adapter(schema: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(schema)
+
+
 def read_arrays(path: Path, what: str, cure: str) -> dict[str, Any]:
     """All arrays of a ``.npz`` file, by name.
 
@@ -83,12 +177,25 @@ def read_arrays(path: Path, what: str, cure: str) -> dict[str, Any]:
         raise UqbiasError(f"no such {what}: {path}", cure)
     if not zipfile.is_zipfile(path):  # NumPy would take it for a pickle
         raise UqbiasError(f"{path} is not a whole {what}", cure)
-    try:
-        # Of an encrypted file zipfile makes a RuntimeError.
+    with content_of(path, cure, f"is not a whole {what}"):
+        with zipfile.ZipFile(path) as archive:
+            if (claimed := sum(entry.file_size for entry in archive.infolist())) > SPARE + TIMES * path.stat().st_size:
+                raise UqbiasError(f"it would unpack to {claimed} bytes")
+            for entry in archive.infolist():
+                with archive.open(entry) as stream:
+                    _check_array(stream, entry)
         with np.load(path, allow_pickle=False) as content:
             return dict(content)
-    except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise UqbiasError(f"{path} is not a whole {what} ({error})", cure) from error
+
+
+def _check_array(stream: Any, entry: zipfile.ZipInfo) -> None:
+    """NumPy takes the memory that the header of an array asks for before it looks at what follows."""
+    from numpy.lib import format as npy
+
+    version = npy.read_magic(stream)
+    shape, _, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(stream)
+    if any(size < 0 for size in shape) or math.prod(shape) * dtype.itemsize != entry.file_size - stream.tell():
+        raise UqbiasError(f"'{entry.filename}' does not hold the {shape} numbers that it says")
 
 
 def check_directory(path: Path) -> None:

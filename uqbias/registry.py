@@ -8,7 +8,9 @@ theirs through the entry-point group ``uqbias.<kind>``.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -30,6 +32,31 @@ from uqbias.options import (
     plain,
     section_of,
 )
+
+#: Import paths that the user's campaign file, command or code has named in this process: those may stand in files.
+named_paths: set[str] = set()
+_OF_FILE: ContextVar[bool] = ContextVar("names come from a file that may be another's", default=False)
+_trusted: list[bool] = []
+
+
+@contextmanager
+def names_of_file(trust: bool = False) -> Iterator[None]:
+    """Let registries import nothing by path: the names come from a model file or a run folder.
+
+    Parameters
+    ----------
+    trust : whether the user answers for the file.
+    """
+    token = _OF_FILE.set(not (trust or _trusted))
+    try:
+        yield
+    finally:
+        _OF_FILE.reset(token)
+
+
+def trust_files() -> None:
+    """Import what model files and run folders name from here on: the user answers for them."""
+    _trusted.append(True)
 
 
 class Part:
@@ -193,7 +220,14 @@ class Registry:
             if entry.name == name:
                 return entry.load()
         if ":" in name:
-            return self._checked(name, import_attribute(name))
+            if _OF_FILE.get() and name not in named_paths:
+                raise UqbiasError(
+                    f"{self.kind} '{name}' is an import path, and this file may be another's: nothing is imported",
+                    "give --trust (trust=True in Python) if the file is yours, or register the kind as an entry point",
+                )
+            entry = self._checked(name, import_attribute(name))
+            named_paths.add(name)
+            return entry
         raise UqbiasError(f"unknown {self.kind} '{name}'", did_you_mean(name, self.names()))
 
     def part(self, name: str) -> Any:
@@ -262,7 +296,7 @@ class Registry:
         return part
 
     def _checked(self, name: str, entry: Any) -> Any:
-        """Names come from model files too: nothing but a class of the right family may be called for them."""
+        """Nothing but a class of the right family, or a function where one will do."""
         if self.functions and isinstance(entry, FunctionType):
             return entry
         if self.base is not None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
 import platform
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -74,7 +76,7 @@ def load_or_build(directory: Path, name: str, build: Callable[[Path], None], loa
     if (loaded := _load_valid(target, load)) is not None:
         return loaded
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_private(directory)
         lock = FileLock(target.with_name(target.name + ".lock"))
         lock.acquire()
     except OSError as error:
@@ -89,6 +91,7 @@ def load_or_build(directory: Path, name: str, build: Callable[[Path], None], loa
         temporary = target.with_name(f".{os.getpid()}.{target.name}")
         try:
             build(temporary)
+            temporary.chmod(0o644)
             digest = sha256(temporary)
             temporary.replace(target)
             write_text(_digest_path(target), digest + "\n")
@@ -100,12 +103,35 @@ def load_or_build(directory: Path, name: str, build: Callable[[Path], None], loa
 
 
 def is_cached(directory: Path, name: str) -> bool:
-    """Whether a whole entry ``name`` is in the cache."""
+    """Whether a whole entry ``name`` that no other user can have written is in the cache."""
     target = directory / name
     try:
+        if not all(map(is_private, (directory, target, _digest_path(target)))):
+            return False
         return _digest_path(target).read_text().strip() == sha256(target)
     except OSError:
         return False
+
+
+def is_private(path: Path) -> bool:
+    """Whether only this user and root can write to a path: loading a library runs its code before any check."""
+    status = path.stat()
+    return status.st_uid in {os.geteuid(), 0} and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def make_private(directory: Path) -> None:
+    """Make a directory that `is_private`.
+
+    Raises
+    ------
+    PermissionError
+        If it is there and another user's.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    if not is_private(directory):
+        directory.chmod(0o755)
+    if not is_private(directory):
+        raise PermissionError(errno.EPERM, "it belongs to another user", str(directory))
 
 
 def _load_valid(target: Path, load: Callable[[Path], T]) -> T | None:

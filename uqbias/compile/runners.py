@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from uqbias.compile.cache import default_cache_dir, graph_key, is_cached, load_or_build
+from uqbias.compile.cache import default_cache_dir, graph_key, is_cached, load_or_build, make_private
 from uqbias.compile.flatten import TensorFunction, check_dynamic, flatten
 from uqbias.compile.scatter import without_index_add
 from uqbias.errors import UqbiasError, did_you_mean
@@ -268,10 +270,21 @@ def _build_aoti(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            _own_workplace()
             program = torch.export.export(graph_module, tuple(example_inputs), dynamic_shapes=shapes, strict=False)
             torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=dict(options))
     finally:
         chatty.setLevel(level)
+
+
+def _own_workplace() -> None:
+    """Keep torch from compiling in a folder of a known name below /tmp that another user made before."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    try:
+        make_private(Path(cache_dir()))
+    except PermissionError:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="uqbias-")
 
 
 def _load_aoti(path: Path) -> Callable[[list[Tensor]], Sequence[Tensor]]:

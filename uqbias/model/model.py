@@ -11,20 +11,22 @@ import json
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
+from pydantic import NonNegativeInt
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 import uqbias
 from uqbias.errors import UqbiasError
-from uqbias.files import atomic_path
+from uqbias.files import atomic_path, check_json, content_of, memory_for, parse_json
 from uqbias.molecule.geometry import Geometry
 from uqbias.molecule.seen import NOTHING, Array, join
-from uqbias.molecule.topology import Topology
+from uqbias.molecule.topology import Bonds, Element, Topology
 from uqbias.potentials.base import Potential
 from uqbias.potentials.prediction import with_member_forces
-from uqbias.registry import POTENTIALS
+from uqbias.registry import POTENTIALS, names_of_file
 from uqbias.uncertainty.base import Uncertainty, rebuild_uncertainty
 from uqbias.uncertainty.calibration import Calibration
 
@@ -33,6 +35,9 @@ UNITS = {"length": "nm", "energy": "kJ/mol", "force": "kJ/mol/nm"}
 #: Tensors of the file that are not part of any module: invariants of the frames that the model was made from, and of
 #: those that calibrated it.
 SEEN, CALIBRATED = "record.seen", "record.calibrated"
+REPLACE = "copy or train it again"
+#: Atoms of a molecule on which a model that is loaded is not tried.
+LARGE = 200
 
 
 class Prediction(NamedTuple):
@@ -186,35 +191,88 @@ class UncertaintyModel(nn.Module):
             save_file(tensors, temporary, metadata={"manifest": json.dumps(manifest)})
 
     @classmethod
-    def load(cls, path: str | Path) -> UncertaintyModel:
-        """Read a model file; nothing is unpickled.
+    def load(cls, path: str | Path, *, trust: bool = False) -> UncertaintyModel:
+        """Read a model file; nothing is unpickled, and nothing imported but kinds of the registry.
+
+        Parameters
+        ----------
+        path : the file.
+        trust : import kinds that the file names by ``module:attribute`` too, because it is yours.
 
         Raises
         ------
         UqbiasError
-            If the file is missing, cut short, edited, or of another format version.
+            If the file is missing, cut short, edited, or of another format version, or its parts do not fit.
         """
-        manifest, tensors = _read(Path(path))
-        seen, calibrated_on = tensors.pop(SEEN).numpy(), tensors.pop(CALIBRATED).numpy()
-        kind = POTENTIALS.get(manifest["potential"]["kind"])
+        path = Path(path)
+        manifest, tensors = _read(path)
+        with content_of(path, REPLACE, "does not describe a model"), names_of_file(trust), memory_for(path):
+            model = cls._restored(manifest, tensors)
+            if len(model.numbers) <= LARGE and model.potential.needs == "dense":
+                shapes = [tuple(part.shape) for part in model(_line(model))]
+                if shapes != [(1,)] * len(shapes):
+                    raise UqbiasError(f"it gives {shapes} for one geometry", REPLACE)
+        return model
+
+    @classmethod
+    def _restored(cls, manifest: Mapping[str, Any], tensors: dict[str, Tensor]) -> UncertaintyModel:
+        seen, calibrated_on = (tensors.pop(name).numpy() for name in (SEEN, CALIBRATED))
+        for record in (seen, calibrated_on):
+            if record.ndim != 2 or record.shape[1:] != NOTHING.shape[1:] or record.dtype != NOTHING.dtype:
+                raise UqbiasError(f"a record of frames of shape {record.shape} and type {record.dtype}", REPLACE)
         judge = rebuild_uncertainty(manifest["judge"])
         model = cls(
-            potential=kind(**manifest["potential"]["options"]),
+            potential=POTENTIALS.restore(manifest["potential"]),
             judge=judge,
             topology=Topology.from_dict(manifest["topology"]),
             driver=None if manifest["driver"] is None else rebuild_uncertainty(manifest["driver"]),
             calibration=Calibration.from_description(manifest["calibration"]),
             provenance=manifest["provenance"],
         ).to(getattr(torch, manifest["dtype"]))
+        if not tuple(manifest["atomic_numbers"]) == model.numbers == model.topology.numbers:
+            raise UqbiasError("potential, topology and manifest are of different molecules", REPLACE)
         if model.driver is model.judge:
             names = [name for name in tensors if name.startswith("judge.")]
             tensors |= {"driver." + name.removeprefix("judge."): tensors[name] for name in names}
         try:
             model.load_state_dict(tensors)
         except RuntimeError as error:
-            raise UqbiasError(f"{path}: tensors do not match the manifest ({error})", "save the model again") from error
+            raise UqbiasError(f"tensors do not match the manifest ({error})", "save the model again") from error
         model.potential.seen, model.calibrated_on = seen, calibrated_on
         return model.eval()
+
+
+class _Part(TypedDict):
+    kind: str
+    options: dict[str, Any]
+
+
+class _Calibration(TypedDict):
+    kind: str
+    alpha: float
+    statistic: str
+    frames: NonNegativeInt
+    unit: str
+    meaning: str
+    structure_quantiles: dict[str, float]
+    atom_quantiles: dict[str, float]
+
+
+class Manifest(TypedDict):
+    """Schema of the manifest of a model file; further keys may stand in it."""
+
+    format: Literal["uqbias"]
+    format_version: int
+    atomic_numbers: list[Element]
+    topology: Bonds
+    units: dict[str, str]
+    dtype: Literal["float32", "float64"]
+    potential: _Part
+    judge: _Part
+    driver: _Part | None
+    calibration: _Calibration
+    provenance: dict[str, Any]
+    versions: dict[str, str]
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:
@@ -222,33 +280,42 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     return _read(Path(path))[0]
 
 
+def _line(model: UncertaintyModel) -> Tensor:
+    """Atoms [1, N, 3] on a helix, 0.15 nm apart: a geometry to try a model on."""
+    turn = torch.arange(len(model.numbers), dtype=torch.get_default_dtype())
+    positions = torch.stack([0.1 * turn.cos(), 0.1 * turn.sin(), 0.1 * turn], dim=-1)
+    return positions.unsqueeze(0).to(next(model.potential.parameters()))
+
+
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     if not path.is_file():
         raise UqbiasError(f"no such model file: {path}", "make one with 'uqbias train' or 'uqbias run'")
-    try:
-        with safe_open(path, framework="pt") as stream:
-            metadata = stream.metadata() or {}
-            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-        manifest = json.loads(metadata.get("manifest", "null"))
-    except (SafetensorError, ValueError, OSError) as error:
-        raise UqbiasError(f"{path} is not a whole model file ({error})", "copy or train it again") from error
+    # safetensors compares what the header claims with the size of the file.
+    with content_of(path, REPLACE, "is not a whole model file"), safe_open(path, framework="pt") as stream:
+        text = (stream.metadata() or {}).get("manifest", "null")
+        tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+    manifest = parse_json(text, Any, f"{path}: manifest", REPLACE)
     if not isinstance(manifest, dict) or manifest.get("format") != "uqbias":
         raise UqbiasError(f"{path} is a safetensors file without a uqbias manifest", "make one with 'uqbias train'")
-    version = manifest["format_version"]
+    version = manifest.get("format_version")
     if version != FORMAT_VERSION:
         raise UqbiasError(
-            f"{path} has format version {version}, this uqbias reads {FORMAT_VERSION}",
+            f"{path} has format version {version!r}, this uqbias reads {FORMAT_VERSION}",
             "upgrade uqbias"
-            if version > FORMAT_VERSION
+            if isinstance(version, int) and version > FORMAT_VERSION
             else "train it again: what such a file calls 'cv' and 'uncertainty' is now 'driver' and 'judge'",
         )
+    check_json(manifest, Manifest, f"{path}: manifest", REPLACE)
+    if manifest["potential"]["options"].get("n_members", 1) > path.stat().st_size:
+        raise UqbiasError(f"{path}: more members than bytes", REPLACE)
     recorded = manifest.pop("sha256", "")
-    expected = _digest(manifest, tensors)
+    with content_of(path, REPLACE):
+        expected = _digest(manifest, tensors)
     if recorded != expected:
         raise UqbiasError(
-            f"{path} was changed after it was written (SHA-256 {recorded[:12]}..., content {expected[:12]}...)",
+            f"{path} was changed after it was written (SHA-256 {str(recorded)[:12]}..., content {expected[:12]}...)",
             "copy or train it again",
         )
     manifest["sha256"] = recorded

@@ -6,12 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 import numpy as np
+from annotated_types import Ge, Le, Len
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import shortest_path
+from typing_extensions import TypedDict
 
 from uqbias.errors import UqbiasError
 from uqbias.units import ANGSTROM
@@ -21,9 +23,19 @@ BOND_TOLERANCE = 1.25
 #: Elements whose four-coordinate atoms can be stereocentres: C, N, Si, P, S, Ge.
 TETRAHEDRAL = frozenset({6, 7, 14, 15, 16, 32})
 
+Element = Annotated[int, Ge(1), Le(118)]
 Pair = tuple[int, int]
 Triple = tuple[int, int, int]
 Quadruple = tuple[int, int, int, int]
+
+
+class Bonds(TypedDict):
+    """Schema of `Topology.to_dict`."""
+
+    numbers: list[Element]
+    bonds: list[Annotated[list[int], Len(2, 2)]]
+    names: NotRequired[list[str]]
+    residues: NotRequired[list[str]]
 
 
 @dataclass(frozen=True)

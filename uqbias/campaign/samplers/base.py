@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uqbias.bias.build import BiasParts
+from uqbias.registry import named_paths
 
 if TYPE_CHECKING:
     from uqbias.molecule.frames import Frames
@@ -45,6 +46,7 @@ class Exploration:
     energies : [m] kJ/mol, oracle energies of all accepted frames; None where there are none.
     names : names of the safe frames, ``"round/index"`` of their labels; may be empty.
     known : [k, N, 3] nm, geometries that the oracle was asked for before.
+    named : import paths that the campaign file names, which its model files may name too.
     """
 
     model: Path
@@ -63,6 +65,12 @@ class Exploration:
     energies: Array | None = None
     names: tuple[str, ...] = ()
     known: Array | None = None
+    named: frozenset[str] = field(default_factory=lambda: frozenset(named_paths))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Arrive in a process of its own."""
+        vars(self).update(state)
+        named_paths.update(self.named)
 
 
 class Sampler(ABC):
