@@ -1,5 +1,7 @@
 import logging
 import multiprocessing
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from uqbias.compile import cache, runners
 from uqbias.compile.flatten import flatten
 from uqbias.errors import UqbiasError
+from uqbias.files import sha256
 
 
 def well_with_grid(tensors):
@@ -207,3 +210,32 @@ def test_aoti_compiles_once_and_survives_damage(inputs, graph_cache, monkeypatch
     assert compiled.runner == "aoti"
     assert len(builds) == 2
     assert_same(compiled(inputs), reference)
+
+
+@pytest.mark.parametrize("harm", ["entry", "digest", "owner", "folder of another"])
+def test_what_another_user_can_have_written_is_not_loaded(tmp_path, harm):
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    target, digest = folder / "x.pt2", folder / "x.pt2.sha256"
+    target.write_bytes(b"theirs")
+    digest.write_text(sha256(target))
+    assert cache.is_cached(folder, "x.pt2")
+    if harm in {"owner", "folder of another"}:
+        if os.geteuid() != 0:
+            pytest.skip("only root can give files away")
+        os.chown(target if harm == "owner" else folder, 65534, 65534)
+    else:
+        (target if harm == "entry" else digest).chmod(0o666)
+    assert not cache.is_cached(folder, "x.pt2")
+    assert cache.load_or_build(folder, "x.pt2", lambda path: path.write_bytes(b"mine"), Path.read_bytes) == b"mine"
+    if harm == "folder of another":
+        assert target.read_bytes() == b"theirs"  # nothing is left where another user could change it
+    else:
+        assert cache.is_cached(folder, "x.pt2")
+
+
+def test_a_cache_folder_of_mine_is_closed_to_others(tmp_path):
+    tmp_path.chmod(0o777)
+    cache.load_or_build(tmp_path, "x.pt2", lambda path: path.write_bytes(b"mine"), Path.read_bytes)
+    assert tmp_path.stat().st_mode & 0o777 == 0o755
+    assert cache.is_cached(tmp_path, "x.pt2")

@@ -93,8 +93,10 @@ def test_a_file_cannot_name_a_function_to_be_called(saved, part, tmp_path):
     del manifest["sha256"]
     manifest["sha256"] = _digest(manifest, tensors)
     save_file(tensors, saved, metadata={"manifest": json.dumps(manifest)})
-    with pytest.raises(UqbiasError, match="'subprocess:getoutput' is not a"):
+    with pytest.raises(UqbiasError, match="'subprocess:getoutput' is an import path"):
         UncertaintyModel.load(saved)
+    with pytest.raises(UqbiasError, match="'subprocess:getoutput' is not a"):
+        UncertaintyModel.load(saved, trust=True)
     assert not mark.exists()
 
 

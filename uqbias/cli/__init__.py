@@ -32,6 +32,8 @@ COMMANDS = {
 }
 #: Commands that do something useful without an argument.
 WITHOUT_ARGUMENTS = ("template", "doctor")
+#: Commands that make parts from what a model file or a run folder names.
+READ_FILES = ("evaluate", "info", "export", "md", "fes", "attack", "directions", "plumed")
 LOOKS: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
 
 
@@ -52,7 +54,7 @@ class LazyCommands(CommandGroup):
         function: Callable[..., Any] = getattr(import_module(f"uqbias.cli.{file}"), cmd_name)
         alone = typer.Typer(**LOOKS)
         declare = alone.command(cmd_name, no_args_is_help=cmd_name not in WITHOUT_ARGUMENTS, short_help=summary)
-        declare(command(function))
+        declare(command(function, trusting=cmd_name in READ_FILES))
         return typer.main.get_command(alone)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:

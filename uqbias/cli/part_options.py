@@ -16,6 +16,12 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 import typer
 
 from uqbias.options import Option, options_of
+from uqbias.registry import trust_files
+
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="Import what the model file or run folder names as module:attribute: it is mine."),
+]
 
 
 class _Group(NamedTuple):
@@ -39,16 +45,25 @@ def options_from(part: Any, *names: str, defaults: Any = None, **renamed: str) -
     return _Group(part, {name: name for name in names} | renamed, defaults or {})
 
 
-def command(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give Typer a function with a parameter for each option of the groups that ``function`` has."""
+def command(function: Callable[..., Any], *, trusting: bool = False) -> Callable[..., Any]:
+    """Give Typer a function with a parameter for each option of the groups that ``function`` has.
+
+    Parameters
+    ----------
+    trusting : add ``--trust``, for commands that read model files or run folders.
+    """
     signature = inspect.signature(function, eval_str=True)
     groups = {name: one.default for name, one in signature.parameters.items() if isinstance(one.default, _Group)}
     parameters = []
     for name, parameter in signature.parameters.items():
         parameters += _parameters(groups[name]) if name in groups else [parameter]
+    if trusting:
+        parameters.append(inspect.Parameter("trust", parameters[0].kind, default=False, annotation=Trust))
 
     @wraps(function)
     def called(**values: Any) -> Any:
+        if values.pop("trust", False):
+            trust_files()
         for name, group in groups.items():
             values[name] = {
                 key: _read(_options(group.part)[key].annotation, values.pop(flag)) for flag, key in group.keys.items()
