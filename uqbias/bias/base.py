@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -105,6 +105,7 @@ class Bias(Part, ABC):
             raise UqbiasError(f"{self.kind} on the variables {list(names)}", "name at least one, and each once")
         self.variables: tuple[str, ...] = names
         self._state: dict[str, Tensor] = {}
+        self._numbers: dict[str, float] = {}
         self._dtype = torch.float32
         self._device = torch.device("cpu")
 
@@ -212,11 +213,20 @@ class Bias(Part, ABC):
         """
         return -1
 
-    def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Bias:
+    def _set(self, **numbers: float) -> None:
+        """Put numbers into the state, in tensors [1] of these names; `to` makes these of the numbers in float64."""
+        for name, number in numbers.items():
+            self._numbers[name] = float(number)
+            if name not in self._state:
+                self._state[name] = torch.empty(1, dtype=self._dtype, device=self._device)
+            self._state[name].fill_(number)
+
+    def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Self:
         """Move the state tensors; returns the bias itself."""
         self._dtype, self._device = dtype, torch.device(device)
         for name, tensor in self._state.items():
             self._state[name] = tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+        self._set(**self._numbers)
         return self
 
     def checkpoint(self) -> dict[str, NDArray[Any]]:
@@ -231,13 +241,23 @@ class Bias(Part, ABC):
         UqbiasError
             If the arrays are those of another kind of bias.
         """
-        if arrays:
-            raise UqbiasError(f"checkpoint of another bias, with {sorted(arrays)}", f"'{self.kind}' keeps no arrays")
-
-    def _check_arrays(self, arrays: Mapping[str, NDArray[Any]], names: Collection[str]) -> None:
-        """Refuse a checkpoint that does not consist of the arrays ``names``."""
-        if set(arrays) != set(names):
+        if set(arrays) != (names := set(self.checkpoint())):
             raise UqbiasError(f"checkpoint with {sorted(arrays)}", f"one of {self.kind} holds {sorted(names)}")
+        self._take(arrays)
+
+    def _take(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Continue from the arrays of a checkpoint, all of which are there."""
+
+    def _agree(self, saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+        """Refuse a checkpoint that was made with other numbers; NaN stands for None."""
+        for name, value in present.items():
+            one, other = np.asarray(saved[name], dtype=np.float64), np.asarray(value, dtype=np.float64)
+            if one.shape != other.shape or not np.allclose(one, other, rtol=1e-9, atol=0.0, equal_nan=True):
+                raise UqbiasError(
+                    f"checkpoint of {self.kind} with {name} {one.round(6).tolist()}, this one has "
+                    f"{other.round(6).tolist()}",
+                    f"continue with the same variables and {name}",
+                )
 
     def on_new_model(self) -> None:
         """Take note that a run with another model goes on with this bias; the base class keeps all that it has."""
@@ -263,7 +283,6 @@ class BiasSum(Bias):
         names = tuple(dict.fromkeys(name for bias in self.biases for name in bias.variables))
         super().__init__(names or ("driver",))
         self.extended = tuple(dict.fromkeys(one for bias in self.biases for one in bias.extended))
-        self._names: list[list[str]] = [list(bias.state()) for bias in self.biases]
         self._columns = [[self.variables.index(name) for name in bias.variables] for bias in self.biases]
         self._collect()
 
@@ -278,41 +297,37 @@ class BiasSum(Bias):
         return self._state
 
     def _collect(self) -> None:
-        for index, (bias, names) in enumerate(zip(self.biases, self._names, strict=True)):
-            state = bias.state()
-            for name in names:
-                self._state[f"{index}.{name}"] = state[name]
+        for index, bias in enumerate(self.biases):
+            self._state |= prefixed(f"{index}.", bias.state())
 
     def energy(self, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         total = torch.zeros_like(x[:, 0])
-        for index, (bias, names) in enumerate(zip(self.biases, self._names, strict=True)):
+        for index, bias in enumerate(self.biases):
             part = torch.stack([x[:, column] for column in self._columns[index]], dim=1)
-            total = total + bias.energy(part, {name: state[f"{index}.{name}"] for name in names})
+            total = total + bias.energy(part, within(f"{index}.", state))
         return total
 
     def update(self, step: int, x: NDArray[Any], probe: Probe | None = None) -> None:
         if self.frozen:
             return
         for index, bias in enumerate(self.biases):
-            bias.update(step, x[:, self._columns[index]], None if probe is None else _prefixed(probe, index))
+            bias.update(step, x[:, self._columns[index]], None if probe is None else _of_term(probe, index))
 
-    def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> BiasSum:
+    def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Self:
         for bias in self.biases:
             bias.to(dtype, device)
         self._collect()
         return self
 
     def checkpoint(self) -> dict[str, NDArray[Any]]:
-        return {
-            f"{index}.{name}": array
-            for index, bias in enumerate(self.biases)
-            for name, array in bias.checkpoint().items()
-        }
+        arrays: dict[str, NDArray[Any]] = {}
+        for index, bias in enumerate(self.biases):
+            arrays |= prefixed(f"{index}.", bias.checkpoint())
+        return arrays
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         for index, bias in enumerate(self.biases):
-            prefix = f"{index}."
-            bias.restore({name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)})
+            bias.restore(within(f"{index}.", arrays))
         self._collect()
 
     def reset(self) -> None:
@@ -354,5 +369,15 @@ def _plain(value: Any) -> Any:
     return entries[0] if entries and all(entry == entries[0] for entry in entries) else entries
 
 
-def _prefixed(probe: Probe, index: int) -> Probe:
-    return lambda state: probe({f"{index}.{name}": tensor for name, tensor in state.items()})
+def prefixed(prefix: str, entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries under longer names; `within` gives them back."""
+    return {prefix + name: entry for name, entry in entries.items()}
+
+
+def within(prefix: str, entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries whose names begin with ``prefix``, without it."""
+    return {name.removeprefix(prefix): entry for name, entry in entries.items() if name.startswith(prefix)}
+
+
+def _of_term(probe: Probe, index: int) -> Probe:
+    return lambda state: probe(prefixed(f"{index}.", state))

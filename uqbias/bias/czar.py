@@ -103,6 +103,15 @@ class Bins:
         np.add.at(self.weights, index, weights)
         np.add.at(self.sums, index, weights * quantity)
 
+    def czar(self, k: float, kT: float, name: str = "ξ") -> tuple[Array, Array, Array]:
+        """Centres of the bins between the outermost samples, or of the whole period, and there what `czar` gives."""
+        where = np.flatnonzero(self.weights)
+        if not len(where):
+            raise UqbiasError(f"no samples of '{name}', no free energy", "run with the bias first, or give finite ones")
+        span = slice(where[0], where[-1] + 1) if self.period is None else slice(None)
+        centres = self.centres[span]
+        return centres, *czar(centres, self.weights[span], self.mean(empty=0.0)[span], k, kT, self.period)
+
     def checkpoint(self) -> dict[str, NDArray[Any]]:
         """All arrays."""
         return {"first": np.array(self.first), "weights": self.weights.copy(), "sums": self.sums.copy()}
@@ -222,13 +231,8 @@ def czar_series(
     x, y, w = x[usable], y[usable], w[usable]
     if (w < 0).any():
         raise UqbiasError(f"CZAR with a weight of {w.min():.6g}", "give weights of 0 or more")
-    deviation = nearest_image(y - x, period)
     bins = Bins(bin_width, period)
-    bins.add(x, deviation, w)
-    where = np.flatnonzero(bins.weights)
-    if not len(where):
-        raise UqbiasError("CZAR without a sample", "give samples of ξ and λ that are finite")
-    span = slice(where[0], where[-1] + 1) if period is None else slice(None)
+    bins.add(x, nearest_image(y - x, period), w)
     kT = kt(temperature)
-    centres = bins.centres[span]
-    return centres, czar(centres, bins.weights[span], bins.mean(empty=0.0)[span], kT / sigma**2, kT, period)[1]
+    centres, _, F = bins.czar(kT / sigma**2, kT)
+    return centres, F

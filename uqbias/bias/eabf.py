@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Doc
 
-from uqbias.bias.base import Array, Bias, Extended, Periods, Probe, Temperature, finite, nearest_image
-from uqbias.bias.czar import Bins, czar
+from uqbias.bias.base import Array, Extended, Periods, Probe, Temperature, finite, nearest_image, prefixed, within
+from uqbias.bias.czar import Bins
 from uqbias.bias.grid import GrowingGrid, hermite
+from uqbias.bias.grid_bias import GridBias
 from uqbias.bias.metad import MetaD
-from uqbias.errors import UqbiasError
 from uqbias.options import Count, Positive, options_of
 from uqbias.units import kt
 from uqbias.variables.names import EXTENDED
@@ -25,7 +25,7 @@ from uqbias.variables.names import EXTENDED
 _HILLS = "hills."
 
 
-class ExtendedABF(Bias):
+class ExtendedABF(GridBias):
     """Adaptive biasing force on an extended variable λ that follows a variable ξ. All walkers share one bias.
 
     V(ξ, λ) = k/2 (ξ - λ)² + V_abf(λ) with k = k_B T/σ² (Lesage, Lelièvre, Stoltz and Hénin, J. Phys. Chem. B 121,
@@ -44,10 +44,8 @@ class ExtendedABF(Bias):
         is free to sit on either side of a barrier at the same λ, and crosses it no faster.
     mass : mass of λ, dalton nm² per squared unit of ξ. The default is that of Tan, Dietschreit and Gómez-Bombarelli
         (J. Chem. Phys. 162, 034114, 2025), 50 in ASE's dalton Å².
-    bin_width : width of the bins of λ and ξ; for a periodic variable a little less, so that it divides the period.
-    full_samples : number of samples from which on the whole mean force of a bin acts.
-    pace : steps between samples, and between updates of the bias.
-    temperature : temperature, K.
+    bin_width : for a periodic variable a little less, so that it divides the period.
+    full_samples, pace, temperature : stated where they are declared; ``pace`` is between updates too.
 
     Attributes
     ----------
@@ -88,7 +86,7 @@ class ExtendedABF(Bias):
         self.coupling = kt(self.temperature) / self.sigma**2
         self.sample_pace = int(pace)
         self.extended = (Extended(name=self.variables[1], of=self.variables[0], mass=float(mass)),)
-        self._state["coupling"] = torch.tensor([self.coupling])
+        self._set(coupling=self.coupling)
         self.grid = GrowingGrid([float(bin_width)], self._state, [self.period])
         self._forces = Bins(bin_width, self.period)  # of λ, with the sum of k (ξ - λ)
         self._deviations = Bins(bin_width, self.period)  # of ξ, with the sum of λ - ξ
@@ -121,9 +119,7 @@ class ExtendedABF(Bias):
         return 0.5 * state["coupling"] * stretch * stretch + hermite(x[:, 1:2], state, (self.period,))
 
     def update(self, step: int, x: NDArray[Any], probe: Probe | None = None) -> None:
-        if self.frozen or step <= 0 or step % self.sample_pace:
-            return
-        rows = finite(x)
+        rows = self._due(step, x, self.sample_pace)
         if not len(rows):
             return
         xi, extended = rows[:, 0], rows[:, 1]
@@ -169,8 +165,8 @@ class ExtendedABF(Bias):
         xi : [n] centres of the bins between the outermost samples.
         gradient : [n] dF/dξ, kJ/mol per unit of ξ: the mean force with the sign turned; NaN in bins without a sample.
         """
-        centres, counts, deviation = self._sampled()
-        return centres, czar(centres, counts, deviation, self.coupling, kt(self.temperature), self.period)[0]
+        centres, gradient, _ = self._deviations.czar(self.coupling, kt(self.temperature), self.variables[0])
+        return centres, gradient
 
     def free_energy(self, xi: NDArray[Any] | None = None) -> tuple[Array, Array]:
         """Free energy along ξ by CZAR; lowest is 0.
@@ -187,8 +183,7 @@ class ExtendedABF(Bias):
         xi : [n].
         F : [n] kJ/mol; inf in bins without a sample.
         """
-        centres, counts, deviation = self._sampled()
-        F = czar(centres, counts, deviation, self.coupling, kt(self.temperature), self.period)[1]
+        centres, _, F = self._deviations.czar(self.coupling, kt(self.temperature), self.variables[0])
         if xi is None:
             return centres, F
         at, known = np.asarray(xi, dtype=np.float64), np.isfinite(F)
@@ -196,49 +191,26 @@ class ExtendedABF(Bias):
         F = np.where(self._deviations.sampled(at), between, np.inf)
         return at, F - (F.min() if np.isfinite(F).any() else 0.0)
 
-    def _sampled(self) -> tuple[Array, Array, Array]:
-        bins = self._deviations
-        where = np.flatnonzero(bins.weights)
-        if not len(where):
-            raise UqbiasError(f"no samples of '{self.variables[0]}', no free energy", "run with the bias first")
-        span = slice(where[0], where[-1] + 1) if self.period is None else slice(None)
-        return bins.centres[span], bins.weights[span], bins.mean(empty=0.0)[span]
-
     def reset(self) -> None:
+        super().reset()
         self._forces.clear()
         self._deviations.clear()
-        self.grid.clear()
-
-    def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> ExtendedABF:
-        self._dtype, self._device = dtype, torch.device(device)
-        self._state["coupling"] = torch.tensor([self.coupling], dtype=dtype, device=device)
-        self.grid.to(dtype, device)
-        return self
 
     def checkpoint(self) -> dict[str, NDArray[Any]]:
         return {
             "settings": np.array([self.grid.spacing[0], self.sigma, self.temperature]),
             "origin": self.grid.origin.copy(),
             "table": self.grid.table.copy(),
-            **{f"force_{name}": array for name, array in self._forces.checkpoint().items()},
-            **{f"deviation_{name}": array for name, array in self._deviations.checkpoint().items()},
+            **prefixed("force_", self._forces.checkpoint()),
+            **prefixed("deviation_", self._deviations.checkpoint()),
         }
 
-    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        self._check_arrays(arrays, ExtendedABF.checkpoint(self))
-        for (name, value), old in zip(
-            (("bin_width", self.grid.spacing[0]), ("sigma", self.sigma), ("temperature", self.temperature)),
-            arrays["settings"],
-            strict=True,
-        ):
-            if not math.isclose(value, old, rel_tol=1e-9):
-                raise UqbiasError(
-                    f"checkpoint of {self.kind} with {name} {old:.6g}, this one has {value:.6g}",
-                    f"continue with the same {name}",
-                )
+    def _take(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        present = {"bin_width": self.grid.spacing[0], "sigma": self.sigma, "temperature": self.temperature}
+        self._agree(dict(zip(present, arrays["settings"], strict=True)), present)
         self.grid.load(arrays["origin"], arrays["table"])
-        for prefix, bins in (("force_", self._forces), ("deviation_", self._deviations)):
-            bins.restore({name: arrays[f"{prefix}{name}"] for name in bins.checkpoint()})
+        self._forces.restore(within("force_", arrays))
+        self._deviations.restore(within("deviation_", arrays))
 
 
 class WellTemperedExtendedABF(ExtendedABF):
@@ -291,12 +263,11 @@ class WellTemperedExtendedABF(ExtendedABF):
         return {**super().options_for(widths), "hill_sigma": widths[0]}
 
     def state(self) -> dict[str, Tensor]:
-        self._state.update({_HILLS + name: tensor for name, tensor in self.metadynamics.state().items()})
+        self._state |= prefixed(_HILLS, self.metadynamics.state())
         return self._state
 
     def energy(self, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-        hills = {name.removeprefix(_HILLS): tensor for name, tensor in state.items() if name.startswith(_HILLS)}
-        return super().energy(x, state) + self.metadynamics.energy(x[:, 1:2], hills)
+        return super().energy(x, state) + self.metadynamics.energy(x[:, 1:2], within(_HILLS, state))
 
     def update(self, step: int, x: NDArray[Any], probe: Probe | None = None) -> None:
         super().update(step, x, probe)
@@ -315,17 +286,15 @@ class WellTemperedExtendedABF(ExtendedABF):
         super().reset()
         self.metadynamics.reset()
 
-    def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> WellTemperedExtendedABF:
+    def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Self:
         super().to(dtype, device)
         self.metadynamics.to(dtype, device)
         self.state()
         return self
 
     def checkpoint(self) -> dict[str, NDArray[Any]]:
-        hills = {_HILLS + name: array for name, array in self.metadynamics.checkpoint().items()}
-        return {**super().checkpoint(), **hills}
+        return {**super().checkpoint(), **prefixed(_HILLS, self.metadynamics.checkpoint())}
 
-    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        hills = {name.removeprefix(_HILLS): array for name, array in arrays.items() if name.startswith(_HILLS)}
-        self.metadynamics.restore(hills)
-        super().restore({name: array for name, array in arrays.items() if not name.startswith(_HILLS)})
+    def _take(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        self.metadynamics.restore(within(_HILLS, arrays))
+        super()._take(arrays)

@@ -33,8 +33,7 @@ class FixedBias(Bias):
     def __init__(self, variables: Sequence[str], periods: Any = None, **constants: float) -> None:
         super().__init__(variables)
         (self.period,) = self._each(periods)
-        self._constants = {name: float(value) for name, value in constants.items()}
-        self.to(self._dtype, self._device)
+        self._set(**constants)
 
     @property
     def periods(self) -> tuple[float | None]:
@@ -45,12 +44,6 @@ class FixedBias(Bias):
         """Difference x - at, [W], to the nearest image of ``at`` where the variable has a period."""
         away = x[:, 0] - at
         return away if self.period is None else away - self.period * torch.round(away / self.period)
-
-    def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> FixedBias:
-        self._dtype, self._device = dtype, torch.device(device)
-        for name, value in self._constants.items():
-            self._state[name] = torch.tensor([value], dtype=dtype, device=device)
-        return self
 
 
 class Harmonic(FixedBias):

@@ -48,15 +48,11 @@ class GaMD(Bias):
 
     Parameters
     ----------
-    variables : name of the one variable to boost, in kJ/mol: the potential energy, or a part of it.
     threshold : ``lower`` or ``upper``. The upper one boosts more, so much that energies of the boosted run may spread
         more widely than those the parameters were made of: compare the boost's spread in production with ``sigma0``.
-    sigma0 : kJ/mol, largest standard deviation of the boost; the paper's 6 kcal/mol by default.
-    preparation_steps : steps at the beginning of the conventional stage that are left out of the statistics.
-    conventional_steps : steps of the conventional stage, the preparation included.
-    equilibration_steps : steps of the equilibration stage.
-    pace : steps between updates; each stage ends at a multiple of it.
-    temperature : temperature, K.
+    sigma0 : the paper's 6 kcal/mol by default.
+    preparation_steps, conventional_steps, equilibration_steps, pace : stated where they are declared; each stage ends
+        at a multiple of ``pace``.
 
     Attributes
     ----------
@@ -95,7 +91,6 @@ class GaMD(Bias):
         # Stages end at updates, or with a pace of 10 a stage of 25 steps would never be seen to end.
         self._boost_from = math.ceil(self.conventional_steps / self.pace) * self.pace
         self.production_from = math.ceil((self.conventional_steps + self.equilibration_steps) / self.pace) * self.pace
-        self._state = {"threshold": torch.zeros(1), "k": torch.zeros(1)}
         self.reset()
 
     @classmethod
@@ -132,12 +127,11 @@ class GaMD(Bias):
         self._elapsed = 0
         self._samples, self._mean, self._squares = 0, 0.0, 0.0
         self._low, self._high = math.inf, -math.inf
-        self._set(0.0, 0.0, 0.0)
+        self._boost(0.0, 0.0, 0.0)
 
-    def _set(self, threshold: float, k: float, k0: float) -> None:
+    def _boost(self, threshold: float, k: float, k0: float) -> None:
         self._threshold, self._k, self._k0 = threshold, k, k0
-        self._state["threshold"].fill_(threshold)
-        self._state["k"].fill_(k)
+        self._set(threshold=threshold, k=k)
 
     @property
     def stage(self) -> str:
@@ -219,21 +213,15 @@ class GaMD(Bias):
         if self.threshold == "upper":
             k0 = (1.0 - self.sigma0 / sigma) * spread / (self._mean - self._low)
             if 0.0 < k0 <= 1.0:
-                self._set(self._low + spread / k0, k0 / spread, k0)
+                self._boost(self._low + spread / k0, k0 / spread, k0)
                 return
         k0 = min(1.0, self.sigma0 / sigma * spread / (self._high - self._mean))
-        self._set(self._high, k0 / spread, k0)
+        self._boost(self._high, k0 / spread, k0)
 
     def value(self, energy: NDArray[Any]) -> Array:
         """Boost [n] in kJ/mol, float64, at the energies [n] (or [n, 1]) in kJ/mol."""
         below = np.maximum(self._threshold - np.asarray(energy, dtype=np.float64).reshape(-1), 0.0)
         return np.asarray(0.5 * self._k * below * below, dtype=np.float64)
-
-    def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> GaMD:
-        super().to(dtype, device)
-        # From the float64 numbers, not from what single precision has left of them.
-        self._set(self._threshold, self._k, self._k0)
-        return self
 
     def checkpoint(self) -> dict[str, NDArray[Any]]:
         first = -1 if self._first is None else self._first
@@ -243,10 +231,8 @@ class GaMD(Bias):
             "parameters": np.array([self._threshold, self._k, self._k0]),
         }
 
-    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        self._check_arrays(arrays, self.checkpoint())
+    def _take(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         first, self._elapsed, self._samples = (int(value) for value in arrays["steps"])
         self._first = None if first < 0 else first
         self._low, self._high, self._mean, self._squares = (float(value) for value in arrays["statistics"])
-        threshold, k, k0 = (float(value) for value in arrays["parameters"])
-        self._set(threshold, k, k0)
+        self._boost(*(float(value) for value in arrays["parameters"]))

@@ -37,10 +37,6 @@ class Linear(Bias):
     variables : name of the one variable. An adapted tau needs one of the model or a `CollectiveVariable`: an OpenMM
         Force or an extended variable has no gradient on the atoms of the graph.
 
-    Attributes
-    ----------
-    tau : the present τ.
-
     Raises
     ------
     UqbiasError
@@ -69,10 +65,12 @@ class Linear(Bias):
         self.relative, self.averaging = float(relative), int(averaging)
         self.pace = int(pace) if tau is None else None
         self._start = 0.0 if tau is None else float(tau)
-        self.tau = self._start
-        self._means: NDArray[np.float64] = np.zeros(2)  # of |F| and |∇u|
-        self._count = 0
-        self._state["tau"] = torch.full((1,), self.tau)
+        self.reset()
+
+    @property
+    def tau(self) -> float:
+        """The present τ, kJ/mol per unit of u."""
+        return self._numbers["tau"]
 
     @classmethod
     def feels_atoms(cls, options: Mapping[str, Any]) -> bool:
@@ -99,22 +97,14 @@ class Linear(Bias):
         self._means = (1.0 - mixing) * self._means + mixing * means
         self._count += 1
         if self._count > self.averaging and self._means[1] > 0:
-            self.tau = self.relative * float(self._means[0] / self._means[1])
-            tau.fill_(self.tau)
-
-    def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Linear:
-        super().to(dtype, device)
-        self._state["tau"].fill_(self.tau)
-        return self
+            self._set(tau=self.relative * float(self._means[0] / self._means[1]))
 
     def checkpoint(self) -> dict[str, NDArray[Any]]:
         return {"tau": np.array(self.tau), "mean_forces": self._means.copy(), "count": np.array(self._count)}
 
-    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        self._check_arrays(arrays, self.checkpoint())
-        self.tau, self._count = float(arrays["tau"]), int(arrays["count"])
-        self._means = np.array(arrays["mean_forces"], dtype=np.float64)
-        self._state["tau"].fill_(self.tau)
+    def _take(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        self._set(tau=float(arrays["tau"]))
+        self._count, self._means = int(arrays["count"]), np.array(arrays["mean_forces"], dtype=np.float64)
 
     def equilibrium_from(self) -> int:
         if self.pace is not None and not self.frozen:
@@ -123,6 +113,6 @@ class Linear(Bias):
         return -1
 
     def reset(self) -> None:
-        self.tau = self._start
-        self._means, self._count = np.zeros(2), 0
-        self._state["tau"].fill_(self.tau)
+        self._set(tau=self._start)
+        self._means: NDArray[np.float64] = np.zeros(2)  # of |F| and |∇u|
+        self._count = 0

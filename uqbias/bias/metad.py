@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import torch
 from annotated_types import Gt, MaxLen, MinLen
 from numpy.typing import NDArray
 from torch import Tensor
@@ -23,10 +22,10 @@ from uqbias.bias.base import (
     Reflection,
     Temperature,
     Width,
-    finite,
     nearest_image,
 )
 from uqbias.bias.grid import GrowingGrid, gaussian_block, hermite
+from uqbias.bias.grid_bias import KernelBias
 from uqbias.errors import UqbiasError
 from uqbias.options import Count, Positive
 from uqbias.units import kt
@@ -48,7 +47,7 @@ def hill_type(dimensions: int) -> np.dtype[Any]:
     return np.dtype([("step", "i8"), ("centre", *vector), ("sigma", *vector), ("height", "f8"), ("biasfactor", "f8")])
 
 
-class MetaD(Bias):
+class MetaD(KernelBias):
     """Well-tempered metadynamics, or standard metadynamics. All walkers share one bias.
 
     V(x) = Σ_k h_k Π_d exp(-(x_d - x_kd)²/2σ_d²) (Laio and Parrinello, PNAS 99, 12562, 2002). Untempered: h_k = height.
@@ -62,20 +61,14 @@ class MetaD(Bias):
 
     Parameters
     ----------
-    variables : names of the 1 to 3 variables.
+    height, sigma, pace, biasfactor, grid_range : stated where they are declared.
     periods : period of each, None where it has none; a hill counts by the nearest image, as in PLUMED.
-    height : kJ/mol.
-    sigma : width of the hills, in units of the variables; one number for all, or one each.
-    pace : steps between depositions.
-    biasfactor : γ > 1 for well-tempered, None for standard metadynamics.
-    temperature : K; of use only for well-tempered metadynamics.
+    temperature : of use only for well-tempered metadynamics.
     reflect_at : lowest value that a variable can take, or None; one for all or one each. Each hill near it gets a
         mirror image beyond it, as a hill of its own: without that V falls off towards the bound, and walkers are held
         there (Crespo, Marinelli, Pietrucci and Laio, Phys. Rev. E 81, 055701, 2010).
     kernel : ``gaussian``, or ``stretched-gaussian``: that of PLUMED's METAD, a Gaussian from Σ (x/σ)²/2 = 6.25 on zero
         and made to fall to zero there, (exp(-x²/2) - e^-6.25)/(1 - e^-6.25).
-    grid_range : [minimum, maximum] of each variable that the grid spans from the beginning, or None; it grows where
-        the variable leaves it.
 
     Attributes
     ----------
@@ -106,10 +99,7 @@ class MetaD(Bias):
             float | None, Gt(1), Doc("γ; the variable moves as if at γ T; null: hills keep their height")
         ] = 10.0,
         pace: Annotated[Count, Doc("steps between hills of one walker; a multiple of md.pace")] = 50,
-        kernel: Annotated[
-            Kernel,
-            Doc("gaussian, or stretched-gaussian as PLUMED's METAD has them"),
-        ] = "gaussian",
+        kernel: Annotated[Kernel, Doc("gaussian, or stretched-gaussian as PLUMED's METAD has them")] = "gaussian",
         reflect_at: Reflection = "lowest",
         grid_range: Annotated[
             Sequence[Annotated[Sequence[float], MinLen(2), MaxLen(2)] | None] | None,
@@ -150,9 +140,7 @@ class MetaD(Bias):
         return self._hills[: self._count]
 
     def update(self, step: int, x: NDArray[Any], probe: Probe | None = None) -> None:
-        if self.frozen or step <= 0 or step % self.pace:
-            return
-        centres = finite(x)
+        centres = self._due(step, x, self.pace)
         if not len(centres):
             return
         heights = np.full(len(centres), self.height)
@@ -206,32 +194,14 @@ class MetaD(Bias):
         """γ/(γ-1); 1 for untempered."""
         return 1.0 if self.biasfactor is None else self.biasfactor / (self.biasfactor - 1)
 
-    def value(self, x: NDArray[Any]) -> Array:
-        """Bias V [n] in kJ/mol, float64, at ``x`` [n, D] (or [n] for one variable)."""
-        return self.grid.value(x)
+    def _centres(self) -> Array:
+        if not self._count:
+            raise UqbiasError("no hills, no free energy", "run with the bias first, or load hills")
+        return np.asarray(self.hills["centre"], dtype=np.float64)
 
-    def free_energy(self, x: NDArray[Any] | None = None) -> tuple[Array, Array]:
-        """Free energy that the bias estimates, F(x) = -γ/(γ-1) V(x), or -V(x) if untempered; lowest is 0.
-
-        With hills of a well-tempered run V converges to -(1 - 1/γ) F. The estimate holds for the model's energy, and
-        for converged runs only.
-
-        Parameters
-        ----------
-        x : [n, D] where to give it; the grid points between the outermost hill centres if None.
-
-        Returns
-        -------
-        x : [n, D].
-        F : [n] kJ/mol.
-        """
-        if x is None:
-            if not self._count:
-                raise UqbiasError("no hills, no free energy", "run with the bias first, or load hills")
-            x = self.grid.points_among(self.hills["centre"])
-        at = np.asarray(x, dtype=np.float64).reshape(-1, len(self.variables))
-        energy = -self.free_energy_factor * self.value(at)
-        return at, energy - (energy.min() if len(energy) else 0.0)
+    def _estimate(self, x: Array) -> Array:
+        """F(x) = -γ/(γ-1) V(x), or -V(x) if untempered: V of a well-tempered run converges to -(1 - 1/γ) F."""
+        return -self.free_energy_factor * self.value(x)
 
     def load_hills(self, hills: NDArray[Any]) -> None:
         """Add hills of an earlier run, such as `uqbias.runs.hills.read_hills` gives; their own sigma is kept.
@@ -256,13 +226,8 @@ class MetaD(Bias):
             self.deposit(hills[start : start + 1000])
 
     def reset(self) -> None:
+        super().reset()
         self._count = 0
-        self.grid.clear()
-
-    def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> MetaD:
-        self._dtype, self._device = dtype, torch.device(device)
-        self.grid.to(dtype, device)
-        return self
 
     def checkpoint(self) -> dict[str, NDArray[Any]]:
         return {
@@ -272,15 +237,10 @@ class MetaD(Bias):
             **{f"hill_{name}": self.hills[name].copy() for name in self._hills.dtype.names or ()},
         }
 
-    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        self._check_arrays(arrays, self.checkpoint())
-        spacing = np.asarray(arrays["spacing"])
-        if spacing.shape != self.grid.spacing.shape or not np.allclose(spacing, self.grid.spacing, rtol=1e-12):
-            raise UqbiasError(
-                f"checkpoint of a bias with sigma {(spacing * self._fineness).round(6).tolist()}, this one has sigma "
-                f"{self.sigma.tolist()}",
-                "continue with the same variables and sigma",
-            )
+    def _take(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        # Of a periodic variable the spacing is a little finer than sigma has it.
+        saved, present = (self._fineness * np.asarray(one) for one in (arrays["spacing"], self.grid.spacing))
+        self._agree({"sigma": saved}, {"sigma": present})
         self.grid.load(arrays["origin"], arrays["table"])
         hills = np.empty(len(arrays["hill_step"]), dtype=self._hills.dtype)
         for name in self._hills.dtype.names or ():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import numpy as np
@@ -14,9 +14,10 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor
 from typing_extensions import Doc
 
-from uqbias.bias.base import ONE_EACH, Array, Bias, Names, Periods, Probe, Reflection, Temperature, Width, finite
+from uqbias.bias.base import ONE_EACH, Array, Names, Periods, Probe, Reflection, Temperature, Width, prefixed, within
 from uqbias.bias.compressed_kernels import CompressedKernels
 from uqbias.bias.grid import GrowingGrid, hermite
+from uqbias.bias.grid_bias import KernelBias
 from uqbias.errors import UqbiasError
 from uqbias.options import Count, NotNegative, Positive, infinite
 from uqbias.units import kt
@@ -35,7 +36,7 @@ POINTS_PER_SIGMA_MIN = (10, 4, 2)
 SMALLEST_EPSILON = 1e-36
 
 
-class OPES(Bias):
+class OPES(KernelBias):
     """On-the-fly probability enhanced sampling, as PLUMED's OPES_METAD. All walkers share one bias.
 
     V(x) = k_B T (1 - 1/γ) log(P(x)/Z + ε) (Invernizzi and Parrinello, J. Phys. Chem. Lett. 11, 2731, 2020).
@@ -59,18 +60,10 @@ class OPES(Bias):
 
     Parameters
     ----------
-    barrier : free energy to be overcome, kJ/mol.
-    sigma : width of the first kernels, in units of the variables: what the variable fluctuates by in a basin. One
-        number for all, or one each.
-    variables : names of the 1 to 3 variables.
+    variables, barrier, sigma, pace, biasfactor, exploratory, temperature : stated where they are declared.
     periods : period of each, None where it has none; a kernel counts by the nearest image, as in PLUMED.
-    pace : steps between kernels.
-    biasfactor : γ > 1; ``inf`` for a flat target (not for ``exploratory``); None for barrier/k_B T.
-    sigma_min : kernels are never made narrower; None for 0.2 (three variables: 0.5) of the width of the first ones. It
-        sets the grid spacing.
-    compression_threshold : distance, in units of sigma, within which kernels merge; 0 merges nothing.
-    exploratory : explore fast, converge slowly.
-    temperature : temperature, K.
+    sigma_min : None for 0.2 (three variables: 0.5) of the width of the first kernels. It sets the grid spacing.
+    compression_threshold : 0 merges nothing.
     reflect_at : lowest value that a variable can take, or None; one for all or one each. The density is mirrored
         there (Silverman, Density Estimation for Statistics and Data Analysis, 1986, section 2.10), and so is V; without
         that the density is underestimated by up to one half at the bound.
@@ -137,24 +130,32 @@ class OPES(Bias):
                 f"choose one below {-math.log(SMALLEST_EPSILON) * self._kt * self._prefactor:.0f} kJ/mol",
             )
         self.threshold = float(compression_threshold)
-        if not 0 <= self.threshold < self.cutoff:
+        if not self.threshold < self.cutoff:
             raise UqbiasError(
                 f"opes with compression_threshold {compression_threshold}",
                 f"choose one from 0 to below the kernels' end at {self.cutoff:.3g} sigma",
             )
-        self._set_widths(sigma, sigma_min)
         count = len(self.variables)
+        self.sigma = np.array(self._each(sigma), dtype=np.float64)
+        #: Width of the first kernels: the target of the exploratory form is broader.
+        self._sigma0 = self.sigma * (math.sqrt(self.biasfactor) if self.exploratory else 1.0)
+        narrowest = SIGMA_MIN[count - 1] * self._sigma0 if sigma_min is None else self._each(sigma_min)
+        self.sigma_min = np.array(narrowest, dtype=np.float64)
+        for least, first in zip(self.sigma_min, self._sigma0, strict=True):
+            if least > first:
+                raise UqbiasError(
+                    f"opes with sigma_min {least:g} above the first kernels' width {first:g}", "give a smaller one"
+                )
         self.periods, self.reflect_at = tuple(self._each(periods)), self._bounds(reflect_at)
         for name, period, bound in zip(self.variables, self.periods, self.reflect_at, strict=True):
             if period is not None and bound is not None:
                 raise UqbiasError(
                     f"opes with reflect_at {bound} for '{name}', which is periodic", "give one of the two"
                 )
-        spacing = self.sigma_min / POINTS_PER_SIGMA_MIN[min(count, 3) - 1]
+        spacing = self.sigma_min / POINTS_PER_SIGMA_MIN[count - 1]
         self.grid = GrowingGrid(spacing.tolist(), self._state, self.periods)
         self._density = CompressedKernels(self.periods, self.cutoff, self.threshold, self.reflect_at)
-        for name, value in (("norm", 1.0), ("epsilon", self.epsilon)):
-            self._state[name] = torch.tensor([value], dtype=self._dtype)
+        self._set(norm=1.0, epsilon=self.epsilon)
         self._forget()
 
     def _check_biasfactor(self, default: bool) -> None:
@@ -166,21 +167,6 @@ class OPES(Bias):
             )
         if self.exploratory and math.isinf(self.biasfactor):
             raise UqbiasError(f"exploratory {said}", "give a finite one: the target must be well-tempered")
-
-    def _set_widths(self, sigma: float | Sequence[float], sigma_min: float | Sequence[float] | None) -> None:
-        count = len(self.variables)
-        self.sigma = np.array(self._each(sigma), dtype=np.float64)
-        #: Width of the first kernels: the target of the exploratory form is broader.
-        self._sigma0 = self.sigma * (math.sqrt(self.biasfactor) if self.exploratory else 1.0)
-        if sigma_min is None:
-            self.sigma_min = SIGMA_MIN[min(count, 3) - 1] * self._sigma0
-        else:
-            self.sigma_min = np.array(self._each(sigma_min), dtype=np.float64)
-        for narrowest, first in zip(self.sigma_min, self._sigma0, strict=True):
-            if narrowest > first:
-                raise UqbiasError(
-                    f"opes with sigma_min {narrowest:g} above the first kernels' width {first:g}", "give a smaller one"
-                )
 
     def energy(self, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         folded = [
@@ -207,9 +193,7 @@ class OPES(Bias):
         return self._kt * math.log(self._sum_weights / self._counter)
 
     def update(self, step: int, x: NDArray[Any], probe: Probe | None = None) -> None:
-        if self.frozen or step <= 0 or step % self.pace:
-            return
-        centres = self._folded(finite(x))
+        centres = self._folded(self._due(step, x, self.pace))
         if not len(centres):
             return
         probability = self._density.evaluate(centres) / self._norm
@@ -234,7 +218,7 @@ class OPES(Bias):
         kernels = self._density
         self._norm = kernels.sum_at_centres / len(kernels.rows) if len(kernels.rows) else 1.0
         self.zed = self._norm / (self._counter if self.exploratory else self._sum_weights) if len(kernels.rows) else 1.0
-        self._state["norm"].fill_(self._norm)
+        self._set(norm=self._norm)
 
     def _folded(self, x: NDArray[Any]) -> Array:
         """Copy [n, D] of ``x`` with what is below a bound mirrored; the density is the same there."""
@@ -254,33 +238,21 @@ class OPES(Bias):
         density = np.maximum(self.grid.value(self._folded(x)), 0.0) / self._norm
         return np.asarray(self._kt * self._prefactor * np.log(density + self.epsilon), dtype=np.float64)
 
-    def free_energy(self, x: NDArray[Any] | None = None) -> tuple[Array, Array]:
-        """Free energy from the density, F(x) = -k_B T log P(x), of the exploratory form less V(x); lowest is 0.
-
-        It is smoothed by the kernels, which lift minima and lower barriers by about sigma² |F''|/2, and holds for
-        converged runs only.
-
-        Parameters
-        ----------
-        x : [n, D] where to give it; the grid points between the outermost kernel centres if None.
-
-        Returns
-        -------
-        x : [n, D].
-        F : [n] kJ/mol, infinite where no kernel reaches.
-        """
+    def _centres(self) -> Array:
         if not len(self._density.rows):
             raise UqbiasError("no kernels, no free energy", "run with the bias first")
-        if x is None:
-            x = self.grid.points_among(self.kernels["centre"])
-        at = np.asarray(x, dtype=np.float64).reshape(-1, len(self.variables))
+        return np.asarray(self.kernels["centre"], dtype=np.float64)
+
+    def _estimate(self, x: Array) -> Array:
+        """F(x) = -k_B T log P(x), of the exploratory form less V(x).
+
+        Smoothed by the kernels, which lift minima and lower barriers by about sigma² |F''|/2.
+        """
+        self._centres()
         with np.errstate(divide="ignore"):
-            energy = -self._kt * np.log(np.maximum(self.grid.value(self._folded(at)), 0.0))
-        if self.exploratory:
-            # Its run is in equilibrium under V with the ε that V has; -γ k_B T log P would hold for ε = 0 only.
-            energy -= self.value(at)
-        lowest = energy[np.isfinite(energy)].min(initial=np.inf)
-        return at, energy - (lowest if np.isfinite(lowest) else 0.0)
+            energy = -self._kt * np.log(np.maximum(self.grid.value(self._folded(x)), 0.0))
+        # Its run is in equilibrium under V with the ε that V has; -γ k_B T log P would hold for ε = 0 only.
+        return np.asarray(energy - self.value(x) if self.exploratory else energy, dtype=np.float64)
 
     def _forget(self) -> None:
         self._density.clear()
@@ -290,16 +262,8 @@ class OPES(Bias):
         self._set_norm()
 
     def reset(self) -> None:
-        self.grid.clear()
+        super().reset()
         self._forget()
-
-    def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> OPES:
-        super().to(dtype, device)
-        # Anew from the float64 values, not from what was rounded before.
-        self.grid.to(dtype, device)
-        self._state["epsilon"].fill_(self.epsilon)
-        self._state["norm"].fill_(self._norm)
-        return self
 
     def _options(self) -> dict[str, Array]:
         """What a checkpoint must agree in; NaN for None."""
@@ -317,7 +281,7 @@ class OPES(Bias):
 
     def checkpoint(self) -> dict[str, NDArray[Any]]:
         return {
-            **{f"option_{name}": np.array(value) for name, value in self._options().items()},
+            **prefixed("option_", self._options()),
             "origin": self.grid.origin.copy(),
             "table": self.grid.table.copy(),
             "kernels": self._density.rows.copy(),
@@ -325,15 +289,8 @@ class OPES(Bias):
             "sums": np.array([self._sum_weights, self._sum_weights2, self._density.sum_at_centres]),
         }
 
-    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        self._check_arrays(arrays, self.checkpoint())
-        for name, value in self._options().items():
-            saved = np.asarray(arrays[f"option_{name}"])
-            if saved.shape != value.shape or not np.array_equal(saved, value, equal_nan=True):
-                raise UqbiasError(
-                    f"checkpoint of an opes bias with {name} {saved.tolist()}, this one has {value.tolist()}",
-                    "continue with the same options",
-                )
+    def _take(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        self._agree(within("option_", arrays), self._options())
         self.grid.load(arrays["origin"], arrays["table"])
         self._density.rows = np.array(arrays["kernels"], dtype=np.float64)
         self._counter = int(arrays["counter"])
