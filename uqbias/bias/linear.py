@@ -51,6 +51,8 @@ class Linear(Bias):
     """
 
     kind = "linear"
+    #: Means of |F| and |∇u|.
+    _means: NDArray[np.float64]
 
     def __init__(
         self,
@@ -114,5 +116,4 @@ class Linear(Bias):
 
     def reset(self) -> None:
         self._set(tau=self._start)
-        self._means: NDArray[np.float64] = np.zeros(2)  # of |F| and |∇u|
-        self._count = 0
+        self._means, self._count = np.zeros(2), 0
