@@ -8,63 +8,65 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from uqbias.bias.build import BiasParts, build_bias, completed
-from uqbias.campaign.samplers.base import Advance, Exploration, Sampler
+from uqbias.campaign.samplers.base import Advance, Array, Exploration, Sampler
 from uqbias.errors import UqbiasError
 from uqbias.files import read_arrays, sha256
 from uqbias.variables.base import build_variables, periods_of
 
 if TYPE_CHECKING:
-    from uqbias.bias.base import BiasSum
-    from uqbias.md.guards import Guard
     from uqbias.md.loop import StepLoop
-    from uqbias.md.walkers import Walkers
     from uqbias.model.inference import Evaluated
     from uqbias.runs.observation import ExternalBias, Observation
     from uqbias.runs.writer import RunWriter
     from uqbias.settings.schema import MD
     from uqbias.variables.base import CollectiveVariable
 
-Array = NDArray[np.float64]
 
+def begin(job: Exploration, model: Any) -> tuple[Array, dict[str, Any]]:
+    """Where each walker begins, [W, N, 3] nm, and the settings of the step loop that moves them.
 
-def make_guard(job: Exploration, model: Any) -> Any:
-    """The guard of a group of walkers; ``model`` is its `UncertaintyModel`."""
-    from uqbias.md.guards import Guard
-    from uqbias.model.inference import stiff_deviations
-
-    guards = job.guards
-    return Guard(
-        model.topology,
-        job.reference,
-        bond_range=(guards.bond_low, guards.bond_high),
-        driver_cap=guards.driver_cap,
-        judge_cap=guards.judge_cap,
-        turned=lambda positions: stiff_deviations(model, positions),
-        max_turn=guards.stiff_torsion,
-        keep_chirality=guards.chirality,
-    )
-
-
-def starting_points(job: Exploration, guard: Any) -> tuple[Array, Array, NDArray[np.int64]]:
-    """Frames [n, N, 3] that the guard accepts, their probabilities [n], and which of them each walker begins at [W].
+    Parameters
+    ----------
+    model : the job's `UncertaintyModel`.
 
     Raises
     ------
     UqbiasError
-        If the guard accepts none.
+        If the guard accepts none of the safe frames.
     """
+    from uqbias.md.guards import Guard
+    from uqbias.model.inference import stiff_deviations
+
+    md, limits = job.md, job.guards
+    guard = Guard(
+        model.topology,
+        job.reference,
+        bond_range=(limits.bond_low, limits.bond_high),
+        driver_cap=limits.driver_cap,
+        judge_cap=limits.judge_cap,
+        turned=lambda positions: stiff_deviations(model, positions),
+        max_turn=limits.stiff_torsion,
+        keep_chirality=limits.chirality,
+    )
     stopped = {violation.walker for violation in guard.check(job.safe_frames)}
     safe = np.array([index for index in range(len(job.safe_frames)) if index not in stopped], dtype=np.int64)
     if not len(safe):
         raise UqbiasError("every labelled frame violates the guards", "widen guards.bond_low, guards.bond_high")
     frames, weights = job.safe_frames[safe], job.safe_weights[safe]
     weights = weights / weights.sum()
-    walkers = job.md.walkers
-    random = np.random.default_rng(job.seed)
-    return frames, weights, random.choice(len(frames), walkers, p=weights, replace=len(frames) < walkers)
+    first = np.random.default_rng(job.seed).choice(len(frames), md.walkers, p=weights, replace=len(frames) < md.walkers)
+    return frames[first], {
+        "temperature": md.temperature,
+        "timestep_fs": md.timestep_fs,
+        "friction_per_ps": md.friction_per_ps,
+        "platform": md.platform,
+        "guard": guard,
+        "safe_frames": frames,
+        "choose_restart": lambda _walker, places, rng: int(rng.choice(len(places), p=weights)),
+        "seed": job.seed,
+    }
 
 
 class MolecularDynamics(Sampler):
@@ -113,6 +115,8 @@ def explore(
     """
     import torch
 
+    from uqbias.compile.fused import FusedEvaluator
+    from uqbias.md.walkers import Walkers
     from uqbias.model.inference import evaluate_frames
     from uqbias.model.model import UncertaintyModel
     from uqbias.runs.writer import RunWriter
@@ -129,13 +133,19 @@ def explore(
     # What can be refused is, before a run.json says that there is a run.
     _check(job, at_start, variables)
     bias = build_bias(parts, md.temperature) if parts else None
-    guard = make_guard(job, model)
-    begin = starting_points(job, guard)
+    positions, settings = begin(job, model)
     with RunWriter(
         job.folder, {**describe_run(job, model, parts, variables), "lowest_u": lowest}, resume=job.resume
     ) as writer:
         if writer.finished is None:
-            walkers = _make_walkers(job, model, bias, variables, guard, begin, external)
+            if bias is not None and job.earlier_bias is not None:
+                bias.restore(read_arrays(job.earlier_bias, "bias of the round before", "put it back from a copy"))
+                for part in bias.biases:
+                    part.on_new_model()
+            device = _device(md)
+            evaluator = FusedEvaluator(model, bias, md.walkers, variables=variables, runner=md.runner, device=device)
+            settings |= {"backend": md.backend, "constraints": md.constraints, "external": external}
+            walkers = Walkers(model.topology, evaluator, positions, **settings)
             writer.start(walkers, md.observe_every, md.trajectory_every)
             run_to_end(job, walkers, writer, advance)
             done = writer.totals
@@ -219,50 +229,6 @@ def describe_run(
         "earlier bias": None if job.earlier_bias is None else sha256(job.earlier_bias),
     }
     return {**facts, "settings": flatten(settings)}
-
-
-def _make_walkers(
-    job: Exploration,
-    model: Any,
-    bias: BiasSum | None,
-    variables: Mapping[str, CollectiveVariable],
-    guard: Guard,
-    begin: tuple[Array, Array, NDArray[np.int64]],
-    external: ExternalBias | None,
-) -> Walkers:
-    from uqbias.compile.fused import FusedEvaluator
-    from uqbias.md.walkers import Walkers
-
-    md = job.md
-    if bias is not None and job.earlier_bias is not None:
-        bias.restore(read_arrays(job.earlier_bias, "bias of the round before", "put it back from a copy"))
-        for part in bias.biases:
-            part.on_new_model()
-    frames, weights, first = begin
-    evaluator = FusedEvaluator(
-        model,
-        bias,
-        md.walkers,
-        variables=variables,
-        runner=md.runner,
-        device=_device(md),
-    )
-    return Walkers(
-        model.topology,
-        evaluator,
-        frames[first],
-        temperature=md.temperature,
-        timestep_fs=md.timestep_fs,
-        friction_per_ps=md.friction_per_ps,
-        platform=md.platform,
-        backend=md.backend,
-        constraints=md.constraints,
-        guard=guard,
-        safe_frames=frames,
-        choose_restart=lambda _walker, places, rng: int(rng.choice(len(places), p=weights)),
-        external=external,
-        seed=job.seed,
-    )
 
 
 def run_to_end(job: Exploration, walkers: StepLoop, writer: RunWriter, advance: Advance | None) -> None:

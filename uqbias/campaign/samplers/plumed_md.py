@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uqbias.campaign.samplers.base import Advance, Exploration
-from uqbias.campaign.samplers.md import MolecularDynamics, describe_run, make_guard, run_to_end, starting_points
+from uqbias.campaign.samplers.md import MolecularDynamics, begin, describe_run, run_to_end
 from uqbias.errors import UqbiasError
 from uqbias.files import sha256
 from uqbias.variables.base import build_variables
@@ -26,51 +26,33 @@ class PlumedDynamics(MolecularDynamics):
             raise UqbiasError("sampler = plumed without an input", "give md: {engine: plumed, plumed: FILE}")
 
     def explore(self, job: Exploration, advance: Advance | None = None) -> dict[str, Any]:
-        return explore_plumed(job, advance)
+        """Run the walkers of a group under ``md.plumed`` and write the group's folder.
 
+        Each walker has a PLUMED of its own, whose files are in ``walker_N`` of the folder; they share hills where the
+        input says so (``WALKERS_DIR`` of METAD). Guards and files are those of `uqbias.campaign.samplers.md.explore`.
 
-def explore_plumed(job: Exploration, advance: Advance | None = None) -> dict[str, Any]:
-    """Run the walkers of a group under ``md.plumed`` and write the group's folder.
+        Raises
+        ------
+        UqbiasError
+            If no PLUMED kernel is found, PLUMED refuses the input, or a walker breaks again and again.
+        """
+        import torch
 
-    Each walker has a PLUMED of its own, whose files are in ``walker_N`` of the folder; they share hills where the input
-    says so (``WALKERS_DIR`` of METAD). Guards and files are those of `uqbias.campaign.samplers.md.explore`.
+        from uqbias.model.model import UncertaintyModel
+        from uqbias.plumed.plumed_walkers import PlumedWalkers
+        from uqbias.runs.writer import RunWriter
 
-    Raises
-    ------
-    UqbiasError
-        If no PLUMED kernel is found, PLUMED refuses the input, or a walker breaks again and again.
-    """
-    import torch
-
-    from uqbias.model.model import UncertaintyModel
-    from uqbias.plumed.plumed_walkers import PlumedWalkers
-    from uqbias.runs.writer import RunWriter
-
-    torch.set_num_threads(1)
-    md, plumed = job.md, Path(str(job.md.plumed))
-    model = UncertaintyModel.load(job.model)
-    variables = build_variables(job.variables, model.topology, job.reference)
-    facts = {**describe_run(job, model, (), variables), "plumed": sha256(plumed)}
-    guard = make_guard(job, model)
-    frames, weights, begin = starting_points(job, guard)
-    with ExitStack() as stack:
-        walkers = PlumedWalkers(
-            model,
-            plumed,
-            frames[begin],
-            stack,
-            output_dir=job.folder,
-            temperature=md.temperature,
-            timestep_fs=md.timestep_fs,
-            friction_per_ps=md.friction_per_ps,
-            platform=md.platform,
-            runner=md.runner,
-            guard=guard,
-            safe_frames=frames,
-            choose_restart=lambda _walker, places, rng: int(rng.choice(len(places), p=weights)),
-            seed=job.seed,
-        )
-        writer = stack.enter_context(RunWriter(job.folder, facts))
-        writer.start(walkers, md.observe_every, md.trajectory_every)
-        run_to_end(job, walkers, writer, advance)
-        return {"steps": walkers.steps_of_all, **writer.totals}
+        torch.set_num_threads(1)
+        plumed = Path(str(job.md.plumed))
+        model = UncertaintyModel.load(job.model)
+        variables = build_variables(job.variables, model.topology, job.reference)
+        facts = {**describe_run(job, model, (), variables), "plumed": sha256(plumed)}
+        positions, settings = begin(job, model)
+        with ExitStack() as stack:
+            walkers = PlumedWalkers(
+                model, plumed, positions, stack, output_dir=job.folder, runner=job.md.runner, **settings
+            )
+            writer = stack.enter_context(RunWriter(job.folder, facts))
+            writer.start(walkers, job.md.observe_every, job.md.trajectory_every)
+            run_to_end(job, walkers, writer, advance)
+            return {"steps": walkers.steps_of_all, **writer.totals}
