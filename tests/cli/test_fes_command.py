@@ -9,11 +9,10 @@ import matplotlib.image
 import numpy as np
 import pytest
 from molecules import ALANINE_PDB
-from synthetic_runs import KT, exact, independent, make, metadynamics_run, values_of, well, write_run
+from synthetic_runs import KT, exact, free_energy, independent, make, metadynamics_run, values_of, well, write_run
 
 from uqbias.errors import UqbiasError
-from uqbias.free_energy.estimate import free_energy
-from uqbias.free_energy.estimate_defaults import METHODS
+from uqbias.free_energy.estimate_options import METHODS
 from uqbias.free_energy.result import UNITS, Axis, FreeEnergy
 from uqbias.molecule.measures import dihedral_angles
 from uqbias.molecule.topology import Topology
@@ -490,22 +489,24 @@ def test_options_that_do_not_fit(simple, alanine):
     assert "did you mean 'last-bias'?" in refused(simple, "--cv", "x", "--method", "lastbias")
     assert "did you mean 'kJ/mol'?" in refused(simple, "--cv", "x", "--unit", "kj/mol")
     assert "is of 300 K" in refused(simple, "--cv", "x", "--temperature", 310)
-    assert "discard 1.0 of the frames" in refused(simple, "--cv", "x", "--discard", 1)
+    assert "discard 1.0; input should be less than 1" in refused(simple, "--cv", "x", "--discard", 1)
     assert "5001 blocks for 4500 observations" in refused(simple, "--cv", "x", "--blocks", 5001)
-    assert "1 block(s)" in refused(simple, "--cv", "x", "--blocks", 1)
+    assert "blocks 1; input should be greater than or equal to 2" in refused(simple, "--cv", "x", "--blocks", 1)
     assert "variables ['x', 'u', 'energy']" in refused(simple, "--cv", "x,u,energy")
     assert "'driver' from 0 to 0" in refused(simple, "--cv", "driver")
-    assert "--bins many" in refused(simple, "--cv", "x", "--bins", "many")
+    assert "bins ['many']; input should be a valid integer" in refused(simple, "--cv", "x", "--bins", "many")
     assert "2 bins for 1 variable(s)" in refused(simple, "--cv", "x", "--bins", "4,4")
     assert "--range 5" in refused(simple, "--cv", "x", "--range", "5")
     assert "--range 0.2:0.6:0.9; give LOW:HIGH" in refused(simple, "--cv", "x", "--range", "0.2:0.6:0.9")
-    for span in ("0:inf", "-inf:0", "nan:1", "1:0", "-1e308:1e308"):
+    for span in ("0:inf", "-inf:0", "nan:1"):
+        assert "input should be a finite number" in refused(simple, "--cv", "x", f"--range={span}")
+    for span in ("1:0", "-1e308:1e308"):
         assert "give a finite --range, its end above" in refused(simple, "--cv", "x", f"--range={span}")
     assert "1000000000 bins in all; give at most 250000" in refused(simple, "--cv", "x", "--bins", 10**9)
     assert "1000000 bins in all" in refused(alanine, "--cv", "phi,psi", "--bins", "1000,1000")
     assert "no frame lies in the range" in refused(simple, "--cv", "x", "--range", "50:60")
     assert "which is periodic" in refused(alanine, "--cv", "phi", "--range", "0:60")
-    assert "expansion of order 4" in refused(simple, "--cv", "x", "--order", 4)
+    assert "order 4; input should be 2 or 3" in refused(simple, "--cv", "x", "--order", 4)
 
 
 def test_methods_that_do_not_fit(simple, alanine):

@@ -10,6 +10,7 @@ from synthetic_runs import (
     Langevin,
     deviation,
     exact,
+    free_energy,
     independent,
     make,
     metadynamics_run,
@@ -22,7 +23,6 @@ from synthetic_runs import (
 )
 
 from uqbias.errors import UqbiasError
-from uqbias.free_energy.estimate import free_energy
 from uqbias.free_energy.multistate import mbar, overlap, solve_mbar, window_log_weights
 from uqbias.free_energy.reweighting import (
     HillHistory,

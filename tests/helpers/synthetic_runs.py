@@ -8,6 +8,7 @@ import torch
 
 from uqbias.bias.base import BiasSum
 from uqbias.bias.fixed import Restraint
+from uqbias.free_energy import FreeEnergyOptions, estimate
 from uqbias.molecule.topology import Topology
 from uqbias.registry import BIASES
 from uqbias.units import kt
@@ -25,6 +26,10 @@ def well(x):
 
 def well_slope(x):
     return KT * (20 * x**3 - 20 * x + 1.5)
+
+
+def free_energy(paths, variables, **options):
+    return estimate.free_energy(paths, variables, FreeEnergyOptions(**options))
 
 
 def exact(axis, potential=well):

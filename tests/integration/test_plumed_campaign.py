@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import yaml
 from peroxide_oracle import make_system
+from synthetic_runs import free_energy
 
 from uqbias.campaign.rounds import run_campaign
 from uqbias.errors import UqbiasError
-from uqbias.free_energy.estimate import free_energy
 from uqbias.plumed.kernel import find_kernel
 from uqbias.settings.file import load_campaign
 

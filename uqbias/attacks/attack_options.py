@@ -24,12 +24,12 @@ class AttackOptions:
 
     Attributes
     ----------
-    learning_rate : about the largest step of a coordinate. None: 0.001 nm as published, 0.02 rad.
+    learning_rate : about the largest step of a coordinate; 0.001 nm as published.
     temperature : K. An attack pays kT for e-fold u, so what is right depends on how steeply u rises. With a Gaussian
         mixture as judge and 100 frames of alanine dipeptide, Cartesian attacks raised the median u 6 times at 1500 K,
         and 82 % of them passed a campaign's physical filter; at 3000 K 41 % did. The driver, a bounded density, allows
         10 000 K. The published temperature for ammonia is 20 kcal/mol, 10 064 K.
-    noise : None: 0.001 nm as published, 0.05 rad.
+    noise : 0.001 nm as published.
     scale : see `uqbias.attacks.objective.Objective`.
 
     Raises
@@ -42,16 +42,17 @@ class AttackOptions:
     iterations: Annotated[Count, Doc("steps of the ascent (Adam), at most")] = 60
     learning_rate: Annotated[
         Positive | None,
-        Doc("learning rate of Adam, in the unit of the space (nm or rad); null: what suits the space"),
+        Doc("learning rate of Adam; null: 0.001 nm for cartesian, 0.02 rad for the other spaces"),
     ] = None
     temperature: Annotated[
-        Positive, Doc("K, temperature of the Boltzmann factor: an attack pays kT for e-fold uncertainty")
+        Positive,
+        Doc("K, temperature of the Boltzmann factor: an attack pays kT for e-fold uncertainty; higher: bolder attacks"),
     ] = 1500.0
     noise: Annotated[
         NotNegative | None,
         Doc(
-            "standard deviation of the distortion that an attack begins with, in the unit of the space; null: what "
-            "suits the space"
+            "standard deviation of the distortion that an attack begins with; null: 0.001 nm for cartesian, 0.05 rad "
+            "for the other spaces"
         ),
     ] = None
     bound: Annotated[

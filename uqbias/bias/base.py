@@ -77,7 +77,7 @@ class Bias(Part, ABC):
     frozen : if True, ``update`` does nothing: the bias is a fixed potential and the energy is conserved.
     pace : number of steps between updates, or None for a bias that never changes.
     boosts : whether it acts on the energy that drives the atoms, rather than on a variable beside it.
-    estimator : method of `uqbias.free_energy.estimate_defaults.METHODS` for a run in which this bias alone changed.
+    estimator : method of `uqbias.free_energy.estimate_options.METHODS` for a run in which this bias alone changed.
         ``quasi-static`` takes the bias as it acted; ``tiwary-parrinello`` needs ``hills`` and ``biasfactor``,
         ``cumulant`` a boost that stays as it is from `equilibrium_from` on, ``czar`` an extended variable with
         ``sigma``, ``period`` and ``coupling``.

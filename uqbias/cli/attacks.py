@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from uqbias.attacks.attack_options import AttackOptions
-from uqbias.cli.part_options import option
+from uqbias.cli.part_options import options_from
 from uqbias.cli.printing import Json, Quiet, print_json, skipped_frames, tell_some
 from uqbias.errors import UqbiasError
 from uqbias.files import check_file, write_arrays
@@ -28,6 +28,19 @@ ROWS = (
     ("judge", "kJ/mol/nm, the judge"),
     ("driver", "the driver"),
     ("energy", "kJ/mol above the lowest start frame"),
+)
+OPTIONS = options_from(
+    AttackOptions,
+    "of",
+    "temperature",
+    "iterations",
+    "learning_rate",
+    "noise",
+    "bound",
+    "tolerance",
+    "patience",
+    "batch",
+    "runner",
 )
 
 
@@ -56,20 +69,6 @@ def attack(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="An option of the space, as bonds=true; repeatable."),
     ] = None,
-    of: Annotated[str, option(AttackOptions, "of")] = AttackOptions.of,
-    temperature: Annotated[
-        float, option(AttackOptions, "temperature", also="Higher: bolder attacks.")
-    ] = AttackOptions.temperature,
-    iterations: Annotated[int, option(AttackOptions, "iterations")] = AttackOptions.iterations,
-    learning_rate: Annotated[
-        float | None, option(AttackOptions, "learning_rate", also="0.001 nm for cartesian, else 0.02 rad.")
-    ] = AttackOptions.learning_rate,
-    noise: Annotated[
-        float | None, option(AttackOptions, "noise", also="0.001 nm for cartesian, else 0.05 rad.")
-    ] = AttackOptions.noise,
-    bound: Annotated[float | None, option(AttackOptions, "bound")] = AttackOptions.bound,
-    tolerance: Annotated[float, option(AttackOptions, "tolerance")] = AttackOptions.tolerance,
-    patience: Annotated[int, option(AttackOptions, "patience")] = AttackOptions.patience,
     training: Annotated[
         Path | None,
         typer.Option(metavar="DATA.xyz", help="Frames for the partition function Q; FRAMES.xyz if left out."),
@@ -77,8 +76,7 @@ def attack(
     trajectory: Annotated[
         Path | None, typer.Option(metavar="FILE.npz", help="Keep the way of each attack (nm, kJ/mol).")
     ] = None,
-    batch: Annotated[int, option(AttackOptions, "batch")] = AttackOptions.batch,
-    runner: Annotated[str, option(AttackOptions, "runner")] = AttackOptions.runner,
+    options: dict[str, Any] = OPTIONS,
     seed: Annotated[int, typer.Option(help="Of the random starts.")] = 0,
     json: Json = False,
     quiet: Quiet = False,
@@ -117,20 +115,7 @@ def attack(
     section: dict[str, Any] = {"kind": space or ("variables" if variables else "cartesian")}
     for entry in change or ():
         set_key({"space": section}, entry.removeprefix("space."), within="space")
-    values: dict[str, Any] = {
-        "iterations": iterations,
-        "learning_rate": learning_rate,
-        "temperature": temperature,
-        "noise": noise,
-        "bound": bound,
-        "tolerance": tolerance,
-        "patience": patience,
-        "of": of,
-        "keep_every": 1 if trajectory else 0,
-        "batch": batch,
-        "runner": runner,
-    }
-    options = AttackOptions(space=section, **values)
+    chosen = AttackOptions(space=section, keep_every=1 if trajectory else 0, **options)
     for name, value, least in (("count", count, 1), ("seed", seed, 0)):
         if value is not None and value < least:
             raise UqbiasError(f"--{name} {value}", f"give {least} or more")
@@ -146,23 +131,23 @@ def attack(
     if training is not None:
         trained = usable_frames(training, loaded.numbers)
         energies, training_skipped = evaluate_frames(loaded, trained.positions).energy, trained.skipped
-    chosen = np.arange(count or len(frames.index)) % len(frames.index)
+    source = np.arange(count or len(frames.index)) % len(frames.index)
     with make_progress(quiet) as progress:
         progress.phase("load or compile the attack")
-        tell = Announced(progress, "attack", len(chosen) * options.iterations)
+        tell = Announced(progress, "attack", len(source) * chosen.iterations)
         attacks = make_attacks(
             loaded,
-            frames.positions[chosen],
-            options,
+            frames.positions[source],
+            chosen,
             training_energies=energies,
             variables=variables,
             seed=seed,
             advance=tell,
         )
         seconds = time.perf_counter() - tell.since
-    files = _write(output, trajectory, loaded.numbers, frames.index[chosen], attacks)
+    files = _write(output, trajectory, loaded.numbers, frames.index[source], attacks)
     _check_some_held(attacks)
-    facts = _facts(loaded, frames, chosen, attacks, options)
+    facts = _facts(loaded, frames, source, attacks, chosen)
     facts |= {"model": str(model), "data": str(data), "output": str(output), "seconds": seconds}
     facts["training_skipped"] = skipped_frames(training_skipped)
     if json:

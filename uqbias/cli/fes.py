@@ -7,10 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
+from uqbias.cli.part_options import option, options_from
 from uqbias.cli.printing import Json, print_json, print_pairs, split_names
 from uqbias.errors import UqbiasError
 from uqbias.files import check_directory
-from uqbias.free_energy.estimate_defaults import BINS, BLOCKS, DISCARD, METHOD, METHODS, ORDER
+from uqbias.free_energy.estimate_options import FreeEnergyOptions
+
+OPTIONS = options_from(FreeEnergyOptions, "method", "discard", "blocks", "bins", "temperature", "order")
 
 
 def fes(
@@ -23,25 +26,9 @@ def fes(
             "d:2-5 (distance), a:1-2-3 (angle), t:1-2-3-4 (dihedral).",
         ),
     ] = "driver",
-    method: Annotated[
-        str,
-        typer.Option(help=f"{METHOD} (by the biases of the run), {', '.join(METHODS)}."),
-    ] = METHOD,
-    discard: Annotated[float, typer.Option(metavar="FRACTION", help="Left out at the start of each run.")] = DISCARD,
-    blocks: Annotated[int, typer.Option(help="Blocks in time for the error bars.")] = BLOCKS,
-    bins: Annotated[
-        str | None,
-        typer.Option(metavar="N[,N]", help=f"{BINS[0]} for one variable, {BINS[1]} each for two by default."),
-    ] = None,
-    span: Annotated[
-        str | None,
-        typer.Option("--range", metavar="LOW:HIGH[,LOW:HIGH]", help="What was visited by default; not for angles."),
-    ] = None,
+    options: dict[str, Any] = OPTIONS,
+    span: Annotated[str | None, option(FreeEnergyOptions, "ranges", "--range")] = None,
     unit: Annotated[str, typer.Option(help="kJ/mol, kcal/mol, kT or eV.")] = "kJ/mol",
-    temperature: Annotated[
-        float | None, typer.Option(help="K; only to make sure that the runs are of this temperature.")
-    ] = None,
-    order: Annotated[int, typer.Option(help="Of the cumulant expansion for GaMD, 2 or 3.")] = ORDER,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="DIR", help="For fes.csv and fes.png.")
     ] = None,
@@ -64,17 +51,8 @@ def fes(
 
     if output is not None:
         check_directory(output)
-    surface = free_energy(
-        runs,
-        split_names(cv),
-        method=method,
-        discard=discard,
-        blocks=blocks,
-        bins=_bins(bins),
-        ranges=_ranges(span),
-        temperature=temperature,
-        order=order,
-    )
+    chosen = FreeEnergyOptions(ranges=_ranges(span), **options)
+    surface = free_energy(runs, split_names(cv), chosen)
     factor = surface.factor(unit)
     files = []
     if output is not None:
@@ -131,13 +109,6 @@ def _median(values: Any, unit: str) -> str:
 
     known = values[np.isfinite(values)]
     return f"{float(np.median(known)):.3g} {unit}" if known.size else "not known"
-
-
-def _bins(text: str | None) -> list[int]:
-    try:
-        return [int(word) for word in text.split(",")] if text else []
-    except ValueError:
-        raise UqbiasError(f"--bins {text}", "give whole numbers, as 60 or 36,36") from None
 
 
 def _ranges(text: str | None) -> list[tuple[float, float] | None]:

@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = exports(
     __name__,
     {
         "estimate": ("free_energy",),
+        "estimate_options": ("FreeEnergyOptions",),
         "estimators": ("Estimate", "Estimator"),
         "from_bias": ("free_energy_from_bias",),
         "multistate": ("mbar",),

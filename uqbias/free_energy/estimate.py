@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from uqbias.errors import UqbiasError, did_you_mean
-from uqbias.free_energy.estimate_defaults import BINS, BLOCKS, DISCARD, METHOD, METHODS, ORDER
+from uqbias.free_energy.estimate_options import BINS, METHODS, FreeEnergyOptions
 from uqbias.free_energy.estimators import (
     ENOUGH,
     AcrossRuns,
@@ -46,16 +46,7 @@ MOST = 250_000
 
 
 def free_energy(
-    paths: Sequence[str | Path],
-    variables: Sequence[str],
-    *,
-    method: str = METHOD,
-    discard: float = DISCARD,
-    blocks: int = BLOCKS,
-    bins: Sequence[int] = (),
-    ranges: Sequence[tuple[float, float] | None] = (),
-    temperature: float | None = None,
-    order: int = ORDER,
+    paths: Sequence[str | Path], variables: Sequence[str], options: FreeEnergyOptions | None = None
 ) -> FreeEnergy:
     """Free energy along one or two variables from one or more runs.
 
@@ -66,51 +57,45 @@ def free_energy(
     ----------
     paths : run folders with the same molecule, model and temperature; walkers are pooled.
     variables : one or two names, see `RunFolder.column`.
-    method : a key of `METHODS`, or ``auto``, which chooses by the biases in run.json. For one run: ``cumulant`` with a
-        boost such as GaMD, on top of the method for the other biases; ``czar`` with an extended variable that follows
-        the variable asked for, else ``mbar`` over its windows; the `estimator` that a bias names where it alone
-        changed; ``quasi-static`` or ``last-bias`` where several did; ``last-bias`` where none did, which is exact. For
-        several runs: ``mbar``. With PLUMED: ``quasi-static``.
-    discard : fraction of each run's observations that is left out at the start.
-    blocks : number of blocks of the jackknife that gives the error.
-    bins : number of bins of each variable; by default 60 for one variable and 36 each for two.
-    ranges : [low, high] of each variable, or None for the range that was visited; an angle is always binned over its
-        whole period, in degrees.
-    temperature : K; must be that of the runs, to which F belongs.
-    order : order of the cumulant expansion, 2 or 3.
 
     Raises
     ------
     UqbiasError
-        If a folder, a variable or an option is bad, or the method does not fit the biases.
+        If a folder or a variable is bad, or the method does not fit the biases.
     """
-    _check(paths, variables, method, discard, blocks, order)
+    options = options or FreeEnergyOptions()
+    if not paths:
+        raise UqbiasError("no run folder", "give at least one")
+    if len({Path(path).resolve() for path in paths}) < len(paths):
+        raise UqbiasError(f"a run folder twice: {', '.join(map(str, paths))}", "its frames would count twice")
+    if not 1 <= len(variables) <= 2 or len(set(variables)) < len(variables):
+        raise UqbiasError(f"variables {list(variables)}", "name one or two different ones")
     runs = [RunFolder(path) for path in paths]
-    if temperature is not None and temperature != runs[0].temperature:
+    if options.temperature not in (None, runs[0].temperature):
         raise UqbiasError(
-            f"temperature {temperature:g} K, {runs[0].path} is of {runs[0].temperature:g} K",
+            f"temperature {options.temperature:g} K, {runs[0].path} is of {runs[0].temperature:g} K",
             "F is that of the run's temperature",
         )
     join(runs)
-    frames = [WeightedFrames(run, discard, blocks) for run in runs]
+    frames = [WeightedFrames(run, options.discard, options.blocks) for run in runs]
     _refuse_extended(frames, variables)
-    axes, values = _axes(frames, variables, bins, ranges)
+    axes, values = _axes(frames, variables, options)
     _refuse_adapted(frames)
     pool = Pool(frames, axes, values)
-    chosen = _automatic(frames, variables) if method == "auto" else method
+    chosen = _automatic(frames, variables) if options.method == "auto" else options.method
     if chosen not in METHODS:
         raise UqbiasError(f"a bias of {runs[0].path} names the method '{chosen}'", did_you_mean(chosen, METHODS))
     _refuse_unknown(frames, chosen)
     if chosen == "bias":
-        return free_energy_from_bias(pool, axes, f"bias: {METHODS['bias']}", _notes(frames, discard))
-    estimator, description = _estimator(pool, chosen, axes, order)
+        return free_energy_from_bias(pool, axes, f"bias: {METHODS['bias']}", _notes(frames, options.discard))
+    estimator, description = _estimator(pool, chosen, axes, options.order)
     everything = np.ones(len(pool.bins), dtype=bool)
     whole = estimator(everything)
     F = free_energy_of(whole.log_density, pool.kt)
-    left_out = [estimator(pool.block != block).log_density for block in range(blocks)]
+    left_out = [estimator(pool.block != block).log_density for block in range(options.blocks)]
     replicates = np.array([free_energy_of(density, pool.kt) for density in left_out])
-    notes = _notes(frames, discard)
-    notes["error"] = f"one standard error of -kT ln P, P normalised; jackknife over {blocks} blocks in time"
+    notes = _notes(frames, options.discard)
+    notes["error"] = f"one standard error of -kT ln P, P normalised; jackknife over {options.blocks} blocks in time"
     effective = kish(whole.log_weights)
     if effective < ENOUGH:
         notes["warning"] = (
@@ -127,27 +112,8 @@ def free_energy(
         description,
         effective,
         notes,
-        replicates.reshape(blocks, *shape),
+        replicates.reshape(options.blocks, *shape),
     )
-
-
-def _check(
-    paths: Sequence[Any], variables: Sequence[str], method: str, discard: float, blocks: int, order: int
-) -> None:
-    if method not in ("auto", *METHODS):
-        raise UqbiasError(f"unknown method '{method}'", did_you_mean(method, ["auto", *METHODS]))
-    if not paths:
-        raise UqbiasError("no run folder", "give at least one")
-    if len({Path(path).resolve() for path in paths}) < len(paths):
-        raise UqbiasError(f"a run folder twice: {', '.join(map(str, paths))}", "its frames would count twice")
-    if not 1 <= len(variables) <= 2 or len(set(variables)) < len(variables):
-        raise UqbiasError(f"variables {list(variables)}", "name one or two different ones")
-    if not 0.0 <= discard < 1.0:
-        raise UqbiasError(f"discard {discard} of the frames", "give a fraction from 0 to below 1")
-    if blocks < 2:
-        raise UqbiasError(f"{blocks} block(s)", "an error bar takes 2 or more")
-    if order not in (2, 3):
-        raise UqbiasError(f"cumulant expansion of order {order}", "choose 2 or 3")
 
 
 def _refuse_adapted(frames: Sequence[WeightedFrames]) -> None:
@@ -177,15 +143,12 @@ def _refuse_extended(frames: Sequence[WeightedFrames], variables: Sequence[str])
 
 
 def _axes(
-    frames: Sequence[WeightedFrames],
-    variables: Sequence[str],
-    bins: Sequence[int],
-    ranges: Sequence[tuple[float, float] | None],
+    frames: Sequence[WeightedFrames], variables: Sequence[str], options: FreeEnergyOptions
 ) -> tuple[tuple[Axis, ...], list[Array]]:
     """Bins of each variable, and its values [n] in all runs; angles in degrees."""
     count = len(variables)
-    numbers = list(bins) * (count if len(bins) == 1 else 1) or [BINS[count - 1]] * count
-    spans = list(ranges) or [None] * count
+    numbers = list(options.bins) * (count if len(options.bins) == 1 else 1) or [BINS[count - 1]] * count
+    spans = list(options.ranges) or [None] * count
     for name, given in (("bins", numbers), ("ranges", spans)):
         if len(given) != count:
             raise UqbiasError(f"{len(given)} {name} for {count} variable(s)", "give one each")
@@ -193,8 +156,6 @@ def _axes(
         raise UqbiasError(f"{math.prod(numbers)} bins in all", f"give at most {MOST}")
     axes, columns = [], []
     for name, number, span in zip(variables, numbers, spans, strict=True):
-        if number < 2:
-            raise UqbiasError(f"{number} bin(s) of '{name}'", "give 2 or more")
         whole = frames[0].run.column(name).in_degrees()
         values = np.concatenate([one.column(name, degrees=True) for one in frames])
         low, high = float(values.min()), float(values.max())
@@ -206,7 +167,7 @@ def _axes(
             low, high = map(float, span)
         if not (low < high and np.isfinite(high - low)):
             raise UqbiasError(f"'{name}' from {low:g} to {high:g}", "give a finite --range, its end above its start")
-        axes.append(Axis(name, whole.unit, low, high, int(number), whole.period))
+        axes.append(Axis(name, whole.unit, low, high, number, whole.period))
         columns.append(values)
     return tuple(axes), columns
 
