@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from uqbias.cli.printing import INTERRUPTED, Json, Quiet, fail, print_json, print_pairs
 from uqbias.errors import UqbiasError
+
+if TYPE_CHECKING:
+    from uqbias.report.run_data import RunData
 
 CampaignPath = Annotated[Path, typer.Argument(metavar="CAMPAIGN.yaml", help="Campaign file.")]
 
@@ -117,24 +120,20 @@ def run(
     Example:
       uqbias run systems/alanine_dipeptide/campaign.yaml -o runs/alanine_dipeptide
     """
+    from uqbias.campaign.progress import make_progress
+    from uqbias.campaign.rounds import run_campaign
+    from uqbias.report.run_data import RunData
     from uqbias.settings.file import load_campaign
 
     file = load_campaign(path)
     directory = Path("runs") / file.campaign.name if output is None else output
     try:
-        _run(file, directory, json=json, quiet=quiet)
+        with make_progress(quiet) as progress:
+            run_campaign(file, directory, progress)
+        _tell(RunData.load(directory), directory / "report.html", json=json)
     except KeyboardInterrupt:
         fail(f"interrupted; every label is kept, `uqbias run {path} -o {directory}` goes on where it stopped")
         raise typer.Exit(INTERRUPTED) from None
-
-
-def _run(file: Any, directory: Path, *, json: bool, quiet: bool) -> None:
-    from uqbias.campaign.progress import make_progress
-    from uqbias.campaign.rounds import run_campaign
-
-    with make_progress(quiet) as progress:
-        run_campaign(file, directory, progress)
-    _tell(directory, directory / "report.html", json=json)
 
 
 def report(
@@ -157,25 +156,22 @@ def report(
     Example:
       uqbias report runs/alanine_dipeptide --figures figures/
     """
+    from uqbias.report.page import write_figures
     from uqbias.report.run_data import RunData
 
-    RunData.load(directory)
+    data = RunData.load(directory)
     if figures is not None:
-        from uqbias.report.page import write_figures
-
-        write_figures(directory, figures)
-    _tell(directory, output or directory / "report.html", json=json)
+        write_figures(data, figures)
+    _tell(data, output or directory / "report.html", json=json)
     if figures is not None and not json:
         typer.echo(f"figures in {figures}")
 
 
-def _tell(directory: Path, target: Path, *, json: bool) -> None:
+def _tell(data: RunData, target: Path, *, json: bool) -> None:
     """Write the report, print the summary."""
     from uqbias.report.page import write_report
-    from uqbias.report.run_data import RunData
     from uqbias.report.summary import print_summary, summary_json
 
-    data = RunData.load(directory)
     write_report(data, target)
     if json:
         print_json({**summary_json(data), "report": str(target)})

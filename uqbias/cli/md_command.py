@@ -275,10 +275,7 @@ def _tell(folder: Path, facts: dict[str, Any], md: MD, hints: Sequence[str], *, 
         "directory": str(folder),
         "walkers": md.walkers,
         "time_ps": md.steps * md.timestep_fs * 1e-3,
-        "runner": facts["runner"],
-        "evaluations": facts["evaluations"],
-        "stopped": facts["stopped"],
-        "was_finished": facts["was_finished"],
+        **{name: facts[name] for name in ("runner", "evaluations", "stopped", "was_finished")},
         "driver": {"first": of(np.mean, first), "highest": of(np.max, driver)},
         "judge_kJ_per_mol_nm": {"median": of(np.median, judge), "highest": of(np.max, judge)},
         "bias_kJ_per_mol": {"highest": of(np.max, bias)},
@@ -293,12 +290,9 @@ def _tell(folder: Path, facts: dict[str, Any], md: MD, hints: Sequence[str], *, 
     )
     if facts["was_finished"]:
         typer.echo(f"the run in {folder} was finished already; --resume with more --steps makes it longer")
-    typer.echo(f"driver: {summary['driver']['first']:.3g} at the start, up to {summary['driver']['highest']:.3g}")
-    typer.echo(
-        f"judge: median {summary['judge_kJ_per_mol_nm']['median']:.3g}, up to "
-        f"{summary['judge_kJ_per_mol_nm']['highest']:.3g} kJ/mol/nm"
-    )
-    typer.echo(f"bias: up to {summary['bias_kJ_per_mol']['highest']:.3g} kJ/mol")
+    typer.echo("driver: {first:.3g} at the start, up to {highest:.3g}".format(**summary["driver"]))
+    typer.echo("judge: median {median:.3g}, up to {highest:.3g} kJ/mol/nm".format(**summary["judge_kJ_per_mol_nm"]))
+    typer.echo("bias: up to {highest:.3g} kJ/mol".format(**summary["bias_kJ_per_mol"]))
     for warning in broken:
         typer.echo(f"warning: {warning}")
     typer.echo(f"files: {folder} (mdtraj.load('{folder}/walker_0.xtc', top='{folder}/topology.pdb'))")

@@ -141,11 +141,8 @@ def info(model: ModelPath, json: Json = False) -> None:
         ("judge", _describe(manifest["judge"])),
         ("calibration", _describe_calibration(manifest["calibration"], loaded.calibration.fitted)),
     ]
-    pairs += [
-        (name.replace("_", " "), value)
-        for name, value in manifest["provenance"].items()
-        if isinstance(value, str | int | float)
-    ]
+    noted = manifest["provenance"].items()
+    pairs += [(name.replace("_", " "), value) for name, value in noted if isinstance(value, str | int | float)]
     pairs.append(("versions", ", ".join(f"{name} {value}" for name, value in manifest["versions"].items())))
     print_pairs(pairs)
 
@@ -281,14 +278,9 @@ def _bias_of(path: Path) -> Any:
 
 
 def _describe(part: dict[str, Any]) -> str:
-    options = part["options"]
-    features = options.get("features", {})
-    name = part["kind"] if "quantity" not in options else f"{part['kind']} of {options['quantity']}"
-    return (
-        f"{name} on {features['kind']}, {part.get('unit', 'nats')}"
-        if features
-        else f"{name}, {part.get('unit', 'nats')}"
-    )
+    quantity, features = part["options"].get("quantity"), part["options"].get("features")
+    words = [part["kind"], *(["of", quantity] if quantity else []), *(["on", features["kind"]] if features else [])]
+    return f"{' '.join(words)}, {part.get('unit', 'nats')}"
 
 
 def _describe_calibration(part: dict[str, Any], fitted: bool) -> str:

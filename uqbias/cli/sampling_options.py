@@ -91,25 +91,23 @@ def bias_sections(
         If a name is not defined, or names or a short option are for none of the kinds.
     """
     parts = {kind: BIASES.part(kind) for kind in kinds}
+    given = {option: value for option, value in short.items() if value is not None}
+    asked = f"for --bias {','.join(kinds) or 'none'}"
     if names is not None and all(_of_energy(part) for part in parts.values()):
         cure = "it boosts the energy; leave --on out, or use --set gamd.variables=[NAME]" if kinds else "leave it out"
-        raise UqbiasError(f"--on {','.join(names)} for --bias {','.join(kinds) or 'none'}", cure)
+        raise UqbiasError(f"--on {','.join(names)} {asked}", cure)
     names = ["driver"] if names is None else names
     valid = ["driver", "judge", "energy", *variables]
     for name in names:
         if name not in valid:
-            raise UqbiasError(
-                f"--on {name}: no such variable",
-                f"{did_you_mean(name, valid)}; define one with --variable {name}=dihedral:i,j,k,l",
-            )
-    for option, value in short.items():
-        if value is not None and not any(_key(part, option) for part in parts.values()):
-            raise UqbiasError(
-                f"--{option} {value} for --bias {','.join(kinds) or 'none'}",
-                "leave it out, or use --set KIND.KEY=VALUE",
-            )
-    widths = {name: _width(VARIABLES.get(str(section["kind"]))) for name, section in variables.items()}
-    widths["driver"] = DRIVER_WIDTH
+            cure = f"{did_you_mean(name, valid)}; define one with --variable {name}=dihedral:i,j,k,l"
+            raise UqbiasError(f"--on {name}: no such variable", cure)
+    for option, value in given.items():
+        if not any(_key(part, option) for part in parts.values()):
+            raise UqbiasError(f"--{option} {value} {asked}", "leave it out, or use --set KIND.KEY=VALUE")
+    # None is known for the width of hills on a plain function.
+    classes = {name: VARIABLES.get(str(section["kind"])) for name, section in variables.items()}
+    widths = {name: getattr(part, "hill_width", None) for name, part in classes.items()} | {"driver": DRIVER_WIDTH}
     sections = []
     for kind, part in parts.items():
         each = [list(names)] if _takes_several(part) else [[name] for name in names]
@@ -119,8 +117,7 @@ def bias_sections(
             known = [width for name in group if (width := widths.get(name)) is not None]
             if len(known) == len(group):
                 section |= part.options_for(known)
-            keys = {_key(part, option): value for option, value in short.items() if value is not None}
-            sections.append(section | {key: value for key, value in keys.items() if key})
+            sections.append(section | {key: one for option, one in given.items() if (key := _key(part, option))})
     return sections
 
 
@@ -139,12 +136,6 @@ def _variables(part: Any) -> Option:
     return options_of(part, BIASES.given)["variables"]
 
 
-def _width(variable: Any) -> float | None:
-    """Width of hills on a variable; none is known for a plain function."""
-    width: float | None = getattr(variable, "hill_width", None)
-    return width
-
-
 def _key(part: Any, option: str) -> str | None:
     """Key of a bias that a short option sets; None if it has none."""
     keys = [f"hill_{option}", *([] if part.follows and option == "sigma" else [option])]
@@ -153,9 +144,8 @@ def _key(part: Any, option: str) -> str | None:
 
 def needs_width(section: Mapping[str, Any]) -> str | None:
     """Name of the width that a section must be given and was not, or None."""
-    width = next(
-        iter(BIASES.part(section["kind"]).options_for([1.0] * len(section.get("variables", ["driver"])))), None
-    )
+    count = len(section.get("variables", ["driver"]))
+    width = next(iter(BIASES.part(section["kind"]).options_for([1.0] * count)), None)
     return None if width in section else width
 
 

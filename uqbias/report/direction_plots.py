@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 
 from uqbias.attacks.direction_tables import summary
 from uqbias.attacks.directions import DirectionResult
-from uqbias.files import atomic_path
-from uqbias.report.style import BLACK, BLUE, GREEN, GREY, PURPLE, RED, grid, panels, styled
+from uqbias.report.style import BLACK, BLUE, GREEN, GREY, PURPLE, RED, grid, panels, save, styled
 
 COLOURS = {"adversarial": RED, "random": GREY, "judge": BLUE, "driver": GREEN}
 
@@ -46,5 +45,4 @@ def direction_figure(results: Mapping[str, DirectionResult]) -> Figure:
 
 def save_direction_figure(results: Mapping[str, DirectionResult], path: str | Path) -> None:
     """Write `direction_figure` atomically; the suffix of ``path`` gives the format."""
-    with atomic_path(path) as temporary:
-        direction_figure(results).savefig(temporary, dpi=150)
+    save(direction_figure(results), path)

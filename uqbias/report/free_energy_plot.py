@@ -9,10 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from uqbias.files import atomic_path
 from uqbias.free_energy.result import Axis, FreeEnergy
 from uqbias.report.map_axes import GREEK
-from uqbias.report.style import BLUE, UNVISITED, grid, panels, quarter_turns, robust_limits, styled
+from uqbias.report.style import BLUE, UNVISITED, grid, panels, quarter_turns, robust_limits, save, styled
 from uqbias.units import kt
 
 #: kT up to which a map tells free energies apart, and kT between its contour lines.
@@ -27,9 +26,7 @@ def free_energy_figure(result: FreeEnergy, unit: str = "kJ/mol") -> Figure:
 
 def save_figure(result: FreeEnergy, path: str | Path, unit: str = "kJ/mol") -> None:
     """Draw and write a PNG atomically."""
-    figure = free_energy_figure(result, unit)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    save(free_energy_figure(result, unit), path)
 
 
 def _curve(result: FreeEnergy, unit: str) -> Figure:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import platform
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -16,12 +15,12 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from uqbias.files import atomic_path, write_text
+from uqbias.files import write_text
 from uqbias.report import maps, plots
 from uqbias.report.attack_plots import attacks_in_time
 from uqbias.report.bias_plots import final_bias
 from uqbias.report.run_data import RunData, is_number
-from uqbias.report.style import RC
+from uqbias.report.style import RC, save
 from uqbias.report.summary import campaign_story, duration, round_table, status
 
 PACKAGES = ("uqbias", "torch", "openmm", "openmmtorch", "numpy", "scikit-learn", "mdtraj", "matplotlib")
@@ -196,8 +195,7 @@ def write_figures(run: RunData | str | Path, folder: str | Path, *, suffix: str 
     for key, figure in drawn.items():
         if figure is not None:
             target = Path(folder) / f"{key}.{suffix}"
-            with atomic_path(target) as temporary, mpl.rc_context(RC):
-                figure.savefig(temporary, dpi=dpi)
+            save(figure, target, dpi)
             written.append(target)
     return written
 
@@ -289,12 +287,11 @@ def _fact(key: str, run: RunData) -> str:
             "pair distances of the labelled frames."
         )
     if key == "cost":
-        total: Counter[str] = Counter()
-        for phases in plots.phase_times(run).values():
-            total.update(phases)  # type: ignore[arg-type]  # seconds are added up as counts are
-        if total.total() > 0:
-            phase, seconds = total.most_common(1)[0]
-            return f"Here {phase} took most: {100 * seconds / total.total():.0f} % of the time."
+        each = [pair for phases in plots.phase_times(run).values() for pair in phases.items()]
+        seconds = {name: sum(time for phase, time in each if phase == name) for name, _ in each}
+        if total := sum(seconds.values()):
+            longest = max(seconds, key=lambda name: seconds[name])
+            return f"Here {longest} took most: {100 * seconds[longest] / total:.0f} % of the time."
     return ""
 
 

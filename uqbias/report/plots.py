@@ -226,27 +226,15 @@ PHASES = ("md", "attack", "random", "pool", "harvest", "label", "train", "judge"
 
 
 def phase_times(run: RunData) -> dict[int, dict[str, float]]:
-    """Wall seconds of each phase of each round, from the ledger's phase events, else from training and summary."""
+    """Wall seconds of each phase of each round, from the phase events of the ledger."""
     times: dict[int, dict[str, float]] = {}
     for event in run.events:
-        seconds = event.get("wall_s", event.get("seconds"))
-        name = event.get("phase") or event.get("name")
-        if name == "md" and run.proposing:
-            name = run.proposing
-        if event.get("event") == "phase" and is_number(seconds) and isinstance(name, str):
+        name, seconds = event.get("phase"), event.get("wall_s")
+        if event.get("event") == "phase" and isinstance(name, str) and is_number(seconds):
+            name = run.proposing or name if name == "md" else name
             phases = times.setdefault(int(event.get("round", 0)), {})
-            phases[name] = phases.get(name, 0.0) + float(seconds)  # type: ignore[arg-type]
-    if times:
-        return dict(sorted(times.items()))
-    for entry in run.rounds:
-        training = entry.training.get("wall_s")
-        total = entry.summary.get("wall_s")
-        phases = {"train": float(training)} if is_number(training) else {}  # type: ignore[arg-type]
-        if is_number(total):
-            phases["other"] = max(0.0, float(total) - sum(phases.values()))  # type: ignore[arg-type]
-        if phases:
-            times[entry.index] = phases
-    return times
+            phases[name] = phases.get(name, 0.0) + seconds
+    return dict(sorted(times.items()))
 
 
 def _judged(entry: Round) -> tuple[Array, Array]:

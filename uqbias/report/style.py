@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import wraps
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import matplotlib as mpl
@@ -12,6 +13,8 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+
+from uqbias.files import atomic_path
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -71,6 +74,12 @@ def panels(rows: int, columns: int, height: float, *, width: float = WIDTH, **op
     """A figure without global state and its [rows, columns] axes."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def save(figure: Figure, path: str | Path, dpi: int = 150) -> None:
+    """Write a figure atomically; the suffix of ``path`` gives the format."""
+    with atomic_path(path) as temporary, mpl.rc_context(RC):
+        figure.savefig(temporary, dpi=dpi)
 
 
 def spread(items: Sequence[T], most: int) -> list[T]:
