@@ -207,7 +207,7 @@ class KindSection(Section):
         return _section_again, (self.model_config["title"], self.model_dump())
 
 
-def section_of(registry: PartRegistry, kind: str) -> type[KindSection]:
+def section_of(registry: PartRegistry, kind: str, base: type[KindSection] = KindSection) -> type[KindSection]:
     """The campaign file's section for a kind, made from the options of its class."""
     part = registry.part(kind)
     fields: dict[str, Any] = {}
@@ -223,7 +223,7 @@ def section_of(registry: PartRegistry, kind: str) -> type[KindSection]:
     fields["kind"] = (Literal[kind], Field(default=kind, description=summary_of(part)))
     validators: Any = {"_fit": model_validator(mode="after")(_fit(part))}
     name = f"{registry.kind}_{kind}"
-    section: type[KindSection] = create_model(name, __base__=KindSection, __validators__=validators, **fields)
+    section: type[KindSection] = create_model(name, __base__=base, __validators__=validators, **fields)
     section.model_config["title"] = registry.kind
     return section
 

@@ -180,6 +180,8 @@ class Registry:
     builtin : name to ``module:attribute``.
     base : ``module:attribute`` of the class that everything imported by path must derive from; None for no such rule.
     given : parameters of the parts that the program fills in; all others are the user's options.
+    section_base : ``module:attribute`` of the class of its sections in the campaign file, where they have keys that are
+        not options of the part.
     functions : ``module:attribute`` of the class that makes a part of a plain function, which its ``build`` gets as
         ``function``, with the name as ``kind``; None if a function cannot be a part.
     """
@@ -192,12 +194,14 @@ class Registry:
         *,
         given: tuple[str, ...] = (),
         functions: str | None = None,
+        section_base: str = "uqbias.options:KindSection",
     ) -> None:
         self.kind = kind
         self.builtin = builtin
         self.base = base
         self.given = given
         self.functions = functions
+        self.section_base = section_base
         self._sections: dict[str, type[KindSection]] = {}
         REGISTRIES[kind] = self
 
@@ -238,7 +242,7 @@ class Registry:
     def section(self, kind: str) -> type[KindSection]:
         """The campaign file's section for a kind, made from the annotations of its options."""
         if kind not in self._sections:
-            self._sections[kind] = section_of(self, kind)
+            self._sections[kind] = section_of(self, kind, import_attribute(self.section_base))
         return self._sections[kind]
 
     def build(self, kind: Any, options: Mapping[str, Any] | None = None, **given: Any) -> Any:
@@ -256,7 +260,7 @@ class Registry:
             For an unknown kind or option, a missing option, or a value out of range.
         """
         if isinstance(kind, KindSection):
-            kind = kind.model_dump()
+            kind = {"kind": kind.kind, **kind.arguments()}
         values = {"kind": kind} if isinstance(kind, str) else dict(kind)
         values.update(options or {})
         name = values.pop("kind", None)
@@ -360,7 +364,13 @@ VARIABLES = Registry(
     given=("topology", "start"),
     functions="uqbias.variables.base:CallableVariable",
 )
-ORACLES = Registry("oracle", kinds.ORACLES, "uqbias.oracles.base:Oracle", given=("structure", "numbers"))
+ORACLES = Registry(
+    "oracle",
+    kinds.ORACLES,
+    "uqbias.oracles.base:Oracle",
+    given=("structure", "numbers", "charge", "spin"),
+    section_base="uqbias.settings.oracle_section:OracleSection",
+)
 SPACES = Registry(
     "space",
     kinds.SPACES,

@@ -2,15 +2,15 @@ import json
 import os
 import subprocess
 import sys
-import threading
 
 import numpy as np
 import pytest
+from counting_oracle import CountingOracle, calls
 
+from uqbias.campaign import executors
 from uqbias.campaign.executors import LabelRequest, OracleSpec, SerialExecutor, label_all, make_executor
 from uqbias.campaign.ledger import NAME, label_key, open_ledger
 from uqbias.errors import UqbiasError
-from uqbias.registry import ORACLES
 
 NUMBERS = np.array([1, 1])
 IDENTITY = {"seed": 0, "md.walkers": 8}
@@ -119,30 +119,10 @@ def test_not_a_number_is_not_written(tmp_path):
         assert not ledger.phase_done(0, "md")
 
 
-class CountingOracle:
-    """Labels by a formula, counts its calls, fails where the first coordinate is above 5."""
-
-    calls: list = []  # noqa: RUF012
-    lock = threading.Lock()
-
-    def __init__(self, *, scale):
-        self.scale = scale
-
-    def label(self, positions):
-        from uqbias.oracles.base import Label, OracleError
-
-        with self.lock:
-            self.calls.append(positions[0, 0])
-        if positions[0, 0] > 5:
-            raise OracleError("no convergence")
-        return Label(float(self.scale * positions.sum()), -self.scale * np.ones_like(positions))
-
-
 @pytest.fixture
-def oracle(monkeypatch):
-    monkeypatch.setitem(ORACLES.builtin, "counting", f"{__name__}:CountingOracle")
-    monkeypatch.setattr(CountingOracle, "calls", [])
-    return OracleSpec("counting", {"scale": 2.0})
+def oracle(monkeypatch, tmp_path):
+    monkeypatch.setenv("COUNTING_CALLS", str(tmp_path / "calls"))
+    return OracleSpec(CountingOracle.kind, {"scale": 2.0}, folder=tmp_path / "labels")
 
 
 def requests(values):
@@ -150,34 +130,34 @@ def requests(values):
     return [LabelRequest(i, label_key(x, "counting"), x, {"reason": "test"}) for i, x in enumerate(frames)]
 
 
-@pytest.mark.parametrize("kind", ["serial", "thread"])
+@pytest.mark.parametrize("kind", ["serial", "thread", "process"])
 def test_labels_are_paid_once_and_failures_are_skipped(tmp_path, oracle, kind):
     ticks = []
     with opened(tmp_path) as ledger, make_executor(kind, 2) as executor:
         wanted = requests([0, 1, 9, 2, 1])  # one fails, one is there twice
         assert label_all(executor, oracle, wanted[:2], ledger, 1) == 0
         assert label_all(executor, oracle, wanted, ledger, 1, progress=lambda n, note: ticks.append((n, note))) == 1
-        assert sorted(CountingOracle.calls) == [0, 1, 2, 9]
+        assert calls() == [0, 1, 2, 9]
+        assert calls("finished") == [0, 1, 2]
         assert sum(n for n, _ in ticks) == 5
         assert any("no convergence" in note for _, note in ticks)
         assert len(ledger.labels()) == 3
         assert ledger.labels().energies[2] == 2.0 * 2 * 6
         assert label_all(executor, oracle, wanted, ledger, 1) == 0
-        assert len(CountingOracle.calls) == 4
+        assert len(calls()) == 4
 
 
 def test_each_label_is_kept_when_a_later_one_breaks_everything(tmp_path, oracle, monkeypatch):
-    wanted = requests([0, 1, 2])
+    original = executors.label_one
 
-    def broken(self, positions):
+    def broken(spec, positions):
         if positions[0, 0] == 2:
             raise MemoryError("gone")
-        return CountingOracle.original(self, positions)
+        return original(spec, positions)
 
-    monkeypatch.setattr(CountingOracle, "original", CountingOracle.label, raising=False)
-    monkeypatch.setattr(CountingOracle, "label", broken)
-    with opened(tmp_path) as ledger, pytest.raises(MemoryError):
-        label_all(SerialExecutor(), oracle, wanted, ledger, 0, in_flight=1)
+    monkeypatch.setattr(executors, "label_one", broken)
+    with opened(tmp_path) as ledger, pytest.raises(MemoryError), SerialExecutor() as executor:
+        label_all(executor, oracle, requests([0, 1, 2]), ledger, 0, in_flight=1)
     with opened(tmp_path) as ledger:
         assert len(ledger.labels()) == 2
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from uqbias.bias.build import build_bias, completed
+from uqbias.campaign.work import given_to_oracle
 from uqbias.errors import UqbiasError
 from uqbias.molecule.frames import Frames
 from uqbias.molecule.topology import Topology
@@ -26,6 +27,7 @@ def check_parts(file: CampaignFile, topology: Topology, start: Frames) -> None:
     check_exploration(campaign, topology)
     _check_uncertainties(campaign, topology, start)
     SAMPLERS.build(campaign.sampling).check(campaign, topology, start)
+    given_to_oracle(campaign, topology)
     ORACLES.get(campaign.oracle.kind).check_molecule(campaign.oracle.arguments(), topology.numbers)
 
 

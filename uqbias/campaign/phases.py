@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, wait
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -255,17 +256,19 @@ def label_phase(work: Work, round_index: int) -> dict[str, Any]:
     else:
         label_all(
             work.executor,
-            work.oracle,
+            replace(work.oracle, folder=work.directory / "labels" / work.folder(round_index).name),
             requests,
             work.ledger,
             round_index,
-            in_flight=2 * work.campaign.executor.workers,
+            in_flight=work.campaign.executor.workers,
             progress=work.progress.advance,
         )
     frames, verdicts = work.labels(round_index)
     kept = [{**entry, "verdict": verdict or "accepted"} for entry, verdict in zip(frames.info, verdicts, strict=True)]
     write_frames(work.directory / "dataset.xyz", Frames(frames.numbers, frames.positions, *frames.labels(), kept))
     new = [verdict for entry, verdict in zip(frames.info, verdicts, strict=True) if entry["round"] == round_index]
+    if failed := [event["reason"] for event in work.ledger.events("failure") if event["round"] == round_index]:
+        work.progress.message(f"round {round_index}: {len(failed)} of {len(requests)} labels failed ({failed[-1]})")
     return {
         "labelled": len(new),
         "rejected": sum(bool(verdict) for verdict in new),

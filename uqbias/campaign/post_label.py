@@ -9,6 +9,8 @@ from uqbias.settings.harvest_sections import Harvest
 
 #: Verdict of an accepted label.
 ACCEPTED = ""
+#: Energies this many windows below the mean are no deeper minimum any more.
+DEEPER = 10.0
 
 
 def label_verdicts(frames: Frames, reference_energy: float, limits: Harvest | None = None) -> list[str]:
@@ -29,6 +31,7 @@ def label_verdicts(frames: Frames, reference_energy: float, limits: Harvest | No
         `ACCEPTED` (empty) or the reason of the rejection, one a frame.
     """
     limits = limits or Harvest()
+    lowest = -DEEPER * limits.label_energy_window
     energies, forces = frames.labels()
     excess = energies - reference_energy
     largest = np.abs(forces).reshape(len(frames), -1).max(axis=1, initial=0.0)
@@ -36,6 +39,8 @@ def label_verdicts(frames: Frames, reference_energy: float, limits: Harvest | No
     for above, force in zip(excess, largest, strict=True):
         if not above <= limits.label_energy_window:
             result.append(f"rejected: oracle energy {above:.0f} kJ/mol above mean")
+        elif not above >= lowest:
+            result.append(f"rejected: oracle energy {-above:.0f} kJ/mol below mean")
         elif not force <= limits.label_force_limit:
             result.append(f"rejected: force component {force:.0f} kJ/mol/nm")
         else:

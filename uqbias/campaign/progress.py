@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
@@ -104,7 +105,8 @@ class PlainProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._end()
+        if error is None:
+            self._end()
 
     def phase(self, name: str, total: int | None = None) -> None:
         """Begin a phase; the one before it is ended with its time."""
@@ -184,7 +186,8 @@ class RichProgress:
     ) -> None:
         if error is None:
             self._end()
-        self._bar.stop()
+        with suppress(OSError):  # a terminal that is gone
+            self._bar.stop()
 
     def phase(self, name: str, total: int | None = None) -> None:
         """Begin a phase; the one before it becomes a line with its time."""

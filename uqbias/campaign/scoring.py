@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from uqbias.campaign.executors import failure_reasons
 from uqbias.campaign.work import Work
 from uqbias.errors import UqbiasError
 from uqbias.files import write_arrays, write_text
@@ -134,6 +135,7 @@ def write_summary(work: Work, **facts: Any) -> dict[str, Any]:
         "name": work.campaign.name,
         "seed": work.campaign.seed,
         **facts,
+        "failure_reasons": failure_reasons(work.ledger),
         "rounds": [latest[index] for index in sorted(latest)],
     }
     write_text(work.directory / "summary.json", json.dumps(summary, indent=1) + "\n")

@@ -88,28 +88,27 @@ class Work:
     @cached_property
     def oracle(self) -> OracleSpec:
         """The oracle by name, with what it takes from the system section."""
-        section = self.campaign.oracle
-        return OracleSpec(section.kind, {**section.arguments(), **self._given_to_oracle()})
+        return oracle_spec(self.campaign, self.topology)
 
     @cached_property
     def oracle_identity(self) -> str:
         """Text that tells this oracle from another, wherever its files lie."""
         section: KindSection = with_files(self.campaign.oracle, lambda _, name: sha256(name))
-        options = {**section.arguments(), **self._given_to_oracle(), "numbers": list(self.topology.numbers)}
+        given = given_to_oracle(self.campaign, self.topology)
+        options = {**section.arguments(), **given, "numbers": list(self.topology.numbers)}
         if "structure" in options:
             options["structure"] = sha256(options["structure"])
         return json.dumps([section.kind, options], sort_keys=True)
-
-    def _given_to_oracle(self) -> dict[str, Any]:
-        system = {"structure": self.campaign.system.structure, "numbers": list(self.topology.numbers)}
-        return accepted(ORACLES.get(self.campaign.oracle.kind), system)
 
     @cached_property
     def reference_energy(self) -> float:
         """Mean oracle energy of the labelled start frames, kJ/mol; known once round 0 is labelled."""
         energies, _ = self.ledger.labels(0).labels()
         if not len(energies):
-            raise UqbiasError("no start frame has a label", "see the failures in ledger.jsonl, and check the oracle")
+            reason = next((str(event["reason"]) for event in self.ledger.events("failure")), "")
+            raise UqbiasError(
+                f"no start frame has a label ({reason})", "check the oracle: `uqbias validate --label` tries one frame"
+            )
         return float(energies.mean())
 
     def labels(self, last_round: int) -> tuple[Frames, list[str]]:
@@ -148,6 +147,41 @@ class Work:
             role[order[:count]] = 2
             role[order[count : count + int(np.ceil(training.validation_fraction * len(members)))]] = 1
         return split_by_role(frames, role)
+
+
+def oracle_spec(campaign: Campaign, topology: Topology) -> OracleSpec:
+    """The oracle by name, with what it takes from the system section, and the bounds of a label."""
+    section = campaign.oracle
+    return OracleSpec(
+        section.kind,
+        {**section.arguments(), **given_to_oracle(campaign, topology)},
+        timeout=section.timeout,
+        memory_gb=section.memory_gb,
+        keep_files=section.keep_files == "all",
+    )
+
+
+def given_to_oracle(campaign: Campaign, topology: Topology) -> dict[str, Any]:
+    """What the oracle takes from the system section.
+
+    Raises
+    ------
+    UqbiasError
+        If the oracle cannot take a charge or a multiplicity that is stated there.
+    """
+    system, kind = campaign.system, campaign.oracle.kind
+    stated = {name: value for name in ("charge", "spin") if (value := getattr(system, name)) is not None}
+    taken = accepted(ORACLES.get(kind), {"structure": system.structure, "numbers": list(topology.numbers), **stated})
+    for name, value in stated.items():
+        if name not in taken:
+            raise UqbiasError(f"system.{name} = {value}: the oracle '{kind}' takes no {name}", f"remove system.{name}")
+    electrons = sum(topology.numbers) - (system.charge or 0)
+    if system.spin is not None and (electrons - system.spin) % 2 == 0:
+        raise UqbiasError(
+            f"system.spin = {system.spin} with {electrons} electrons (charge {system.charge or 0})",
+            "an even number of electrons has an odd multiplicity, an odd number an even one",
+        )
+    return taken
 
 
 def read_start(file: CampaignFile, topology: Topology) -> Frames:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import uqbias
+from uqbias.campaign.interrupts import raise_on_signals
 from uqbias.cli.printing import CommandGroup
 
 __all__ = ["app", "main"]
@@ -107,10 +108,11 @@ def _main(
       uqbias fes md/ --cv phi,psi
 
     Units: nm, ps, kJ/mol and K while it runs; data files are extended XYZ in eV and Å. Errors are one line, with what
-    to do; exit code 2 for bad input, 130 after Ctrl-C.
+    to do; exit code 2 for bad input, 130 after Ctrl-C, 143 and 129 after the signals TERM and HUP.
     """
 
 
 def main() -> None:
     """Entry point of the ``uqbias`` command."""
+    raise_on_signals()
     app()

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from uqbias.cli.printing import INTERRUPTED, Json, Quiet, fail, print_json, print_pairs
+from uqbias.campaign.interrupts import exit_code
+from uqbias.cli.printing import Json, Quiet, fail, print_json, print_pairs
 from uqbias.errors import UqbiasError
 
 if TYPE_CHECKING:
@@ -53,17 +54,30 @@ def template(
     typer.echo(f"wrote {output}{then}")
 
 
-def validate(path: CampaignPath, json: Json = False) -> None:
+def validate(
+    path: CampaignPath,
+    label: Annotated[
+        bool,
+        typer.Option(
+            "--label",
+            help="Also send the first start frame through the oracle: energy, forces against differences, time, charge "
+            "and spin.",
+        ),
+    ] = False,
+    json: Json = False,
+) -> None:
     """Check a campaign file and the files it names, without running anything.
 
     Tells the first fault with its key, value and cure (unknown keys with "did you mean"), or what would be run.
 
     \b
-    Example:
+    Examples:
       uqbias validate campaign.yaml
+      uqbias validate campaign.yaml --label
     """
     from uqbias.campaign.dry_run import check_parts
-    from uqbias.campaign.work import read_start
+    from uqbias.campaign.trial_label import trial_label
+    from uqbias.campaign.work import oracle_spec, read_start
     from uqbias.molecule.frames import read_frames
     from uqbias.molecule.topology import Topology
     from uqbias.registry import SAMPLERS
@@ -94,6 +108,11 @@ def validate(path: CampaignPath, json: Json = False) -> None:
         facts["labels_at_most"] = min(facts["labels_at_most"], max(campaign.stop.labels, len(start)))
     if campaign.score is not None and campaign.score.test_set is not None:
         facts["test_frames"] = len(read_frames(file.path("score", "test_set")))
+    if label:
+        facts |= trial_label(oracle_spec(campaign, topology), start.positions[0])
+        if not json:
+            facts["label_energy_eV"] = f"{facts['label_energy_eV']:.5f}"
+            facts |= {name: "not stated by the oracle" for name in ("charge", "spin") if facts[name] is None}
     if json:
         print_json(facts)
         return
@@ -131,9 +150,11 @@ def run(
         with make_progress(quiet) as progress:
             run_campaign(file, directory, progress)
         _tell(RunData.load(directory), directory / "report.html", json=json)
-    except KeyboardInterrupt:
+    except BaseException as error:
+        if (code := exit_code(error)) is None:
+            raise
         fail(f"interrupted; every label is kept, `uqbias run {path} -o {directory}` goes on where it stopped")
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(code) from None
 
 
 def report(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
@@ -13,10 +14,11 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from uqbias.campaign.interrupts import exit_code
 from uqbias.errors import RENAMED, UqbiasError, printable
 
-#: Exit codes: bad input or a broken environment; Ctrl-C, as shells count it.
-BAD_INPUT, INTERRUPTED = 2, 130
+#: Exit code for bad input or a broken environment.
+BAD_INPUT = 2
 #: Entries of a list that are told one by one.
 NAMED = 5
 #: Errors of files that name none: the disk or the quota is full, or a file larger than the system's limit.
@@ -30,7 +32,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 
 
 class CommandGroup(TyperGroup):
-    """Commands whose `UqbiasError` or error of a file is one line on stderr and exit code 2; Ctrl-C is 130."""
+    """Commands whose `UqbiasError` or error of a file is one line on stderr and exit code 2; signals are 128 + n."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command."""
@@ -52,9 +54,11 @@ class CommandGroup(TyperGroup):
             name = f"{error.filename}: " if error.filename else ""
             fail(f"{name}{error.strerror or error}; check the path, its permissions and the space left")
             raise SystemExit(BAD_INPUT) from None
-        except KeyboardInterrupt:
+        except BaseException as error:
+            if (code := exit_code(error)) is None:
+                raise
             fail("interrupted; give the same command again")
-            raise SystemExit(INTERRUPTED) from None
+            raise SystemExit(code) from None
 
 
 def _renamed_option(error: Any) -> str | None:
@@ -91,7 +95,8 @@ def split_names(text: str | None) -> list[str]:
 
 def fail(message: str) -> None:
     """One line on stderr."""
-    typer.echo(printable("uqbias: " + " ".join(message.split())), err=True)
+    with contextlib.suppress(OSError):  # a terminal that is gone
+        typer.echo(printable("uqbias: " + " ".join(message.split())), err=True)
 
 
 def print_json(value: Any) -> None:

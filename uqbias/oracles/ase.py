@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar
@@ -16,9 +20,23 @@ from uqbias.oracles.base import Array, Oracle
 from uqbias.registry import import_attribute
 from uqbias.units import ANGSTROM, EV, EV_PER_ANGSTROM
 
+#: What calculators call the total charge, and the multiplicity.
+NAMES = {"charge": ("charge", "total_charge"), "spin": ("multiplicity", "mult")}
+#: Calculators that hand keywords on to their program without listing them, by module.
+KEYWORDS = {
+    "ase.calculators.orca": ("charge", "mult"),
+    "ase.calculators.gaussian": ("charge", "mult"),
+    "ase.calculators.psi4": ("charge", "multiplicity"),
+    "ase.calculators.qchem": ("charge", "multiplicity"),
+    "ase.calculators.nwchem": ("charge",),
+}
+
 
 class ASEOracle(Oracle):
     """Any ASE calculator: tblite, PySCF, ORCA, a foundation model.
+
+    Where the calculator has a ``free_energy``, as with smeared occupations, that is the energy of the label: the forces
+    are its gradient. A calculator that writes files does so in the label's own folder.
 
     Parameters
     ----------
@@ -27,11 +45,13 @@ class ASEOracle(Oracle):
     calculator_options : keyword arguments for it, for example ``{"method": "GFN2-xTB"}``.
     numbers : [N] atomic numbers; or give
     structure : PDB file to take them from.
+    charge, spin : total charge and multiplicity, given to the calculator under its own names; None: its default.
 
     Raises
     ------
     UqbiasError
-        If the calculator cannot be imported or built, or neither numbers nor structure are given.
+        If the calculator cannot be imported or built, does not take a charge or multiplicity that is given, or neither
+        numbers nor structure are given.
     """
 
     kind: ClassVar[str] = "ase"
@@ -44,6 +64,8 @@ class ASEOracle(Oracle):
         calculator_options: Annotated[Mapping[str, Any], Doc("arguments of the calculator")] = MappingProxyType({}),
         numbers: Sequence[int] | None = None,
         structure: str | Path | None = None,
+        charge: int | None = None,
+        spin: int | None = None,
     ) -> None:
         from ase import Atoms
 
@@ -55,15 +77,42 @@ class ASEOracle(Oracle):
         self.calculator = calculator
         self.calculator_options = dict(calculator_options)
         factory = import_attribute(calculator)
+        arguments = {name: _absolute(value) for name, value in self.calculator_options.items()}
+        for name, value in (("charge", charge), ("spin", spin)):
+            if value is not None:
+                arguments |= self._electrons(factory, name, value)
         try:
-            built = factory(**self.calculator_options)
+            built = factory(**arguments)
         except Exception as error:
             raise UqbiasError(
                 f"calculator '{calculator}' cannot be built with {self.calculator_options} ({error})",
                 "check calculator_options of the oracle",
             ) from error
+        self._stated = (charge, spin)
+        parameters = {**(getattr(built, "parameters", None) or {}), **arguments}
+        self.charge, self.spin = (
+            next((parameters[name] for name in NAMES[which] if parameters.get(name) is not None), None)
+            for which in ("charge", "spin")
+        )
         self._atoms = Atoms(numbers=self.numbers, positions=np.zeros((len(self.numbers), 3)))
         self._atoms.calc = built
+
+    def _electrons(self, factory: Callable[..., Any], which: str, value: int) -> dict[str, int]:
+        """Argument by which the calculator takes the charge, or the multiplicity."""
+        listed = {*inspect.signature(factory).parameters, *(getattr(factory, "default_parameters", None) or {})}
+        listed |= {*KEYWORDS.get(getattr(factory, "__module__", ""), ()), *self.calculator_options}
+        name = next((name for name in NAMES[which] if name in listed), None)
+        if name is None:
+            raise UqbiasError(
+                f"system.{which} = {value}: the calculator '{self.calculator}' takes no {' or '.join(NAMES[which])}",
+                f"name a function with the parameter {NAMES[which][0]} that makes it, or remove system.{which}",
+            )
+        if self.calculator_options.get(name, value) != value:
+            raise UqbiasError(
+                f"system.{which} = {value}, and {name} = {self.calculator_options[name]} in calculator_options",
+                "keep one of them",
+            )
+        return {name: value}
 
     def options(self) -> dict[str, Any]:
         """JSON-able keyword arguments that rebuild this oracle."""
@@ -71,6 +120,7 @@ class ASEOracle(Oracle):
             "calculator": self.calculator,
             "calculator_options": self.calculator_options,
             "numbers": list(self.numbers),
+            **{name: value for name, value in zip(NAMES, self._stated, strict=True) if value is not None},
         }
 
     def _evaluate(self, positions: Array) -> tuple[float, Array]:
@@ -78,4 +128,22 @@ class ASEOracle(Oracle):
         if reset := getattr(self._atoms.calc, "reset", None):
             reset()
         self._atoms.set_positions(positions / ANGSTROM)
-        return self._atoms.get_potential_energy() * EV, self._atoms.get_forces() * EV_PER_ANGSTROM
+        calculator = self._atoms.calc
+        with nullcontext(self.folder) if self.folder else tempfile.TemporaryDirectory(prefix="uqbias-") as folder:
+            if hasattr(calculator, "directory"):
+                calculator.directory = folder
+            energy, forces = self._atoms.get_potential_energy(), self._atoms.get_forces()
+            free = (getattr(calculator, "results", None) or {}).get("free_energy")
+        return _scaled(energy if free is None else free, EV), _scaled(forces, EV_PER_ANGSTROM)
+
+
+def _scaled(value: Any, unit: float) -> Any:
+    """A number or array in our unit; what cannot be multiplied is refused as it is by the label's checks."""
+    return value if value is None else np.asarray(value) * unit
+
+
+def _absolute(value: Any) -> Any:
+    """An option that names a file by a relative path, as an absolute one: labels are computed in other folders."""
+    if isinstance(value, str) and os.sep in value and Path(value).exists():
+        return str(Path(value).absolute())
+    return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -13,8 +14,16 @@ from uqbias.errors import UqbiasError
 Array = NDArray[np.float64]
 
 
+#: kJ/mol per atom, ten times the total energy of the heaviest one: beyond it an energy is no energy.
+ABSURD = 1e9
+
+
 class OracleError(UqbiasError):
     """Failure to label one geometry; the next one may well be labelled."""
+
+
+class OracleExitError(OracleError):
+    """Calculation that tried to end the process, or ran out of memory; alone it may succeed."""
 
 
 class Label(NamedTuple):
@@ -42,11 +51,16 @@ class Oracle(ABC):
     kind : name in `uqbias.kinds.ORACLES`.
     numbers : [N] atomic numbers, or None where any molecule is accepted.
     only_known : whether it has labels for the geometries of a file only.
+    folder : where to write the files of the next label; None for a temporary folder.
+    charge, spin : total charge and multiplicity that the labels are of; None where the oracle cannot say.
     """
 
     kind: ClassVar[str]
     numbers: tuple[int, ...] | None = None
     only_known: ClassVar[bool] = False
+    folder: Path | None = None
+    charge: int | None = None
+    spin: int | None = None
 
     @classmethod  # noqa: B027
     def check_molecule(cls, options: dict[str, Any], numbers: tuple[int, ...]) -> None:
@@ -85,7 +99,8 @@ class Oracle(ABC):
         Raises
         ------
         OracleError
-            If the calculation fails or its result is not finite or has the wrong shape.
+            If the calculation fails or tries to end the program, or its result is no label: not finite, not real, of
+            the wrong shape, or beyond `ABSURD`.
         """
         x = np.asarray(positions, dtype=np.float64)
         expected = None if self.numbers is None else (len(self.numbers), 3)
@@ -94,18 +109,28 @@ class Oracle(ABC):
         if not np.isfinite(x).all():
             raise OracleError(f"{self.kind} oracle: positions are not finite", "leave this geometry out")
         try:
-            energy, forces = self._evaluate(x)
+            answer = self._evaluate(x)
+            energy, forces = _real(answer[0], "energy"), _real(answer[1], "forces")
         except OracleError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
+            if isinstance(error, SystemExit | MemoryError):
+                raise OracleExitError(f"{self.kind} oracle failed: {type(error).__name__} ({reason})") from error
             raise OracleError(f"{self.kind} oracle failed: {reason}") from error
-        energy, forces = float(energy), np.asarray(forces, dtype=np.float64)
+        if energy.size != 1:
+            raise OracleError(f"{self.kind} oracle: energy of shape {energy.shape}, not one number")
         if forces.shape != x.shape:
             raise OracleError(f"{self.kind} oracle: forces of shape {forces.shape} for positions {x.shape}")
-        if not (np.isfinite(energy) and np.isfinite(forces).all()):
-            raise OracleError(f"{self.kind} oracle: label is not finite (energy {energy} kJ/mol)")
-        return Label(energy, forces)
+        value = float(energy.reshape(()))
+        if not (np.isfinite(value) and np.isfinite(forces).all()):
+            raise OracleError(f"{self.kind} oracle: label is not finite (energy {value} kJ/mol)")
+        largest = float(np.abs(forces).max(initial=0.0))
+        if max(abs(value) / len(x), largest) > ABSURD:
+            raise OracleError(
+                f"{self.kind} oracle: absurd label (energy {value:.3g} kJ/mol, largest force {largest:.3g} kJ/mol/nm)"
+            )
+        return Label(value, forces)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.options())
@@ -114,6 +139,14 @@ class Oracle(ABC):
     def from_options(cls, options: dict[str, Any]) -> Self:
         """Build from what `options` returns."""
         return cls(**options)
+
+
+def _real(value: Any, name: str) -> Array:
+    """An answer as real numbers, or an error that says what it is instead."""
+    array = np.ma.filled(np.ma.asarray(value), np.nan) if np.ma.isMaskedArray(value) else np.asarray(value)
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"{name} of type {array.dtype if array.dtype != object else type(value).__name__}, not real")
+    return array.astype(np.float64)
 
 
 def _rebuild(cls: type[Oracle], options: dict[str, Any]) -> Oracle:

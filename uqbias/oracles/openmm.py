@@ -28,11 +28,13 @@ class OpenMMOracle(Oracle):
         (Maier et al., J. Chem. Theory Comput. 11, 3696, 2015).
     platform : ``Reference`` (double precision, right for small molecules), ``CUDA`` or ``OpenCL``
         (set to double precision).
+    charge : total charge that the force field must give the molecule; None: whatever it gives.
 
     Raises
     ------
     UqbiasError
-        If the structure cannot be read, the force field does not know its residues, or the platform is not there.
+        If the structure cannot be read, the force field does not know its residues or gives them another charge, or
+        the platform is not there.
     """
 
     kind: ClassVar[str] = "openmm"
@@ -47,6 +49,7 @@ class OpenMMOracle(Oracle):
         platform: Annotated[
             Literal["Reference", "CUDA", "OpenCL"], Doc("OpenMM platform, double precision")
         ] = "Reference",
+        charge: int | None = None,
     ) -> None:
         self.structure = str(structure)
         self.forcefield = [forcefield] if isinstance(forcefield, str) else list(forcefield)
@@ -54,6 +57,12 @@ class OpenMMOracle(Oracle):
         self.pdb_topology, self.start_positions = read_pdb(structure)
         self.numbers = Topology.from_openmm(self.pdb_topology).numbers
         self.system = self._make_system()
+        self.charge = self._total_charge()
+        if charge is not None and self.charge != charge:
+            raise UqbiasError(
+                f"system.charge = {charge}: the force field gives {self.structure} a charge of {self.charge}",
+                "check the residues (protonation, termini), or mend system.charge",
+            )
         self._context = self._make_context()
 
     def options(self) -> dict[str, Any]:
@@ -84,6 +93,18 @@ class OpenMMOracle(Oracle):
                 f"force field {self.forcefield} does not fit {self.structure} ({' '.join(str(error).split())})",
                 "check residue and atom names and that all hydrogens are there",
             ) from error
+
+    def _total_charge(self) -> int | None:
+        """Sum of the atoms' charges; None where the force field has none."""
+        from openmm import NonbondedForce, unit
+
+        forces = [force for force in self.system.getForces() if isinstance(force, NonbondedForce)]
+        charges = [
+            force.getParticleParameters(index)[0].value_in_unit(unit.elementary_charge)
+            for force in forces
+            for index in range(force.getNumParticles())
+        ]
+        return round(sum(charges)) if charges else None
 
     def _make_context(self) -> Any:
         import openmm

@@ -22,6 +22,8 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
+#: Reasons of failures that are told.
+REASONS = 3
 #: Key in summary.json and heading; {} stands for each region of the campaign file.
 HEADINGS = {
     "labels": "labels",
@@ -94,14 +96,14 @@ def round_table(run: RunData) -> tuple[list[str], list[list[str]]]:
 
 
 def campaign_story(run: RunData) -> list[str]:
-    """Five sentences or fewer that say what happened; nothing that the data do not hold.
+    """Six sentences or fewer that say what happened; nothing that the data do not hold.
 
     They name a crossing only where labelled frames reached a basin that the start frames did not hold, and say so
     plainly where none did, where an error rose, or where the campaign is not finished.
     """
     if not run.rows:
         return ["No round is finished yet."]
-    lines = [_what(run), _crossing(run), _errors(run), _coverage(run), _price(run)]
+    lines = [_what(run), _crossing(run), _errors(run), _coverage(run), _price(run), _failures(run)]
     return [line for line in lines if line]
 
 
@@ -251,6 +253,17 @@ def _price(run: RunData) -> str:
     if wall:
         parts.append(f"{duration(wall)} of wall time")
     return f"It cost {_join(parts)}." if parts else ""
+
+
+def _failures(run: RunData) -> str:
+    """How many geometries have no label, and the most frequent reasons."""
+    reasons = section(run.summary, "failure_reasons")
+    if not reasons:
+        return ""
+    count = sum(reasons.values())
+    told = [f"{reason} ({times})" for reason, times in list(reasons.items())[:REASONS]]
+    more = [f"{len(reasons) - REASONS} other reasons"] if len(reasons) > REASONS else []
+    return f"The oracle failed on {count} geometr{'y' if count == 1 else 'ies'}: {'; '.join([*told, *more])}."
 
 
 def _join(words: list[str]) -> str:

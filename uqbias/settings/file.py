@@ -18,10 +18,11 @@ from pydantic import BaseModel, ValidationError
 from uqbias.errors import UqbiasError, fault_text
 from uqbias.files import sha256, write_text
 from uqbias.options import InputFile
+from uqbias.settings.oracle_section import BOUNDS
 from uqbias.settings.schema import Campaign
 
 #: Keys that may change between two runs in one directory: they do not change what the finished part computed.
-FREE_KEYS = ("name", "stop", "executor", "score")
+FREE_KEYS = ("name", "stop", "executor", "score", *(f"oracle.{name}" for name in BOUNDS))
 
 
 #: A campaign file nests no deeper, and holds no more entries when its aliases are written out.
@@ -135,7 +136,10 @@ class CampaignFile:
         """What makes this campaign this campaign: flat ``key: value``, files by their SHA-256, `FREE_KEYS` left out."""
         hashed = with_files(self.campaign, lambda key, name: sha256(self._existing(key, name)))
         flat = flatten(hashed.model_dump())
-        return {key: value for key, value in sorted(flat.items()) if key.split(".")[0] not in FREE_KEYS}
+        # What the molecule's electrons are is told where it is stated.
+        unstated = {key for key in ("system.charge", "system.spin") if flat[key] is None}
+        left_out = {*FREE_KEYS, *unstated}
+        return {key: value for key, value in sorted(flat.items()) if not {key, key.split(".")[0]} & left_out}
 
     def write(self, path: str | Path) -> None:
         """Write the settings, defaults filled in, with file paths relative to ``path``."""

@@ -70,7 +70,8 @@ class Harvest(Limits):
     )
     label_energy_window: Positive = Field(
         default=300.0,
-        description="oracle energy above the mean of the start frames beyond which a label is rejected, kJ/mol",
+        description="oracle energy above the mean of the start frames beyond which a label is rejected, kJ/mol; ten "
+        "times as far below it, too",
     )
     label_force_limit: Positive = Field(
         default=15000.0, description="largest force component of an accepted label, kJ/mol/nm"

@@ -11,6 +11,7 @@ from uqbias.options import Count, InputFile, KindSection, Positive, Runner, Sect
 from uqbias.registry import BIASES, ORACLES, POTENTIALS, SAMPLERS, UNCERTAINTIES
 from uqbias.settings.bias_checks import Variables, check_biases
 from uqbias.settings.harvest_sections import DRIVER, Harvest, usual_wall
+from uqbias.settings.oracle_section import OracleSection
 
 File = Annotated[str, InputFile()]
 OptionalFile = Annotated[str | None, InputFile()]
@@ -24,6 +25,12 @@ class System(Section):
     start: File = Field(
         description="extended-XYZ file of the frames to begin with (eV, Å); frames without energies and forces "
         "are labelled by the oracle"
+    )
+    charge: int | None = Field(
+        default=None, description="total charge in e, which the oracle is given; null: what the oracle takes by itself"
+    )
+    spin: Count | None = Field(
+        default=None, description="spin multiplicity 2S + 1, which the oracle is given; null: the oracle's own"
     )
 
 
@@ -266,7 +273,7 @@ class Campaign(Section):
     )
     seed: int = Field(default=0, ge=0, description="all random numbers of the campaign derive from this")
     system: System = Field(description="what is simulated")
-    oracle: Annotated[KindSection, of_kind(ORACLES, "openmm")] = Field(
+    oracle: Annotated[OracleSection, of_kind(ORACLES, "openmm")] = Field(
         default="openmm",
         validate_default=True,
         description="what labels cost: energies and forces taken as the truth",

@@ -1,0 +1,173 @@
+"""A process that does calls for the program, so that whatever happens in a call harms nothing else.
+
+It runs in a session of its own: no signal of the terminal reaches it, and it is ended with all that it started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import json
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+#: Files in the folder of a label: the label, and what the calculation printed.
+LABEL, OUTPUT = "label.json", "output.txt"
+#: s between two looks at whether the program is still there.
+LOOK = 0.2
+
+_oracles: dict[str, Any] = {}
+#: Held while a finished label is written: not even the end of the program stops that.
+_storing = threading.Lock()
+
+
+class Rejected(Exception):  # noqa: N818 - an answer, not a fault
+    """A label that the oracle says it cannot give; ``died`` where the calculation tried to end the process."""
+
+    def __init__(self, reason: str, died: bool) -> None:
+        self.died = died
+        super().__init__(reason, died)
+
+
+def main(descriptor: int, parent: int) -> None:
+    """Do calls until the program closes the connection: function, arguments, file of output; (done, answer) back."""
+    os.set_inheritable(descriptor, False)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    faulthandler.enable()
+    # Where memory is short this process is ended, not the program.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+    connection = Connection(descriptor)
+    while True:
+        try:
+            function, arguments, output = connection.recv()
+        except EOFError:
+            return
+        answer: tuple[bool, Any]
+        with _output_to(output):
+            try:
+                answer = (True, function(*arguments))
+            except BaseException as error:
+                answer = (False, _portable(error))
+        try:
+            connection.send(answer)
+        except OSError:
+            return
+
+
+def label_here(name: str, positions: Any, folder: str, limits: dict[str, float]) -> dict[str, Any]:
+    """Label one geometry in a folder, and write the label there before it is returned.
+
+    Parameters
+    ----------
+    name : JSON text of [kind, options] of the oracle.
+    positions : [N, 3] nm.
+    limits : ``timeout`` in s, after which the process ends even if the program is gone, and ``memory`` in bytes.
+
+    Raises
+    ------
+    Rejected
+        If the oracle could not label this frame.
+    """
+    from uqbias.oracles.base import OracleError, OracleExitError
+    from uqbias.registry import ORACLES
+
+    faulthandler.dump_traceback_later(limits["timeout"] + 60, exit=True)
+    try:
+        if name not in _oracles:
+            _oracles.clear()
+            kind, options = json.loads(name)
+            _oracles[name] = ORACLES.rebuild(kind, options)
+        _limit_memory(limits["memory"])
+        oracle, home = _oracles[name], Path.cwd()
+        oracle.folder = Path(folder)
+        os.chdir(folder)
+        try:
+            label = oracle.label(positions)
+        except OracleError as error:
+            raise Rejected(str(error), isinstance(error, OracleExitError)) from None
+        finally:
+            os.chdir(home)
+        with _storing:
+            facts = {
+                "oracle": name,
+                "positions": positions.tolist(),
+                "energy": label.energy,
+                "forces": label.forces.tolist(),
+                "charge": getattr(oracle, "charge", None),
+                "spin": getattr(oracle, "spin", None),
+            }
+            draft = Path(folder) / f".{LABEL}"
+            draft.write_text(json.dumps(facts), encoding="utf-8")
+            draft.replace(draft.with_name(LABEL))
+        return facts
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _limit_memory(limit: float) -> None:
+    with contextlib.suppress(ValueError, OSError):
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        soft = int(limit) if hard == resource.RLIM_INFINITY else min(int(limit), hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+@contextlib.contextmanager
+def _output_to(path: str | None) -> Iterator[None]:
+    """Whatever this process and its children print goes to a file; None: where it goes anyway."""
+    if path is None:
+        yield
+        return
+    _flush()
+    kept = os.dup(1), os.dup(2)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+    try:
+        yield
+    finally:
+        _flush()
+        for descriptor, old in zip((1, 2), kept, strict=True):
+            os.dup2(old, descriptor)
+            os.close(old)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    with contextlib.suppress(Exception):
+        ctypes.CDLL(None).fflush(None)  # what C and Fortran hold back
+
+
+def _portable(error: BaseException) -> BaseException:
+    """The error, in a form that arrives; where it came from goes with it."""
+    import pickle
+
+    from uqbias.errors import UqbiasError
+
+    if not isinstance(error, UqbiasError | Rejected):
+        error.add_note("".join(traceback.format_exception(error)))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(LOOK)
+    with _storing:
+        os.killpg(0, signal.SIGKILL)

@@ -1,0 +1,99 @@
+"""One frame through the oracle before a campaign pays for many: what it gives, and whether it fits together."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uqbias.campaign.child import LABEL
+from uqbias.campaign.executors import OracleSpec, label_one
+from uqbias.errors import UqbiasError
+from uqbias.registry import ORACLES
+from uqbias.units import EV
+
+#: nm, displacement of each atom in the differences, on average.
+STEP = 2e-4
+#: Largest error of the slope, relative to it, and what is added for noise of the energies, kJ/mol/nm.
+TOLERANCE, NOISE = 0.05, 5.0
+#: Ratio of the slope by differences to that by forces, and what it most likely means.
+MEANINGS = {
+    -1.0: "these are gradients, not forces",
+    -51.4221: "these are gradients in Hartree/bohr, not forces",
+    51.4221: "the forces are in Hartree/bohr",
+    27.2114: "the forces are in Hartree/Å",
+    1 / 27.2114: "the energy is in Hartree",
+    1.889726: "the forces are per bohr",
+    0.1: "the forces are per nm",
+    23.0605: "the energy is in kcal/mol",
+    1 / 23.0605: "the forces are in kcal/mol/Å",
+    96.4853: "the energy is in kJ/mol",
+    1 / 96.4853: "the forces are in kJ/mol/Å",
+}
+
+
+def trial_label(spec: OracleSpec, positions: NDArray[np.float64]) -> dict[str, Any]:
+    """Label one frame, and two beside it to see that the forces are minus the gradient of the energy.
+
+    Parameters
+    ----------
+    spec : oracle and bounds.
+    positions : [N, 3] nm.
+
+    Returns
+    -------
+    dict
+        ``label_energy`` in kJ/mol and eV, ``label_largest_force`` in kJ/mol/nm, ``label_slope`` by the forces and by
+        central differences along a random direction, ``label_seconds``, ``charge`` and ``spin`` that the oracle used.
+
+    Raises
+    ------
+    UqbiasError
+        If the oracle fails, or forces and energy do not belong together.
+    """
+    with tempfile.TemporaryDirectory(prefix="uqbias-") as folder:
+        spec = replace(spec, folder=Path(folder))
+        begun = time.monotonic()
+        energy, forces = _label(spec, "trial", positions)
+        seconds = time.monotonic() - begun
+        facts = json.loads(next(Path(folder).glob(f"*/{LABEL}")).read_text(encoding="utf-8"))
+        direction = np.random.default_rng(0).normal(size=positions.shape)
+        direction *= np.sqrt(len(positions)) / np.linalg.norm(direction)
+        by_forces = float(-(forces * direction).sum())
+        result: dict[str, Any] = {
+            "label_energy_kJ_per_mol": energy,
+            "label_energy_eV": energy / EV,
+            "label_largest_force": float(np.abs(forces).max()),
+            "label_seconds": round(seconds, 3),
+            "charge": facts["charge"],
+            "spin": facts["spin"],
+        }
+        if ORACLES.get(spec.kind).only_known:
+            return result
+        ahead, behind = (
+            _label(spec, name, positions + side * STEP * direction)[0] for name, side in (("up", 1), ("down", -1))
+        )
+    slope = (ahead - behind) / (2 * STEP)
+    result |= {"label_slope_by_forces": by_forces, "label_slope_by_differences": slope}
+    if abs(slope - by_forces) > TOLERANCE * max(abs(slope), abs(by_forces)) + NOISE:
+        ratio = slope / by_forces if by_forces else float("inf")
+        likely = [text for value, text in MEANINGS.items() if abs(ratio / value - 1) < TOLERANCE]
+        raise UqbiasError(
+            f"the oracle's forces are not minus the gradient of its energy: slope {by_forces:.6g} by forces, "
+            f"{slope:.6g} by differences (kJ/mol/nm, ratio {ratio:.4g}){f'; {likely[0]}' if likely else ''}",
+            "mend units, sign or convergence of the calculator",
+        )
+    return result
+
+
+def _label(spec: OracleSpec, name: str, positions: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    result = label_one(replace(spec, name=name), positions)
+    if isinstance(result, str):
+        raise UqbiasError(f"no label: {result}", "check the oracle")
+    return result
