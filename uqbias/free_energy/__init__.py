@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = exports(
     {
         "estimate": ("free_energy",),
         "estimate_options": ("FreeEnergyOptions",),
-        "estimators": ("Estimate", "Estimator"),
+        "estimators": ("Estimator",),
         "from_bias": ("free_energy_from_bias",),
         "multistate": ("mbar",),
         "result": ("Axis", "FreeEnergy"),

@@ -14,13 +14,13 @@ from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.free_energy.estimate_options import BINS, METHODS, FreeEnergyOptions
 from uqbias.free_energy.estimators import (
     ENOUGH,
-    AcrossRuns,
     Coupled,
-    Cumulant,
-    Czar,
     Estimator,
-    OverWindows,
-    Weighted,
+    across_runs,
+    by_cumulants,
+    by_czar,
+    over_windows,
+    weighted,
 )
 from uqbias.free_energy.from_bias import free_energy_from_bias
 from uqbias.free_energy.result import Axis, FreeEnergy
@@ -88,20 +88,19 @@ def free_energy(
     _refuse_unknown(frames, chosen)
     if chosen == "bias":
         return free_energy_from_bias(pool, axes, f"bias: {METHODS['bias']}", _notes(frames, options.discard))
-    estimator, description = _estimator(pool, chosen, axes, options.order)
-    everything = np.ones(len(pool.bins), dtype=bool)
-    whole = estimator(everything)
-    F = free_energy_of(whole.log_density, pool.kt)
-    left_out = [estimator(pool.block != block).log_density for block in range(options.blocks)]
+    estimator, description, said = _estimator(pool, chosen, axes, options.order)
+    log_density, log_weights = estimator(np.ones(len(pool.bins), dtype=bool))
+    F = free_energy_of(log_density, pool.kt)
+    left_out = [estimator(pool.block != block)[0] for block in range(options.blocks)]
     replicates = np.array([free_energy_of(density, pool.kt) for density in left_out])
     notes = _notes(frames, options.discard)
     notes["error"] = f"one standard error of -kT ln P, P normalised; jackknife over {options.blocks} blocks in time"
-    effective = kish(whole.log_weights)
+    effective = kish(log_weights)
     if effective < ENOUGH:
         notes["warning"] = (
             f"by their weights {sum(map(len, frames))} frames are worth {effective:.0f}: do not trust F and its error"
         )
-    notes |= estimator.notes()
+    notes |= said
     shape = tuple(axis.bins for axis in axes)
     return FreeEnergy(
         axes,
@@ -194,47 +193,48 @@ def _for_the_rest(frames: WeightedFrames, variables: Sequence[str]) -> str:
     return "quasi-static" if all(part.estimator == "quasi-static" for part in parts) else "last-bias"
 
 
-def _estimator(pool: Pool, method: str, axes: Sequence[Axis], order: int) -> tuple[Estimator, str]:
-    """The estimator of a method, and what the header says of it."""
-    if method == "cumulant":
-        if not all(one.boosts for one in pool.frames):
-            raise UqbiasError("cumulant takes runs with gamd", f"choose another method: {', '.join(METHODS)}")
-        if len(pool.frames) > 1:
-            raise UqbiasError(f"cumulant over {len(pool.frames)} runs, whose boosts differ", "one by one, or mbar")
-        rest, described = _weighted(pool, _for_the_rest(pool.frames[0], [axis.name for axis in axes]), axes, boost=True)
-        boost = pool.of(lambda one: one.last_bias([i for i in one.on_molecule if i not in one.boosts]))
-        return Cumulant(pool, rest, boost, order), f"cumulant of order {order}: {METHODS['cumulant']}; {described}"
-    return _weighted(pool, method, axes, boost=False)
+def _estimator(pool: Pool, method: str, axes: Sequence[Axis], order: int) -> tuple[Estimator, str, dict[str, str]]:
+    """The estimator of a method, what the header says of the method, and notes of the estimator."""
+    if method != "cumulant":
+        return _weighted(pool, method, axes, boost=False)
+    if not all(one.boosts for one in pool.frames):
+        raise UqbiasError("cumulant takes runs with gamd", f"choose another method: {', '.join(METHODS)}")
+    if len(pool.frames) > 1:
+        raise UqbiasError(f"cumulant over {len(pool.frames)} runs, whose boosts differ", "one by one, or mbar")
+    one = pool.frames[0]
+    rest, described, _ = _weighted(pool, _for_the_rest(one, [axis.name for axis in axes]), axes, boost=True)
+    boost = one.last_bias([index for index in one.on_molecule if index not in one.boosts])
+    estimator, notes = by_cumulants(pool, rest, boost, order)
+    return estimator, f"cumulant of order {order}: {METHODS['cumulant']}; {described}", notes
 
 
-def _weighted(pool: Pool, method: str, axes: Sequence[Axis], *, boost: bool) -> tuple[Estimator, str]:
+def _weighted(pool: Pool, method: str, axes: Sequence[Axis], *, boost: bool) -> tuple[Estimator, str, dict[str, str]]:
     """Estimator for all biases, or with ``boost`` for all but the boosts."""
-    extended = [one.extended for one in pool.frames]
+    extended = any(one.extended for one in pool.frames)
     described = f"{method}: {METHODS[method]}"
 
-    def without(one: WeightedFrames) -> list[int]:
-        return one.boosts if boost else []
+    def acted() -> Array:
+        return pool.of(lambda one: one.acted_bias(one.boosts if boost else ()))
 
-    if method in ("czar", "mbar") and (any(extended) or method == "czar"):
+    if method == "czar" or (method == "mbar" and extended):
         part = _one_extended(pool)
-        bias = pool.of(lambda one: one.acted_bias(without(one)))
         if method == "mbar":
-            return OverWindows(pool, part, bias), WINDOWS
+            return over_windows(pool, part, acted()), WINDOWS, {}
         if tuple(axis.name for axis in axes) != part.variables[:1]:
             raise UqbiasError(
                 f"czar gives F along '{part.variables[0]}' only", "use --method mbar, over the windows of λ"
             )
-        return Czar(pool, part, bias, axes[0]), described
-    if any(extended):
+        return by_czar(pool, part, acted(), axes[0]), described, {}
+    if extended:
         raise UqbiasError(f"{method} for a run with an extended variable", "use --method czar or mbar")
     if method == "mbar":
-        return AcrossRuns(pool), described
+        estimator, notes = across_runs(pool)
+        return estimator, described, notes
     if method == "last-bias":
-        return Weighted(pool, pool.of(lambda one: one.last_bias(without(one)))), described
-    bias = pool.of(lambda one: one.acted_bias(without(one)))
-    if method == "tiwary-parrinello":
-        bias = bias - pool.of(tiwary_parrinello_offset)
-    return Weighted(pool, bias), described
+        bias = pool.of(lambda one: one.last_bias(one.boosts if boost else ()))
+    else:
+        bias = acted() - pool.of(tiwary_parrinello_offset) if method == "tiwary-parrinello" else acted()
+    return weighted(pool, bias), described, {}
 
 
 def _one_extended(pool: Pool) -> Coupled:

@@ -1,11 +1,11 @@
-"""A free energy on a grid of one or two variables: values, error bars, where they come from, and the file of it."""
+"""A free energy on a grid of one or two variables: values, error bars, where they come from, and the table of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -176,62 +176,6 @@ class FreeEnergy:
         """Write `table` atomically."""
         write_text(path, self.table(unit))
 
-    @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read what `save` wrote, back to kJ/mol; replicates are not kept in the file.
-
-        Raises
-        ------
-        UqbiasError
-            If the file is missing or not such a table.
-        """
-        path = Path(path)
-        if not path.is_file():
-            raise UqbiasError(f"no such file: {path}", "make it with 'uqbias fes'")
-        lines = path.read_text(encoding="utf-8").splitlines()
-        header: dict[str, str] = {}
-        axes = []
-        try:
-            for line in lines:
-                name, separator, text = line.removeprefix("# ").partition(": ")
-                if line.startswith("# ") and separator:
-                    header[name] = text
-                    if name == "axis":
-                        axes.append(_axis(text))
-            rows = [line.split(",") for line in lines if line and not line.startswith("#")][1:]
-            shape = tuple(axis.bins for axis in axes)
-            data = np.array([[float(word) for word in row] for row in rows])[:, len(axes) :].reshape(*shape, 3)
-            result = cls(
-                tuple(axes),
-                data[..., 0],
-                data[..., 1],
-                data[..., 2].astype(np.int64),
-                float(header.pop("temperature").split()[0]),
-                header.pop("method"),
-                float(header.pop("frames").split()[-1]),
-            )
-            factor = result.factor(header.pop("unit"))
-        except (ValueError, KeyError, IndexError) as error:
-            raise UqbiasError(f"{path} is not a table of 'uqbias fes' ({error!r})", "make it again") from error
-        notes = {name: text for name, text in header.items() if name not in ("axis", "minimum")}
-        values, errors = result.values / factor, result.error / factor
-        return cls(
-            result.axes, values, errors, result.counts, result.temperature, result.method, result.effective, notes
-        )
-
 
 def _text(value: Any) -> str:
     return "-" if value in (None, "") else repr(value) if isinstance(value, float) else str(value)
-
-
-def _axis(text: str) -> Axis:
-    entries = dict(entry.split(" ", 1) for entry in text.split(", "))
-    period = entries["period"]
-    return Axis(
-        entries["name"],
-        "" if entries["unit"] == "-" else entries["unit"],
-        float(entries["low"]),
-        float(entries["high"]),
-        int(entries["bins"]),
-        None if period == "-" else float(period),
-    )

@@ -15,7 +15,7 @@ from uqbias.bias.base import Bias
 from uqbias.bias.metad import MetaD, metadynamics_parts
 from uqbias.errors import UqbiasError
 from uqbias.free_energy.result import Axis
-from uqbias.free_energy.reweighting import HillHistory, reweighting_offset
+from uqbias.free_energy.reweighting import HillHistory, log_density, reweighting_offset
 from uqbias.runs.reader import Column, RunFolder
 from uqbias.units import kt
 
@@ -136,23 +136,21 @@ class WeightedFrames:
             if self.run.parts[index].pace is not None and index not in self.boosts and not self.run.parts[index].frozen
         ]
 
-    def energy_of(self, index: int) -> Array:
-        """[n] bias ``index`` of the run as it was at the end, kJ/mol."""
-        return self.run.energy_of(index, self.column)
+    def under(self, run: RunFolder, places: Sequence[int] | None = None) -> Array:
+        """[n] kJ/mol: the biases of a run as they were at the end, all of them or those at ``places``."""
+        places = range(len(run.parts)) if places is None else places
+        return sum((run.energy_of(index, self.column) for index in places), np.zeros(len(self)))
 
     def last_bias(self, without: Sequence[int] = ()) -> Array:
         """[n] kJ/mol: all biases on the molecule as they were at the end, but for the places in ``without``."""
-        return self._sum([index for index in self.on_molecule if index not in without])
+        return self.under(self.run, [index for index in self.on_molecule if index not in without])
 
     def acted_bias(self, without: Sequence[int] = ()) -> Array:
         """[n] kJ/mol: the biases on the molecule as they acted on each frame, but for the places in ``without``.
 
         Beside an extended variable, whose coupling is part of the recorded total, each is taken as it was at the end.
         """
-        return self.last_bias(without) if self.extended else np.asarray(self.bias - self._sum(without))
-
-    def _sum(self, places: Sequence[int]) -> Array:
-        return sum((self.energy_of(index) for index in places), np.zeros(len(self)))
+        return self.last_bias(without) if self.extended else np.asarray(self.bias - self.under(self.run, without))
 
 
 def _count(values: Array) -> int:
@@ -249,6 +247,10 @@ class Pool:
     def column(self, name: str) -> Array:
         """[n] values of a variable."""
         return self.of(lambda one: one.column(name))
+
+    def log_density(self, taken: NDArray[np.bool_], log_weights: Array) -> Array:
+        """[n_bins] ln P, without a norm, from the frames ``taken`` [n] and their weights."""
+        return log_density(self.bins[taken], self.n_bins, log_weights)
 
 
 def tempered(parts: Sequence[Bias]) -> list[Bias]:
