@@ -62,7 +62,8 @@ def trust_files() -> None:
 class Part:
     """A part that a file describes by its kind and the arguments of its constructor.
 
-    Making one refuses arguments that the annotations of the constructor do not allow. The constructor keeps each
+    Making one refuses arguments that the annotations of the constructor do not allow. These annotations describe the
+    options; a class's docstring names an option only where there is more to say. The constructor keeps each
     argument, or what became of it, in an attribute of the same name, but for the ``unrecorded``. That is how
     scikit-learn does it; a part that cannot do so has an ``options`` of its own.
 

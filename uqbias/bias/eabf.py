@@ -38,14 +38,13 @@ class ExtendedABF(GridBias):
 
     Parameters
     ----------
-    variables : name of the one variable ξ; the extended one is called ``"extended_" + name``.
-    periods : its period, or None; as a list of one, or by itself.
+    variables : ξ; the extended variable is called ``"extended_" + name``.
     sigma : σ, thermal width of the coupling, in units of ξ. Make it narrower than the barriers: under a wider one ξ
         is free to sit on either side of a barrier at the same λ, and crosses it no faster.
     mass : mass of λ, dalton nm² per squared unit of ξ. The default is that of Tan, Dietschreit and Gómez-Bombarelli
         (J. Chem. Phys. 162, 034114, 2025), 50 in ASE's dalton Å².
     bin_width : for a periodic variable a little less, so that it divides the period.
-    full_samples, pace, temperature : stated where they are declared; ``pace`` is between updates too.
+    pace : steps between updates, too.
 
     Attributes
     ----------

@@ -66,11 +66,7 @@ class Restraint(Harmonic):
 
     Parameters
     ----------
-    variables : name of the one variable.
-    at : value of the variable where V is 0.
-    kappa : force constant, kJ/mol per squared unit of the variable.
-    periods : period of the variable, or None; x - at is to the nearest image, and the force jumps half a period away
-        from ``at``.
+    periods : x - at is to the nearest image, and the force jumps half a period away from ``at``.
 
     Examples
     --------
@@ -92,10 +88,7 @@ class LowerWall(Harmonic):
 
     Parameters
     ----------
-    variables : name of the one variable.
-    at : value of the variable where the wall begins.
-    kappa : force constant, kJ/mol per squared unit of the variable.
-    periods : period of the variable, or None. With one, the wall reaches from ``at`` half a period far, as in PLUMED.
+    periods : with one, the wall reaches from ``at`` half a period far, as in PLUMED.
     """
 
     kind = "lower_wall"
@@ -135,10 +128,7 @@ class UDD(FixedBias):
 
     Parameters
     ----------
-    A : depth, kJ/mol.
-    B : width, in units of u per √atom.
     n_members, n_atoms : N_M and N_A. Without both, w is B itself, and u may be any uncertainty.
-    variables : name of the one variable.
 
     Examples
     --------

@@ -51,8 +51,7 @@ class GaMD(Bias):
     threshold : ``lower`` or ``upper``. The upper one boosts more, so much that energies of the boosted run may spread
         more widely than those the parameters were made of: compare the boost's spread in production with ``sigma0``.
     sigma0 : the paper's 6 kcal/mol by default.
-    preparation_steps, conventional_steps, equilibration_steps, pace : stated where they are declared; each stage ends
-        at a multiple of ``pace``.
+    pace : each stage ends at a multiple of it.
 
     Attributes
     ----------

@@ -30,11 +30,8 @@ class Linear(Bias):
 
     Parameters
     ----------
-    relative : τ_rel, mean bias force over mean model force; about 0.05 to 0.2.
-    pace : steps between updates.
-    averaging : n.
-    tau : kJ/mol per unit of u, a τ that stays as it is; then ``relative`` has no part. None: adapted.
-    variables : name of the one variable. An adapted tau needs one of the model or a `CollectiveVariable`: an OpenMM
+    relative : τ_rel, about 0.05 to 0.2; of no account with a fixed ``tau``.
+    variables : an adapted tau needs one of the model or a `CollectiveVariable`: an OpenMM
         Force or an extended variable has no gradient on the atoms of the graph.
 
     Raises

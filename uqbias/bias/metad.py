@@ -61,12 +61,10 @@ class MetaD(KernelBias):
 
     Parameters
     ----------
-    height, sigma, pace, biasfactor, grid_range : stated where they are declared.
-    periods : period of each, None where it has none; a hill counts by the nearest image, as in PLUMED.
+    periods : a hill counts by the nearest image, as in PLUMED.
     temperature : of use only for well-tempered metadynamics.
-    reflect_at : lowest value that a variable can take, or None; one for all or one each. Each hill near it gets a
-        mirror image beyond it, as a hill of its own: without that V falls off towards the bound, and walkers are held
-        there (Crespo, Marinelli, Pietrucci and Laio, Phys. Rev. E 81, 055701, 2010).
+    reflect_at : each hill near it gets a mirror image beyond it, as a hill of its own: without that V falls off towards
+        the bound, and walkers are held there (Crespo, Marinelli, Pietrucci and Laio, Phys. Rev. E 81, 055701, 2010).
     kernel : ``gaussian``, or ``stretched-gaussian``: that of PLUMED's METAD, a Gaussian from Σ (x/σ)²/2 = 6.25 on zero
         and made to fall to zero there, (exp(-x²/2) - e^-6.25)/(1 - e^-6.25).
 

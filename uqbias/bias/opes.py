@@ -60,13 +60,11 @@ class OPES(KernelBias):
 
     Parameters
     ----------
-    variables, barrier, sigma, pace, biasfactor, exploratory, temperature : stated where they are declared.
-    periods : period of each, None where it has none; a kernel counts by the nearest image, as in PLUMED.
+    periods : a kernel counts by the nearest image, as in PLUMED.
     sigma_min : None for 0.2 (three variables: 0.5) of the width of the first kernels. It sets the grid spacing.
     compression_threshold : 0 merges nothing.
-    reflect_at : lowest value that a variable can take, or None; one for all or one each. The density is mirrored
-        there (Silverman, Density Estimation for Statistics and Data Analysis, 1986, section 2.10), and so is V; without
-        that the density is underestimated by up to one half at the bound.
+    reflect_at : the density is mirrored there (Silverman, Density Estimation for Statistics and Data Analysis, 1986,
+        section 2.10), and so is V; without that the density is underestimated by up to one half at the bound.
 
     Attributes
     ----------
@@ -119,7 +117,14 @@ class OPES(KernelBias):
         self.exploratory = bool(exploratory)
         self._kt = kt(self.temperature)
         self.biasfactor = self.barrier / self._kt if biasfactor is None else float(biasfactor)
-        self._check_biasfactor(biasfactor is None)
+        said = f"opes with biasfactor {self.biasfactor:g}"
+        if not self.biasfactor > 1:
+            raise UqbiasError(
+                said + (" (barrier/k_B T)" if biasfactor is None else ""),
+                "choose a barrier above k_B T" if biasfactor is None else "give one > 1, inf for a flat target",
+            )
+        if self.exploratory and math.isinf(self.biasfactor):
+            raise UqbiasError(f"exploratory {said}", "give a finite one: the target must be well-tempered")
         #: V in units of k_B T per log(P/Z + ε).
         self._prefactor = self.biasfactor - 1 if self.exploratory else 1 - 1 / self.biasfactor
         self.epsilon = math.exp(-self.barrier / (self._kt * self._prefactor))
@@ -157,16 +162,6 @@ class OPES(KernelBias):
         self._density = CompressedKernels(self.periods, self.cutoff, self.threshold, self.reflect_at)
         self._set(norm=1.0, epsilon=self.epsilon)
         self._forget()
-
-    def _check_biasfactor(self, default: bool) -> None:
-        said = f"opes with biasfactor {self.biasfactor:g}"
-        if not self.biasfactor > 1:
-            raise UqbiasError(
-                said + (" (barrier/k_B T)" if default else ""),
-                "choose a barrier above k_B T" if default else "give one > 1, inf for a flat target",
-            )
-        if self.exploratory and math.isinf(self.biasfactor):
-            raise UqbiasError(f"exploratory {said}", "give a finite one: the target must be well-tempered")
 
     def energy(self, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         folded = [

@@ -14,12 +14,13 @@ from typing_extensions import Doc
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.molecule.atoms import select_atoms
 from uqbias.molecule.topology import Topology
+from uqbias.options import Positive
 from uqbias.registry import Part
 from uqbias.uncertainty.base import set_buffers
 
-KINDS = ("mean", "max", "sum", "local_mean_max")
+Kind = Literal["mean", "max", "sum", "local_mean_max"]
 #: What a user may write for the option ``aggregation``, and its description for most kinds.
-Spec = Literal["mean", "max", "sum", "local_mean_max"] | dict[str, Any] | None
+Spec = Kind | dict[str, Any] | None
 OverAtoms = Annotated[
     Spec, Doc("over values per atom: mean (null), max, sum, local_mean_max, or {kind, atoms, sharpness}")
 ]
@@ -42,12 +43,10 @@ class Aggregation(Part, nn.Module):
     matrix: Tensor
     spread: Tensor
 
-    def __init__(self, kind: str, groups: Sequence[Sequence[int]], n_inputs: int, sharpness: float = 1.0) -> None:
+    def __init__(
+        self, *, kind: Kind, groups: Sequence[Sequence[int]], n_inputs: int, sharpness: Positive = 1.0
+    ) -> None:
         super().__init__()
-        if kind not in KINDS:
-            raise UqbiasError(f"unknown aggregation '{kind}'", did_you_mean(kind, KINDS))
-        if isinstance(sharpness, bool) or not isinstance(sharpness, int | float) or not sharpness > 0:
-            raise UqbiasError(f"sharpness of the aggregation: {sharpness!r}", "give a number above 0")
         self.kind = kind
         self.groups = tuple(tuple(group) for group in groups)
         self.n_inputs = n_inputs
@@ -85,7 +84,7 @@ class Aggregation(Part, nn.Module):
             for group, atom in zip(groups, chosen, strict=True):
                 bonded = [j if i == atom else i for i, j in topology.bonds if atom in (i, j)]
                 group.extend(column[other] for other in bonded if other in column)
-        return cls(kind, groups, len(atoms), values.get("sharpness", 1.0))
+        return cls(kind=kind, groups=groups, n_inputs=len(atoms), sharpness=values.get("sharpness", 1.0))
 
     @property
     def labelled(self) -> bool:

@@ -50,14 +50,17 @@ class AtomwiseUncertainty(Uncertainty):
     def atom_values(self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None) -> Tensor:
         """Value of each atom, [W, A]; [W] where there is no aggregation. Arguments as in `Uncertainty.forward`."""
 
-    def aggregated(self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None) -> Tensor:
-        """Aggregated values, [W]."""
-        values = self.atom_values(positions, energy, latents, forces)
-        return values if self.aggregation is None else cast("Tensor", self.aggregation(values))
+    def fit(
+        self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None, *, seed: int
+    ) -> None:
+        """Check the committee, and scale the aggregation: all that there is to fit for many kinds."""
+        self.check_members(len(energy))
+        self.fit_aggregation(positions, energy, latents, forces)
 
     def forward(self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None) -> Tensor:
-        """Return u [W]."""
-        return self.aggregated(positions, energy, latents, forces)
+        """Return u [W], the aggregated values."""
+        values = self.atom_values(positions, energy, latents, forces)
+        return values if self.aggregation is None else cast("Tensor", self.aggregation(values))
 
     def per_atom(
         self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ class PositivePart(nn.Module):
     Parameters
     ----------
     statistic : what the uncertainty is like: ``deviation``, ``variance`` or ``log_density``.
+    numbers : further buffers, as they are before `fit`.
 
     Attributes
     ----------
@@ -45,14 +46,13 @@ class PositivePart(nn.Module):
     width: Tensor
     fitted: Tensor
 
-    def __init__(self, statistic: str = "log_density") -> None:
+    def __init__(self, statistic: str, **numbers: float) -> None:
         super().__init__()
         if statistic not in STATISTICS:
             raise UqbiasError(f"unknown statistic '{statistic}' of u", did_you_mean(statistic, STATISTICS))
         self.statistic = statistic
-        self.register_buffer("shift", torch.zeros(()))
-        self.register_buffer("width", torch.ones(()))
-        self.register_buffer("fitted", torch.zeros(()))
+        for name, number in {"shift": 0.0, "width": 1.0, "fitted": 0.0, **numbers}.items():
+            self.register_buffer(name, torch.tensor(number))
 
     def _set_shift(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Set shift and width from u and return s."""
@@ -91,8 +91,7 @@ class Conformal(PositivePart):
     scale: Tensor
 
     def __init__(self, statistic: str = "log_density") -> None:
-        super().__init__(statistic)
-        self.register_buffer("scale", torch.ones(()))
+        super().__init__(statistic, scale=1.0)
         self.quantiles: dict[float, float] = {}
 
     def fit(self, u: Tensor | NDArray[Any], error: Tensor | NDArray[Any], alpha: float = 0.1) -> None:
@@ -147,9 +146,7 @@ class VarianceScaling(PositivePart):
     offset: Tensor
 
     def __init__(self, statistic: str = "log_density") -> None:
-        super().__init__(statistic)
-        self.register_buffer("slope", torch.ones(()))
-        self.register_buffer("offset", torch.zeros(()))
+        super().__init__(statistic, slope=1.0, offset=0.0)
 
     def fit(self, u: Tensor | NDArray[Any], error: Tensor | NDArray[Any]) -> None:
         """Calibrate on frames that were not trained on; arguments as in `Conformal.fit`."""
@@ -248,15 +245,14 @@ class Calibration(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         """Calibrated uncertainty of structures, kJ/mol/nm."""
-        chosen = self.structure_bound if self.kind == "conformal" else self.structure_deviation
-        calibrated: Tensor = chosen(u)
-        return calibrated
+        return self._calibrated(u, self.structure_bound, self.structure_deviation)
 
     def per_atom(self, u: Tensor) -> Tensor:
         """Calibrated uncertainty of atoms, kJ/mol/nm."""
-        chosen = self.atom_bound if self.kind == "conformal" else self.atom_deviation
-        calibrated: Tensor = chosen(u)
-        return calibrated
+        return self._calibrated(u, self.atom_bound, self.atom_deviation)
+
+    def _calibrated(self, u: Tensor, bound: Conformal, deviation: VarianceScaling) -> Tensor:
+        return cast("Tensor", bound(u) if self.kind == "conformal" else deviation(u))
 
     @property
     def meaning(self) -> str:
@@ -283,11 +279,8 @@ class Calibration(nn.Module):
         """Inverse of `describe`; the tensors still have to be loaded."""
         calibration = cls(description["kind"], description["alpha"], description["statistic"])
         calibration.frames = description["frames"]
-        for part, key in (
-            (calibration.structure_bound, "structure_quantiles"),
-            (calibration.atom_bound, "atom_quantiles"),
-        ):
-            part.quantiles = {float(level): q for level, q in description[key].items()}
+        for part, of in ((calibration.structure_bound, "structure"), (calibration.atom_bound, "atom")):
+            part.quantiles = {float(level): q for level, q in description[f"{of}_quantiles"].items()}
         return calibration
 
 

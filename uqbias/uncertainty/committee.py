@@ -31,9 +31,9 @@ class Committee(AtomwiseUncertainty):
     ----------
     aggregation : arguments of `Aggregation`; None for ``energy``.
     n_atoms : atoms of the molecule, N.
-    quantity, bootstrap : stated where they are declared. ``energy`` has one value a structure, ``forces`` one per
-        atom, and as a driver needs second derivatives of the potential. Without ``bootstrap`` members differ by their
-        initial weights and the order of the frames.
+    quantity : ``energy`` has one value a structure, ``forces`` one per atom, and as a driver needs second derivatives
+        of the potential.
+    bootstrap : without it members differ by their initial weights and the order of the frames.
     """
 
     kind = "committee"
@@ -76,13 +76,6 @@ class Committee(AtomwiseUncertainty):
     def requires_forces(self) -> bool:
         """Whether the members' forces are used."""
         return self.quantity == "forces"
-
-    def fit(
-        self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None, *, seed: int
-    ) -> None:
-        """Check the committee, and scale the aggregation; see `Uncertainty.fit`."""
-        self.check_members(len(energy))
-        self.fit_aggregation(positions, energy, latents, forces)
 
     def atom_values(self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None) -> Tensor:
         """Standard deviation of the energy [W], kJ/mol, or of each atom's forces [W, N], kJ/mol/nm."""

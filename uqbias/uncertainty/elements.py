@@ -1,14 +1,19 @@
-"""Atoms taken apart by element, for statistics of each element on its own."""
+"""Atoms taken apart by element, and the uncertainties that are statistics of each element on its own."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from uqbias.errors import UqbiasError
 from uqbias.molecule.topology import Topology
+from uqbias.uncertainty.aggregation import Aggregation, Spec
+from uqbias.uncertainty.atomwise import AtomwiseUncertainty
 from uqbias.uncertainty.features.base import Features
 
 
@@ -64,14 +69,54 @@ class ElementGroups(nn.Module):
         return "the atoms" if label is None else f"the {chemical_symbols[label]} atoms"
 
 
-def elements_of(topology: Topology, features: Features) -> list[int]:
-    """Atomic numbers of the atoms of per-atom features.
+class ElementwiseUncertainty(AtomwiseUncertainty):
+    """Statistics of features, of each element's atoms on their own or of all atoms together, aggregated to u.
 
-    Raises
-    ------
-    UqbiasError
-        If the features are of whole geometries.
+    Parameters
+    ----------
+    features : per atom, or of whole geometries.
+    aggregation : arguments of `Aggregation`; None for one value per geometry.
+    elements : atomic number of each of the A atoms, for statistics of each element; None: all together.
+    n_atoms : atoms of the molecule, N.
     """
-    if not features.per_atom:
-        raise UqbiasError(f"per_element with features '{features.kind}', which are not per atom", "set it to false")
-    return [int(topology.numbers[atom]) for atom in features.atoms]
+
+    features: Features
+
+    def __init__(
+        self,
+        features: Features,
+        aggregation: Mapping[str, Any] | None = None,
+        elements: Sequence[int] | None = None,
+        n_atoms: int = 0,
+    ) -> None:
+        super().__init__(aggregation, features.atoms, n_atoms, features)
+        self.elements = None if elements is None else tuple(elements)
+        self.groups = ElementGroups(elements)
+
+    @classmethod
+    def _in_space(
+        cls, space: Features, topology: Topology, aggregation: Spec, per_element: bool, whole: str = "", **options: Any
+    ) -> Self:
+        """Make the kind for a molecule.
+
+        Parameters
+        ----------
+        space : feature space of the molecule.
+        whole : what has one value per geometry, in words, where that is not the features themselves.
+
+        Raises
+        ------
+        UqbiasError
+            If an aggregation or statistics of each element are wanted where there are no values per atom.
+        """
+        if per_element and not space.per_atom:
+            raise UqbiasError(f"per_element with features '{space.kind}', which are not per atom", "set it to false")
+        whole = whole or ("" if space.per_atom else f"features '{space.kind}', which are")
+        over_atoms = Aggregation.choose(topology, None if whole else space.atoms, aggregation, whole)
+        elements = [int(topology.numbers[atom]) for atom in space.atoms] if per_element else None
+        return cls(space, aggregation=over_atoms, elements=elements, n_atoms=len(topology.numbers), **options)
+
+    def _of_groups(self, samples: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+        """Samples [n, A, D] (or [n, D]) of each group, [n, A_e, D]."""
+        numbers = np.array(self.elements)
+        return [samples if label is None else samples[:, numbers == label] for label in self.groups.labels]

@@ -31,7 +31,7 @@ class Evidential(ErrorHead):
 
     Parameters
     ----------
-    part, regularisation : stated where they are declared; ``total`` is the sum of both variances.
+    part : ``total`` is the sum of both variances.
     options : those of `ErrorHead`, by name.
     """
 

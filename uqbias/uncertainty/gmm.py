@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -15,16 +14,15 @@ from uqbias.errors import UqbiasError
 from uqbias.molecule.topology import Topology
 from uqbias.options import Count, OfKind, Positive
 from uqbias.registry import FEATURES
-from uqbias.uncertainty.aggregation import Aggregation, OverAtoms
-from uqbias.uncertainty.atomwise import AtomwiseUncertainty
+from uqbias.uncertainty.aggregation import OverAtoms
 from uqbias.uncertainty.base import set_buffers
-from uqbias.uncertainty.elements import ElementGroups, elements_of
+from uqbias.uncertainty.elements import ElementwiseUncertainty
 from uqbias.uncertainty.features.base import Features, FeatureSpec
 from uqbias.uncertainty.mixture import MixtureDensity
 from uqbias.uncertainty.whitening import Components, Whiten
 
 
-class GaussianMixture(AtomwiseUncertainty):
+class GaussianMixture(ElementwiseUncertainty):
     """−ln of a mixture of full-covariance Gaussians, nats.
 
     NLL = −ln Σ_k w_k N(z | μ_k, Σ_k) of whitened features, aggregated over atoms where the features are per atom.
@@ -42,18 +40,14 @@ class GaussianMixture(AtomwiseUncertainty):
     Parameters
     ----------
     features : feature space.
-    aggregation : arguments of `Aggregation`; None for features of whole geometries.
-    elements : atomic numbers of the atoms of the features for one mixture per element, each NLL then counted from its
-        median over the training atoms of that element; None: one for all atoms.
-    n_atoms : atoms of the molecule, N.
-    n_components, choose_components, samples_per_component, reg_covar, whitening, dims, squash, max_iter : stated where
-        they are declared. With n samples, max(1, min(n_components, n // samples_per_component)) Gaussians are fitted
-        and the rest is padding.
+    of_elements : other arguments of `ElementwiseUncertainty`: one mixture for each element, whose NLL is counted from
+        its median over the training atoms of that element.
+    n_components : of n samples, max(1, min(n_components, n // samples_per_component)) Gaussians are fitted and the
+        rest is padding.
     """
 
     kind = "gmm"
     hill_width: ClassVar[float | None] = 0.3
-    features: Features
     nll_median: Tensor
     nll_scale: Tensor
     squashed_median: Tensor
@@ -63,9 +57,6 @@ class GaussianMixture(AtomwiseUncertainty):
     def __init__(
         self,
         features: Features,
-        aggregation: Mapping[str, Any] | None = None,
-        elements: Sequence[int] | None = None,
-        n_atoms: int = 0,
         *,
         n_components: Annotated[Count, Doc("Gaussians, at most")] = 6,
         choose_components: Annotated[
@@ -81,8 +72,9 @@ class GaussianMixture(AtomwiseUncertainty):
             Literal["none", "softplus_sqrt"], Doc("none, or softplus_sqrt (bounded slope, for a driver)")
         ] = "none",
         max_iter: Annotated[Count, Doc("iterations of expectation maximisation, at most")] = 500,
+        **of_elements: Any,
     ) -> None:
-        super().__init__(aggregation, features.atoms, n_atoms, features)
+        super().__init__(features, **of_elements)
         self.n_components = n_components
         self.samples_per_component = samples_per_component
         self.reg_covar = reg_covar
@@ -90,9 +82,7 @@ class GaussianMixture(AtomwiseUncertainty):
         self.squash = squash
         self.max_iter = max_iter
         self.whitening = whitening
-        self.elements = None if elements is None else tuple(elements)
         self.choose_components = choose_components
-        self.groups = ElementGroups(elements)
         self.densities = nn.ModuleList(
             MixtureDensity(features.dim, n_components, whitening, dims) for _ in range(len(self.groups))
         )
@@ -115,11 +105,8 @@ class GaussianMixture(AtomwiseUncertainty):
     ) -> GaussianMixture:
         """Make the feature space of a molecule, and a mixture in it."""
         space: Features = FEATURES.build(features, topology=topology, n_latents=n_latents)
-        atoms = space.atoms if space.per_atom else None
         asked = None if aggregation == "mean" else aggregation
-        over_atoms = Aggregation.choose(topology, atoms, asked, f"features '{space.kind}', which are")
-        elements = elements_of(topology, space) if per_element else None
-        return cls(space, over_atoms, elements, len(topology.numbers), **options)
+        return cls._in_space(space, topology, asked, per_element, **options)
 
     def fit(
         self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None, *, seed: int
@@ -127,11 +114,11 @@ class GaussianMixture(AtomwiseUncertainty):
         """Fit whitening, mixture and scale; see `Uncertainty.fit`."""
         samples = self._training_features(positions, latents)
         medians = np.zeros(len(self.groups))
-        for group, (label, density) in enumerate(zip(self.groups.labels, self.densities, strict=True)):
-            chosen = samples if label is None else samples[:, np.array(self.elements) == label]
+        for group, (chosen, density) in enumerate(zip(self._of_groups(samples), self.densities, strict=True)):
+            flat = chosen.reshape(-1, self.features.dim)
             try:
                 density.fit(  # type: ignore[operator]
-                    chosen.reshape(-1, self.features.dim),
+                    flat,
                     samples_per_component=self.samples_per_component,
                     choose=self.choose_components,
                     reg_covar=self.reg_covar,
@@ -139,13 +126,12 @@ class GaussianMixture(AtomwiseUncertainty):
                     seed=seed,
                 )
             except UqbiasError as error:
-                if label is None:
+                if self.elements is None:
                     raise
                 raise UqbiasError(f"{self.groups.name(group)}: {error.what}", error.cure) from error
-            if label is not None:
-                flat = torch.as_tensor(chosen.reshape(-1, self.features.dim)).to(self.group_median)
+            if self.elements is not None:
                 with torch.no_grad():
-                    medians[group] = float(density(flat).median())
+                    medians[group] = float(density(torch.as_tensor(flat).to(self.group_median)).median())
         set_buffers(self, group_median=medians)
         self._set_scale(positions, energy, latents)
 
@@ -153,7 +139,7 @@ class GaussianMixture(AtomwiseUncertainty):
         """Set the shift and, for the squashed u, the scales, from the quantiles over the training frames."""
         set_buffers(self, nll_median=0.0, nll_scale=1.0, squashed_median=0.0, squashed_scale=1.0)
         self.fit_aggregation(positions, energy, latents)
-        nll = self._in_chunks(self.aggregated, positions, energy, latents)
+        nll = self._in_chunks(super().forward, positions, energy, latents)
         median, upper = np.quantile(nll, (0.5, 0.95))
         set_buffers(self, nll_median=median)
         if self.squash == "none":
@@ -177,7 +163,7 @@ class GaussianMixture(AtomwiseUncertainty):
 
     def forward(self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None) -> Tensor:
         """Return u [W]: nats above the median of the training set, or dimensionless if squashed."""
-        above = self.aggregated(positions, energy, latents) - self.nll_median
+        above = super().forward(positions, energy, latents) - self.nll_median
         if self.squash == "none":
             return above
         u0 = (softplus(above / self.nll_scale) + 0.1).sqrt()

@@ -102,12 +102,6 @@ class TrainedKind(AtomwiseUncertainty):
         """Unit of the energy errors that `loss` is given, [] kJ/mol."""
         return self.force_unit * energy_unit(self.n_atoms)
 
-    def fit(
-        self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None, *, seed: int
-    ) -> None:
-        """Scale the aggregation; the network is trained with the potential. See `Uncertainty.fit`."""
-        self.fit_aggregation(positions, energy, latents)
-
 
 class ErrorHead(TrainedKind):
     """A predicted distribution of the error of each atom's force components, or of the energy.
@@ -116,8 +110,7 @@ class ErrorHead(TrainedKind):
 
     Parameters
     ----------
-    quantity, hidden : stated where they are declared. ``forces`` has a value per atom; for ``energy`` outputs are
-        averaged over atoms first.
+    quantity : ``forces`` has a value per atom; for ``energy`` outputs are averaged over atoms first.
     options : those of `TrainedKind`, by name; no aggregation of ``energy``.
     """
 

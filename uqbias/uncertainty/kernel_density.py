@@ -37,8 +37,7 @@ class KernelDensity(Uncertainty):
     Parameters
     ----------
     features : feature space, one vector per geometry.
-    kernel, kappa, bandwidth, capacity, whitening, dims : stated where they are declared. ``capacity`` is rounded up to
-        a power of two, and doubled by `fit` when labels exceed it, which changes the graph.
+    capacity : rounded up to a power of two, and doubled by `fit` when labels exceed it, which changes the graph.
     """
 
     kind = "kernel_density"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -15,12 +14,11 @@ from uqbias.errors import UqbiasError
 from uqbias.molecule.topology import Topology
 from uqbias.options import Count, OfKind, Positive
 from uqbias.registry import FEATURES
-from uqbias.uncertainty.aggregation import Aggregation, OverAtoms
-from uqbias.uncertainty.atomwise import AtomwiseUncertainty
+from uqbias.uncertainty.aggregation import OverAtoms
 from uqbias.uncertainty.base import PADDING, set_buffers
-from uqbias.uncertainty.elements import ElementGroups, elements_of
+from uqbias.uncertainty.elements import ElementwiseUncertainty
 from uqbias.uncertainty.features.base import Features, FeatureSpec
-from uqbias.uncertainty.whitening import bend, bend_tensor
+from uqbias.uncertainty.whitening import bend, bend_tensor, check_varies
 
 #: Rounding of a distance at zero, in standard deviations.
 ROUNDING = 0.1
@@ -30,7 +28,7 @@ PROBES = 500
 Array = NDArray[np.float64]
 
 
-class LatentDistance(AtomwiseUncertainty):
+class LatentDistance(ElementwiseUncertainty):
     r"""Distance to the training set in feature space, dimensionless.
 
     The distance d of an atom's features, whitened, to those of the training set:
@@ -45,17 +43,14 @@ class LatentDistance(AtomwiseUncertainty):
     Parameters
     ----------
     features : per atom, or of whole geometries.
-    elements : atomic numbers of the A atoms for statistics of each element on its own; None: all together.
-    aggregation : arguments of `Aggregation`; None for features of whole geometries.
-    n_atoms : atoms of the molecule, N.
-    metric, k, capacity, regularisation : stated where they are declared. References are drawn at random from the
-        training atoms; ``regularisation`` is ε.
+    of_elements : other arguments of `ElementwiseUncertainty`.
+    capacity : references are drawn at random from the training atoms.
+    regularisation : ε.
     """
 
     kind = "distance"
     statistic: ClassVar[str] = "deviation"
     unit = "dimensionless"
-    features: Features
     mean: Tensor
     matrix: Tensor
     references: Tensor
@@ -66,9 +61,6 @@ class LatentDistance(AtomwiseUncertainty):
     def __init__(
         self,
         features: Features,
-        elements: Sequence[int] | None = None,
-        aggregation: Mapping[str, Any] | None = None,
-        n_atoms: int = 0,
         *,
         metric: Annotated[
             Literal["mahalanobis", "knn"], Doc("mahalanobis (to the mean) or knn (to the k nearest, smoothed)")
@@ -76,16 +68,15 @@ class LatentDistance(AtomwiseUncertainty):
         k: Annotated[Count, Doc("neighbours of knn")] = 10,
         capacity: Annotated[Count, Doc("reference atoms of knn, per element")] = 256,
         regularisation: Annotated[Positive, Doc("added to the covariance, in units of its mean variance")] = 1e-5,
+        **of_elements: Any,
     ) -> None:
         if metric == "knn" and k >= capacity:
             raise UqbiasError(f"k = {k} of 'distance' with capacity {capacity}", "give a whole number below it")
-        super().__init__(aggregation, features.atoms, n_atoms, features)
-        self.elements = None if elements is None else tuple(elements)
+        super().__init__(features, **of_elements)
         self.metric = metric
         self.k = k
         self.capacity = capacity
         self.regularisation = regularisation
-        self.groups = ElementGroups(elements)
         groups, dim = len(self.groups), features.dim
         self.register_buffer("mean", torch.zeros(groups, dim))
         self.register_buffer("matrix", torch.zeros(groups, dim, dim))
@@ -111,10 +102,7 @@ class LatentDistance(AtomwiseUncertainty):
         """Make the feature space of a molecule, and the distance in it."""
         space: Features = FEATURES.build(features, topology=topology, n_latents=n_latents)
         apart = space.per_atom if per_element is None else per_element
-        atoms = space.atoms if space.per_atom else None
-        over_atoms = Aggregation.choose(topology, atoms, aggregation, f"features '{space.kind}', which are")
-        elements = elements_of(topology, space) if apart else None
-        return cls(space, elements, over_atoms, len(topology.numbers), **options)
+        return cls._in_space(space, topology, aggregation, apart, **options)
 
     def fit(
         self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None, *, seed: int
@@ -124,8 +112,7 @@ class LatentDistance(AtomwiseUncertainty):
         dim = self.features.dim
         random = np.random.default_rng(seed)
         buffers = {name: value.double().cpu().numpy().copy() for name, value in self.named_buffers(recurse=False)}
-        for group, label in enumerate(self.groups.labels):
-            chosen = samples if label is None else samples[:, np.array(self.elements) == label]
+        for group, chosen in enumerate(self._of_groups(samples)):
             flat = chosen.reshape(-1, dim)
             mean, matrix = self._metric_of(flat, group)
             buffers["mean"][group], buffers["matrix"][group] = mean, matrix
@@ -143,12 +130,8 @@ class LatentDistance(AtomwiseUncertainty):
     def _metric_of(self, flat: Array, group: int) -> tuple[Array, Array]:
         mean = flat.mean(axis=0)
         covariance = np.cov(flat.T, bias=True).reshape(flat.shape[1], -1)
+        check_varies(flat, f"features of {self.groups.name(group)}")
         variance = float(np.trace(covariance)) / len(covariance)
-        if len(flat) < 2 or not variance > 1e-12 * max(1e-12, float((flat**2).mean())):
-            raise UqbiasError(
-                f"the features of {self.groups.name(group)} have no variance over {len(flat)} samples",
-                "give frames that differ in these features",
-            )
         values, vectors = np.linalg.eigh(covariance + self.regularisation * variance * np.eye(len(covariance)))
         return mean, vectors / np.sqrt(values)
 

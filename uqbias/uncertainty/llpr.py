@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -15,17 +14,17 @@ from uqbias.errors import UqbiasError
 from uqbias.molecule.topology import Topology
 from uqbias.options import OfKind, Positive
 from uqbias.registry import FEATURES
-from uqbias.uncertainty.aggregation import Aggregation, OverAtoms
-from uqbias.uncertainty.atomwise import AtomwiseUncertainty
+from uqbias.uncertainty.aggregation import OverAtoms
 from uqbias.uncertainty.base import set_buffers
-from uqbias.uncertainty.elements import ElementGroups, elements_of
+from uqbias.uncertainty.elements import ElementwiseUncertainty
 from uqbias.uncertainty.features.base import Features, FeatureSpec
+from uqbias.uncertainty.whitening import check_varies
 
 #: Added to u² so that u has a slope everywhere.
 FLOOR = 1e-6
 
 
-class LastLayerRigidity(AtomwiseUncertainty):
+class LastLayerRigidity(ElementwiseUncertainty):
     r"""Last-layer prediction rigidity: no extra training, dimensionless.
 
     The standard deviation of the energy under a Gaussian posterior on the last layer, up to a factor. With :math:`f_A`
@@ -45,36 +44,29 @@ class LastLayerRigidity(AtomwiseUncertainty):
     Parameters
     ----------
     features : latents.
-    elements : atomic numbers of the A atoms.
-    aggregation : arguments of `Aggregation`; None for ``structure``.
-    n_atoms : atoms of the molecule, N.
-    scope, ridge : stated where they are declared. ``ridge`` is ς² in units of the mean eigenvalue of ⟨f fᵀ⟩.
+    of_elements : other arguments of `ElementwiseUncertainty`; no aggregation of ``structure``.
+    ridge : ς² in units of the mean eigenvalue of ⟨f fᵀ⟩.
     """
 
     kind = "llpr"
     statistic: ClassVar[str] = "deviation"
     unit = "dimensionless"
-    features: Features
     factors: Tensor
     centre: Tensor
 
     def __init__(
         self,
         features: Features,
-        elements: Sequence[int],
-        aggregation: Mapping[str, Any] | None = None,
-        n_atoms: int = 0,
         *,
         scope: Annotated[
             Literal["atoms", "structure"], Doc("rigidity of each atom's energy, or of the total energy")
         ] = "atoms",
         ridge: Annotated[Positive, Doc("regularisation, relative to the mean eigenvalue")] = 1e-4,
+        **of_elements: Any,
     ) -> None:
-        super().__init__(aggregation, features.atoms, n_atoms, features)
-        self.elements = tuple(elements)
+        super().__init__(features, **of_elements)
         self.scope = scope
         self.ridge = ridge
-        self.groups = ElementGroups(elements)
         # structure: rows of L⁻ᵀ, C = L Lᵀ, by element; atoms: the same of each diagonal block of C.
         width = features.dim * (len(self.groups) if scope == "structure" else 1)
         self.register_buffer("factors", torch.zeros(len(self.groups), features.dim, width))
@@ -102,27 +94,20 @@ class LastLayerRigidity(AtomwiseUncertainty):
                 f"scope 'structure' of 'llpr' with {len(space.atoms)} of {len(topology.numbers)} atoms",
                 "the total energy is that of all atoms; set scope: atoms",
             )
-        elements = elements_of(topology, space)
-        atoms = space.atoms if scope == "atoms" else None
-        over_atoms = Aggregation.choose(topology, atoms, aggregation, f"scope '{scope}', which is")
-        return cls(space, elements, over_atoms, len(topology.numbers), **options)
+        whole = f"scope '{scope}', which is" if scope == "structure" else ""
+        return cls._in_space(space, topology, aggregation, True, whole, **options)
 
     def fit(
         self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None, *, seed: int
     ) -> None:
         """Set C from the training frames; see `Uncertainty.fit`. Nothing is random here."""
         samples = self._training_features(positions, latents)
-        numbers = np.array(self.elements)
-        groups = [samples[:, numbers == element] for element in self.groups.labels]
+        groups = self._of_groups(samples)
         centre = np.stack([group.mean(axis=(0, 1)) for group in groups])
         design = np.concatenate([(group - at).sum(axis=1) for group, at in zip(groups, centre, strict=True)], axis=1)
         covariance = design.T @ design / len(design)
         for at, group in enumerate(groups):
-            if not group.var(axis=(0, 1)).max() > 1e-12 * max(1e-12, float((group**2).mean())):
-                raise UqbiasError(
-                    f"the latents of {self.groups.name(at)} have no variance over {len(samples)} training frames",
-                    "give frames that differ",
-                )
+            check_varies(group.reshape(-1, self.features.dim), f"latents of {self.groups.name(at)}")
         mean = float(np.trace(covariance)) / len(covariance)
         regularised = covariance + self.ridge * mean * np.eye(len(covariance))
         dim = self.features.dim

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from uqbias.errors import UqbiasError
 from uqbias.uncertainty.base import PADDING, set_buffers
-from uqbias.uncertainty.whitening import Whitening
+from uqbias.uncertainty.whitening import Whiten, Whitening
 
 #: More samples than this make the fit slower, not better.
 MAX_SAMPLES = 20_000
@@ -33,7 +33,7 @@ class MixtureDensity(nn.Module):
     offset: Tensor
     log_weights: Tensor
 
-    def __init__(self, dim: int, n_components: int, whitening: str, dims: int | None) -> None:
+    def __init__(self, dim: int, n_components: int, whitening: Whiten, dims: int | None) -> None:
         super().__init__()
         self.n_components = n_components
         self.whitening = Whitening(dim, whitening, dims)

@@ -27,7 +27,6 @@ class MeanVarianceEstimation(ErrorHead):
 
     Parameters
     ----------
-    beta, loss_weight : stated where they are declared.
     options : those of `ErrorHead`, by name.
     """
 

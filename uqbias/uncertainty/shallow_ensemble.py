@@ -35,7 +35,7 @@ class ShallowEnsemble(TrainedKind):
 
     Parameters
     ----------
-    n_heads, score, loss_weight : stated where they are declared; ``n_heads`` is K.
+    n_heads : K.
     options : those of `TrainedKind`, by name. The aggregation is over the standard deviations of the atoms' energies;
         None for that of the total energy.
     """

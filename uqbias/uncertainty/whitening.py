@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import Doc
 
-from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.errors import UqbiasError
 from uqbias.options import Count
 from uqbias.uncertainty.base import set_buffers
 
-KINDS = ("none", "standard", "pca")
 Whiten = Literal["none", "standard", "pca"]
 #: The option ``dims`` of every kind that whitens.
 Components = Annotated[Count | None, Doc("principal components kept; null: all")]
@@ -43,12 +42,10 @@ class Whitening(nn.Module):
     mean: Tensor
     matrix: Tensor
 
-    def __init__(self, dim: int, kind: str, n_dims: int | None) -> None:
+    def __init__(self, dim: int, kind: Whiten, n_dims: int | None) -> None:
         super().__init__()
-        if kind not in KINDS:
-            raise UqbiasError(f"unknown whitening '{kind}'", did_you_mean(kind, KINDS))
-        if n_dims is not None and (n_dims < 1 or kind != "pca"):
-            raise UqbiasError(f"dims: {n_dims} with whitening '{kind}'", "give 1 or more, with whitening: pca")
+        if n_dims is not None and kind != "pca":
+            raise UqbiasError(f"dims: {n_dims} with whitening '{kind}'", "set whitening: pca")
         self.kind = kind
         self.dim = dim if n_dims is None else n_dims
         self.register_buffer("mean", torch.zeros(dim))
@@ -69,12 +66,7 @@ class Whitening(nn.Module):
         mean = samples.mean(axis=0)
         centred = samples - mean
         variance = (centred**2).mean(axis=0)
-        # Relative to the size of the features: a constant feature keeps the variance of its rounding.
-        if variance.max() <= 1e-12 * max(1e-12, float((samples**2).mean())):
-            raise UqbiasError(
-                f"the features have no variance over {len(samples)} samples",
-                "give frames that differ in these features",
-            )
+        check_varies(samples, "features")
         dim, kept = self.matrix.shape
         matrix = np.zeros((dim, kept))
         if self.kind == "pca":
@@ -95,6 +87,15 @@ class Whitening(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Whiten [..., D] to [..., d]."""
         return bend_tensor((features - self.mean) @ self.matrix)
+
+
+def check_varies(samples: NDArray[np.float64], what: str) -> None:
+    """Refuse samples [n, D] none of whose features varies."""
+    # Relative to the size of the features: a constant feature keeps the variance of its rounding.
+    if not samples.var(axis=0).max() > 1e-12 * max(1e-12, float((samples**2).mean())):
+        raise UqbiasError(
+            f"the {what} have no variance over {len(samples)} samples", "give frames that differ in these features"
+        )
 
 
 def bend(z: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import torch
 from torch import Tensor
@@ -56,16 +56,20 @@ class Coordination(CollectiveVariable):
     counted: Tensor
 
     def __init__(
-        self, group_a: Sequence[int], group_b: Sequence[int] | None, r0: float, n: int = 6, m: int = 12
+        self,
+        group_a: Sequence[int],
+        group_b: Sequence[int] | None,
+        *,
+        r0: Annotated[Positive, Doc("nm")],
+        n: Annotated[Count, Doc("exponent of the numerator")] = 6,
+        m: Annotated[Count | None, Doc("exponent of the denominator; null: 2 n")] = None,
     ) -> None:
         super().__init__()
-        if not r0 > 0:
-            raise UqbiasError(f"coordination with r0 {r0}", "give a distance in nm, > 0")
-        if not 0 < n < m or int(n) != n or int(m) != m:
+        self.r0, self.n, self.m = float(r0), int(n), int(2 * n if m is None else m)
+        if not self.n < self.m:
             raise UqbiasError(f"coordination with n {n} and m {m}", "give whole numbers with 0 < n < m")
         self.group_a = [int(i) for i in group_a]
         self.group_b = None if group_b is None else [int(i) for i in group_b]
-        self.r0, self.n, self.m = float(r0), int(n), int(m)
         first = torch.tensor(self.group_a)
         second = first if self.group_b is None else torch.tensor(self.group_b)
         counted = (first.unsqueeze(1) != second).double()
@@ -82,14 +86,12 @@ class Coordination(CollectiveVariable):
         *,
         group_a: Annotated[Atoms, Doc("atoms")],
         group_b: Annotated[Atoms | None, Doc("atoms; null: pairs within group_a")] = None,
-        r0: Annotated[Positive, Doc("nm")],
-        n: Annotated[Count, Doc("exponent of the numerator")] = 6,
-        m: Annotated[Count | None, Doc("exponent of the denominator; null: 2 n")] = None,
+        **options: Any,
     ) -> Self:
         """Make the variable of the pairs of two groups of a molecule, or within one."""
         a = ordered_atoms(topology, group_a, "group_a of coordination")
         b = None if group_b is None else ordered_atoms(topology, group_b, "group_b of coordination")
-        return cls(a, b, r0, n, 2 * n if m is None else m)
+        return cls(a, b, **options)
 
     def forward(self, positions: Tensor) -> Tensor:
         """Coordination number [W]."""

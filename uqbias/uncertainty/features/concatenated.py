@@ -36,6 +36,7 @@ class Concatenated(Features):
             if part.per_atom:
                 raise UqbiasError(f"'{part.kind}' gives one vector per atom", "concatenate per-walker features only")
         self.parts = nn.ModuleList(spaces)
+        self._spaces = spaces
         self.scales = tuple(float(scale) for scale in scales)
         self.dim = sum(part.dim for part in spaces)
         self.requires_latents = any(part.requires_latents for part in spaces)
@@ -57,22 +58,19 @@ class Concatenated(Features):
         spaces = [FEATURES.build(section, topology=topology, n_latents=n_latents) for section in sections]
         return cls(spaces, scales)
 
-    def _features(self) -> list[Features]:
-        return [part for part in self.parts if isinstance(part, Features)]
-
     @property
     def is_prepared(self) -> bool:
         """Whether every part is prepared."""
-        return all(part.is_prepared for part in self._features())
+        return all(part.is_prepared for part in self._spaces)
 
     def prepare(self, positions: Tensor) -> None:
         """Prepare every part."""
-        for part in self._features():
+        for part in self._spaces:
             part.prepare(positions)
 
     def stiff_deviation(self, positions: Tensor) -> Tensor:
         """Largest of the parts', [n] degrees."""
-        return torch.stack([part.stiff_deviation(positions) for part in self._features()]).amax(0)
+        return torch.stack([part.stiff_deviation(positions) for part in self._spaces]).amax(0)
 
     def forward(self, positions: Tensor, latents: Tensor) -> Tensor:
         """Feature vectors [W, D]."""

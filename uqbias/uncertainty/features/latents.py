@@ -24,7 +24,7 @@ class Latents(Features):
     n_latents : latent features per atom, F.
     atoms : indices of the atoms that count.
     n_atoms : atoms of the molecule, N.
-    member : stated where it is declared; members have unrelated latent spaces.
+    member : members have unrelated latent spaces.
     """
 
     kind = "latents"

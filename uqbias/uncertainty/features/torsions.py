@@ -15,6 +15,7 @@ from uqbias.errors import UqbiasError
 from uqbias.molecule.measures import dihedral_angles
 from uqbias.molecule.topology import Topology
 from uqbias.options import NotNegative
+from uqbias.uncertainty.base import set_buffers
 from uqbias.uncertainty.features.base import Features
 
 #: nm; bond vectors are divided by √(|b|² + SHORT²), so that coinciding atoms give finite derivatives.
@@ -37,7 +38,7 @@ class Torsions(Features):
     ----------
     dihedrals : [T, 4] atom indices.
     n_atoms : atoms of the molecule, N.
-    stiff_below : stated where it is declared; 0 keeps all torsions.
+    stiff_below : 0 keeps all torsions.
 
     Attributes
     ----------
@@ -103,15 +104,6 @@ class Torsions(Features):
         """Whether the stiff torsions are known."""
         return bool(self.prepared.item())
 
-    @property
-    def soft_dihedrals(self) -> list[tuple[int, int, int, int]]:
-        """Dihedrals with a weight above 0."""
-        return [four for four, weight in zip(self.dihedrals, self.weights.tolist(), strict=True) if weight > 0]
-
-    def total_weight(self) -> Tensor:
-        """Σ_t w_t: the number of soft bonds, and ``f·f`` of any geometry without a collinear flank."""
-        return self.weights.sum()
-
     def prepare(self, positions: Tensor) -> None:
         """Find the stiff torsions: circular standard deviation √(−2 ln R) below `stiff_below` over the start frames.
 
@@ -137,11 +129,7 @@ class Torsions(Features):
                 f"deviation {deviation.max():.1f} degrees, stiff_below {self.stiff_below:g}",
                 "give more diverse start frames, a smaller stiff_below, or the features pair_distances",
             )
-        with torch.no_grad():
-            self.weights.copy_(torch.from_numpy(weights))
-            self.stiff.copy_(torch.from_numpy(stiff.astype(np.float64)))
-            self.start_angles.copy_(torch.from_numpy(np.angle(resultant)))
-            self.prepared.fill_(1.0)
+        set_buffers(self, weights=weights, stiff=stiff, start_angles=np.angle(resultant), prepared=1.0)
 
     def stiff_deviation(self, positions: Tensor) -> Tensor:
         """Largest deviation of a stiff torsion from its start mean, [n] degrees (0 to 180; 0 if none is stiff)."""
