@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from uqbias.options import Positive, options_of, parameters_of
 from uqbias.registry import Part
 
 Array = NDArray[np.float64]
+_Values = TypeVar("_Values", Array, Tensor)
 #: Marks an option that is one value for all variables, or a list with one for each.
 ONE_EACH = "one value, or a list with one for each variable"
 Names = Annotated[
@@ -347,9 +348,9 @@ def finite(x: NDArray[Any]) -> Array:
     return rows[np.isfinite(rows).all(axis=1)]
 
 
-def nearest_image(difference: Array, period: float | None) -> Array:
+def nearest_image(difference: _Values, period: float | None) -> _Values:
     """Differences of values of a variable, brought to the nearest image where it has a period."""
-    return difference if period is None else np.asarray(difference - period * np.round(difference / period))
+    return difference if period is None else difference - period * (difference / period).round()
 
 
 _OTHER = object()

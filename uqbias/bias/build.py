@@ -78,15 +78,9 @@ def completed(
 
 def _reflected(bound: Any, names: Sequence[str], lowest: float) -> Any:
     """Bounds with ``lowest`` as a number for the driver and None for variables that have no such bound."""
-
-    def one(value: Any, name: str) -> Any:
-        if value != "lowest":
-            return value
-        return lowest if name == "driver" else None
-
-    if isinstance(bound, list | tuple):
-        return [one(value, name) for value, name in zip(bound, names, strict=True)]
-    if bound != "lowest":
+    listed = isinstance(bound, list | tuple)
+    if not listed and bound != "lowest":
         return bound
-    bounds = [one(bound, name) for name in names]
-    return bounds[0] if len(bounds) == 1 else bounds
+    values = zip(bound if listed else [bound] * len(names), names, strict=True)
+    bounds = [value if value != "lowest" else lowest if name == "driver" else None for value, name in values]
+    return bounds if listed or len(bounds) > 1 else bounds[0]

@@ -80,8 +80,14 @@ class CompressedKernels:
         """The sum [n] at ``at`` [n, D]."""
         return np.asarray(self._values(self.rows, at).sum(axis=1), dtype=np.float64)
 
-    def adding(self, new: Array) -> Change:
-        """Result of adding the kernels [W, 1+2D] one after the other; changes nothing yet."""
+    def add(self, new: Array, grid: GrowingGrid) -> None:
+        """Add the kernels [W, 1+2D] one after the other, and keep a grid of the sum up to date.
+
+        Raises
+        ------
+        UqbiasError
+            If the grid cannot grow that far; nothing is changed then.
+        """
         rows = self.rows
         gone: list[Array] = []
         come: list[Array] = []
@@ -95,15 +101,12 @@ class CompressedKernels:
                     come.pop(match)
             come.append(merged)
         width = self.rows.shape[1]
-        return Change(rows, np.array(gone).reshape(-1, width), np.array(come).reshape(-1, width))
-
-    def accept(self, change: Change) -> None:
-        """Make a change come true."""
+        change = Change(rows, np.array(gone).reshape(-1, width), np.array(come).reshape(-1, width))
+        self._move_on_grid(grid, change)
         self.sum_at_centres = self._new_sum(change)
-        self.rows = change.rows
+        self.rows = rows
 
-    def move_on_grid(self, grid: GrowingGrid, change: Change) -> None:
-        """Keep a grid of the sum up to date. Where it cannot grow that far it raises and has changed nothing."""
+    def _move_on_grid(self, grid: GrowingGrid, change: Change) -> None:
         pieces = []
         for sign, kernels in ((-1.0, change.gone), (1.0, change.new)):
             for kernel in kernels:

@@ -112,9 +112,7 @@ class ExtendedABF(GridBias):
         return (self.period, self.period)
 
     def energy(self, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-        stretch = x[:, 0] - x[:, 1]
-        if self.period is not None:
-            stretch = stretch - self.period * torch.round(stretch / self.period)
+        stretch = nearest_image(x[:, 0] - x[:, 1], self.period)
         return 0.5 * state["coupling"] * stretch * stretch + hermite(x[:, 1:2], state, (self.period,))
 
     def update(self, step: int, x: NDArray[Any], probe: Probe | None = None) -> None:

@@ -11,7 +11,7 @@ from annotated_types import Ge
 from torch import Tensor
 from typing_extensions import Doc
 
-from uqbias.bias.base import Bias, OneName, Periods
+from uqbias.bias.base import Bias, OneName, Periods, nearest_image
 from uqbias.errors import UqbiasError
 from uqbias.options import Count, Positive
 from uqbias.uncertainty.kernel_density import WALL
@@ -42,8 +42,7 @@ class FixedBias(Bias):
 
     def displacement(self, x: Tensor, at: Tensor) -> Tensor:
         """Difference x - at, [W], to the nearest image of ``at`` where the variable has a period."""
-        away = x[:, 0] - at
-        return away if self.period is None else away - self.period * torch.round(away / self.period)
+        return nearest_image(x[:, 0] - at, self.period)
 
 
 class Harmonic(FixedBias):

@@ -172,11 +172,15 @@ class GrowingGrid:
         self._dtype, self._device = dtype, torch.device(device)
         self._bind()
 
+    def _views(self) -> dict[str, Tensor]:
+        """The grid as `hermite` takes it, in float64 and without a copy."""
+        arrays = {"table": self.table.reshape(-1, self.table.shape[-1]), "origin": self.origin, "spacing": self.spacing}
+        return {name: torch.from_numpy(array) for name, array in arrays.items()} | {"shape": torch.tensor(self.shape)}
+
     def _bind(self) -> None:
-        flat = self.table.reshape(-1, self.table.shape[-1])
-        for name, value in (("table", flat), ("origin", self.origin), ("spacing", self.spacing)):
-            self.state[name] = torch.tensor(value, dtype=self._dtype, device=self._device)
-        self.state["shape"] = torch.tensor(self.shape, dtype=torch.int64, device=self._device)
+        for name, view in self._views().items():
+            dtype = self._dtype if view.is_floating_point() else view.dtype
+            self.state[name] = view.to(self._device, dtype, copy=True)
 
     def cover(self, low: NDArray[Any], high: NDArray[Any]) -> None:
         """Grow until the grid spans ``low`` to ``high`` [D]; new points are zero, old ones keep their place.
@@ -260,14 +264,8 @@ class GrowingGrid:
 
     def value(self, x: NDArray[Any]) -> Array:
         """Interpolated values [n] on the host in float64; ``x`` [n, D]."""
-        state = {
-            "table": torch.from_numpy(self.table.reshape(-1, self.table.shape[-1])),
-            "origin": torch.from_numpy(self.origin),
-            "spacing": torch.from_numpy(self.spacing),
-            "shape": torch.tensor(self.shape),
-        }
         points = torch.as_tensor(np.asarray(x, dtype=np.float64).reshape(-1, self.dimensions))
-        result: Array = hermite(points, state, self.periods).numpy()
+        result: Array = hermite(points, self._views(), self.periods).numpy()
         return result
 
 

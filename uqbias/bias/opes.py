@@ -117,14 +117,14 @@ class OPES(KernelBias):
         self.exploratory = bool(exploratory)
         self._kt = kt(self.temperature)
         self.biasfactor = self.barrier / self._kt if biasfactor is None else float(biasfactor)
-        said = f"opes with biasfactor {self.biasfactor:g}"
         if not self.biasfactor > 1:
             raise UqbiasError(
-                said + (" (barrier/k_B T)" if biasfactor is None else ""),
-                "choose a barrier above k_B T" if biasfactor is None else "give one > 1, inf for a flat target",
+                f"opes with biasfactor {self.biasfactor:g} (barrier/k_B T)", "choose a barrier above k_B T"
             )
         if self.exploratory and math.isinf(self.biasfactor):
-            raise UqbiasError(f"exploratory {said}", "give a finite one: the target must be well-tempered")
+            raise UqbiasError(
+                "exploratory opes with biasfactor inf", "give a finite one: the target must be well-tempered"
+            )
         #: V in units of k_B T per log(P/Z + ε).
         self._prefactor = self.biasfactor - 1 if self.exploratory else 1 - 1 / self.biasfactor
         self.epsilon = math.exp(-self.barrier / (self._kt * self._prefactor))
@@ -200,10 +200,7 @@ class OPES(KernelBias):
         sigma = np.maximum(self._sigma0 * (size * (d + 2) / 4) ** (-1 / (d + 4)), self.sigma_min)
         # A normalised Gaussian is lower by 1/sigma; what is common to all kernels goes out with Z.
         heights = (np.ones(len(centres)) if self.exploratory else weights) * np.prod(self._sigma0 / sigma)
-        change = self._density.adding(np.column_stack([heights, centres, np.tile(sigma, (len(centres), 1))]))
-        self._density.move_on_grid(self.grid, change)
-        # A grid that cannot grow has raised before anything was changed.
-        self._density.accept(change)
+        self._density.add(np.column_stack([heights, centres, np.tile(sigma, (len(centres), 1))]), self.grid)
         self._counter = counter
         self._sum_weights, self._sum_weights2 = sums
         self._set_norm()
