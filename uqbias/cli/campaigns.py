@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from uqbias.campaign.interrupts import exit_code
-from uqbias.cli.printing import Json, Quiet, fail, print_json, print_pairs
+from uqbias.cli.printing import Json, Quiet, fail, output_option, print_json, print_pairs
 from uqbias.errors import UqbiasError
 
 if TYPE_CHECKING:
@@ -18,9 +18,7 @@ CampaignPath = Annotated[Path, typer.Argument(metavar="CAMPAIGN.yaml", help="Cam
 
 
 def template(
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write it there; stdout if left out.")
-    ] = None,
+    output: Annotated[Path | None, output_option("FILE", "Write it there; stdout if left out.")] = None,
     kinds: Annotated[
         str | None,
         typer.Option(
@@ -122,10 +120,7 @@ def validate(
 
 def run(
     path: CampaignPath,
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", metavar="DIR", help="Run directory; runs/NAME with the campaign's name."),
-    ] = None,
+    output: Annotated[Path | None, output_option("DIR", "Run directory; runs/NAME with the campaign's name.")] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -159,9 +154,7 @@ def run(
 
 def report(
     directory: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, finished or not.")],
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE", help="The HTML file; RUN/report.html.")
-    ] = None,
+    output: Annotated[Path | None, output_option("FILE", "The HTML file; RUN/report.html.")] = None,
     figures: Annotated[
         Path | None,
         typer.Option("--figures", metavar="DIR", help="Also write each figure as a PNG file there, and hero.png."),

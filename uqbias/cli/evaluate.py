@@ -81,12 +81,9 @@ def print_scores(scores: Mapping[str, Any]) -> None:
     if "calibration" not in scores:
         typer.echo("\nthe model is not calibrated: it says nothing of the size of errors, so there is no more to score")
         return
-    if "nll" in scores:
-        typer.echo("\nforce components as samples of N(0, σ²), σ from the variance scaling")
-        for key, name, meaning in DISTRIBUTION:
-            _print_score(scores, key, name, meaning)
-    else:
-        typer.echo("\nthe model file is of an older version, without variance scaling: no scores of σ")
+    typer.echo("\nforce components as samples of N(0, σ²), σ from the variance scaling")
+    for key, name, meaning in DISTRIBUTION:
+        _print_score(scores, key, name, meaning)
     typer.echo("\nshare of errors within the conformal bound of miscoverage α")
     _print_coverage(scores)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from uqbias.cli.part_options import options_from
-from uqbias.cli.printing import Json, ModelPath, Quiet, print_json, split_names
+from uqbias.cli.printing import Json, ModelPath, Quiet, output_option, print_json, split_names
 from uqbias.errors import UqbiasError
 from uqbias.registry import BIASES
 from uqbias.settings.schema import MD
@@ -32,9 +32,7 @@ OFTEN = 0.2
 
 def md(
     model: ModelPath,
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="DIR", help="For the files; must be empty or new.")
-    ] = Path("md"),
+    output: Annotated[Path, output_option("DIR", "For the files; must be empty or new.")] = Path("md"),
     start: Annotated[
         Path | None,
         typer.Option(metavar="FRAMES.xyz", help="Where walkers begin and begin again; eV, Å, labels not needed."),

@@ -9,7 +9,7 @@ import typer
 
 from uqbias.cli.evaluate import print_errors
 from uqbias.cli.part_options import options_from
-from uqbias.cli.printing import Json, ModelPath, Quiet, print_json, print_pairs, split_names
+from uqbias.cli.printing import Json, ModelPath, Quiet, output_option, print_json, print_pairs, split_names
 from uqbias.errors import UqbiasError
 from uqbias.files import check_file
 from uqbias.kinds import UNCERTAINTIES
@@ -23,9 +23,7 @@ TRAINING = options_from(
 
 def train(
     data: Annotated[Path, typer.Argument(metavar="DATA.xyz", help="Labelled frames, extended XYZ in eV and Å.")],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Model file to write.")] = Path(
-        "model.uqb"
-    ),
+    output: Annotated[Path, output_option("FILE", "Model file to write.")] = Path("model.uqb"),
     structure: Annotated[
         Path | None,
         typer.Option(metavar="PDB", help="Atom names and bonds; bonds are guessed from distances if left out."),

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from uqbias.cli.part_options import options_from
-from uqbias.cli.printing import Json, print_json
+from uqbias.cli.printing import Json, output_option, print_json
 from uqbias.errors import UqbiasError
 from uqbias.options import options_of
 from uqbias.plumed.input_options import PlumedOptions
@@ -20,9 +20,7 @@ OPTIONS = options_from(PlumedOptions, **NAMES)
 
 def plumed(
     model: Annotated[Path | None, typer.Argument(metavar="[MODEL]", help="Model file (.uqb).")] = None,
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="DIR", help="For the input files; with --build the plugin.")
-    ] = Path("plumed"),
+    output: Annotated[Path, output_option("DIR", "For the input files; with --build the plugin.")] = Path("plumed"),
     options: dict[str, Any] = OPTIONS,
     build: Annotated[bool, typer.Option("--build", help="Compile the plugin for this PLUMED and this torch.")] = False,
     json: Json = False,

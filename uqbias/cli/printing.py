@@ -31,6 +31,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 
 
+def output_option(metavar: str, text: str) -> Any:
+    """Describe the option ``-o`` of a command."""
+    return typer.Option("-o", "--output", metavar=metavar, help=text)
+
+
 class CommandGroup(TyperGroup):
     """Commands whose `UqbiasError` or error of a file is one line on stderr and exit code 2; signals are 128 + n."""
 

@@ -83,16 +83,16 @@ def dihedral_coordinates(named: Mapping[str, Sequence[int]]) -> MapAxes:
         raise UqbiasError(
             f"a map needs two coordinates, not {list(named)}", "name two dihedrals under score.coordinates"
         )
-    (x_name, x_atoms), (y_name, y_atoms) = list(named.items())[:2]
-    for name, atoms in ((x_name, x_atoms), (y_name, y_atoms)):
+    pair = [*named.items()][:2]
+    for name, atoms in pair:
         if len(atoms) != 4:
             raise UqbiasError(f"coordinate '{name}' has atoms {list(atoms)}", "a dihedral takes four atom indices")
 
     def project(positions: Array) -> Array:
-        return np.degrees(dihedral_angles(positions, [x_atoms, y_atoms]))
+        return np.degrees(dihedral_angles(positions, [atoms for _, atoms in pair]))
 
-    labels = (f"{GREEK.get(x_name, x_name)} (°)", f"{GREEK.get(y_name, y_name)} (°)")
-    return MapAxes(labels, ((-180.0, 180.0), (-180.0, 180.0)), True, project)
+    x, y = (f"{GREEK.get(name, name)} (°)" for name, _ in pair)
+    return MapAxes((x, y), ((-180.0, 180.0), (-180.0, 180.0)), True, project)
 
 
 def principal_components(positions: Array, numbers: NDArray[np.int64] | None = None) -> MapAxes:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from uqbias.testing import molecule
 from uqbias.testing.case import Case
-from uqbias.testing.measuring import ROTATION, largest
+from uqbias.testing.measuring import ROTATION, largest, short
 from uqbias.testing.report import Report
 
 Array = NDArray[np.float64]
@@ -56,12 +56,12 @@ def check_outputs(case: Case) -> Report:
         atoms = case.per_atom(x, dtype)
         if atoms is not None and (atoms.shape != x.shape[:2] or atoms.dtype != dtype):
             wrong.append(tuple(atoms.shape))
-        report.add(f"outputs of wrong shape, {_short(dtype)}", len(wrong), 0, ", ".join(map(str, wrong)))
+        report.add(f"outputs of wrong shape, {short(dtype)}", len(wrong), 0, ", ".join(map(str, wrong)))
         if wrong:
             continue
         alone = torch.cat([case.evaluate(frame[None], dtype).raw for frame in x])
         scale = max(float(case.evaluate(_all(case)).raw.abs().max()), 1e-30)
-        report.add(f"walkers alone, {_short(dtype)}", largest(values.raw - alone) / scale, ALONE[dtype])
+        report.add(f"walkers alone, {short(dtype)}", largest(values.raw - alone) / scale, ALONE[dtype])
         if dtype == torch.float32:
             exact = case.evaluate(_rounded(x)).raw
             report.add("u in float32 against float64", largest(values.raw.double() - exact) / scale, SINGLE)
@@ -100,7 +100,7 @@ def check_invariance(case: Case) -> Report:
         worst: dict[str, tuple[float, str]] = {}
         for (label, name), value in measured.items():
             change = largest(value - measured[label, "rest"]) / max(scale[label], 1e-30)
-            clause = f"{label}: {name.partition(' ')[0]}, {_short(dtype)}"
+            clause = f"{label}: {name.partition(' ')[0]}, {short(dtype)}"
             worst[clause] = max(worst.get(clause, (-1.0, "")), (change, name if " " in name else ""))
         for clause, (change, note) in worst.items():
             if "rest" not in clause:
@@ -156,7 +156,7 @@ def check_gradient(case: Case) -> Report:
             # Relative to the frame's own gradient, unless that nearly vanishes, as at the minimum of a density.
             relative = float((error / size.clamp(min=1e-2 * float(size.max()))).max())
             note = "u does not depend on the positions" if not float(size.max()) > 0 else ""
-            report.add(f"{label}: gradient, {_short(dtype)}", relative, GRADIENT[dtype], note)
+            report.add(f"{label}: gradient, {short(dtype)}", relative, GRADIENT[dtype], note)
     return report.verified()
 
 
@@ -265,7 +265,7 @@ def check_exploded(case: Case, expects_large: bool | None = None) -> Report:
         for dtype in DTYPES:
             evaluated = case.evaluate(x, dtype, gradients=True)
             bad = sum(int((~torch.isfinite(tensor)).sum()) for tensor in evaluated)
-            report.add(f"{name}: not finite, {_short(dtype)}", bad, 0)
+            report.add(f"{name}: not finite, {short(dtype)}", bad, 0)
             if dtype == torch.float64 and name in promised:
                 lowest = f"lowest u {float(evaluated.raw.min()):.3g}, training maximum {ceiling:.3g}"
                 below = int((~(evaluated.raw >= ceiling)).sum())
@@ -280,7 +280,3 @@ def _rounded(positions: Array) -> Array:
 
 def _all(case: Case) -> Array:
     return np.concatenate([case.training.positions, case.held_out.positions])
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

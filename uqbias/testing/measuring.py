@@ -71,6 +71,11 @@ def counted(names: Collection[str]) -> tuple[int, int, str]:
     return len(names), 0, ", ".join(list(names)[:3])
 
 
+def short(dtype: torch.dtype) -> str:
+    """Name of a type of numbers without its package."""
+    return str(dtype).removeprefix("torch.")
+
+
 def through_json(report: Report, options: Any) -> Any:
     """Options as they come back from a file."""
     try:

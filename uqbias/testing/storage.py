@@ -18,7 +18,7 @@ from uqbias.errors import UqbiasError
 from uqbias.model.fit import fit_uncertainty
 from uqbias.model.model import UncertaintyModel
 from uqbias.testing.case import Case, evaluate, refitted
-from uqbias.testing.measuring import change, changed, counted, largest, through_json
+from uqbias.testing.measuring import change, changed, counted, largest, short, through_json
 from uqbias.testing.report import Report
 from uqbias.testing.routes import AGREEMENT
 from uqbias.uncertainty.base import rebuild_uncertainty
@@ -50,13 +50,13 @@ def check_round_trip(case: Case) -> Report:
         for dtype in (torch.float64, torch.float32):
             path, model = Path(folder) / f"{dtype}.uqb", case.in_dtype(dtype)
             model.save(path)
-            report.add(f"file: not plain, {dtype}".replace("torch.", ""), *counted([*_faults(path.read_bytes())]))
+            report.add(f"file: not plain, {short(dtype)}", *counted([*_faults(path.read_bytes())]))
             loaded = UncertaintyModel.load(path, trust=True)
             others = changed(model.state_dict(), loaded.state_dict())
-            report.add(f"file: tensors changed, {dtype}".replace("torch.", ""), *counted(others))
+            report.add(f"file: tensors changed, {short(dtype)}", *counted(others))
             before, after = (evaluate(each, positions.to(dtype), gradients=True) for each in (model, loaded))
             bits = changed(before._asdict(), after._asdict())
-            report.add(f"file: values changed, {dtype}".replace("torch.", ""), *counted(bits))
+            report.add(f"file: values changed, {short(dtype)}", *counted(bits))
     return report.verified()
 
 
@@ -91,22 +91,19 @@ def check_refit(case: Case) -> Report:
         report.add("refit: graph refuses it", 1, 0, str(error))
         return report.verified()
     result, wanted = evaluator.evaluate(x), evaluate(refitted32, x)
-    for name, given, expected in (
-        ("u", result.driver, wanted.raw),
-        ("calibrated u", result.judge, wanted.calibrated),
+    everywhere = case.evaluate(case.training.positions)
+    for name, given, expected, scale in (
+        ("u", result.driver, wanted.raw, largest(everywhere.raw)),
+        ("calibrated u", result.judge, wanted.calibrated, largest(everywhere.calibrated)),
     ):
-        scale = largest(getattr(case.evaluate(case.training.positions), _FIELDS[name]))
         report.add(f"refit: {name} of the old graph", change(given, expected, scale), AGREEMENT)
-    before = case.evaluate(case.held_out.positions).raw
-    away = evaluate(other, torch.tensor(case.held_out.positions)).raw
+    held_out = torch.tensor(case.held_out.positions)
+    before, away = evaluate(case.model, held_out).raw, evaluate(other, held_out).raw
     fit_uncertainty(other.potential, other.judge, case.training, case.seed)
-    again = evaluate(other, torch.tensor(case.held_out.positions)).raw
+    again = evaluate(other, held_out).raw
     report.add("refit: change of u, reported", change(away, before), float("inf"))
     report.add("refit: u of the first fit again", change(again, before), 1e-9)
     return report.verified()
-
-
-_FIELDS = {"u": "raw", "calibrated u": "calibrated"}
 
 
 def _faults(content: bytes) -> Iterator[str]:
