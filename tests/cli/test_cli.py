@@ -12,12 +12,15 @@ from command_line import call, refused
 from molecules import HYDROGENS_LAST, peroxide_geometries, write_pdb
 
 from uqbias import __version__
+from uqbias.attacks.attack_options import DirectionOptions
 from uqbias.cli.models import set_key
+from uqbias.cli.part_options import command, options_from
 from uqbias.doctor import Row
 from uqbias.model.model import UncertaintyModel
 from uqbias.molecule.frames import Frames, read_frames, write_frames
 from uqbias.molecule.topology import Topology
 from uqbias.options import options_of
+from uqbias.plumed.input_options import PlumedOptions
 from uqbias.registry import import_attribute
 
 COMMANDS = ("template", "validate", "run", "report", "train", "evaluate", "md", "fes", "info", "export", "doctor")
@@ -102,6 +105,16 @@ def test_renamed_options_name_the_new_one(command, old, new):
     line = refused(command, f"{old}=gmm")
     assert line.startswith(f"uqbias: no option {old}, which is now called {new}; ")
     assert ("write " + new in line) == (command == "train")
+
+
+def test_text_that_looks_like_a_number_stays_text_where_the_part_takes_text():
+    atoms, lengths = options_from(PlumedOptions, "atoms"), options_from(DirectionOptions, "zero", "epsilons")
+
+    def probe(first=atoms, second=lengths):
+        return first | second
+
+    given = {"atoms": "5", "zero": "0.5", "epsilons": "0.1,1"}
+    assert command(probe)(**given) == {"atoms": "5", "zero": 0.5, "epsilons": [0.1, 1]}
 
 
 def test_other_wrong_options_keep_their_answer():

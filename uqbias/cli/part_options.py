@@ -75,17 +75,16 @@ def command(function: Callable[..., Any], *, trusting: bool = False) -> Callable
     return called
 
 
-def option(part: Any, name: str, *declarations: str, also: str = "") -> Any:
+def option(part: Any, name: str, *declarations: str) -> Any:
     """Describe an option of the command line by the option ``name`` of a part, which checks its range.
 
     Parameters
     ----------
     part : class whose options are annotated, or section of the campaign file.
     declarations : flags, such as ``--timestep``; by default made from the name of the parameter.
-    also : a sentence more for the help text.
     """
     text = _options(part)[name].description.replace("null:", "left out:")
-    return typer.Option(*declarations, help=f"{text[:1].upper()}{text[1:]}. {also}".rstrip())
+    return typer.Option(*declarations, help=f"{text[:1].upper()}{text[1:]}.")
 
 
 @cache
@@ -96,9 +95,10 @@ def _options(part: Any) -> dict[str, Option]:
 def _parameters(group: _Group) -> list[inspect.Parameter]:
     parameters = []
     for flag, key in group.keys.items():
-        default = group.defaults.get(key, _options(group.part)[key].default)
+        described = _options(group.part)[key]
+        default = group.defaults.get(key, described.default)
         default = ",".join(map(str, default)) if isinstance(default, tuple) else default
-        kind = _plain(_options(group.part)[key].annotation)
+        kind = _plain(described.annotation)
         kind = kind | None if default is None else kind
         flags = (f"--{flag}",) if kind is bool else ()  # without a --no-...
         annotation = Annotated[kind, option(group.part, key, *flags)]  # type: ignore[valid-type] # made at run time
@@ -131,7 +131,7 @@ def _read(annotation: Any, value: Any) -> Any:
         return value
     if get_origin(annotation) is Sequence:
         return [] if value in ("", "none") else [_word(word.strip()) for word in value.split(",")]
-    return _word(value)
+    return _word(value) if {int, float} & {_plain(one) for one in get_args(annotation)} else value
 
 
 def _word(text: str) -> str | int | float:
