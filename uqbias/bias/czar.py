@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uqbias.bias.base import nearest_image
-from uqbias.bias.grid import MAX_POINTS
+from uqbias.bias.grid import MAX_POINTS, fitting_width
 from uqbias.errors import UqbiasError
 from uqbias.units import kt
 
@@ -35,8 +35,7 @@ class Bins:
     """
 
     def __init__(self, width: float, period: float | None = None) -> None:
-        self.period = period
-        self.width = float(width) if period is None else period / max(2, int(np.ceil(period / width - 1e-9)))
+        self.period, self.width = period, fitting_width(width, period)
         self.clear()
 
     def clear(self) -> None:

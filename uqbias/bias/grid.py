@@ -70,6 +70,11 @@ def hermite(x: Tensor, state: Mapping[str, Tensor], periods: Periods = (None,)) 
     return total
 
 
+def fitting_width(width: float, period: float | None) -> float:
+    """Width of a bin or a cell; for a periodic variable a little less than ``width``, so that it divides the period."""
+    return float(width) if period is None else period / max(2, int(np.ceil(period / width - 1e-9)))
+
+
 class GrowingGrid:
     """Host copy in float64 of a function on a grid, mirrored into the tensors of a bias state.
 
@@ -107,13 +112,8 @@ class GrowingGrid:
             raise UqbiasError(
                 f"{len(self.periods)} periods for {d} variables", "give one each, None where there is none"
             )
-        self.spacing = np.array(
-            [
-                width if period is None else period / max(2, int(np.ceil(period / width - 1e-9)))
-                for width, period in zip(spacing, self.periods, strict=True)
-            ],
-            dtype=np.float64,
-        )
+        fitting = [fitting_width(width, period) for width, period in zip(spacing, self.periods, strict=True)]
+        self.spacing = np.array(fitting, dtype=np.float64)
         self.ranges = tuple(ranges) if ranges is not None else (None,) * d
         for span in self.ranges:
             if span is not None and not span[0] < span[1]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import Any, Self
 
@@ -41,7 +42,19 @@ class GridBias(Bias):
 
 
 class KernelBias(GridBias):
-    """A bias that is a function of a sum of kernels at places where walkers were."""
+    """A bias that is a function of a sum of kernels at places where walkers were.
+
+    Attributes
+    ----------
+    biasfactor : γ; None for hills that keep their height, inf for a flat target.
+    """
+
+    biasfactor: float | None
+
+    @property
+    def free_energy_factor(self) -> float:
+        """γ/(γ-1); 1 for hills that keep their height or a flat target."""
+        return 1.0 if self.biasfactor in (None, math.inf) else self.biasfactor / (self.biasfactor - 1)
 
     @abstractmethod
     def _centres(self) -> Array:

@@ -187,11 +187,6 @@ class MetaD(KernelBias):
         self._hills[self._count : needed] = hills
         self._count = needed
 
-    @property
-    def free_energy_factor(self) -> float:
-        """γ/(γ-1); 1 for untempered."""
-        return 1.0 if self.biasfactor is None else self.biasfactor / (self.biasfactor - 1)
-
     def _centres(self) -> Array:
         if not self._count:
             raise UqbiasError("no hills, no free energy", "run with the bias first, or load hills")

@@ -116,7 +116,7 @@ class OPES(KernelBias):
         self.pace: int = int(pace)
         self.exploratory = bool(exploratory)
         self._kt = kt(self.temperature)
-        self.biasfactor = self.barrier / self._kt if biasfactor is None else float(biasfactor)
+        self.biasfactor: float = self.barrier / self._kt if biasfactor is None else float(biasfactor)
         if not self.biasfactor > 1:
             raise UqbiasError(
                 f"opes with biasfactor {self.biasfactor:g} (barrier/k_B T)", "choose a barrier above k_B T"
@@ -134,8 +134,8 @@ class OPES(KernelBias):
                 f"opes with barrier {self.barrier:g} kJ/mol, {self.barrier / self._kt:.0f} k_B T",
                 f"choose one below {-math.log(SMALLEST_EPSILON) * self._kt * self._prefactor:.0f} kJ/mol",
             )
-        self.threshold = float(compression_threshold)
-        if not self.threshold < self.cutoff:
+        self.compression_threshold = float(compression_threshold)
+        if not self.compression_threshold < self.cutoff:
             raise UqbiasError(
                 f"opes with compression_threshold {compression_threshold}",
                 f"choose one from 0 to below the kernels' end at {self.cutoff:.3g} sigma",
@@ -159,7 +159,7 @@ class OPES(KernelBias):
                 )
         spacing = self.sigma_min / POINTS_PER_SIGMA_MIN[count - 1]
         self.grid = GrowingGrid(spacing.tolist(), self._state, self.periods)
-        self._density = CompressedKernels(self.periods, self.cutoff, self.threshold, self.reflect_at)
+        self._density = CompressedKernels(self.periods, self.cutoff, self.compression_threshold, self.reflect_at)
         self._set(norm=1.0, epsilon=self.epsilon)
         self._forget()
 
@@ -220,11 +220,6 @@ class OPES(KernelBias):
                 folded[:, d] = bound + np.abs(folded[:, d] - bound)
         return folded
 
-    @property
-    def free_energy_factor(self) -> float:
-        """γ/(γ-1); 1 for a flat target."""
-        return 1.0 if math.isinf(self.biasfactor) else self.biasfactor / (self.biasfactor - 1.0)
-
     def value(self, x: NDArray[Any]) -> Array:
         """Bias V [n] in kJ/mol, float64, at ``x`` [n, D] (or [n] for one variable)."""
         density = np.maximum(self.grid.value(self._folded(x)), 0.0) / self._norm
@@ -259,17 +254,9 @@ class OPES(KernelBias):
 
     def _options(self) -> dict[str, Array]:
         """What a checkpoint must agree in; NaN for None."""
-        return {
-            "barrier": np.array(self.barrier),
-            "biasfactor": np.array(self.biasfactor),
-            "temperature": np.array(self.temperature),
-            "exploratory": np.array(float(self.exploratory)),
-            "compression_threshold": np.array(self.threshold),
-            "sigma": self.sigma,
-            "sigma_min": self.sigma_min,
-            "periods": np.array(self.periods, dtype=np.float64),
-            "reflect_at": np.array(self.reflect_at, dtype=np.float64),
-        }
+        names = ["barrier", "biasfactor", "temperature", "exploratory", "compression_threshold"]
+        names += ["sigma", "sigma_min", "periods", "reflect_at"]
+        return {name: np.array(getattr(self, name), dtype=np.float64) for name in names}
 
     def checkpoint(self) -> dict[str, NDArray[Any]]:
         return {
