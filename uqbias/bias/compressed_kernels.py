@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,17 +18,6 @@ def kernel_type(dimensions: int) -> np.dtype[Any]:
     """A compressed kernel: height (no unit), centre and sigma [D] in units of the variables."""
     vector = ("f8", (dimensions,))
     return np.dtype([("height", "f8"), ("centre", *vector), ("sigma", *vector)])
-
-
-class Change(NamedTuple):
-    """Result of adding kernels."""
-
-    #: [K, 1+2D] all kernels after it.
-    rows: Array
-    #: [n, 1+2D] kernels that were there before and no longer are.
-    gone: Array
-    #: [m, 1+2D] kernels that were not there before.
-    new: Array
 
 
 class CompressedKernels:
@@ -101,14 +90,14 @@ class CompressedKernels:
                     come.pop(match)
             come.append(merged)
         width = self.rows.shape[1]
-        change = Change(rows, np.array(gone).reshape(-1, width), np.array(come).reshape(-1, width))
-        self._move_on_grid(grid, change)
-        self.sum_at_centres = self._new_sum(change)
+        lost, won = np.array(gone).reshape(-1, width), np.array(come).reshape(-1, width)
+        self._move_on_grid(grid, lost, won)
+        self.sum_at_centres = self._new_sum(rows, lost, won)
         self.rows = rows
 
-    def _move_on_grid(self, grid: GrowingGrid, change: Change) -> None:
+    def _move_on_grid(self, grid: GrowingGrid, gone: Array, new: Array) -> None:
         pieces = []
-        for sign, kernels in ((-1.0, change.gone), (1.0, change.new)):
+        for sign, kernels in ((-1.0, gone), (1.0, new)):
             for kernel in kernels:
                 for image in self._images(kernel[None]):
                     moved = np.abs(image[0, self._centre] - kernel[self._centre])
@@ -195,12 +184,11 @@ class CompressedKernels:
         variance = (1 - part) * first[self._sigma] ** 2 + part * second[self._sigma] ** 2 + part * (1 - part) * apart**2
         return np.array([first[0] + second[0], *centre, *np.sqrt(variance)])
 
-    def _new_sum(self, change: Change) -> float:
-        """`sum_at_centres` after a change: from the old one, where few of many kernels changed.
+    def _new_sum(self, rows: Array, gone: Array, new: Array) -> float:
+        """`sum_at_centres` of the kernels ``rows``: from the old one, where few of many kernels changed.
 
         Terms with a kernel that is gone leave the double sum, those with a new one come.
         """
-        rows, gone, new = change
 
         def total(of: Array, at: Array) -> float:
             return float(self._values(of, at[:, self._centre]).sum())
