@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uqbias.bias.base import Array, nearest_image
-from uqbias.bias.grid import GrowingGrid, gaussian_block
+from uqbias.bias.grid import GrowingGrid
 
 
 def kernel_type(dimensions: int) -> np.dtype[Any]:
@@ -104,19 +104,8 @@ class CompressedKernels:
                     # An image whose centre is further from the bound than it reaches ends beyond the bound.
                     if (moved <= 2 * self.cutoff * kernel[self._sigma]).all():
                         pieces.append((sign * kernel[0], image[0, self._centre], kernel[self._sigma]))
-        centres = np.array([piece[1] for piece in pieces])
-        reach = self.cutoff * np.array([piece[2] for piece in pieces])
-        grid.cover((centres - reach).min(axis=0), (centres + reach).max(axis=0))
-        windows = []
-        for height, centre, sigma in pieces:
-            window = grid.window(centre, self.cutoff * sigma)
-            block, scaled = gaussian_block(window, sigma, height)
-            block[..., 0] -= height * self._at_cutoff
-            squared = np.asarray(sum(np.square(z) for z in np.ix_(*scaled)))
-            block *= (squared < self.cutoff**2)[..., None]
-            grid.add(window, block)
-            windows.append(window)
-        grid.push(windows)
+        heights, centres, sigmas = (np.array(column) for column in zip(*pieces, strict=True))
+        grid.deposit(centres, sigmas, heights, self.cutoff, self.cutoff**2)
 
     def _nearest_image(self, difference: Array) -> Array:
         """Bring differences [..., D] of positions to the nearest image, in place."""

@@ -6,6 +6,7 @@ Hermite interpolants, and its gradient is that interpolant's own, so that forces
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -238,10 +239,6 @@ class GrowingGrid:
             window.append((index % self.shape[d] if period is not None else index, offset))
         return window
 
-    def add(self, window: Sequence[tuple[NDArray[np.int64], Array]], block: Array) -> None:
-        """Add ``block`` [n_1, ..., n_D, 2^D] at the points of a `window`, on the host only; see `push`."""
-        self.table[np.ix_(*(index for index, _ in window))] += block
-
     def push(self, windows: Sequence[Sequence[tuple[NDArray[np.int64], Array]]] | None = None) -> None:
         """Copy the points of ``windows`` (all, if None) into the tensor, in place."""
         target = self.state["table"]
@@ -261,6 +258,37 @@ class GrowingGrid:
             if len(run):
                 part = slice(int(run[0]) * size, (int(run[-1]) + 1) * size)
                 target[part].copy_(torch.from_numpy(flat[part]))
+
+    def deposit(
+        self,
+        centres: Array,
+        sigmas: Array,
+        heights: Array,
+        support: float,
+        end: float | None = None,
+        scale: float = 1.0,
+    ) -> None:
+        """Add Gaussians, one after the other; the grid grows first, or raises as `cover` does with nothing changed.
+
+        Parameters
+        ----------
+        centres, sigmas : [n, D] in units of the variables.
+        heights : [n].
+        support : distance, in units of sigma, up to which they are added.
+        end : squared distance, in the same units, where they end, shifted to be zero there; None: not shifted.
+        scale : factor of those that end.
+        """
+        self.cover((centres - support * sigmas).min(axis=0), (centres + support * sigmas).max(axis=0))
+        windows = []
+        for centre, sigma, height in zip(centres, sigmas, heights, strict=True):
+            windows.append(self.window(centre, support * sigma))
+            block, scaled = gaussian_block(windows[-1], sigma, height)
+            if end is not None:
+                inside = np.asarray(sum(np.square(z) for z in np.ix_(*scaled))) < end
+                block[..., 0] -= height * math.exp(-0.5 * end)
+                block *= scale * inside[..., None]
+            self.table[np.ix_(*(index for index, _ in windows[-1]))] += block
+        self.push(windows)
 
     def value(self, x: NDArray[Any]) -> Array:
         """Interpolated values [n] on the host in float64; ``x`` [n, D]."""
@@ -282,7 +310,7 @@ def gaussian_block(
 
     Returns
     -------
-    block : [n_1, ..., n_D, 2^D], as `GrowingGrid.add` takes it.
+    block : [n_1, ..., n_D, 2^D], as a part of `GrowingGrid.table`.
     scaled : [n_d] of each dimension, distance from the centre in units of sigma.
     """
     scaled = [offset / width for (_, offset), width in zip(window, sigma, strict=True)]

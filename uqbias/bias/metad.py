@@ -24,7 +24,7 @@ from uqbias.bias.base import (
     Width,
     nearest_image,
 )
-from uqbias.bias.grid import GrowingGrid, gaussian_block, hermite
+from uqbias.bias.grid import GrowingGrid, hermite
 from uqbias.bias.grid_bias import KernelBias
 from uqbias.errors import UqbiasError
 from uqbias.options import Count, Positive
@@ -161,23 +161,9 @@ class MetaD(KernelBias):
 
     def deposit(self, hills: NDArray[Any]) -> None:
         """Add hills (of `hill_type`) as they are."""
-        reach = self._support * hills["sigma"]
-        self.grid.cover((hills["centre"] - reach).min(axis=0), (hills["centre"] + reach).max(axis=0))
-        windows = []
-        for hill in hills:
-            windows.append(self.grid.window(hill["centre"], self._support * hill["sigma"]))
-            self.grid.add(windows[-1], self._block(windows[-1], hill["sigma"], float(hill["height"])))
-        self.grid.push(windows)
+        stretched = {} if self.kernel == "gaussian" else {"end": 2 * CUTOFF, "scale": STRETCH}
+        self.grid.deposit(hills["centre"], hills["sigma"], hills["height"], self._support, **stretched)
         self._append(hills)
-
-    def _block(self, window: Sequence[tuple[Any, Array]], sigma: Array, height: float) -> Array:
-        """Values and mixed derivatives of one hill on its window."""
-        block, scaled = gaussian_block(window, sigma, height)
-        if self.kernel != "gaussian":
-            inside = 0.5 * sum(np.square(z) for z in np.ix_(*scaled)) < CUTOFF
-            block[..., 0] -= height * math.exp(-CUTOFF)
-            block *= STRETCH * np.asarray(inside)[..., None]
-        return block
 
     def _append(self, hills: NDArray[Any]) -> None:
         needed = self._count + len(hills)
