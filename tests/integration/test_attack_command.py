@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from uqbias.attacks import AttackOptions
 from uqbias.cli.attacks import attack
+from uqbias.cli.part_options import command
 from uqbias.cli.printing import CommandGroup
 from uqbias.model.inference import evaluate_frames
 from uqbias.molecule.frames import Frames, read_frames, write_frames
@@ -266,7 +267,7 @@ def test_missing_files(folder):
 
 def test_defaults_are_those_of_the_library():
     options = {field.name: field.default for field in dataclasses.fields(AttackOptions)}
-    parameters = inspect.signature(attack).parameters
+    parameters = inspect.signature(command(attack)).parameters
     shared = [name for name in parameters if name in options and name != "space"]
     assert len(shared) == 10
     assert {name: parameters[name].default for name in shared} == {name: options[name] for name in shared}

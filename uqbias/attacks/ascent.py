@@ -25,6 +25,8 @@ Array = NDArray[np.float64]
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 #: kJ/mol beyond the range of the training energies at which an energy is no longer one: 1000 eV.
 ENERGY_LIMIT = 1e5
+#: What the model says of a geometry.
+SAID = ("energy", "driver", "judge")
 #: ‖δ‖ from this share of the bound on counts as being on it.
 ON_BOUND = 0.999
 
@@ -35,7 +37,6 @@ class AttackResult:
 
     Attributes
     ----------
-    source : [n] index of the frame that each began from.
     positions : [n, N, 3] nm; of an attack the geometry of the highest ln L that it reached. Finite, unless the start
         frame itself was not.
     energy : [n] kJ/mol.
@@ -51,7 +52,6 @@ class AttackResult:
     runner : what evaluated the graph.
     """
 
-    source: NDArray[np.int64]
     positions: Array
     energy: Array
     driver: Array
@@ -112,13 +112,14 @@ def attack(
         raise UqbiasError(f"none of the {len(x)} frames is finite", "give frames with positions")
     start = evaluate_frames(model, np.where(finite[:, None, None], x, x[finite.argmax()]))
     whole = radius(x) <= farthest(x)  # false for NaN
-    sound = np.asarray(whole & np.isfinite([start.energy, start.driver, start.judge]).all(axis=0))
+    said = [getattr(start, name) for name in SAID]
+    sound = np.asarray(whole & np.isfinite(said).all(axis=0))
     # One energy of -1e30 would leave no digits to ln L, and no limit to what counts as an energy.
     energies = inliers(
         start.energy[sound] if training_energies is None else np.asarray(training_energies), ENERGY_LIMIT
     )
-    watched = start.judge if options.of == "judge" else start.driver
-    objective = Objective.from_frames(energies, watched[sound], options.temperature, options.of, options.scale)
+    sought = getattr(start, options.of)[sound]
+    objective = Objective.from_frames(energies, sought, options.temperature, options.of, options.scale)
     reference = x[sound][reference_frames(model.topology, x[sound]).argmax()]
     space: DistortionSpace = SPACES.build(
         options.space, topology=model.topology, reference=reference, collective_variables=variables
@@ -174,36 +175,31 @@ class _Ascent:
         self.mean, self.square = np.zeros((n, D)), np.zeros((n, D))
         self.done = np.zeros(n, dtype=np.int64)
         # The best geometry reached, at first the start frame, which holds until an attack has a good one.
-        self.positions, self.kept = x.copy(), np.zeros((n, D))
-        self.energy, self.driver, self.judge = start.energy.copy(), start.driver.copy(), start.judge.copy()
+        self.kept = np.zeros((n, D))
+        self.best = {"positions": x.copy()} | {name: getattr(start, name).copy() for name in SAID}
         with np.errstate(invalid="ignore"):
-            self.start_likelihood = self.likelihood(start.energy, start.driver, start.judge)
-        self.log_likelihood = np.full(n, -np.inf)
+            self.start_likelihood = self.likelihood(self.best)
         self.mark, self.marked = np.full(n, -np.inf), np.zeros(n, dtype=np.int64)
         self.lowest, self.highest = energies.min() - ENERGY_LIMIT, energies.max() + ENERGY_LIMIT
         self.reach, size = farthest(x), radius(x)
         self.status = ["" if good else "failed: the model cannot evaluate the start frame" for good in sound]
         for i in np.flatnonzero(size > self.reach):
             self.status[i] = f"failed: the start frame is blown up: an atom {size[i]:.3g} nm from the centre"
-        broken = ~np.isfinite(x).all(axis=(1, 2))
-        for i in np.flatnonzero(broken):
+        for i in np.flatnonzero(~np.isfinite(x).all(axis=(1, 2))):
             self.status[i] = "failed: the start frame is not finite"
-        for name in ("energy", "driver", "judge"):
-            getattr(self, name)[broken] = np.nan
+            for name in SAID:
+                self.best[name][i] = np.nan
         every = options.keep_every
         self.iteration = np.arange(0, options.iterations + 1, every) if every else np.empty(0, dtype=np.int64)
-        self.trajectory: dict[str, Array] = {
+        self.trajectory = {
             name: np.broadcast_to(value, (len(self.iteration), *value.shape)).copy()
-            for name, value in {
-                "positions": x,
-                "energy": self.energy,
-                "judge": self.judge,
-                "log_likelihood": self.start_likelihood,
-            }.items()
+            for name, value in {**self.best, "log_likelihood": self.start_likelihood}.items()
+            if name != "driver"
         }
+        self.best["log_likelihood"] = np.full(n, -np.inf)
 
-    def likelihood(self, energy: Array, driver: Array, judge: Array) -> Array:
-        return self.objective(judge if self.options.of == "judge" else driver, energy)
+    def likelihood(self, points: Mapping[str, Array]) -> Array:
+        return self.objective(points[self.options.of], points["energy"])
 
     def run(self, advance: Callable[[int, str], None] | None) -> None:
         """Make all attacks."""
@@ -228,39 +224,39 @@ class _Ascent:
             self._step(np.array(going, dtype=np.int64), point.gradient[[rows.index(i) for i in going]])
             if advance is not None:
                 stopped = [i for i in rows if self.status[i]]
+                note = f"{sum(map(bool, self.status))} of {len(self.status)} attacks done"
                 left = sum(self.options.iterations - int(self.done[i]) for i in stopped)
-                advance(int(self.done[rows].sum() - before) + left, self._note())
+                advance(int(self.done[rows].sum() - before) + left, note)
             free = width - len(going)
             rows, waiting = going + waiting[:free], waiting[free:]
 
-    def _note(self) -> str:
-        finished = sum(bool(status) for status in self.status)
-        return f"{finished} of {len(self.status)} attacks done"
-
     def _take(self, rows: NDArray[np.int64], point: Point) -> None:
         """Judge the points just evaluated: keep the best, stop what has failed or converged."""
-        energy = point.energy + self.graph.energy_shift
-        points = {"energy": energy, "driver": point.driver, "judge": point.judge, "positions": point.positions}
-        points = {name: values[: len(rows)] for name, values in points.items()}
+        points = {name: getattr(point, name)[: len(rows)] for name in ("positions", *SAID)}
+        points["energy"] = points["energy"] + self.graph.energy_shift
         with np.errstate(invalid="ignore", over="ignore"):
-            points["log_likelihood"] = self.likelihood(points["energy"], points["driver"], points["judge"])
+            points["log_likelihood"] = self.likelihood(points)
         for place, i in enumerate(rows):
-            reason = self._fault(i, {name: values[place] for name, values in points.items()}, point.gradient[place])
-            if reason:
-                self._stop(i, f"failed: {reason}")
+            here = {name: values[place] for name, values in points.items()}
+            if reason := self._fault(i, here, point.gradient[place]):
+                self.status[i] = f"failed: {reason}"
                 continue
-            self._record(i, {name: values[place] for name, values in points.items()})
-            likelihood = points["log_likelihood"][place]
-            if likelihood > self.log_likelihood[i]:
-                for name, values in points.items():
-                    getattr(self, name)[i] = values[place]
+            # Later iterations overwrite what follows this one.
+            first = np.searchsorted(self.iteration, self.done[i])
+            for name, way in self.trajectory.items():
+                way[first:, i] = here[name]
+            if here["log_likelihood"] > self.best["log_likelihood"][i]:
+                for name, value in here.items():
+                    self.best[name][i] = value
                 self.kept[i] = self.delta[i]
-            if likelihood > self.mark[i] + self.options.tolerance:
-                self.mark[i], self.marked[i] = likelihood, self.done[i]
-            if self.done[i] >= self.options.iterations:
-                self._stop(i, "iterations")
-            elif self.done[i] - self.marked[i] >= self.options.patience:
-                self._stop(i, "converged")
+            if here["log_likelihood"] > self.mark[i] + self.options.tolerance:
+                self.mark[i], self.marked[i] = here["log_likelihood"], self.done[i]
+            converged = self.done[i] - self.marked[i] >= self.options.patience
+            if converged or self.done[i] >= self.options.iterations:
+                self.status[i] = "iterations" if self.done[i] >= self.options.iterations else "converged"
+                bound = self.options.bound
+                if bound is not None and self._norms(self.kept[i : i + 1])[0] >= ON_BOUND * bound:
+                    self.status[i] = "bound"
 
     def _fault(self, i: int, point: Mapping[str, Any], gradient: Array) -> str:
         """Why a point is not a good one; empty if it is."""
@@ -273,18 +269,6 @@ class _Ascent:
             "the gradient is not finite": np.isfinite(gradient).all() and np.isfinite(point["log_likelihood"]),
         }
         return next((reason for reason, passed in tests.items() if not passed), "")
-
-    def _stop(self, i: int, status: str) -> None:
-        if self.options.bound is not None and status in ("iterations", "converged"):
-            norm = self._norms(self.kept[i : i + 1])[0]
-            status = "bound" if norm >= ON_BOUND * self.options.bound else status
-        self.status[i] = status
-
-    def _record(self, i: int, values: Mapping[str, Any]) -> None:
-        """Values from this iteration of attack i on; what follows overwrites the later ones."""
-        place = np.searchsorted(self.iteration, self.done[i])
-        for name, kept in self.trajectory.items():
-            kept[place:, i] = values[name]
 
     def _step(self, rows: NDArray[np.int64], gradient: Array) -> None:
         """One ascent step of Adam for some attacks, each with its own count."""
@@ -309,16 +293,11 @@ class _Ascent:
 
     def result(self) -> AttackResult:
         """Results of the attacks."""
-        none = np.isneginf(self.log_likelihood)
-        self.log_likelihood[none] = self.start_likelihood[none]
+        likelihood = self.best["log_likelihood"]
+        self.best["log_likelihood"] = np.where(np.isneginf(likelihood), self.start_likelihood, likelihood)
         trajectory = self.trajectory | {"iteration": self.iteration.astype(np.float64)} if len(self.iteration) else {}
         return AttackResult(
-            source=np.arange(len(self.base)),
-            positions=self.positions,
-            energy=self.energy,
-            driver=self.driver,
-            judge=self.judge,
-            log_likelihood=self.log_likelihood,
+            **self.best,
             norm=self._norms(self.kept),
             iterations=self.done,
             status=self.status,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -12,16 +11,15 @@ import torch
 from numpy.typing import NDArray
 from typing_extensions import Doc
 
-from uqbias.attacks.ascent import Array, AttackResult, checked_positions
+from uqbias.attacks.ascent import SAID, Array, AttackResult, checked_positions
 from uqbias.attacks.base import DistortionSpace
 from uqbias.attacks.usable_frames import farthest, radius
-from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.errors import UqbiasError
 from uqbias.model.inference import BLOCK, evaluate_frames
 from uqbias.model.model import UncertaintyModel
-from uqbias.options import OfKind, Positive
+from uqbias.options import NotNegative, OfKind, Positive, check_values
 from uqbias.registry import SPACES
 
-DISTRIBUTIONS = ("normal", "uniform")
 UNEVALUATED = "failed: the model cannot evaluate the distorted frame"
 FLOWN_APART = "failed: the molecule flew apart"
 
@@ -33,9 +31,9 @@ class RandomOptions:
     The unit of an amplitude is nm for the space ``cartesian``, rad (a length: 0.1 nm) for the others.
     """
 
-    space: Annotated[str | Mapping[str, Any], OfKind("space", "cartesian"), Doc("what is distorted")] = "cartesian"
+    space: Annotated[str | Mapping[str, Any], OfKind(SPACES.kind, "cartesian"), Doc("what is distorted")] = "cartesian"
     amplitude: Annotated[
-        Positive | list[Positive],
+        Positive | list[NotNegative],
         Doc(
             "standard deviation, or half width, in the unit of the space (nm or rad): one for all or one for each "
             "coordinate"
@@ -44,13 +42,7 @@ class RandomOptions:
     distribution: Annotated[Literal["normal", "uniform"], Doc("normal or uniform")] = "normal"
 
     def __post_init__(self) -> None:
-        if self.distribution not in DISTRIBUTIONS:
-            raise UqbiasError(
-                f"unknown distribution '{self.distribution}'", did_you_mean(self.distribution, DISTRIBUTIONS)
-            )
-        for value in np.atleast_1d(np.asarray(self.amplitude, dtype=float)):
-            if not (math.isfinite(value) and value >= 0):
-                raise UqbiasError(f"amplitude {self.amplitude} of random distortions", "give numbers of 0 or more")
+        check_values("random distortions", type(self), vars(self))
 
 
 def distort_at_random(
@@ -99,21 +91,18 @@ def distort_at_random(
     whole = radius(distorted) <= farthest(x)  # false for NaN
     distorted[~whole] = x[~whole]
     evaluated = evaluate_frames(model, distorted)
-    finite = np.isfinite([evaluated.energy, evaluated.driver, evaluated.judge]).all(axis=0)
-    good = np.asarray(whole & finite)
+    said = {name: getattr(evaluated, name) for name in SAID}
+    good = np.asarray(whole & np.isfinite(list(said.values())).all(axis=0))
     if not good.all():
         start = evaluate_frames(model, x[~good])
         distorted[~good], delta[~good] = x[~good], 0.0
-        for name in ("energy", "driver", "judge"):
-            getattr(evaluated, name)[~good] = getattr(start, name)
+        for name, values in said.items():
+            values[~good] = getattr(start, name)
     with torch.no_grad():
         norm: Array = space.norm(torch.from_numpy(delta)).numpy()
     return AttackResult(
-        source=np.arange(len(x)),
         positions=distorted,
-        energy=evaluated.energy,
-        driver=evaluated.driver,
-        judge=evaluated.judge,
+        **said,
         log_likelihood=np.full(len(x), np.nan),
         norm=norm,
         iterations=np.zeros(len(x), dtype=np.int64),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -109,6 +108,8 @@ def attack(
     from uqbias.cli.sampling_options import parse_variables
     from uqbias.model.inference import evaluate_frames
     from uqbias.model.model import UncertaintyModel
+    from uqbias.options import parameters_of
+    from uqbias.registry import SPACES
 
     torch.set_num_threads(1)
     variables = parse_variables(variable or ())
@@ -119,12 +120,16 @@ def attack(
     for name, value, least in (("count", count, 1), ("seed", seed, 0)):
         if value is not None and value < least:
             raise UqbiasError(f"--{name} {value}", f"give {least} or more")
-    if variable and not space_takes_variables(section["kind"]):
+    if variable and "collective_variables" not in parameters_of(SPACES.get(section["kind"])):
         raise UqbiasError(
             f"--variable {variable[0]}, which the space '{section['kind']}' does not use",
             "leave it out, or give --space variables",
         )
-    _check_places(output, trajectory)
+    check_file(output)
+    if trajectory is not None:
+        check_file(trajectory)
+        if trajectory.resolve() == output.resolve():
+            raise UqbiasError(f"--trajectory {trajectory} is also the file of -o", "give another name")
     loaded = UncertaintyModel.load(model)
     frames = usable_frames(data, loaded.numbers)
     energies, training_skipped = None, []
@@ -146,7 +151,13 @@ def attack(
         )
         seconds = time.perf_counter() - tell.since
     files = _write(output, trajectory, loaded.numbers, frames.index[source], attacks)
-    _check_some_held(attacks)
+    if attacks.failed.all():  # an earlier output must not be taken for that of this call
+        reasons = Counter(_reason(status).partition(":")[0] for status in attacks.status)
+        raise UqbiasError(
+            f"all {len(attacks.status)} attacks failed: "
+            + ", ".join(f"{reason} ({number})" for reason, number in reasons.most_common()),
+            "lower --noise or --learning-rate, or check the start frames",
+        )
     facts = _facts(loaded, frames, source, attacks, chosen)
     facts |= {"model": str(model), "data": str(data), "output": str(output), "seconds": seconds}
     facts["training_skipped"] = skipped_frames(training_skipped)
@@ -154,22 +165,6 @@ def attack(
         print_json({**facts, "files": [str(file) for file in files]})
     else:
         _tell(facts, files)
-
-
-def space_takes_variables(kind: str) -> bool:
-    """Whether a distortion space is made from collective variables."""
-    from uqbias.options import factory_of
-    from uqbias.registry import SPACES
-
-    return "collective_variables" in inspect.signature(factory_of(SPACES.get(kind))).parameters
-
-
-def _check_places(output: Path, trajectory: Path | None) -> None:
-    check_file(output)
-    if trajectory is not None:
-        check_file(trajectory)
-        if trajectory.resolve() == output.resolve():
-            raise UqbiasError(f"--trajectory {trajectory} is also the file of -o", "give another name")
 
 
 def _write(
@@ -184,19 +179,17 @@ def _write(
     files = []
     good = np.flatnonzero(~attacks.failed)
     if len(good):
-        info = [
-            {
-                "source": int(source[i]),
-                "status": attacks.status[i],
-                "model_energy": float(attacks.energy[i] / EV),
-                "judge": float(attacks.judge[i]),
-                "driver": float(attacks.driver[i]),
-                "log_likelihood": float(attacks.log_likelihood[i]),
-                "norm": float(attacks.norm[i]),
-                "iterations": int(attacks.iterations[i]),
-            }
-            for i in good
-        ]
+        columns = {
+            "source": source,
+            "status": np.array(attacks.status),
+            "model_energy": attacks.energy / EV,
+            "judge": attacks.judge,
+            "driver": attacks.driver,
+            "log_likelihood": attacks.log_likelihood,
+            "norm": attacks.norm,
+            "iterations": attacks.iterations,
+        }
+        info = [{name: values[i].item() for name, values in columns.items()} for i in good]
         write_frames(output, Frames(np.asarray(numbers, dtype=np.int64), attacks.positions[good], info=info))
         files.append(output)
     if trajectory is not None:
@@ -204,17 +197,6 @@ def _write(
         write_arrays(trajectory, {**attacks.trajectory, **facts}, compressed=True)
         files.append(trajectory)
     return files
-
-
-def _check_some_held(attacks: AttackResult) -> None:
-    """Raise `UqbiasError` if every attack failed: an earlier output must not be taken for that of this call."""
-    if attacks.failed.all():
-        reasons = Counter(_reason(status).partition(":")[0] for status in attacks.status)
-        raise UqbiasError(
-            f"all {len(attacks.status)} attacks failed: "
-            + ", ".join(f"{reason} ({number})" for reason, number in reasons.most_common()),
-            "lower --noise or --learning-rate, or check the start frames",
-        )
 
 
 def _facts(
