@@ -6,7 +6,7 @@ import itertools
 import uuid
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +25,29 @@ from uqbias.model.model import UncertaintyModel
 Array = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that makes a `Computation` again in another process.
+    """All that makes a `Computation`, here or in another process.
 
     Attributes
     ----------
     model : path of the model file; None for no model.
     atoms : indices of the model's atoms in the System; None for all particles.
-    bias : as it is now; it does not change there.
+    n_atoms : their number, where there is no model.
+    bias : as it is when the recipe is pickled; it does not change elsewhere.
     variables : collective variables in the graph.
     external : Forces as variables.
     extended : name of each extended variable and the index of its particle.
-    periodic, box, narrow : see `Computation`.
+    periodic : whether the System is periodic.
+    box : [3, 3] nm, of a periodic System with extended variables, which does not change.
+    narrow : whether the State holds the particles of this force only; as the installed OpenMM can, if None.
     options : options of `FusedEvaluator`.
-    fault : (what, cure) of why it cannot be made, or None.
+    fault : (what, cure) of why it cannot be made in another process, or None.
     """
 
-    model: Path | None
-    atoms: tuple[int, ...] | None
+    model: Path | None = None
+    atoms: tuple[int, ...] | None = None
+    n_atoms: int = 0
     bias: Bias | None = None
     variables: Mapping[str, torch.nn.Module] = field(default_factory=dict)
     external: ForceVariables | None = None
@@ -64,21 +68,10 @@ class Recipe:
         """
         if self.fault is not None:
             raise UqbiasError(*self.fault)
-        model = load_model(self.model, len(self.atoms or ()))
+        model = load_model(self.model, self.n_atoms)
         if self.bias is not None:
             self.bias.frozen = True
-        evaluator = FusedEvaluator(model, self.bias, 1, variables=self.variables, **self.options)
-        return Computation(
-            evaluator,
-            model,
-            self.atoms,
-            external=self.external,
-            extended=self.extended,
-            periodic=self.periodic,
-            box=self.box,
-            narrow=self.narrow,
-            recipe=self,
-        )
+        return Computation(FusedEvaluator(model, self.bias, 1, variables=self.variables, **self.options), model, self)
 
 
 class NoModel(torch.nn.Module):
@@ -108,54 +101,36 @@ class Computation:
     ----------
     evaluator : evaluator of one walker.
     model : its ``topology``, if it has one, gives the bonds along which the molecule is made whole.
-    atoms : indices of the model's atoms; None for all particles.
-    external : Forces as variables.
-    extended : name of each extended variable and the index of its particle.
-    periodic : whether the System is periodic.
-    box : [3, 3] nm, of a periodic System with extended variables, which does not change.
-    narrow : whether the State holds the particles of this force only; as the installed OpenMM can, if None.
-    recipe : what is pickled.
+    recipe : which particles are handed over, and how.
 
     Attributes
     ----------
+    box : that of the recipe, until it is set.
     exception : what stopped the latest evaluation, or None. Of that OpenMM keeps the message only.
     """
 
-    def __init__(
-        self,
-        evaluator: FusedEvaluator,
-        model: torch.nn.Module,
-        atoms: Sequence[int] | None,
-        *,
-        external: ForceVariables | None = None,
-        extended: Mapping[str, int] | None = None,
-        periodic: bool = False,
-        box: NDArray[Any] | None = None,
-        narrow: bool | None = None,
-        recipe: Recipe,
-    ) -> None:
-        self.evaluator, self.external, self.recipe = evaluator, external, recipe
-        self.atoms = None if atoms is None else np.array(atoms, dtype=np.int64)
-        self.extended = dict(extended or {})
-        self.periodic = periodic
-        self.box = None if box is None else np.asarray(box, dtype=np.float64)
+    def __init__(self, evaluator: FusedEvaluator, model: torch.nn.Module, recipe: Recipe) -> None:
+        self.evaluator, self.recipe = evaluator, recipe
+        self.external, self.extended, self.periodic = recipe.external, dict(recipe.extended), recipe.periodic
+        self.atoms = None if recipe.atoms is None else np.array(recipe.atoms, dtype=np.int64)
+        self.box = recipe.box
         topology = getattr(model, "topology", None)
         self._whole = Whole(evaluator.n_atoms, None if topology is None else topology.bonds)
-        self.narrow = self._can_be_narrow() if narrow is None else narrow
-        self._columns = [_source(name, self.extended, external) for name in evaluator.input_names]
+        self.narrow = self._can_be_narrow() if recipe.narrow is None else recipe.narrow
         self.exception: BaseException | None = None
         self._handle = next(_handles)
         _live[self._handle] = self
 
-    def force(self, recipe: Recipe | None = None) -> Any:
+    def force(self, *, to_be_written: bool = False) -> Any:
         """The ``openmm.PythonForce``; it belongs to the System that it is added to.
 
-        OpenMM pickles the function of a force when the force is made; in another process ``recipe`` then makes it, if
-        given, and else the recipe that this object was made with.
+        OpenMM pickles the function of a force when the force is made. One ``to_be_written`` is made by the recipe in
+        another process, whatever the fault of that.
         """
         import openmm
 
-        force = openmm.PythonForce(self if recipe is None else _Elsewhere(recipe, _PROCESS, self._handle))
+        recipe = replace(self.recipe, box=self.box, narrow=self.narrow, fault=None)
+        force = openmm.PythonForce(_Elsewhere(recipe, _PROCESS, self._handle) if to_be_written else self)
         if self.narrow and self.atoms is not None:
             force.setParticles([*self.atoms.tolist(), *self.extended.values()])
         force.setUsesPeriodicBoundaryConditions(self._told_the_box)
@@ -205,7 +180,7 @@ class Computation:
             # The same positions again, and a bias that has changed since: whoever asks gets what the integrator gets.
             evaluator.arm_memo()
         model_forces = last.forces[0].to("cpu", torch.float64).numpy()
-        if self.atoms is None and not self._columns:
+        if self.atoms is None and not evaluator.input_names:
             return float(evaluator.total_energy), model_forces
         forces = np.zeros_like(positions)
         if narrow or self.atoms is None:
@@ -235,25 +210,23 @@ class Computation:
         self, positions: Array, box: Array | None, particles: Mapping[str, int]
     ) -> tuple[Tensor | None, dict[str, Array]]:
         """Values [1, K] of the variables from outside, and negative gradients [P, 3] of those that are Forces."""
-        if not self._columns:
+        names = self.evaluator.input_names
+        if not names:
             return None, {}
-        values: Array = np.empty(0)
+        row = {name: positions[particle, 0] for name, particle in particles.items()}
         gradients: dict[str, Array] = {}
         if self.external is not None:
             values, forces = self.external.evaluate(positions[: self.external.n_particles], box)
-            added = len(positions) - self.external.n_particles
-            gradients = {
-                name: np.pad(one, ((0, added), (0, 0))) if added else one
-                for name, one in zip(self.external.names, forces, strict=True)
-            }
-        row = [
-            positions[particles[name], 0] if index is None else values[index]
-            for name, index in zip(self.evaluator.input_names, self._columns, strict=True)
-        ]
-        return torch.tensor([row], dtype=torch.float64), gradients
+            row |= zip(self.external.names, values, strict=True)
+            if added := len(positions) - self.external.n_particles:
+                forces = np.pad(forces, ((0, 0), (0, added), (0, 0)))
+            gradients = dict(zip(self.external.names, forces, strict=True))
+        return torch.tensor([[row[name] for name in names]], dtype=torch.float64), gradients
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (_PROCESS, self._handle, self.recipe)
+        # One that cannot be made elsewhere takes only the reason along.
+        recipe = self.recipe if self.recipe.fault is None else Recipe(fault=self.recipe.fault)
+        return _restored, (_PROCESS, self._handle, recipe)
 
 
 class _Elsewhere:
@@ -284,8 +257,3 @@ def _restored(process: str, handle: int, recipe: Recipe) -> Computation | _Elsew
     """The live computation where it still lives in this process."""
     live = _live.get(handle) if process == _PROCESS else None
     return _Elsewhere(recipe) if live is None else live
-
-
-def _source(name: str, extended: Mapping[str, int], external: ForceVariables | None) -> int | None:
-    """Index among the Forces, or None for an extended variable."""
-    return None if name in extended or external is None else external.names.index(name)

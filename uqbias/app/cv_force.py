@@ -85,12 +85,6 @@ def uncertainty_cv_force(
     if chosen == "torchforce":
         return make_force(evaluator, chosen, indices)
     fault = None if from_file else ("a force of a model in memory was read in another process", "give the model's file")
-    recipe = Recipe(
-        Path(str(model)).resolve() if from_file else None,
-        indices,
-        bias=Itself(),
-        periodic=periodic,
-        options=options,
-        fault=fault,
-    )
-    return Computation(evaluator, module, indices, periodic=periodic, recipe=recipe).force()
+    path = Path(str(model)).resolve() if from_file else None
+    recipe = Recipe(model=path, atoms=indices, bias=Itself(), periodic=periodic, options=options, fault=fault)
+    return Computation(evaluator, module, recipe).force()

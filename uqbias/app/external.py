@@ -45,28 +45,25 @@ class ForceVariables:
     """
 
     def __init__(self, system: Any, forces: Mapping[str, Any], platform: str = "auto") -> None:
-        self._prepare(
-            [system.getParticleMass(i)._value for i in range(system.getNumParticles())],
-            system.getDefaultPeriodicBoxVectors(),
-            {name: _copies(name, given, system) for name, given in forces.items()},
-            platform,
-        )
-
-    def _prepare(self, masses: Sequence[float], box: Any, forces: Mapping[str, list[Any]], platform: str) -> None:
         import openmm
 
-        self.names = tuple(forces)
-        if len(self.names) > MAX_VARIABLES:
-            raise UqbiasError(f"{len(self.names)} Forces as variables", f"OpenMM has {MAX_VARIABLES} force groups")
+        if len(forces) > MAX_VARIABLES:
+            raise UqbiasError(f"{len(forces)} Forces as variables", f"OpenMM has {MAX_VARIABLES} force groups")
         inner = openmm.System()
-        for mass in masses:
-            inner.addParticle(mass)
-        inner.setDefaultPeriodicBoxVectors(*box)
-        for group, copies in enumerate(forces.values()):
-            for force in copies:
+        for index in range(system.getNumParticles()):
+            inner.addParticle(system.getParticleMass(index))
+        inner.setDefaultPeriodicBoxVectors(*system.getDefaultPeriodicBoxVectors())
+        for group, (name, given) in enumerate(forces.items()):
+            for force in _copies(name, given, system):
                 force.setForceGroup(group)
                 inner.addForce(force)
-        self.platform = _platform(platform, [type(f).__name__ for copies in forces.values() for f in copies])
+        self._prepare(tuple(forces), inner, platform)
+
+    def _prepare(self, names: tuple[str, ...], inner: Any, platform: str) -> None:
+        import openmm
+
+        self.names = names
+        self.platform = _platform(platform, [type(force).__name__ for force in inner.getForces()])
         try:
             self._context = openmm.Context(
                 inner, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName(self.platform)
@@ -133,24 +130,14 @@ class ForceVariables:
     def __reduce__(self) -> tuple[Any, ...]:
         import openmm
 
-        masses = [self._system.getParticleMass(i)._value for i in range(self.n_particles)]
-        box = [tuple(vector._value) for vector in self._system.getDefaultPeriodicBoxVectors()]
-        texts: dict[str, list[str]] = {name: [] for name in self.names}
-        for force in self._system.getForces():
-            texts[self.names[force.getForceGroup()]].append(openmm.XmlSerializer.serialize(force))
-        return _restored, (masses, box, texts, self.platform)
+        return _restored, (self.names, openmm.XmlSerializer.serialize(self._system), self.platform)
 
 
-def _restored(
-    masses: Sequence[float], box: Sequence[Any], texts: Mapping[str, Sequence[str]], platform: str
-) -> ForceVariables:
+def _restored(names: tuple[str, ...], system: str, platform: str) -> ForceVariables:
     import openmm
 
     variables = ForceVariables.__new__(ForceVariables)
-    forces = {
-        name: [openmm.XmlSerializer.deserialize(text) for text in serialized] for name, serialized in texts.items()
-    }
-    variables._prepare(masses, [openmm.Vec3(*vector) for vector in box], forces, platform)
+    variables._prepare(names, openmm.XmlSerializer.deserialize(system), platform)
     return variables
 
 

@@ -14,6 +14,7 @@ import torch
 from uqbias.app.external import is_force
 from uqbias.bias.base import Array, BiasSum
 from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.md.loop import check_pace
 from uqbias.md.stack import choose_backend
 from uqbias.variables.names import OF_MODEL, is_of_torch, is_taken
 
@@ -43,11 +44,7 @@ def choose_paces(bias: BiasSum, pace: int | None, stride: int | None) -> tuple[i
     if not (wanted >= 1 and float(wanted).is_integer()):
         raise UqbiasError(f"pace {pace}", "give a whole number of steps, 1 or more")
     chosen = int(wanted)
-    if bias.pace and bias.pace % chosen:
-        raise UqbiasError(
-            f"observing every {chosen} steps misses updates of a bias with pace {bias.pace}",
-            "give a divisor of the bias's pace",
-        )
+    check_pace(bias, chosen)
     if stride is not None and (stride < 1 or stride % chosen):
         raise UqbiasError(f"stride {stride} with pace {chosen}", "give a multiple of the pace")
     return chosen, chosen if stride is None else int(stride)

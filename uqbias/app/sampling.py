@@ -23,9 +23,7 @@ from uqbias.md.force import make_force
 from uqbias.runs.run_files import RunFiles
 
 DRIVES = ("model", "bias")
-NOT_BY_ITSELF = Recipe(
-    None, None, fault=("a force with biases, as XmlSerializer wrote it", "write it by Sampling.serialize(system)")
-)
+NOT_BY_ITSELF = ("a force with biases, as XmlSerializer wrote it", "write it by Sampling.serialize(system)")
 
 
 class Sampling:
@@ -127,14 +125,14 @@ class Sampling:
         external = ForceVariables(system, forces, force_platform) if forces else None
         periodic = bool(system.usesPeriodicBoundaryConditions()) or (external is not None and external.periodic)
         chosen = host.choose_backend_for(backend, periodic=periodic, external=external is not None)
-        self._options = {
+        options: dict[str, Any] = {
             "runner": runner,
             "dtype": dtype,
             "device": device,
             "cache_dir": cache_dir,
             "include_energy": drive == "model",
         }
-        self.evaluator = FusedEvaluator(module, self.bias, 1, variables=graph, **self._options)  # type: ignore[arg-type]
+        self.evaluator = FusedEvaluator(module, self.bias, 1, variables=graph, **options)
 
         if restart and not self._output.hills:
             raise UqbiasError("restart=True without a metadynamics bias and its HILLS", "load a snapshot instead")
@@ -142,20 +140,24 @@ class Sampling:
             self._output.load_hills()
         self._reported = self._begun = -1
         self._checked = False
-        self._source = None if model is None else Path(model).resolve() if isinstance(model, str | Path) else model
-        self._graph, self._system = graph, system
+        self._in_memory = isinstance(model, torch.nn.Module)
+        self._system = system
         self._extended = ExtendedVariables(self.evaluator, self.temperature, elsewhere=tuple(forces))
         self._extended.add_particles(system)
-        self._computation = Computation(
-            self.evaluator,
-            module,
-            self._atoms,
+        recipe = Recipe(
+            model=Path(model).resolve() if isinstance(model, str | Path) else None,
+            atoms=self._atoms,
+            n_atoms=self.evaluator.n_atoms,
+            bias=self.bias,
+            variables=graph,
             external=external,
             extended=self._extended.of_first_walker,
             periodic=periodic,
             box=host.default_box(system) if periodic else None,
-            recipe=NOT_BY_ITSELF,
+            options=options,
+            fault=NOT_BY_ITSELF,
         )
+        self._computation = Computation(self.evaluator, module, recipe)
         self._loop = SimulationLoop(self._computation, self.names, self.pace, self.temperature)
         if chosen == "torchforce":
             everything = None if self._atoms is None else [*self._atoms, *self._extended.particles[0].tolist()]
@@ -327,7 +329,9 @@ class Sampling:
         """
         import openmm
 
-        recipe, write = self._recipe(), openmm.XmlSerializer.serialize
+        if self._in_memory:
+            raise UqbiasError("a force of a model in memory cannot be written", "give the model's file")
+        write = openmm.XmlSerializer.serialize
         # OpenMM may crash where it copies a TorchForce.
         texts = [write(force) if type(force).__name__ == "PythonForce" else None for force in system.getForces()]
         text = write(self.force) if type(self.force).__name__ == "PythonForce" else ""
@@ -335,7 +339,7 @@ class Sampling:
             raise UqbiasError("the System does not have the force of these biases", "give the one they were made with")
         written = openmm.XmlSerializer.clone(system)
         written.removeForce(texts.index(text))
-        force = self._computation.force(recipe)
+        force = self._computation.force(to_be_written=True)
         force.setForceGroup(self.force.getForceGroup())
         written.addForce(force)
         return str(write(written))
@@ -358,21 +362,3 @@ class Sampling:
         if not self._restart:
             self._output.back_up()
         self._output.open(self._loop.timestep_fs, append=self._restart)
-
-    def _recipe(self) -> Recipe:
-        if isinstance(self._source, torch.nn.Module):
-            raise UqbiasError("a force of a model in memory cannot be written", "give the model's file")
-        computation = self._computation
-        atoms = tuple(range(self.evaluator.n_atoms)) if self._atoms is None else self._atoms
-        return Recipe(
-            self._source,
-            None if self._atoms is None and self._source is not None else atoms,
-            bias=self.bias,
-            variables=self._graph,
-            external=computation.external,
-            extended=computation.extended,
-            periodic=computation.periodic,
-            box=computation.box,
-            narrow=computation.narrow,
-            options=self._options,
-        )

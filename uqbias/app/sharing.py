@@ -11,6 +11,7 @@ from uqbias.bias.metad import MetaD
 from uqbias.errors import UqbiasError
 from uqbias.runs.hills import hills_header, hills_lines, parse_hills
 from uqbias.runs.plumed_files import check_tempering
+from uqbias.runs.series import drop_cut_line
 
 
 class SharedHills:
@@ -39,19 +40,16 @@ class SharedHills:
         self.folder.mkdir(parents=True, exist_ok=True)
         name = name or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self.path = self.folder / f"HILLS.{name}"
-        self._headers: dict[Path, str] = {}
+        self._header = hills_header(bias)
         # Bytes and lines of each file that were read.
-        self._read: dict[Path, int] = {}
-        self._lines: dict[Path, int] = {}
+        self._read: dict[Path, tuple[int, int]] = {}
         bias.reset()
         for path in sorted(self.folder.glob("HILLS.*")):
             self._deposit(path)
-        # A last line cut by a crash is removed, so that the next one does not run into it.
         if self.path.is_file():
-            with self.path.open("r+b") as stream:
-                stream.truncate(self._read.get(self.path, 0))
-        if not self._read.get(self.path):
-            self._append(hills_header(bias))
+            drop_cut_line(self.path)
+        if self.path not in self._read:
+            self._append(self._header)
         self._own = len(bias.hills)
 
     def write(self) -> None:
@@ -85,31 +83,26 @@ class SharedHills:
         """Add the hills that came to a file since it was last read."""
         if not path.is_file():
             return
+        known = path in self._read
+        start, lines = self._read.get(path, (0, 0))
         with path.open("rb") as stream:
-            stream.seek(self._read.get(path, 0))
+            stream.seek(start)
             content = stream.read()
         whole = content[: content.rfind(b"\n") + 1]
-        if not whole:
-            return
         text = whole.decode("utf-8", errors="replace")
-        if path not in self._headers:
-            header = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
-            if not header:
-                return
-            expected = hills_header(self.bias)
-            if header != expected:
-                raise UqbiasError(
-                    f"{path} holds hills of another bias: '{header.splitlines()[0]}', this one writes "
-                    f"'{expected.splitlines()[0]}' with kernel {self.bias.kernel}",
-                    "give each bias a folder of its own",
-                )
-            self._headers[path] = header
-        before = 0
-        if path in self._lines:
-            text = self._headers[path] + text
-            before = self._lines[path] - self._headers[path].count("\n")
-        hills = parse_hills(text, path, self.timestep_fs, before=before)
+        if known and whole:
+            text = self._header + text
+            lines -= self._header.count("\n")
+        header = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+        if not header:
+            return
+        if not known and header != self._header:
+            raise UqbiasError(
+                f"{path} holds hills of another bias: '{header.splitlines()[0]}', this one writes "
+                f"'{self._header.splitlines()[0]}' with kernel {self.bias.kernel}",
+                "give each bias a folder of its own",
+            )
+        hills = parse_hills(text, path, self.timestep_fs, before=lines)
         check_tempering(hills, path, self.bias)
         self.bias.load_hills(hills)
-        self._read[path] = self._read.get(path, 0) + len(whole)
-        self._lines[path] = before + text.count("\n")
+        self._read[path] = (start + len(whole), lines + text.count("\n"))

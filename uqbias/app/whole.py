@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import breadth_first_order, connected_components
 
 Array = NDArray[np.float64]
 
@@ -30,30 +32,16 @@ class Whole:
     """
 
     def __init__(self, n_atoms: int, bonds: Sequence[tuple[int, int]] | None) -> None:
-        neighbours: list[list[int]] = [[] for _ in range(n_atoms)]
-        for i, j in bonds or ():
-            neighbours[i].append(j)
-            neighbours[j].append(i)
-        seen = [False] * n_atoms
-        links: list[tuple[int, int]] = []
-        for root in range(n_atoms):
-            if seen[root]:
-                continue
-            seen[root] = True
-            if root:
-                links.append((root, 0))
-            queue = [root]
-            while queue:
-                atom = queue.pop()
-                for other in neighbours[atom]:
-                    if not seen[other]:
-                        seen[other] = True
-                        links.append((other, atom))
-                        queue.append(other)
+        pairs = np.array([*(bonds or ())], dtype=np.int64).reshape(-1, 2)
+        if n_atoms:
+            _, fragments = connected_components(_graph(pairs, n_atoms), directed=False)
+            first = np.unique(fragments, return_index=True)[1]
+            pairs = np.concatenate([pairs, np.stack([np.zeros_like(first), first], axis=1)[first > 0]])
+        walk, before = breadth_first_order(_graph(pairs, n_atoms), 0, directed=False) if n_atoms else ((), ())
         #: (atom, the one it is put next to), each after the one for the latter.
-        self.links = links
-        self._atoms = np.array([atom for atom, _ in links], dtype=np.int64)
-        self._before = np.array([before for _, before in links], dtype=np.int64)
+        self.links = [(int(atom), int(before[atom])) for atom in walk[1:]]
+        self._atoms = np.array([atom for atom, _ in self.links], dtype=np.int64)
+        self._before = np.array([before for _, before in self.links], dtype=np.int64)
 
     def __call__(self, positions: NDArray[Any], box: NDArray[Any]) -> Array:
         """The molecule in one piece.
@@ -81,3 +69,7 @@ class Whole:
         for (atom, before), count in zip(self.links, counts, strict=True):
             total[atom] = total[before] - count
         return np.asarray(x + total @ box, dtype=np.float64)
+
+
+def _graph(pairs: NDArray[np.int64], n_atoms: int) -> Any:
+    return coo_array((np.ones(len(pairs)), tuple(pairs.T)), shape=(n_atoms, n_atoms)).tocsr()

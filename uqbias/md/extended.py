@@ -137,28 +137,15 @@ class ExtendedVariables:
 
     def extend_topology(self, topology: Any) -> Any:
         """A copy of an openmm.app.Topology with one atom more, without element, for each variable of one walker."""
-        extended = _copied(topology)
+        from openmm import Vec3, app, unit
+
+        copy = app.Modeller(topology, [Vec3(0, 0, 0)] * topology.getNumAtoms() * unit.nanometer)
+        copy.delete([])
+        extended = copy.topology
         residue = extended.addResidue("LAM", extended.addChain())
         for one in self.variables:
             extended.addAtom(one.name, None, residue)
         return extended
-
-
-def _copied(topology: Any) -> Any:
-    from openmm import app
-
-    copy = app.Topology()
-    copy.setPeriodicBoxVectors(topology.getPeriodicBoxVectors())
-    atoms = {}
-    for chain in topology.chains():
-        new_chain = copy.addChain(chain.id)
-        for residue in chain.residues():
-            new_residue = copy.addResidue(residue.name, new_chain, residue.id, residue.insertionCode)
-            for atom in residue.atoms():
-                atoms[atom] = copy.addAtom(atom.name, atom.element, new_residue, atom.id)
-    for bond in topology.bonds():
-        copy.addBond(atoms[bond[0]], atoms[bond[1]], bond.type, bond.order)
-    return copy
 
 
 def _check_force(force: Any, name: str) -> None:

@@ -154,11 +154,8 @@ class StepLoop(ABC):
         """
         if pace < 1 or steps % pace:
             raise UqbiasError(f"{steps} steps observed every {pace}", "give a number of steps that is a multiple of it")
-        if self.bias is not None and not self.bias.frozen and self.bias.pace and self.bias.pace % pace:
-            raise UqbiasError(
-                f"observing every {pace} steps misses updates of a bias with pace {self.bias.pace}",
-                "observe at a divisor of the bias's pace",
-            )
+        if self.bias is not None and not self.bias.frozen:
+            check_pace(self.bias, pace)
         if not self._observed_start:
             self.observe(observers)
             self._observed_start = True
@@ -246,6 +243,15 @@ class StepLoop(ABC):
         self._evaluator.broken[:] = False
         self.step = loop_facts["step"]
         return loop_facts
+
+
+def check_pace(bias: Bias, pace: int) -> None:
+    """Raise UqbiasError if observations every ``pace`` steps miss updates of the bias."""
+    if bias.pace and bias.pace % pace:
+        raise UqbiasError(
+            f"observing every {pace} steps misses updates of a bias with pace {bias.pace}",
+            "give a divisor of the bias's pace",
+        )
 
 
 def look_of(evaluator: FusedEvaluator, positions: Array, broken: NDArray[np.bool_]) -> Look:

@@ -22,28 +22,19 @@ _handles = itertools.count()
 
 
 class _Bridge(torch.nn.Module):
-    """Energy and forces of all particles of the force."""
-
-    def __init__(self, handle: int) -> None:
-        super().__init__()
-        self.handle = handle
-
-    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        energy, forces = torch.ops.uqbias.evaluate(positions, self.handle)
-        return energy, forces
-
-
-class _SubsetBridge(torch.nn.Module):
-    """Energy and forces where the walkers are only some of the particles of the System."""
+    """Energy and forces of all particles of the force, of which the walkers are all or some."""
 
     particles: Tensor
 
-    def __init__(self, handle: int, particles: list[int]) -> None:
+    def __init__(self, handle: int, particles: list[int] | None) -> None:
         super().__init__()
-        self.handle = handle
-        self.register_buffer("particles", torch.tensor(particles, dtype=torch.int64))
+        self.handle, self.everything = handle, particles is None
+        self.register_buffer("particles", torch.tensor(particles or [], dtype=torch.int64))
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        if self.everything:
+            energy, forces = torch.ops.uqbias.evaluate(positions, self.handle)
+            return energy, forces
         particles = self.particles.to(positions.device)
         energy, forces = torch.ops.uqbias.evaluate(positions.index_select(0, particles), self.handle)
         return energy, torch.zeros_like(positions).index_copy(0, particles, forces)
@@ -60,10 +51,9 @@ def bridge_module(evaluator: FusedEvaluator, particles: list[int] | None = None)
     _register()
     handle = next(_handles)
     _evaluators[handle] = evaluator
-    module = _Bridge(handle) if particles is None else _SubsetBridge(handle, particles)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        return torch.jit.script(module.eval())
+        return torch.jit.script(_Bridge(handle, particles).eval())
 
 
 def _evaluate(positions: Tensor, handle: int) -> tuple[Tensor, Tensor]:

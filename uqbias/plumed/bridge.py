@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from uqbias.app.computation import load_model
+from uqbias.app.host import value
 from uqbias.compile.fused import graph_inputs
 from uqbias.compile.runners import CompiledFunction, compile_function
 from uqbias.errors import UqbiasError
@@ -126,8 +127,7 @@ class PlumedBridge:
         self.numbers = tuple(int(number) for number in module.numbers)  # type: ignore[union-attr, arg-type]
         self._particles = _chosen(particles, len(self.numbers), system.getNumParticles())
         self._whole = particles is None or self._particles.tolist() == list(range(system.getNumParticles()))
-        self.include_energy, self.timestep = include_energy, _number(timestep, openmm.unit.picosecond)
-        self._kelvin = None if temperature is None else _number(temperature, openmm.unit.kelvin)
+        self.include_energy, self.timestep = include_energy, float(value(timestep))
         if not self.timestep > 0:
             raise UqbiasError(f"timestep {self.timestep} ps", "give the integrator's, in ps")
         # Gradients in this order; the energy's is needed for its own force and for a bias on it.
@@ -145,7 +145,7 @@ class PlumedBridge:
             masses=np.array([system.getParticleMass(i)._value for i in range(system.getNumParticles())], dtype=float),
             charges=_charges(system),
             timestep=self.timestep,
-            temperature=self._kelvin,
+            temperature=None if temperature is None else float(value(temperature)),
             output_dir=folder,
             log=log,
             restart=restart,
@@ -357,10 +357,6 @@ def _charges(system: Any) -> Array:
         if isinstance(force, openmm.NonbondedForce):
             charges[:] = [force.getParticleParameters(index)[0]._value for index in range(len(charges))]
     return charges
-
-
-def _number(quantity: Any, unit: Any) -> float:
-    return float(quantity.value_in_unit(unit) if hasattr(quantity, "value_in_unit") else quantity)
 
 
 def _compiled(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,24 +66,28 @@ class PlumedWalkers(StepLoop):
             choose_restart=choose_restart,
             seed=seed,
         )
+        import openmm
+        from openmm import app
+
         self.topology = model.topology
-        self._walkers = [
-            stack.enter_context(
-                _Walker(
-                    model,
-                    plumed_dat,
-                    start,
-                    output_dir / f"walker_{index}",
-                    temperature=temperature,
-                    timestep=timestep_fs * 1e-3,
-                    friction=friction_per_ps,
-                    platform="Reference" if platform == "auto" else platform,
-                    runner=runner,
-                    random=self._rngs[index],
-                )
-            )
-            for index, start in enumerate(positions)
-        ]
+        masses = np.asarray(self.topology.masses(), dtype=np.float64)
+        spread = np.sqrt(kt(temperature) / masses)[:, None]
+        chosen = openmm.Platform.getPlatformByName("Reference" if platform == "auto" else platform)
+        timestep = timestep_fs * 1e-3
+        self._walkers: list[_Walker] = []
+        for index, (start, random) in enumerate(zip(positions, self._rngs, strict=True)):
+            system = openmm.System()
+            for mass in masses:
+                system.addParticle(mass)
+            folder = output_dir / f"walker_{index}"
+            folder.mkdir(parents=True, exist_ok=True)
+            settings: dict[str, Any] = {"temperature": temperature, "timestep": timestep, "runner": runner}
+            bridge = stack.enter_context(PlumedBridge(system, plumed_dat, model, output_dir=folder, **settings))
+            integrator = openmm.LangevinMiddleIntegrator(temperature, friction_per_ps, timestep)
+            integrator.setRandomNumberSeed(int(random.integers(1, 2**31 - 1)))
+            simulation = app.Simulation(self.topology.to_openmm(), system, integrator, chosen)
+            self._walkers.append(_Walker(bridge, simulation, spread, random))
+            self._walkers[-1].place(start)
 
     @property
     def runner(self) -> str:
@@ -124,54 +129,21 @@ class PlumedWalkers(StepLoop):
         self.save(path)
 
 
+@dataclass
 class _Walker:
     """One copy of the molecule with a Context and a PLUMED."""
 
-    def __init__(
-        self,
-        model: UncertaintyModel,
-        plumed_dat: Path,
-        positions: Array,
-        folder: Path,
-        *,
-        temperature: float,
-        timestep: float,
-        friction: float,
-        platform: str,
-        runner: str,
-        random: np.random.Generator,
-    ) -> None:
-        import openmm
-        from openmm import app
-
-        self._random = random
-        system = openmm.System()
-        masses = model.topology.masses()
-        for mass in masses:
-            system.addParticle(float(mass))
-        folder.mkdir(parents=True, exist_ok=True)
-        self.bridge = PlumedBridge(
-            system,
-            plumed_dat,
-            model,
-            temperature=temperature,
-            timestep=timestep,
-            output_dir=folder,
-            runner=runner,
-        )
-        integrator = openmm.LangevinMiddleIntegrator(temperature, friction, timestep)
-        integrator.setRandomNumberSeed(int(random.integers(1, 2**31 - 1)))
-        self.simulation = app.Simulation(
-            model.topology.to_openmm(), system, integrator, openmm.Platform.getPlatformByName(platform)
-        )
-        self._spread = np.sqrt(kt(temperature) / np.asarray(masses, dtype=np.float64))[:, None]
-        self.steps = 0
-        self.place(positions)
+    bridge: PlumedBridge
+    simulation: Any
+    #: [N, 1] nm/ps, of thermal velocities.
+    spread: Array
+    random: np.random.Generator
+    steps: int = 0
 
     def place(self, positions: Any) -> None:
         """Put the walker at positions [N, 3] nm with thermal velocities."""
         self.simulation.context.setPositions(positions)
-        self.simulation.context.setVelocities(self._spread * self._random.normal(size=(len(self._spread), 3)))
+        self.simulation.context.setVelocities(self.spread * self.random.normal(size=(len(self.spread), 3)))
 
     def step(self, steps: int) -> None:
         """Integrate; a walker whose numbers overflow is left as it is, for the guard to find."""
@@ -192,9 +164,3 @@ class _Walker:
         last = self.bridge.last
         assert last is not None
         return positions, (last.energy, last.driver, last.judge, last.bias)
-
-    def __enter__(self) -> _Walker:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bridge.__exit__(*error)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.plumed.kernel import find_kernel, make_plumed
+from uqbias.runs.series import drop_cut_line
 from uqbias.units import kt
 
 Array = NDArray[np.float64]
@@ -303,12 +304,8 @@ def drop_cut_lines(actions: Sequence[Action], folder: Path) -> None:
     names = {action.options["FILE"] for action in actions if "FILE" in action.options}
     for name in sorted({*names, *_DEFAULT_FILES}):
         path = folder / name
-        if path.is_file():
-            content = path.read_bytes()
-            whole = content[: content.rfind(b"\n") + 1]
-            if content.startswith(b"#!") and len(whole) < len(content):
-                with path.open("r+b") as stream:
-                    stream.truncate(len(whole))
+        if path.is_file() and path.read_bytes().startswith(b"#!"):
+            drop_cut_line(path)
 
 
 def message(error: BaseException) -> str:

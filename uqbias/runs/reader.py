@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.files import read_arrays
 from uqbias.molecule.topology import Topology, backbone_dihedrals
 from uqbias.registry import VARIABLES
+from uqbias.runs.writer import read_description
 
 if TYPE_CHECKING:
     from uqbias.bias.base import Bias
@@ -114,18 +114,7 @@ class RunFolder:
                 f"no run.json in {self.path}",
                 "give the folder of a finished run ('uqbias md -o', or a campaign's md/N)",
             )
-        try:
-            facts = json.loads(file.read_text(encoding="utf-8"))
-            if facts["format"] == "uqbias-proposals":
-                raise UqbiasError(f"{self.path} holds proposed geometries and no MD", "give the folder of an MD run")
-            fitting = facts["format"] == "uqbias-run" and facts["version"] == 1
-            for key in ("temperature", "biases", "topology"):
-                facts[key]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UqbiasError(f"{file} does not describe a run ({error!r})", "run the MD again") from error
-        if not fitting:
-            raise UqbiasError(f"{file} is of format {facts['format']} {facts['version']}", "update uqbias")
-        return dict(facts)
+        return read_description(file, ("temperature", "biases", "topology"), "run the MD again")
 
     def _read_arrays(self, file: Path) -> dict[str, NDArray[Any]]:
         if not file.is_file():

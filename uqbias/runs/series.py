@@ -143,7 +143,7 @@ def open_lines(path: Path, header: str, append: bool) -> TextIO:
     if append and path.is_file():
         if header:
             check_columns(read_text(path), path, header)
-        _drop_cut_line(path)
+        drop_cut_line(path)
         fresh = not path.stat().st_size
     stream = path.open("w" if fresh else "a", buffering=1, encoding="utf-8")
     if fresh:
@@ -151,7 +151,7 @@ def open_lines(path: Path, header: str, append: bool) -> TextIO:
     return stream
 
 
-def _drop_cut_line(path: Path) -> None:
+def drop_cut_line(path: Path) -> None:
     """Remove a last line without its end, so that appending does not run into it."""
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]

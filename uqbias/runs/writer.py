@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -120,15 +120,7 @@ class RunWriter:
             if self.folder.exists() and any(not entry.name.startswith(".") for entry in self.folder.iterdir()):
                 raise UqbiasError(f"{self.folder} holds no run: {path} is not there", "choose another folder")
             return None
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-            fitting = (before["format"], before["version"]) == (FORMAT, VERSION)
-            before["settings"], before["steps"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UqbiasError(f"{path} does not describe a run ({error!r})", "choose another folder") from None
-        if not fitting:
-            raise UqbiasError(f"{path} is of format {before['format']} {before['version']}", "update uqbias")
-        return dict(before)
+        return read_description(path, ("settings", "steps"), "choose another folder")
 
     def _check_same(self, before: Mapping[str, Any]) -> None:
         old, new = before["settings"], self.facts["settings"]
@@ -329,6 +321,28 @@ class RunWriter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def read_description(path: Path, keys: Sequence[str], cure: str) -> dict[str, Any]:
+    """Content of a ``run.json``.
+
+    Raises
+    ------
+    UqbiasError
+        If it does not describe a run by these keys; with the cure given.
+    """
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        if facts["format"] == "uqbias-proposals":
+            raise UqbiasError(f"{path.parent} holds proposed geometries and no MD", "give the folder of an MD run")
+        fitting = (facts["format"], facts["version"]) == (FORMAT, VERSION)
+        for key in keys:
+            facts[key]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UqbiasError(f"{path} does not describe a run ({error!r})", cure) from error
+    if not fitting:
+        raise UqbiasError(f"{path} is of format {facts['format']} {facts['version']}", "update uqbias")
+    return dict(facts)
 
 
 def _read_part(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
