@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from uqbias.errors import UqbiasError, did_you_mean
-from uqbias.md.stack import available_platforms, check_torchforce_as_variable
+from uqbias.errors import UqbiasError
+from uqbias.md.stack import available_platforms, check_platform, check_torchforce_as_variable
 
 Array = NDArray[np.float64]
 #: Force groups of a Context.
@@ -184,10 +184,8 @@ def _is_without_energy(force: Any) -> bool:
 
 
 def _platform(name: str, kinds: Sequence[str]) -> str:
-    names = available_platforms()
     if name == "auto":
         pairs = any(part in kind for kind in kinds for part in PAIRWISE)
-        return "CPU" if pairs and "CPU" in names else "Reference"
-    if name not in names:
-        raise UqbiasError(f"no OpenMM platform '{name}' on this machine", did_you_mean(name, names))
+        return "CPU" if pairs and "CPU" in available_platforms() else "Reference"
+    check_platform(name, "pythonforce")
     return name

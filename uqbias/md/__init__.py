@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = exports(
     {
         "constraints": ("choose_constraints",),
         "extended": ("ExtendedVariables",),
-        "force": ("make_force", "python_force"),
+        "force": ("make_force",),
         "guards": ("Guard", "LostWalkerError", "Violation"),
         "loop": ("Look", "StepLoop"),
         "stack": ("available_platforms", "choose_backend"),

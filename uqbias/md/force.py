@@ -46,26 +46,21 @@ def make_force(evaluator: FusedEvaluator, backend: str = "auto", particles: Sequ
             f"{len(chosen)} particles given for {evaluator.n_walkers} walkers of {evaluator.n_atoms} atoms",
             f"give {expected}",
         )
-    if choose_backend(backend) == "pythonforce":
-        return python_force(evaluator.evaluate_for_host, chosen)
-    return _torch_force(evaluator, chosen)
+    if choose_backend(backend) == "torchforce":
+        from openmmtorch import TorchForce
 
+        from uqbias.md.torch_op import bridge_module
 
-def python_force(evaluate: Evaluate, particles: list[int] | None) -> Any:
-    """An ``openmm.PythonForce`` of a function of positions [n, 3] in nm that gives energy [] and forces [n, 3].
-
-    Parameters
-    ----------
-    evaluate : the function; OpenMM pickles it where it copies the force.
-    particles : the n particles it is about; all of the System if None.
-    """
+        force = TorchForce(bridge_module(evaluator, chosen))
+        force.setOutputsForces(True)
+        return force
     import openmm
 
     # PythonForce can be given particles from OpenMM 8.6 on.
-    narrow = particles is not None and hasattr(openmm.PythonForce, "setParticles")
-    force = openmm.PythonForce(_OfState(evaluate, None if narrow else particles))
+    narrow = chosen is not None and hasattr(openmm.PythonForce, "setParticles")
+    force = openmm.PythonForce(_OfState(evaluator.evaluate_for_host, None if narrow else chosen))
     if narrow:
-        force.setParticles(particles)
+        force.setParticles(chosen)
     return force
 
 
@@ -86,13 +81,3 @@ class _OfState:
         everywhere = np.zeros_like(positions)
         everywhere[self.particles] = forces
         return float(energy), everywhere
-
-
-def _torch_force(evaluator: FusedEvaluator, particles: list[int] | None) -> Any:
-    from openmmtorch import TorchForce
-
-    from uqbias.md.torch_op import bridge_module
-
-    force = TorchForce(bridge_module(evaluator, particles))
-    force.setOutputsForces(True)
-    return force

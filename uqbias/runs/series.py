@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import IO, Any, Self, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from uqbias.variables.names import OF_MODEL
 class Files:
     """Open streams that close with the block, on `close`, or when the object goes."""
 
-    _streams: Sequence[TextIO | Files] = ()
+    _streams: Sequence[IO[Any] | Files] = ()
 
     def close(self) -> None:
         """Close the files."""

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from uqbias.files import atomic_path
 from uqbias.molecule.topology import Topology
 from uqbias.runs.observation import Observation
+from uqbias.runs.series import Files
 from uqbias.units import ANGSTROM
 
 
-class Trajectories:
+class Trajectories(Files):
     """One XTC file a walker, ``walker_0.xtc``, ..., and ``topology.pdb``: ``mdtraj.load(xtc, top=pdb)`` reads them.
 
     Parameters
@@ -27,11 +28,12 @@ class Trajectories:
     """
 
     def __init__(self, directory: str | Path, topology: Topology, n_walkers: int, *, append: bool = False) -> None:
+        self._aside = tempfile.TemporaryDirectory(prefix="uqbias-xtc-")
         self.directory, self._topology, self._begun = Path(directory), topology, append
         self.directory.mkdir(parents=True, exist_ok=True)
         self.paths = [self.directory / f"walker_{walker}.xtc" for walker in range(n_walkers)]
         self._files = [path.open("ab" if append else "wb") for path in self.paths]
-        self._aside = tempfile.TemporaryDirectory(prefix="uqbias-xtc-")
+        self._streams = self._files
 
     def __call__(self, observation: Observation) -> None:
         """Append the positions; a walker that is not finite or far out of the format's range is left out."""
@@ -53,9 +55,7 @@ class Trajectories:
                 file.flush()
 
     def close(self) -> None:
-        """Close the files."""
-        for file in self._files:
-            file.close()
+        super().close()
         self._aside.cleanup()
 
     def _write_topology(self, positions: NDArray[Any]) -> None:

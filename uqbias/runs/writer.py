@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +18,7 @@ from uqbias.files import read_arrays, write_arrays, write_text
 from uqbias.molecule.topology import Topology
 from uqbias.runs.observation import GuardEvent, Observation
 from uqbias.runs.run_files import RunFiles
-from uqbias.runs.series import stacked
+from uqbias.runs.series import Files, stacked
 from uqbias.runs.trajectories import Trajectories
 
 FORMAT, VERSION = "uqbias-run", 1
@@ -65,7 +64,7 @@ class Writable(Protocol):
         """Go on from a snapshot."""
 
 
-class RunWriter:
+class RunWriter(Files):
     """All files of one run, also of one that is interrupted and goes on.
 
     ``run.json`` says what the run is, from its beginning. While it runs, ``HILLS``, ``COLVAR``, ``events.jsonl`` and
@@ -96,7 +95,6 @@ class RunWriter:
         self.folder = folder
         self.facts = json.loads(json.dumps({"format": FORMAT, "version": VERSION, **facts}))
         self.finished: dict[str, Any] | None = None
-        self._files = ExitStack()
         self._seen: list[Observation] = []
         self._growing: list[Path] = []
         self._walkers: Writable | None = None
@@ -194,11 +192,12 @@ class RunWriter:
         assert self._walkers is not None
         walkers, folder, events = self._walkers, self.folder, self.folder / "events.jsonl"
         self._trajectories = Trajectories(folder, walkers.topology, walkers.n_walkers, append=append)
-        self._files.callback(self._trajectories.close)
         paths, biases = (folder / "HILLS", folder / "COLVAR"), parts_of(walkers.bias)
-        self._output = self._files.enter_context(RunFiles(*paths, biases, walkers.names, n_walkers=walkers.n_walkers))
+        self._output = RunFiles(*paths, biases, walkers.names, n_walkers=walkers.n_walkers)
+        self._streams = (self._trajectories, self._output)
         self._output.open(walkers.timestep_fs, append=append)
-        self._events = self._files.enter_context(events.open("a" if append else "w", buffering=1, encoding="utf-8"))
+        self._events = events.open("a" if append else "w", buffering=1, encoding="utf-8")
+        self._streams = (*self._streams, self._events)
         self._growing = [*self._output.paths, events, *self._trajectories.paths]
 
     def _go_on(self) -> None:
@@ -311,16 +310,6 @@ class RunWriter:
         self.facts["finished"] = self._manifest()
         self._describe()
         shutil.rmtree(self.folder / PARTS, ignore_errors=True)
-
-    def close(self) -> None:
-        """Close the files."""
-        self._files.close()
-
-    def __enter__(self) -> RunWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def read_description(path: Path, keys: Sequence[str], cure: str) -> dict[str, Any]:

@@ -36,25 +36,10 @@ FORMAT, VERSION = "uqbias-proposals", 1
 FAILED = "failed"
 
 
-@dataclass(frozen=True)
-class Proposals:
-    """Geometries that a sampler proposes, n of them.
-
-    Attributes
-    ----------
-    positions : [n, N, 3] nm.
-    energy, driver, judge : [n] what the model says of them: kJ/mol, driver, kJ/mol/nm.
-    columns : further facts, [n] each: where each comes from (``source``), what became of it (``status``), ...
-    """
-
-    positions: Array
-    energy: Array
-    driver: Array
-    judge: Array
-    columns: Mapping[str, NDArray[Any]]
-
-    def __len__(self) -> int:
-        return len(self.energy)
+#: n proposals by column: positions [n, N, 3] nm, energy [n] kJ/mol, driver [n] and judge [n] kJ/mol/nm as the model has
+#: them, then further facts, [n] each: where each comes from (``source``), what became of it (``status``), ...
+Proposals = dict[str, NDArray[Any]]
+OF_MODEL = ("positions", "energy", "driver", "judge")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,11 +181,11 @@ class PoolOfFrames(Sampler):
 
 def evaluated(model: UncertaintyModel, positions: Array, **columns: NDArray[Any]) -> Proposals:
     """Proposals with what a model says of them; ``positions`` [n, N, 3] nm, ``columns`` [n] each."""
-    if not len(positions):
-        nothing = np.empty(0)
-        return Proposals(positions, nothing, nothing, nothing, columns)
-    result = evaluate_frames(model, positions)
-    return Proposals(positions, result.energy, result.driver, result.judge, columns)
+    values: Proposals = dict.fromkeys(OF_MODEL[1:], np.empty(0))
+    if len(positions):
+        result = evaluate_frames(model, positions)
+        values = {name: getattr(result, name) for name in values}
+    return {"positions": positions, **values, **columns}
 
 
 def _begin(job: Exploration, count: int) -> tuple[UncertaintyModel, Array, NDArray[np.int64]]:
@@ -233,17 +218,13 @@ def _sorted_out(
         for index in np.flatnonzero(failed)
     ]
     good = np.flatnonzero(~failed)
-    columns = {
+    return {
+        **{name: getattr(result, name)[good] for name in OF_MODEL},
         "attack": good,
         "source": names[source[good]],
         "status": status[good],
-        "log_likelihood": result.log_likelihood[good],
-        "norm": result.norm[good],
-        "iterations": result.iterations[good],
-    }
-    return Proposals(
-        result.positions[good], result.energy[good], result.driver[good], result.judge[good], columns
-    ), events
+        **{name: getattr(result, name)[good] for name in ("log_likelihood", "norm", "iterations")},
+    }, events
 
 
 def _finish(
@@ -256,30 +237,22 @@ def _finish(
     runner: str,
 ) -> dict[str, Any]:
     """Write what every sampler of this module writes."""
-    n = len(proposals)
+    n = len(proposals["energy"])
     lines = "".join(json.dumps(event) + "\n" for event in events)
     write_text(job.folder / "events.jsonl", lines)
-    columns = {
-        "positions": proposals.positions,
-        "energy": proposals.energy,
-        "driver": proposals.driver,
-        "judge": proposals.judge,
-        "bias": np.zeros(n),
-        "restarted": np.zeros(n, dtype=bool),
-        **proposals.columns,
-    }
+    columns = {**proposals, "bias": np.zeros(n), "restarted": np.zeros(n, dtype=bool)}
     # One observation of n walkers, as the harvest reads what MD has seen.
     seen = {"step": np.array([1]), **{name: values[None] for name, values in columns.items()}}
     write_arrays(job.folder / "observations.npz", seen, compressed=True)
     if n:
         info = [
-            {"model_energy_kJ_per_mol": float(proposals.energy[i]), "judge": float(proposals.judge[i])}
-            | {name: values[i].item() for name, values in proposals.columns.items()}
+            {"model_energy_kJ_per_mol": float(proposals["energy"][i]), "judge": float(proposals["judge"][i])}
+            | {name: values[i].item() for name, values in proposals.items() if name not in OF_MODEL}
             for i in range(n)
         ]
-        frames = Frames(np.array(model.numbers, dtype=np.int64), proposals.positions, info=info)
+        frames = Frames(np.array(model.numbers, dtype=np.int64), proposals["positions"], info=info)
         write_frames(job.folder / "candidates.xyz", frames)
-    counts = Counter(str(entry).partition(":")[0] for entry in proposals.columns["status"])
+    counts = Counter(str(entry).partition(":")[0] for entry in proposals["status"])
     facts = {
         "format": FORMAT,
         "version": VERSION,
