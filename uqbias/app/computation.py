@@ -106,7 +106,6 @@ class Computation:
     Attributes
     ----------
     box : that of the recipe, until it is set.
-    exception : what stopped the latest evaluation, or None. Of that OpenMM keeps the message only.
     """
 
     def __init__(self, evaluator: FusedEvaluator, model: torch.nn.Module, recipe: Recipe) -> None:
@@ -117,7 +116,6 @@ class Computation:
         topology = getattr(model, "topology", None)
         self._whole = Whole(evaluator.n_atoms, None if topology is None else topology.bonds)
         self.narrow = self._can_be_narrow() if recipe.narrow is None else recipe.narrow
-        self.exception: BaseException | None = None
         self._handle = next(_handles)
         _live[self._handle] = self
 
@@ -162,7 +160,7 @@ class Computation:
                 self.external.take_parameters(state.getParameters())
             return self.evaluate(state.getPositions(asNumpy=True)._value, box, narrow=self.narrow)
         except BaseException as error:
-            self.exception = error
+            self.evaluator.exception = error
             raise
 
     def evaluate(self, positions: Array, box: Array | None, *, narrow: bool) -> tuple[float, Array]:

@@ -224,7 +224,7 @@ class Sampling:
         try:
             simulation.step(steps)
         except openmm.OpenMMException as error:
-            self._loop.reraise()
+            self.evaluator.reraise()
             # A coordinate that is NaN is what OpenMM sees of it.
             self._loop.refuse_broken(simulation.currentStep)
             if "NaN" in str(error):

@@ -102,7 +102,7 @@ class SharedHills:
                 f"'{self._header.splitlines()[0]}' with kernel {self.bias.kernel}",
                 "give each bias a folder of its own",
             )
-        hills = parse_hills(text, path, self.timestep_fs, before=lines)
+        _, hills = parse_hills(text, path, self.timestep_fs, before=lines)
         check_tempering(hills, path, self.bias)
         self.bias.load_hills(hills)
         self._read[path] = (start + len(whole), lines + text.count("\n"))

@@ -74,7 +74,7 @@ class SimulationLoop(StepLoop):
         try:
             context.getState(forces=True, groups={self.force.getForceGroup()})
         except openmm.OpenMMException:
-            self.reraise()
+            self.evaluator.reraise()
             raise
         if self.evaluator.last is None:
             raise UqbiasError(
@@ -118,10 +118,3 @@ class SimulationLoop(StepLoop):
             forces, atoms = others.getForces(asNumpy=True)._value, self._computation.atoms
             self._others = forces[: self.evaluator.n_atoms] if atoms is None else forces[atoms]
         return np.asarray(self.evaluator.probe(state) + self._others, dtype=np.float64)
-
-    def reraise(self) -> None:
-        """Raise what stopped an evaluation under OpenMM, if anything did."""
-        self.evaluator.reraise()
-        error, self._computation.exception = self._computation.exception, None
-        if error is not None:
-            raise error

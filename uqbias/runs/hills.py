@@ -72,11 +72,10 @@ def load_hills(path: Path, timestep_fs: float) -> Hills | None:
         If it is not a HILLS file or a line is bad; the message names the line.
     """
     text = read_text(path)
-    rows = parse_hills(text, path, timestep_fs)
+    names, rows = parse_hills(text, path, timestep_fs)
     if not len(rows):
         return None
-    fields = next(line.split()[2:] for line in text.splitlines() if line.split()[:2] == ["#!", "FIELDS"])
-    names, stated = hill_variables(fields[: fields.index("biasf") + 1]), stated_values(text)
+    stated = stated_values(text)
     bounds = tuple(bounds_of(stated, name) for name in names)
     kernel: Kernel = "stretched-gaussian" if stated.get("kerneltype") == "stretched-gaussian" else "gaussian"
     return Hills(tuple(names), bounds, rows["centre"], rows["sigma"], rows["height"], kernel)
@@ -84,8 +83,6 @@ def load_hills(path: Path, timestep_fs: float) -> Hills | None:
 
 #: Steps are kept in 64 bits.
 LAST_STEP = 2.0**62
-
-
 #: Grid points are counted in 64 bits too.
 FARTHEST = 1e15
 
@@ -182,8 +179,8 @@ def read_hills(
         raise UqbiasError(f"no such file: {path}", "give a HILLS file")
     text = read_text(path)
     if bias is None:
-        return parse_hills(text, path, timestep_fs, variables)
-    hills = parse_hills(text, path, timestep_fs, bias.variables)
+        return parse_hills(text, path, timestep_fs, variables)[1]
+    hills = parse_hills(text, path, timestep_fs, bias.variables)[1]
     check_stated(text, path, bias)
     check_tempering(hills, path, bias)
     return hills
@@ -191,14 +188,18 @@ def read_hills(
 
 def parse_hills(
     text: str, path: str | Path, timestep_fs: float, variables: Sequence[str] | None = None, *, before: int = 0
-) -> NDArray[Any]:
-    """`read_hills` of a file's content, or of a part with ``before`` lines before it; ``path`` is for messages."""
+) -> tuple[list[str], NDArray[Any]]:
+    """Variables and hills in a file's content, or in a part with ``before`` lines before it; see `read_hills`.
+
+    ``path`` is for messages.
+    """
     fields, rows, lines = parse_plumed(text, Path(path), before=before)
     if "biasf" in fields:  # PLUMED may add the wall-clock time
         kept = fields.index("biasf") + 1
         fields, rows = fields[:kept], rows[:, :kept]
-    names = hill_variables(fields)
-    if not names:
+    count = (len(fields) - 3) // 2
+    names = fields[1 : 1 + count]
+    if not names or fields != ["time", *names, *(f"sigma_{name}" for name in names), "height", "biasf"]:
         raise UqbiasError(
             f"{path}, line 1: fields {' '.join(fields)}",
             "a HILLS file has time, the variables, sigma_ of each, height, biasf",
@@ -207,7 +208,6 @@ def parse_hills(
         raise UqbiasError(
             f"{path} holds hills on {', '.join(names)}, not on {', '.join(variables)}", "give the HILLS of this bias"
         )
-    count = len(names)
     steps = np.rint(rows[:, 0] / (timestep_fs * 1e-3))
     sound = np.isfinite(rows).all(axis=1) & (rows[:, 1 + count : 1 + 2 * count] > 0).all(axis=1)
     sound &= (np.abs(steps) < LAST_STEP) & (np.abs(rows[:, 1 : 1 + count]) < FARTHEST).all(axis=1)
@@ -224,12 +224,4 @@ def parse_hills(
     hills["centre"], hills["sigma"] = rows[:, 1 : 1 + count], rows[:, 1 + count : 1 + 2 * count]
     hills["height"] = rows[:, -2] * np.where(tempered, (gamma - 1) / np.where(tempered, gamma, 1.0), 1.0)
     hills["biasfactor"] = np.where(tempered, gamma, 1.0)
-    return hills
-
-
-def hill_variables(fields: Sequence[str]) -> list[str]:
-    """Names of the variables of a HILLS file with these fields; none if it is not such a file."""
-    count = (len(fields) - 3) // 2
-    names = list(fields[1 : 1 + count])
-    expected = ["time", *names, *(f"sigma_{name}" for name in names), "height", "biasf"]
-    return names if count and list(fields) == expected else []
+    return names, hills
