@@ -10,7 +10,7 @@ from uqbias.bias.base import BiasSum
 from uqbias.bias.fixed import UpperWall
 from uqbias.bias.gamd import GaMD
 from uqbias.campaign.samplers.base import Exploration
-from uqbias.campaign.samplers.md import explore
+from uqbias.campaign.samplers.md import BiasedDynamics
 from uqbias.errors import UqbiasError
 from uqbias.settings.file import check_campaign
 from uqbias.units import GAS_CONSTANT
@@ -231,7 +231,7 @@ def test_of_another_model_in_a_campaign(alanine_model, alanine_frames, tmp_path)
         seed=0,
         earlier_bias=old / "bias.npz",
     )
-    explore(job)
+    BiasedDynamics().explore(job)
     with np.load(tmp_path / "md" / "observations.npz") as seen:
         assert seen["bias"].tolist() == [[0, 0]] * 3
     with np.load(tmp_path / "md" / "bias.npz") as arrays:

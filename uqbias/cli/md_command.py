@@ -106,7 +106,7 @@ def md(
 
     from uqbias.campaign.progress import Announced, make_progress
     from uqbias.campaign.samplers.base import Exploration
-    from uqbias.campaign.samplers.md import explore
+    from uqbias.campaign.samplers.md import BiasedDynamics
     from uqbias.cli.sampling_options import choose_kinds
     from uqbias.model.inference import evaluate_frames
     from uqbias.model.model import UncertaintyModel
@@ -157,7 +157,7 @@ def md(
     )
     with make_progress(quiet) as progress:
         progress.phase("load or compile the model")
-        facts = explore(job, Announced(progress, "MD", settings.md.steps))
+        facts = BiasedDynamics().explore(job, Announced(progress, "MD", settings.md.steps))
     _tell(output, facts, settings.md, hints, json=json)
 
 

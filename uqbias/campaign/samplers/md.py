@@ -75,83 +75,73 @@ class MolecularDynamics(Sampler):
     title: ClassVar[str] = "MD"
     walks: ClassVar[bool] = True
 
-    def explore(self, job: Exploration, advance: Advance | None = None) -> dict[str, Any]:
-        return explore(job, advance, external=self.external(job))
-
     def external(self, job: Exploration) -> ExternalBias | None:
-        """Further OpenMM forces on the walkers, for a sampler of one's own; None for none."""
+        """Further OpenMM forces on the walkers, for a sampler of one's own; None for none. No snapshot has them."""
         return None
+
+    def explore(self, job: Exploration, advance: Advance | None = None) -> dict[str, Any]:
+        """Run one group of walkers and write its folder.
+
+        Writes ``run.json`` (what was run), ``observations.npz``, ``events.jsonl`` (walkers stopped), ``HILLS`` and
+        ``COLVAR``, a trajectory a walker with ``topology.pdb``, ``bias.npz``; see `uqbias.runs.writer.RunWriter`.
+
+        Returns
+        -------
+        dict
+            ``steps`` (of all walkers), ``stopped`` (how many times a walker was), ``runner``, ``evaluations``.
+
+        Raises
+        ------
+        UqbiasError
+            If the job does not fit the model, the machine, or, to be resumed, the run in its folder; or if all walkers
+            would be stopped where they begin.
+        """
+        import torch
+
+        from uqbias.compile.fused import FusedEvaluator
+        from uqbias.md.walkers import Walkers
+        from uqbias.model.inference import evaluate_frames
+        from uqbias.model.model import UncertaintyModel
+        from uqbias.runs.writer import RunWriter
+
+        torch.set_num_threads(1)
+        md, external = job.md, self.external(job)
+        if external is not None and (job.resume or job.snapshot_every):
+            raise UqbiasError("snapshots of a run with external forces", "leave snapshot_every and resume out")
+        model = UncertaintyModel.load(job.model)
+        variables = build_variables(job.variables, model.topology, job.reference)
+        at_start = evaluate_frames(model, job.safe_frames)
+        lowest = _lowest(job, at_start)
+        parts = completed(job.biases, md.temperature, periods_of(variables), lowest)
+        # What can be refused is, before a run.json says that there is a run.
+        _check(job, at_start, variables)
+        bias = build_bias(parts, md.temperature) if parts else None
+        positions, settings = begin(job, model)
+        with RunWriter(
+            job.folder, {**describe_run(job, model, parts, variables), "lowest_u": lowest}, resume=job.resume
+        ) as writer:
+            if writer.finished is None:
+                if bias is not None and job.earlier_bias is not None:
+                    bias.restore(read_arrays(job.earlier_bias, "bias of the round before", "put it back from a copy"))
+                    for part in bias.biases:
+                        part.on_new_model()
+                evaluator = FusedEvaluator(
+                    model, bias, md.walkers, variables=variables, runner=md.runner, device=_device(md)
+                )
+                settings |= {"backend": md.backend, "constraints": md.constraints, "external": external}
+                walkers = Walkers(model.topology, evaluator, positions, **settings)
+                writer.start(walkers, md.observe_every, md.trajectory_every)
+                run_to_end(job, walkers, writer, advance)
+                done = writer.totals
+            else:
+                done = {name: writer.finished[name] for name in ("stopped", "runner", "evaluations")}
+        return {"steps": md.steps * md.walkers, **done, "was_finished": writer.finished is not None}
 
 
 class BiasedDynamics(MolecularDynamics):
     """MD with the biases of `bias:`."""
 
     biased: ClassVar[bool] = True
-
-
-def explore(
-    job: Exploration, advance: Advance | None = None, *, external: ExternalBias | None = None
-) -> dict[str, Any]:
-    """Run one group of walkers and write its folder.
-
-    Writes ``run.json`` (what was run), ``observations.npz``, ``events.jsonl`` (walkers stopped), ``HILLS`` and
-    ``COLVAR``, a trajectory a walker with ``topology.pdb``, ``bias.npz``; see `uqbias.runs.writer.RunWriter`.
-
-    Parameters
-    ----------
-    advance : told (steps done, note) while it runs.
-    external : further OpenMM forces on the walkers, for a sampler of one's own. They are not part of a snapshot.
-
-    Returns
-    -------
-    dict
-        ``steps`` (of all walkers), ``stopped`` (how many times a walker was), ``runner``, ``evaluations``.
-
-    Raises
-    ------
-    UqbiasError
-        If the job does not fit the model, the machine, or, to be resumed, the run in its folder; or if all walkers
-        would be stopped where they begin.
-    """
-    import torch
-
-    from uqbias.compile.fused import FusedEvaluator
-    from uqbias.md.walkers import Walkers
-    from uqbias.model.inference import evaluate_frames
-    from uqbias.model.model import UncertaintyModel
-    from uqbias.runs.writer import RunWriter
-
-    torch.set_num_threads(1)
-    md = job.md
-    if external is not None and (job.resume or job.snapshot_every):
-        raise UqbiasError("snapshots of a run with external forces", "leave snapshot_every and resume out")
-    model = UncertaintyModel.load(job.model)
-    variables = build_variables(job.variables, model.topology, job.reference)
-    at_start = evaluate_frames(model, job.safe_frames)
-    lowest = _lowest(job, at_start)
-    parts = completed(job.biases, md.temperature, periods_of(variables), lowest)
-    # What can be refused is, before a run.json says that there is a run.
-    _check(job, at_start, variables)
-    bias = build_bias(parts, md.temperature) if parts else None
-    positions, settings = begin(job, model)
-    with RunWriter(
-        job.folder, {**describe_run(job, model, parts, variables), "lowest_u": lowest}, resume=job.resume
-    ) as writer:
-        if writer.finished is None:
-            if bias is not None and job.earlier_bias is not None:
-                bias.restore(read_arrays(job.earlier_bias, "bias of the round before", "put it back from a copy"))
-                for part in bias.biases:
-                    part.on_new_model()
-            device = _device(md)
-            evaluator = FusedEvaluator(model, bias, md.walkers, variables=variables, runner=md.runner, device=device)
-            settings |= {"backend": md.backend, "constraints": md.constraints, "external": external}
-            walkers = Walkers(model.topology, evaluator, positions, **settings)
-            writer.start(walkers, md.observe_every, md.trajectory_every)
-            run_to_end(job, walkers, writer, advance)
-            done = writer.totals
-        else:
-            done = {name: writer.finished[name] for name in ("stopped", "runner", "evaluations")}
-    return {"steps": md.steps * md.walkers, **done, "was_finished": writer.finished is not None}
 
 
 def _check(job: Exploration, at_start: Evaluated, variables: Mapping[str, CollectiveVariable]) -> None:

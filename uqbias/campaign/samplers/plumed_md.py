@@ -29,7 +29,7 @@ class PlumedDynamics(MolecularDynamics):
         """Run the walkers of a group under ``md.plumed`` and write the group's folder.
 
         Each walker has a PLUMED of its own, whose files are in ``walker_N`` of the folder; they share hills where the
-        input says so (``WALKERS_DIR`` of METAD). Guards and files are those of `uqbias.campaign.samplers.md.explore`.
+        input says so (``WALKERS_DIR`` of METAD). Guards and files are those of `MolecularDynamics.explore`.
 
         Raises
         ------
