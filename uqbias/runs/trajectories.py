@@ -28,17 +28,19 @@ class Trajectories(Files):
     """
 
     def __init__(self, directory: str | Path, topology: Topology, n_walkers: int, *, append: bool = False) -> None:
+        from mdtraj.formats import XTCTrajectoryFile
+
         self._aside = tempfile.TemporaryDirectory(prefix="uqbias-xtc-")
         self.directory, self._topology, self._begun = Path(directory), topology, append
         self.directory.mkdir(parents=True, exist_ok=True)
         self.paths = [self.directory / f"walker_{walker}.xtc" for walker in range(n_walkers)]
-        self._files = [path.open("ab" if append else "wb") for path in self.paths]
+        self._files: list[Any] = [
+            path.open("ab") if append else XTCTrajectoryFile(str(path), "w") for path in self.paths
+        ]
         self._streams = self._files
 
     def __call__(self, observation: Observation) -> None:
         """Append the positions; a walker that is not finite or far out of the format's range is left out."""
-        from mdtraj.formats import XTCTrajectoryFile
-
         if not self._begun:
             self._write_topology(observation.positions[0])
             self._begun = True
@@ -47,12 +49,20 @@ class Trajectories(Files):
         for file, x in zip(self._files, observation.positions, strict=True):
             # XTC holds 0.001 nm in 32-bit integers.
             if np.isfinite(x).all() and np.abs(x).max() < 1e6:
-                # mdtraj writes new files only; a frame does not depend on those before it.
-                aside = Path(self._aside.name, "frame.xtc")
-                with XTCTrajectoryFile(str(aside), "w") as frame:
-                    frame.write(x[None].astype(np.float32), time=time, step=step)
-                file.write(aside.read_bytes())
+                self._write(file, x[None].astype(np.float32), time=time, step=step)
                 file.flush()
+
+    def _write(self, file: Any, x: NDArray[np.float32], **when: NDArray[Any]) -> None:
+        from mdtraj.formats import XTCTrajectoryFile
+
+        if isinstance(file, XTCTrajectoryFile):
+            file.write(x, **when)
+            return
+        # mdtraj continues no file; a frame does not depend on those before it.
+        aside = Path(self._aside.name, "frame.xtc")
+        with XTCTrajectoryFile(str(aside), "w") as frame:
+            frame.write(x, **when)
+        file.write(aside.read_bytes())
 
     def close(self) -> None:
         super().close()
