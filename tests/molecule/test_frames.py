@@ -47,7 +47,7 @@ def test_a_cell_is_refused_where_none_is_expected(periodic, tmp_path):
     both.write_text((tmp_path / "plain.xyz").read_text() + (tmp_path / "crystal.xyz").read_text())
     with pytest.raises(UqbiasError, match=r"frame 1 is periodic \(pbc \[True, True, True\]\), others are not"):
         read_frames(both, periodic=True)
-    frames = usable_frames(both, periodic.numbers)
+    frames = usable_frames(both, molecule.topology())
     assert frames.index.tolist() == [0]
     assert frames.skipped[0] == (1, "a periodic cell")
     with pytest.raises(UqbiasError, match="frames with a cell and frames without"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uqbias.errors import UqbiasError
-from uqbias.molecule.frames import read_images
 from uqbias.molecule.measures import distances
+from uqbias.molecule.readers import read_images
+from uqbias.molecule.sense import check_geometries
 from uqbias.molecule.topology import Topology
 from uqbias.units import ANGSTROM
 
@@ -41,30 +41,28 @@ class UsableFrames:
     skipped: list[tuple[int, str]]
 
 
-def usable_frames(path: str | Path, numbers: Sequence[int]) -> UsableFrames:
-    """Read the frames of one molecule from an extended-XYZ file (Å), leaving out what cannot be one.
+def usable_frames(path: str | Path, topology: Topology) -> UsableFrames:
+    """Read the frames of one molecule from a file, leaving out what cannot be one.
 
     Parameters
     ----------
-    numbers : [N] atomic numbers of the molecule, in the order of the model.
+    topology : bond graph of the molecule, in the model's order of atoms.
 
     Raises
     ------
     UqbiasError
-        If the file is missing or unreadable, or no frame is left.
+        If the file is missing or unreadable, no frame is left, or they are in another unit or order of atoms.
     """
     from ase import Atoms
 
     path = Path(path)
     images = read_images(path)
-    wanted = [int(number) for number in numbers]
+    wanted = list(topology.numbers)
     good, skipped = [], []
     for place, image in enumerate(images):
         numbers_there = image.numbers.tolist()
         if sorted(numbers_there) != sorted(wanted):
-            skipped.append(
-                (place, f"atoms {image.get_chemical_formula()}, the model's are {Atoms(wanted).get_chemical_formula()}")
-            )
+            skipped.append((place, f"atoms {image.formula}, the model's are {Atoms(wanted).get_chemical_formula()}"))
         elif numbers_there != wanted:
             skipped.append((place, "the model's atoms in another order"))
         elif image.pbc.any():
@@ -77,6 +75,7 @@ def usable_frames(path: str | Path, numbers: Sequence[int]) -> UsableFrames:
         reason = f"the first has {skipped[0][1]}" if skipped else "there is none"
         raise UqbiasError(f"{path}: none of {len(images)} frames can be used; {reason}", "give frames of this molecule")
     positions = np.stack([images[place].positions for place in good]) * ANGSTROM
+    check_geometries(positions[reference_frames(topology, positions)], wanted, topology, str(path))
     return UsableFrames(positions, np.array(good, dtype=np.int64), skipped)
 
 

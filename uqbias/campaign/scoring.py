@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uqbias.campaign.executors import failure_reasons
-from uqbias.campaign.work import Work
+from uqbias.campaign.work import Work, read_test_set
 from uqbias.errors import UqbiasError
 from uqbias.files import write_arrays, write_text
 from uqbias.model.inference import evaluate_frames
 from uqbias.model.model import UncertaintyModel
-from uqbias.molecule.frames import Frames, read_frames
+from uqbias.molecule.frames import Frames
 from uqbias.molecule.measures import dihedral_angles
 from uqbias.molecule.surface import ReferenceSurface, in_box, reached
 from uqbias.registry import SAMPLERS
@@ -108,10 +108,8 @@ def _reached(work: Work, round_index: int, score: Score) -> dict[str, Any]:
 
 
 def _errors(work: Work, round_index: int, score: Score) -> dict[str, Any]:
-    path = work.file.path("score", "test_set")
-    test = read_frames(path)
-    if tuple(test.numbers.tolist()) != tuple(work.topology.numbers):
-        raise UqbiasError(f"score.test_set: {path} is of another molecule", "use the atoms and order of the structure")
+    test = read_test_set(work.file, work.topology)
+    assert test is not None
     errors = force_errors(test, UncertaintyModel.load(work.model_path(round_index)))
     write_arrays(work.folder(round_index) / "scores.npz", errors)
     angles = angles_of(test.positions, score.coordinates) if score.regions else {}

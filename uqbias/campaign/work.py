@@ -21,6 +21,7 @@ from uqbias.errors import UqbiasError
 from uqbias.files import sha256
 from uqbias.model.fit import Split, split_by_role
 from uqbias.molecule.frames import Frames, read_frames
+from uqbias.molecule.sense import check_sense
 from uqbias.molecule.topology import Topology
 from uqbias.options import KindSection, accepted
 from uqbias.registry import ORACLES
@@ -190,13 +191,24 @@ def read_start(file: CampaignFile, topology: Topology) -> Frames:
     Raises
     ------
     UqbiasError
-        If the file cannot be read or holds other atoms than the structure.
+        If the file cannot be read, holds other atoms than the structure, or frames that make no sense.
     """
-    path = file.path("system", "start")
-    start = read_frames(path, labelled=False)
-    if tuple(start.numbers.tolist()) != tuple(topology.numbers):
-        raise UqbiasError(
-            f"{path} has atoms {start.numbers.tolist()}, system.structure has {list(topology.numbers)}",
-            "use the same molecule, in the same order of atoms, in both",
-        )
+    start = read_frames(file.path("system", "start"), labelled=False, keys=file.campaign.system.keys)
+    check_sense(start, topology, "system.structure")
     return start
+
+
+def read_test_set(file: CampaignFile, topology: Topology) -> Frames | None:
+    """Read the frames of ``score.test_set``, None if there is none, and see that they are of the molecule.
+
+    Raises
+    ------
+    UqbiasError
+        As `read_start`, and if a frame has no label.
+    """
+    score, system = file.campaign.score, file.campaign.system
+    if score is None or score.test_set is None:
+        return None
+    test = read_frames(file.path("score", "test_set"), keys=system.keys)
+    check_sense(test, topology, "system.structure")
+    return test

@@ -131,10 +131,10 @@ def attack(
         if trajectory.resolve() == output.resolve():
             raise UqbiasError(f"--trajectory {trajectory} is also the file of -o", "give another name")
     loaded = UncertaintyModel.load(model)
-    frames = usable_frames(data, loaded.numbers)
+    frames = usable_frames(data, loaded.topology)
     energies, training_skipped = None, []
     if training is not None:
-        trained = usable_frames(training, loaded.numbers)
+        trained = usable_frames(training, loaded.topology)
         energies, training_skipped = evaluate_frames(loaded, trained.positions).energy, trained.skipped
     source = np.arange(count or len(frames.index)) % len(frames.index)
     with make_progress(quiet) as progress:

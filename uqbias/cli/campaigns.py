@@ -75,8 +75,7 @@ def validate(
     """
     from uqbias.campaign.dry_run import check_parts
     from uqbias.campaign.trial_label import trial_label
-    from uqbias.campaign.work import oracle_spec, read_start
-    from uqbias.molecule.frames import read_frames
+    from uqbias.campaign.work import oracle_spec, read_start, read_test_set
     from uqbias.molecule.topology import Topology
     from uqbias.registry import SAMPLERS
     from uqbias.settings.file import load_campaign
@@ -104,8 +103,8 @@ def validate(
     facts |= SAMPLERS.build(sampling).outlook(campaign)
     if campaign.stop.labels is not None:
         facts["labels_at_most"] = min(facts["labels_at_most"], max(campaign.stop.labels, len(start)))
-    if campaign.score is not None and campaign.score.test_set is not None:
-        facts["test_frames"] = len(read_frames(file.path("score", "test_set")))
+    if (test := read_test_set(file, topology)) is not None:
+        facts["test_frames"] = len(test)
     if label:
         facts |= trial_label(oracle_spec(campaign, topology), start.positions[0])
         if not json:

@@ -75,7 +75,7 @@ def directions(
     chosen = DirectionOptions(**options)
     check_directory(output)
     loaded = UncertaintyModel.load(model)
-    frames = usable_frames(data, loaded.numbers)
+    frames = usable_frames(data, loaded.topology)
     indices, positions = frames.index[::every].tolist(), frames.positions[::every]
     section: dict[str, Any] = {}
     for entry in oracle_option or ():

@@ -8,7 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
+from uqbias.cli.part_options import options_from
 from uqbias.cli.printing import Json, ModelPath, print_json
+from uqbias.molecule.labels import FORMATS, LabelKeys
+from uqbias.settings.schema import System
+
+LABEL_KEYS = options_from(System, "energy_key", "forces_key", "stress_key")
+Labelled = Annotated[Path, typer.Argument(metavar="DATA", help=f"Labelled frames: {FORMATS}.")]
 
 #: Quantity, keys of its mean absolute and root mean square error, unit.
 ERRORS = (
@@ -31,10 +37,11 @@ DISTRIBUTION = (
 
 def evaluate(
     model: ModelPath,
-    data: Annotated[Path, typer.Argument(metavar="TEST.xyz", help="Labelled frames, extended XYZ in eV and Å.")],
+    data: Labelled,
     large: Annotated[
         float, typer.Option(metavar="QUANTILE", help="For the AUROC, errors above this quantile of them are large.")
     ] = 0.8,
+    label_keys: dict[str, Any] = LABEL_KEYS,
     json: Json = False,
 ) -> None:
     """Errors of a model on labelled frames, and how well its uncertainty ranks, predicts and bounds them.
@@ -51,8 +58,12 @@ def evaluate(
     from uqbias.model.model import UncertaintyModel
     from uqbias.model.score import score_model
     from uqbias.molecule.frames import read_frames
+    from uqbias.molecule.sense import check_sense
 
-    scores = score_model(UncertaintyModel.load(model), read_frames(data), large)
+    loaded = UncertaintyModel.load(model)
+    frames = read_frames(data, labelled="energies", keys=LabelKeys(*label_keys.values()))
+    check_sense(frames, loaded.topology, "the model")
+    scores = score_model(loaded, frames, large)
     if json:
         print_json({"model": str(model), "data": str(data), **scores})
     else:
@@ -71,6 +82,9 @@ def print_scores(scores: Mapping[str, Any]) -> None:
         typer.echo(f"warning: it was calibrated on {calibrated} of these frames, which flatters coverage and NLL")
     typer.echo()
     print_errors(scores)
+    if "spearman" not in scores:
+        typer.echo("\nthe frames have no forces: the uncertainty, which is one of forces, is not scored")
+        return
     typer.echo(f"\nuncertainty '{scores['judge']}' against the force error of a frame and of an atom")
     if "atoms" not in scores:
         typer.echo("this kind has no values per atom")
@@ -92,7 +106,8 @@ def print_errors(scores: Mapping[str, Any]) -> None:
     """Errors of forces and energies that `uqbias.model.score.score_model` found."""
     _print_row("", "MAE", "RMSE")
     for name, mae, rmse, unit in ERRORS:
-        _print_row(name, _number(scores[mae]), _number(scores[rmse]), unit)
+        if mae in scores:
+            _print_row(name, _number(scores[mae]), _number(scores[rmse]), unit)
 
 
 def _print_coverage(scores: Mapping[str, Any]) -> None:

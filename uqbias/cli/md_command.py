@@ -239,6 +239,7 @@ def _start_frames(model: Any, path: Path, start: Path | None) -> Any:
     import numpy as np
 
     from uqbias.molecule.frames import read_frames
+    from uqbias.molecule.sense import check_sense
 
     if start is None:
         kept = model.provenance.get("reference_positions_nm")
@@ -246,11 +247,7 @@ def _start_frames(model: Any, path: Path, start: Path | None) -> Any:
             raise UqbiasError(f"{path} holds no geometry to begin with", "give --start FRAMES.xyz")
         return np.array([kept], dtype=np.float64)
     frames = read_frames(start, labelled=False)
-    if tuple(frames.numbers.tolist()) != tuple(model.numbers):
-        raise UqbiasError(
-            f"{start} has atoms {frames.numbers.tolist()}, the model {list(model.numbers)}",
-            "give frames of the model's molecule, in the same order of atoms",
-        )
+    check_sense(frames, model.topology, "the model")
     return frames.positions
 
 

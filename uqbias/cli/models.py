@@ -7,12 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from uqbias.cli.evaluate import print_errors
+from uqbias.cli.evaluate import LABEL_KEYS, Labelled, print_errors
 from uqbias.cli.part_options import options_from
 from uqbias.cli.printing import Json, ModelPath, Quiet, output_option, print_json, print_pairs, split_names
 from uqbias.errors import UqbiasError
 from uqbias.files import check_file
 from uqbias.kinds import UNCERTAINTIES
+from uqbias.molecule.labels import LabelKeys
 from uqbias.settings.schema import TrainingOptions
 
 #: Without a default, since --settings may have one.
@@ -22,7 +23,7 @@ TRAINING = options_from(
 
 
 def train(
-    data: Annotated[Path, typer.Argument(metavar="DATA.xyz", help="Labelled frames, extended XYZ in eV and Å.")],
+    data: Labelled,
     output: Annotated[Path, output_option("FILE", "Model file to write.")] = Path("model.uqb"),
     structure: Annotated[
         Path | None,
@@ -53,6 +54,7 @@ def train(
             help="Take potential, training, driver, judge, calibration and seed from this campaign file.",
         ),
     ] = None,
+    label_keys: dict[str, Any] = LABEL_KEYS,
     seed: Annotated[int | None, typer.Option(min=0, help="Of weights, order of frames and held-out frames.")] = None,
     change: Annotated[
         list[str] | None,
@@ -91,7 +93,9 @@ def train(
     for entry in change or ():
         set_key(sections, entry)
     topology = None if structure is None else Topology.from_pdb(structure)
-    frames = read_frames(data)
+    keys = LabelKeys(*label_keys.values())
+    energies_alone = sections.get("training", {}).get("force_weight") == 0
+    frames = read_frames(data, labelled="energies" if energies_alone else True, keys=keys)
     with make_progress(quiet) as progress:
         model, facts = fit_model(
             frames,
@@ -105,6 +109,8 @@ def train(
         print_json({"model": str(output), **facts})
         return
     typer.echo(f"trained on {facts['frames']} frames in {facts['wall_s']:.0f} s ({facts['steps']} steps)")
+    if frames.forces is None:
+        typer.echo("the frames have no forces: the model learned from energies alone, its judge is not calibrated")
     if facts.get("validation"):
         typer.echo("on the frames kept for early stopping, which flatter it a little:")
         print_errors(facts["validation"])

@@ -17,6 +17,7 @@ from uqbias.model.score import score_model
 from uqbias.model.training import Progress, train
 from uqbias.molecule.frames import Frames
 from uqbias.molecule.seen import invariants, is_in
+from uqbias.molecule.sense import check_sense
 from uqbias.molecule.topology import Topology
 from uqbias.potentials.base import Potential
 from uqbias.potentials.prediction import predict
@@ -58,7 +59,8 @@ def fit_model(
 
     Parameters
     ----------
-    frames : labelled frames of one molecule; give some tens at least.
+    frames : labelled frames of one molecule; give some tens at least. Where ``training.force_weight`` is 0 they may be
+        without forces; the judge is then not calibrated.
     topology : bond graph; guessed from the distances in the first frame if None.
     settings : sections ``potential``, ``training``, ``driver``, ``judge``, ``calibration`` and ``seed`` as in a
         campaign file; what is left out has its default.
@@ -73,19 +75,19 @@ def fit_model(
     Raises
     ------
     UqbiasError
-        If the frames are not labelled, too few, or of another molecule than the topology.
+        If the frames are not labelled, too few, of another molecule than the topology, or make no sense.
     """
     campaign = _settings(settings)
-    frames.labels()
-    numbers = tuple(int(number) for number in frames.numbers)
-    topology = Topology.from_positions(numbers, frames.positions[0]) if topology is None else topology
-    if tuple(topology.numbers) != numbers:
+    if frames.forces is None and (frames.energies is None or campaign.training.force_weight):
         raise UqbiasError(
-            f"the frames have atoms {list(numbers)}, the structure {list(topology.numbers)}",
-            "use the same molecule, in the same order of atoms, in both",
+            f"{frames.source} without {'energies' if frames.energies is None else 'forces'}",
+            "label them, or set training.force_weight to 0 to learn from the energies alone",
         )
+    check_sense(frames, topology)
+    topology = topology or Topology.from_positions(frames.numbers.tolist(), frames.positions[0])
     split = _deal(frames, campaign)
-    check_calibration_frames(split, campaign.calibration.alpha)
+    if frames.forces is not None:
+        check_calibration_frames(split, campaign.calibration.alpha)
     # Before the training: a wrong option is told at once.
     potential = make_potential(campaign, topology, campaign.seed)
     judge, driver = make_uncertainties(campaign, topology, potential, frames, split.training)
@@ -101,7 +103,8 @@ def fit_model(
         progress=progress,
     )
     model, facts = complete_model(campaign, potential, judge, driver, topology, split, (campaign.seed, campaign.seed))
-    lowest = frames.positions[int(frames.labels()[0].argmin())]
+    assert frames.energies is not None
+    lowest = frames.positions[int(frames.energies.argmin())]
     model.provenance["reference_positions_nm"] = np.round(lowest, 6).tolist()
     facts |= {
         "steps": result.steps,
@@ -180,7 +183,9 @@ def complete_model(
     if driver is not judge:
         fit_uncertainty(potential, driver, Frames.concatenate(list(split)), seeds[1])
     settings = campaign.calibration
-    calibrated = calibrate(model, split.calibration, alpha=settings.alpha, kind=settings.kind)
+    calibrated = {}
+    if split.training.forces is not None:  # the judge is calibrated as an error of forces
+        calibrated = calibrate(model, split.calibration, alpha=settings.alpha, kind=settings.kind)
     counts = {f"{name}_frames".removeprefix("training_"): len(part) for name, part in split._asdict().items()}
     model.provenance.update(**counts, **calibrated, dataset_sha256=_digest(split.training))
     return model, counts | calibrated
@@ -257,6 +262,8 @@ def _deal(frames: Frames, campaign: Campaign) -> Split:
     n, options = len(frames), campaign.calibration
     # The conformal quantile of n frames exists for n of 1/α or more.
     n_calibration = max(math.ceil(options.fraction * n), frames_needed(options.alpha))
+    if frames.forces is None:
+        n_calibration = 0
     n_validation = math.ceil(campaign.training.validation_fraction * n)
     if n - n_calibration - n_validation < FEWEST:
         raise UqbiasError(
@@ -294,6 +301,6 @@ def check_calibration_frames(split: Split, alpha: float) -> None:
 
 def _digest(frames: Frames) -> str:
     content = hashlib.sha256()
-    for array in (frames.numbers, frames.positions, *frames.labels()):
-        content.update(np.ascontiguousarray(array).tobytes())
+    for array in (frames.numbers, frames.positions, frames.energies, frames.forces):
+        content.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
     return content.hexdigest()

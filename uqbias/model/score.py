@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from uqbias.errors import UqbiasError
-from uqbias.model.inference import atoms_with_values, residuals
+from uqbias.model.inference import atoms_with_values, evaluate_frames, residuals
 from uqbias.model.metrics import (
     LARGE,
     auroc,
@@ -26,6 +26,7 @@ from uqbias.model.metrics import (
 from uqbias.model.model import UncertaintyModel
 from uqbias.molecule.frames import Frames
 from uqbias.molecule.seen import is_in
+from uqbias.molecule.sense import check_molecule
 from uqbias.uncertainty.calibration import Conformal, VarianceScaling
 from uqbias.units import EV, EV_PER_ANGSTROM
 
@@ -44,7 +45,7 @@ def score_model(model: UncertaintyModel, frames: Frames, large: float = LARGE) -
 
     Parameters
     ----------
-    frames : labelled frames of the model's molecule, two or more.
+    frames : labelled frames of the model's molecule, two or more; without forces only the energies are scored.
     large : errors above this quantile of the errors count as large in ``auroc``.
 
     Returns
@@ -70,31 +71,25 @@ def score_model(model: UncertaintyModel, frames: Frames, large: float = LARGE) -
         If the frames are of another molecule, fewer than two or not labelled, or a prediction is not finite.
     """
     check_quantile(large)
-    if tuple(int(number) for number in frames.numbers) != tuple(model.numbers):
-        raise UqbiasError(
-            f"the frames have atoms {frames.numbers.tolist()}, the model {list(model.numbers)}",
-            "give frames of the model's molecule, in the same order of atoms",
-        )
+    check_molecule(frames, model.numbers, "the model")
+    if frames.energies is None:
+        frames.labels()
     if len(frames) < 2:
         raise UqbiasError(f"{len(frames)} labelled frame to evaluate on", "give two or more")
+    if frames.forces is None:
+        return _energy_scores(model, frames)
     evaluated, error = residuals(model, frames)
     for name, values in (("force", error), ("judge", evaluated.raw_judge)):
         finite = np.isfinite(values.reshape(len(frames), -1)).all(axis=1)
         if not finite.all():
             raise UqbiasError(f"the model's {name} of frame {int(finite.argmin())} is not finite", "leave it out")
     error = error / MEV_PER_ANGSTROM
-    energy_error = (evaluated.energy - frames.labels()[0]) / EV / len(frames.numbers) * 1e3
     calibration, raw_atoms = model.calibration, evaluated.raw_atom_uncertainty
-    scores: dict[str, Any] = {"frames": len(frames)}
-    if len(model.seen):
-        scores["frames_trained_on"] = int(is_in(model.seen, frames.positions).sum())
-    if len(model.calibrated_on):
-        scores["frames_calibrated_on"] = int(is_in(model.calibrated_on, frames.positions).sum())
-    scores |= {
+    scores = {
+        **_overlap(model, frames),
         "force_mae_meV_per_A": float(np.abs(error).mean()),
         "force_rmse_meV_per_A": float(np.sqrt(np.square(error).mean())),
-        "energy_mae_meV_per_atom": float(np.abs(energy_error).mean()),
-        "energy_rmse_meV_per_atom": float(np.sqrt(np.square(energy_error).mean())),
+        **_energy_errors(evaluated.energy, frames),
         "judge": model.judge.kind,
         "large": large,
         "driver_spearman": spearman(evaluated.driver, np.sqrt(np.square(error).mean(axis=(1, 2)))),
@@ -115,6 +110,32 @@ def score_model(model: UncertaintyModel, frames: Frames, large: float = LARGE) -
         of_atoms = _uncertainty_scores(raw_atoms[:, has_value], error[:, has_value], *maps, calibration.kind, large)
         scores |= {f"atom_{name}": value for name, value in of_atoms.items()}
     return scores
+
+
+def _overlap(model: UncertaintyModel, frames: Frames) -> dict[str, Any]:
+    """How many frames there are, and how many of them the model knows."""
+    counts = {"frames": len(frames)}
+    for name, record in (("frames_trained_on", model.seen), ("frames_calibrated_on", model.calibrated_on)):
+        if len(record):
+            counts[name] = int(is_in(record, frames.positions).sum())
+    return counts
+
+
+def _energy_errors(energy: Array, frames: Frames) -> dict[str, float]:
+    assert frames.energies is not None
+    error = (energy - frames.energies) / EV / len(frames.numbers) * 1e3
+    mean, square = float(np.abs(error).mean()), float(np.square(error).mean())
+    return {"energy_mae_meV_per_atom": mean, "energy_rmse_meV_per_atom": square**0.5}
+
+
+def _energy_scores(model: UncertaintyModel, frames: Frames) -> dict[str, Any]:
+    """Scores on frames without forces; the uncertainty is about forces, and not scored."""
+    energy = evaluate_frames(model, frames.positions).energy
+    if not np.isfinite(energy).all():
+        raise UqbiasError(
+            f"the model's energy of frame {int(np.isfinite(energy).argmin())} is not finite", "leave it out"
+        )
+    return {**_overlap(model, frames), **_energy_errors(energy, frames), "judge": model.judge.kind}
 
 
 def _uncertainty_scores(

@@ -46,15 +46,17 @@ CLIP = 2.0
 
 
 def force_and_energy_mae(potential: Potential, frames: Frames) -> tuple[float, float]:
-    """Force MAE per component in meV/Å and energy MAE in meV/atom of the mean over members."""
+    """Force MAE per component in meV/Å, NaN without forces, and energy MAE in meV/atom of the mean over members."""
     from uqbias.units import EV, EV_PER_ANGSTROM
 
-    energies, forces = frames.labels()
     prediction = predict(potential, frames.positions)
     assert prediction.forces is not None
-    force_error = np.abs(prediction.forces.double().cpu().numpy() - forces).mean() / EV_PER_ANGSTROM
+    assert frames.energies is not None
+    force_error = np.nan
+    if frames.forces is not None:
+        force_error = np.abs(prediction.forces.double().cpu().numpy() - frames.forces).mean() / EV_PER_ANGSTROM
     energy = prediction.energy.mean(0).double().cpu().numpy() + float(potential.energy_shift)
-    energy_error = np.abs(energy - energies).mean() / EV
+    energy_error = np.abs(energy - frames.energies).mean() / EV
     return float(force_error * 1e3), float(energy_error * 1e3 / len(frames.numbers))
 
 
@@ -76,7 +78,8 @@ def train(
     The loss is ``force_weight`` times the mean norm of the force error per atom in units of the root mean square force,
     plus ``energy_weight`` times the absolute energy error: norms, not squares, since they are what is judged, and since
     the few distorted frames of a harvest would rule a sum of squares. Uncertainties add their own `Uncertainty.loss`.
-    With a force weight of 0 no force is computed, but the labelled forces still set the scale of the energies.
+    With a force weight of 0 no force is computed, but labelled forces still set the scale of the energies; without them
+    their spread does.
 
     Each committee member sees the frames in an order of its own; where an uncertainty asks for ``bootstrap``, its own
     resample of them with replacement (Breiman, Mach. Learn. 24, 123 (1996)).
@@ -102,13 +105,20 @@ def train(
     if potential.frozen:
         raise UqbiasError(f"training of potential '{potential.kind}', which is frozen", "use it as it is")
     _check_weights(options, uncertainties)
-    energies, forces = training.labels()
+    energies = training.energies
+    if energies is None or (training.forces is None and options.force_weight):
+        energies, _ = training.labels()
     if tuple(training.numbers.tolist()) != potential.numbers:
         raise UqbiasError(
             f"training frames have atoms {training.numbers.tolist()}, the potential {list(potential.numbers)}",
             "train a model of this molecule",
         )
     dtype = next(potential.parameters()).dtype
+    forces = training.forces
+    if forces is None:
+        # Only the size of forces that are not learned counts: that for which energies are measured in their spread.
+        spread = max(float(energies.std()), 1e-6)
+        forces = np.full(training.positions.shape, spread / energy_unit(len(training.numbers)))
     x, e, f = (
         torch.as_tensor(array).to(dtype).contiguous()
         for array in (training.positions, energies - energies.mean(), forces)
@@ -268,7 +278,9 @@ class _Loop:
                 if validation is not None and len(validation):
                     self._install(self.average)
                     force_mae, energy_mae = force_and_energy_mae(self.potential, validation)
-                    entry |= {"validation_force_mae": force_mae, "validation_energy_mae": energy_mae}
+                    if validation.forces is not None:
+                        entry["validation_force_mae"] = force_mae
+                    entry["validation_energy_mae"] = energy_mae
                     error = force_mae if options.force_weight else energy_mae
                     if error < best_error:
                         best_weights, best_error, stale = [weight.clone() for weight in self.average], error, 0

@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = exports(
     __name__,
     {
         "atoms": ("fixed_atoms", "ordered_atoms", "select_atoms"),
-        "frames": ("Frames", "read_frames", "read_images", "write_frames"),
+        "frames": ("Frames", "read_frames", "write_frames"),
         "measures": (
             "StiffTorsions",
             "bond_angles",
@@ -17,6 +17,9 @@ __getattr__, __dir__, __all__ = exports(
             "van_der_waals_contacts",
         ),
         "physical": ("Limits", "PhysicalFilter"),
+        "labels": ("LabelKeys",),
+        "readers": ("read_images",),
+        "sense": ("check_geometries", "check_labels", "check_molecule", "check_sense"),
         "sameness": ("NearFeatures", "NearGeometry", "NoSameness", "Sameness", "rmsd"),
         "seen": ("Memory",),
         "surface": ("ReferenceSurface",),

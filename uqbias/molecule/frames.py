@@ -1,19 +1,25 @@
-"""Labelled and unlabelled geometries of one molecule, and their extended-XYZ files (eV, Å)."""
+"""Labelled and unlabelled geometries of one molecule, and their files (eV, Å)."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from uqbias.errors import UqbiasError
 from uqbias.files import atomic_path
+from uqbias.molecule.labels import Kind, LabelKeys
+from uqbias.molecule.readers import Image, label_values, missing, read_images, tell_other_labels
 from uqbias.units import ANGSTROM, EV, EV_PER_ANGSTROM
 
 Array = NDArray[np.float64]
+LOG = logging.getLogger(__name__)
+#: Energies, forces and stresses under their usual names.
+USUAL = LabelKeys()
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,8 @@ class Frames:
     forces : [n, N, 3] kJ/mol/nm, or None where not labelled.
     info : one dict a frame, written to the comment line of the file.
     cells : [n, 3, 3] nm, rows are lattice vectors; None for molecules in vacuum.
+    stresses : [n, 3, 3] kJ/mol/nm³, or None.
+    source : where they come from, for messages.
     """
 
     numbers: NDArray[np.int64]
@@ -36,6 +44,8 @@ class Frames:
     forces: Array | None = None
     info: list[dict[str, Any]] = field(default_factory=list)
     cells: Array | None = None
+    stresses: Array | None = None
+    source: str = "frames"
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -58,6 +68,7 @@ class Frames:
             forces=pick(self.forces),
             info=[self.info[i] for i in picked] if self.info else [],
             cells=pick(self.cells),
+            stresses=pick(self.stresses),
         )
 
     def labels(self) -> tuple[Array, Array]:
@@ -69,12 +80,13 @@ class Frames:
             If the frames carry no labels.
         """
         if self.energies is None or self.forces is None:
-            raise UqbiasError("the frames carry no energies and forces", "label them first")
+            absent = "forces" if self.energies is not None else "energies and forces"
+            raise UqbiasError(f"the frames carry no {absent}", "label them first")
         return self.energies, self.forces
 
     @staticmethod
     def concatenate(parts: list[Frames]) -> Frames:
-        """Join frames of one molecule; labels are kept where every part has them.
+        """Join frames of one molecule; what not every part has is left out.
 
         Raises
         ------
@@ -85,79 +97,81 @@ class Frames:
         for part in parts[1:]:
             if not np.array_equal(part.numbers, first.numbers):
                 raise UqbiasError(f"frames of two molecules: {first.numbers.tolist()} and {part.numbers.tolist()}")
-        cells = [part.cells for part in parts if part.cells is not None]
-        if len(cells) not in (0, len(parts)):
+        if len({part.cells is None for part in parts}) > 1:
             raise UqbiasError("frames with a cell and frames without", "keep periodic frames and others apart")
-        labelled = all(part.labelled for part in parts)
+
+        def joined(arrays: list[Array | None]) -> Array | None:
+            present = [array for array in arrays if array is not None]
+            return np.concatenate(present) if len(present) == len(parts) else None
+
         return Frames(
             numbers=first.numbers,
             positions=np.concatenate([part.positions for part in parts]),
-            energies=np.concatenate([part.labels()[0] for part in parts]) if labelled else None,
-            forces=np.concatenate([part.labels()[1] for part in parts]) if labelled else None,
+            energies=joined([part.energies for part in parts]),
+            forces=joined([part.forces for part in parts]),
             info=[entry for part in parts for entry in (part.info or [{} for _ in range(len(part))])],
-            cells=np.concatenate(cells) if cells else None,
+            cells=joined([part.cells for part in parts]),
+            stresses=joined([part.stresses for part in parts]),
+            source=first.source,
         )
 
 
-def read_images(path: Path) -> list[Any]:
-    """ASE Atoms of every frame of an extended-XYZ file.
-
-    Raises
-    ------
-    UqbiasError
-        If the file is missing or unreadable.
-    """
-    import ase.io
-
-    if not path.is_file():
-        raise UqbiasError(f"no such file: {path}", "give an extended-XYZ file (eV, Å)")
-    try:
-        return list(ase.io.read(path, ":", format="extxyz"))
-    except Exception as error:
-        raise UqbiasError(f"{path} is not an extended-XYZ file ({error})", "write it with ase.io.write") from error
-
-
-def read_frames(path: str | Path, *, labelled: bool = True, periodic: bool = False) -> Frames:
-    """Read an extended-XYZ file (eV, Å, eV/Å) through ASE.
+def read_frames(
+    path: str | Path,
+    *,
+    labelled: bool | Literal["energies"] = True,
+    periodic: bool = False,
+    keys: LabelKeys = USUAL,
+) -> Frames:
+    """Read a file of frames in any format of `uqbias.molecule.readers.read_images`.
 
     Parameters
     ----------
-    labelled : demand finite energies and forces in every frame.
+    labelled : demand finite energies and forces in every frame; ``"energies"``: energies at least.
     periodic : take frames with a cell too; otherwise they are refused, so that no cell is dropped in silence.
+    keys : names of the labels in the file.
 
     Raises
     ------
     UqbiasError
-        If the file is missing, empty, holds more than one molecule, or a label is missing or not finite; and for a
-        periodic frame where none is expected, or one beside frames that are not.
+        If the file is missing, empty, holds more than one molecule, or a label is missing, not finite or no number; and
+        for a periodic frame where none is expected, or one beside frames that are not.
     """
     path = Path(path)
     images = read_images(path)
     if not images:
         raise UqbiasError(f"{path} holds no frame")
-    numbers = np.asarray(images[0].numbers, dtype=np.int64)
-    for index, image in enumerate(images):
-        if not np.array_equal(image.numbers, numbers):
-            raise UqbiasError(
-                f"{path}: frame {index} has atoms {image.get_chemical_formula()}, frame 0 "
-                f"{images[0].get_chemical_formula()}",
-                "keep one molecule in one atom order per file",
-            )
+    numbers = _one_molecule(path, images)
     cells = _cells(path, images, periodic)
     positions = np.stack([image.positions for image in images]) * ANGSTROM
     if not np.isfinite(positions).all():
         raise UqbiasError(f"{path}: positions are not finite in frame {_first_bad(positions)}", "remove that frame")
-    has = [image.calc is not None and {"energy", "forces"} <= set(image.calc.results) for image in images]
-    if not all(has):
-        if labelled:
-            raise UqbiasError(f"{path}: frame {has.index(False)} has no energy or forces", "label every frame")
-        return Frames(numbers, positions, info=[dict(image.info) for image in images], cells=cells)
-    energies = np.array([image.calc.results["energy"] for image in images]) * EV
-    forces = np.stack([image.calc.results["forces"] for image in images]) * EV_PER_ANGSTROM
-    for name, values in (("energy", energies), ("forces", forces)):
-        if not np.isfinite(values).all():
-            raise UqbiasError(f"{path}: {name} is not finite in frame {_first_bad(values)}", "remove that frame")
-    return Frames(numbers, positions, energies, forces, [dict(image.info) for image in images], cells)
+    units: dict[Kind, float] = {"energy": EV, "forces": EV_PER_ANGSTROM, "stress": EV / ANGSTROM**3}
+    needed: list[Kind] = ["energy"] if labelled == "energies" else ["energy", "forces"] if labelled else []
+    given: list[Kind] = [kind for kind in units if getattr(keys, kind) is not None]
+    columns: dict[Kind, Array | None] = {}
+    for kind, unit in units.items():
+        values = label_values(path, images, kind, keys)
+        without = [index for index, value in enumerate(values) if value is None]
+        columns[kind] = None if without else np.stack(values) * unit
+        if without and (kind in {*needed, *given} or (labelled and len(without) < len(images))):
+            raise missing(path, images, without[0], ["energy", "forces"] if kind in needed else [kind], keys)
+        if 0 < len(without) < len(images):
+            LOG.warning("%s: %d of %d frames have no %s, which is not used", path, len(without), len(images), kind)
+    for kind, column in columns.items():
+        if column is not None and not np.isfinite(column).all():
+            raise UqbiasError(f"{path}: {kind} is not finite in frame {_first_bad(column)}", "remove that frame")
+    tell_other_labels(path, images, keys, needed=bool(labelled))
+    return Frames(
+        numbers,
+        positions,
+        columns["energy"],
+        columns["forces"] if columns["energy"] is not None else None,
+        [dict(image.info) for image in images],
+        cells,
+        columns["stress"],
+        source=str(path),
+    )
 
 
 def write_frames(path: str | Path, frames: Frames) -> None:
@@ -173,16 +187,37 @@ def write_frames(path: str | Path, frames: Frames) -> None:
             image.set_cell(frames.cells[index] / ANGSTROM)
             image.set_pbc(True)
         image.info.update(frames.info[index] if frames.info else {})
-        if frames.energies is not None and frames.forces is not None:
-            image.calc = SinglePointCalculator(
-                image, energy=float(frames.energies[index] / EV), forces=frames.forces[index] / EV_PER_ANGSTROM
-            )
+        labels: dict[str, Any] = {}
+        if frames.energies is not None:
+            labels["energy"] = float(frames.energies[index] / EV)
+        if frames.forces is not None:
+            labels["forces"] = frames.forces[index] / EV_PER_ANGSTROM
+        if frames.stresses is not None:
+            labels["stress"] = (frames.stresses[index] * ANGSTROM**3 / EV).ravel()[[0, 4, 8, 5, 2, 1]]
+        if labels:
+            image.calc = SinglePointCalculator(image, **labels)
         images.append(image)
     with atomic_path(path) as temporary:
         ase.io.write(temporary, images, format="extxyz")
 
 
-def _cells(path: Path, images: list[Any], allowed: bool) -> Array | None:
+def _one_molecule(path: Path, images: list[Image]) -> NDArray[np.int64]:
+    """Atomic numbers [N] that all images have."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, image in enumerate(images):
+        groups.setdefault(tuple(image.numbers.tolist()), []).append(index)
+    if len(groups) > 1:
+        names = [f"{images[where[0]].formula} ({len(where)}, first frame {where[0]})" for where in groups.values()]
+        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        one = len({tuple(sorted(numbers)) for numbers in groups}) == 1
+        raise UqbiasError(
+            f"{path} holds {len(groups)} {'orders of atoms of one molecule' if one else 'molecules'}: {shown}",
+            "keep one molecule in one atom order per file",
+        )
+    return images[0].numbers
+
+
+def _cells(path: Path, images: list[Image], allowed: bool) -> Array | None:
     """Cells [n, 3, 3] nm of periodic images; None where no image is periodic."""
     periodic = [bool(image.pbc.all()) for image in images]
     for index, image in enumerate(images):
@@ -193,7 +228,7 @@ def _cells(path: Path, images: list[Any], allowed: bool) -> Array | None:
                 f"{path}: frame {index} is periodic (pbc {image.pbc.tolist()}), others are not",
                 "give frames that are periodic in three directions, or in none",
             )
-    return np.stack([image.cell.array for image in images]) * ANGSTROM if all(periodic) else None
+    return np.stack([image.cell for image in images]) * ANGSTROM if all(periodic) else None
 
 
 def _first_bad(values: Array) -> int:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from typing_extensions import Doc
 
-from uqbias.errors import UqbiasError
 from uqbias.molecule.frames import read_frames
+from uqbias.molecule.sense import check_molecule, check_sense
 from uqbias.options import InputFile
 from uqbias.oracles.base import Array, Oracle, OracleError
 
@@ -106,9 +106,6 @@ def check_pool(file: str | Path, numbers: tuple[int, ...], *, labelled: bool) ->
     UqbiasError
         If it does not.
     """
-    file_numbers = read_frames(file, labelled=labelled).numbers
-    if tuple(file_numbers.tolist()) != tuple(numbers):
-        raise UqbiasError(
-            f"{file} has atoms {file_numbers.tolist()}, the structure has {list(numbers)}",
-            "use the same molecule, in the same order of atoms, in both",
-        )
+    frames = read_frames(file, labelled=labelled)
+    check_molecule(frames, numbers, "the structure")
+    check_sense(frames)

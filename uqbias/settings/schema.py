@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
 
 from uqbias.errors import UqbiasError
+from uqbias.molecule.labels import LabelKeys
 from uqbias.options import Count, InputFile, KindSection, Positive, Runner, Section, of_kind
 from uqbias.registry import BIASES, ORACLES, POTENTIALS, SAMPLERS, UNCERTAINTIES
 from uqbias.settings.bias_checks import Variables, check_biases
@@ -23,8 +24,8 @@ class System(Section):
 
     structure: File = Field(description="PDB file with CONECT records: gives atom names and the bond graph")
     start: File = Field(
-        description="extended-XYZ file of the frames to begin with (eV, Å); frames without energies and forces "
-        "are labelled by the oracle"
+        description="file of the frames to begin with, extended XYZ (eV, Å) or what `uqbias train` reads; frames "
+        "without energies and forces are labelled by the oracle"
     )
     charge: int | None = Field(
         default=None, description="total charge in e, which the oracle is given; null: what the oracle takes by itself"
@@ -32,6 +33,16 @@ class System(Section):
     spin: Count | None = Field(
         default=None, description="spin multiplicity 2S + 1, which the oracle is given; null: the oracle's own"
     )
+    energy_key: str | None = Field(
+        default=None, description="name of the energies in the data files; null: free_energy, or else energy"
+    )
+    forces_key: str | None = Field(default=None, description="name of the forces in the data files; null: forces")
+    stress_key: str | None = Field(default=None, description="name of the stress in the data files; null: stress")
+
+    @property
+    def keys(self) -> LabelKeys:
+        """Names of the labels in the files."""
+        return LabelKeys(self.energy_key, self.forces_key, self.stress_key)
 
 
 class TrainingOptions(Section):

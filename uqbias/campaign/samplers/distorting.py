@@ -23,6 +23,7 @@ from uqbias.files import sha256, write_arrays, write_text
 from uqbias.model.inference import evaluate_frames
 from uqbias.model.model import UncertaintyModel
 from uqbias.molecule.frames import Frames, read_frames, write_frames
+from uqbias.molecule.sense import check_molecule
 from uqbias.molecule.topology import Topology
 from uqbias.options import Count, InputFile
 from uqbias.oracles.pool import Places, check_pool
@@ -159,11 +160,7 @@ class PoolOfFrames(Sampler):
     def explore(self, job: Exploration, advance: Advance | None = None) -> dict[str, Any]:
         model = UncertaintyModel.load(job.model)
         frames = read_frames(self.file, labelled=False)
-        if tuple(frames.numbers.tolist()) != tuple(model.numbers):
-            raise UqbiasError(
-                f"pool.file = {self.file} has atoms {frames.numbers.tolist()}, the model {list(model.numbers)}",
-                "use the same molecule, in the same order of atoms, in both",
-            )
+        check_molecule(frames, model.numbers, "the model")
         left = np.arange(len(frames))
         if job.known is not None and len(job.known):
             left = np.flatnonzero(Places(job.known).find(frames.positions)[0] < 0)

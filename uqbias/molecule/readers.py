@@ -1,0 +1,264 @@
+"""Files of geometries and labels as people have them: through ASE, NumPy archives of MD17, and DeePMD sets."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uqbias.errors import UqbiasError
+from uqbias.files import read_arrays
+from uqbias.molecule.labels import ENERGY_UNITS, FORMATS, OPTIONS, Kind, LabelKeys
+
+#: Names of the arrays of an NPZ file: atomic numbers, positions, energies, forces (rMD17, then MD17 and sGDML).
+ARCHIVES = (("nuclear_charges", "coords", "energies", "forces"), ("z", "R", "E", "F"))
+#: Pattern in a file's name, ASE's name of the format, ours.
+ASE_FORMATS = (
+    (r"\.traj$", "traj", "an ASE trajectory"),
+    (r"\.db$", "db", "an ASE database"),
+    (r"outcar", "vasp-out", "a VASP OUTCAR"),
+    (r"\.xml$", "vasp-xml", "a vasprun.xml"),
+    (r"", "extxyz", "an extended-XYZ file"),
+)
+LOG = logging.getLogger(__name__)
+#: Parts of names that a label may have, in lower case.
+LOOKS: dict[Kind, tuple[str, ...]] = {
+    "energy": ("energ",),
+    "forces": ("force", "grad"),
+    "stress": ("stress", "virial"),
+}
+#: Written beside labels by this program: what a model says.
+OURS = frozenset({"model_energy"})
+
+
+@dataclass(frozen=True)
+class Image:
+    """One frame of a file in eV and Å, unchecked.
+
+    Attributes
+    ----------
+    numbers : [N] atomic numbers.
+    positions : [N, 3] Å.
+    values : labels and everything else that the file says of the frame or its atoms, by name.
+    info : what is not about single atoms and no result of a calculator.
+    cell : [3, 3] Å, rows are lattice vectors.
+    pbc : [3] whether it is periodic along each.
+    """
+
+    numbers: NDArray[np.int64]
+    positions: NDArray[np.float64]
+    values: Mapping[str, Any] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict)
+    cell: NDArray[np.float64] = field(default_factory=lambda: np.zeros((3, 3)))
+    pbc: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(3, dtype=bool))
+
+    @property
+    def formula(self) -> str:
+        """Chemical formula."""
+        from ase.symbols import Symbols
+
+        return str(Symbols(self.numbers).get_chemical_formula())
+
+    def label(self, kind: Kind, key: str | None = None) -> tuple[str, Any]:
+        """Name and value of a label; the value is None where there is none.
+
+        Without a ``key`` an energy is ``free_energy`` where the file has it: that is the one whose gradient the forces
+        of a calculation with smeared occupations are.
+        """
+        names = [key] if key else ["free_energy", "energy"] if kind == "energy" else [kind]
+        return next(((name, self.values[name]) for name in names if name in self.values), (names[-1], None))
+
+    def labels_like(self, kind: Kind) -> list[str]:
+        """Names that look like labels of a kind and have its shape."""
+        shapes: dict[Kind, tuple[tuple[int, ...], ...]] = {
+            "energy": ((), (1,)),
+            "forces": (self.positions.shape,),
+            "stress": ((6,), (9,), (3, 3)),
+        }
+        return [
+            name
+            for name, value in self.values.items()
+            if any(part in name.lower() for part in LOOKS[kind])
+            and name not in OURS
+            and not isinstance(value, str)
+            and np.shape(value) in shapes[kind]
+        ]
+
+
+def read_images(path: str | Path) -> list[Image]:
+    """Read every frame of a file; the format follows from the name, extended XYZ if it says nothing.
+
+    Raises
+    ------
+    UqbiasError
+        If the file is missing or unreadable.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _read_deepmd(path)
+    if not path.is_file():
+        raise UqbiasError(f"no such file: {path}", f"give {FORMATS}")
+    if path.suffix.lower() == ".npz":
+        return _read_archive(path)
+    form, words = next((form, words) for part, form, words in ASE_FORMATS if re.search(part, path.name, re.IGNORECASE))
+    import ase.io
+
+    try:
+        # Otherwise ASE takes what follows an @ in the name for an index, and opens another file.
+        atoms = ase.io.read(path, ":", format=form, do_not_split_by_at_sign=True)
+    except Exception as error:
+        raise UqbiasError(f"{path} is not {words} ({error})", "write it with ase.io.write") from error
+    return [_from_ase(one) for one in atoms]
+
+
+def _from_ase(atoms: Any) -> Image:
+    results = {} if atoms.calc is None else dict(atoms.calc.results)
+    arrays = {name: value for name, value in atoms.arrays.items() if name not in ("numbers", "positions")}
+    return Image(
+        np.asarray(atoms.numbers, dtype=np.int64),
+        atoms.positions,
+        {**atoms.info, **atoms.info.get("data", {}), **arrays, **results},
+        atoms.info,
+        atoms.cell.array,
+        atoms.pbc,
+    )
+
+
+def _read_archive(path: Path) -> list[Image]:
+    """MD17 and its revision (kcal/mol, Å), or sGDML's files, which name their units."""
+    arrays = read_arrays(path, "NumPy archive (.npz)", "download or write it again")
+    names = next((names for names in ARCHIVES if all(name in arrays for name in names[:2])), None)
+    if names is None:
+        raise UqbiasError(
+            f"{path} has the arrays {', '.join(arrays)}",
+            f"give those of rMD17 or MD17 ({' or '.join(', '.join(names) for names in ARCHIVES)}), or extended XYZ",
+        )
+    unit, length = (str(arrays.get(key, usual)) for key, usual in (("e_unit", "kcal/mol"), ("r_unit", "Ang")))
+    if unit not in ENERGY_UNITS or not length.startswith(("Ang", "Å")):
+        raise UqbiasError(f"{path}: units {unit} and {length}", f"give Å and one of {', '.join(ENERGY_UNITS)}")
+    numbers, positions, energies, forces = (arrays.get(name) for name in names)
+    return _stacked(path, numbers, positions, energies, forces, scale=ENERGY_UNITS[unit])
+
+
+def _read_deepmd(path: Path) -> list[Image]:
+    """A DeePMD system (eV, Å): type.raw, type_map.raw, and set.* with coord, energy, force and box."""
+    from ase.data import atomic_numbers
+
+    sets = sorted(path.glob("set.*"))
+    try:
+        kinds = np.loadtxt(path / "type.raw", dtype=int, ndmin=1)
+        names = (path / "type_map.raw").read_text(encoding="utf-8").split()
+        numbers = np.array([atomic_numbers[names[kind]] for kind in kinds])
+        images = []
+        for folder in sets:
+            arrays = {file.stem: np.load(file, allow_pickle=False) for file in folder.glob("*.npy")}
+            box = None if (path / "nopbc").exists() else arrays.get("box")
+            images += _stacked(
+                folder, numbers, arrays["coord"], arrays.get("energy"), arrays.get("force"), arrays.get("virial"), box
+            )
+    except (OSError, KeyError, IndexError, ValueError) as error:
+        raise UqbiasError(
+            f"{path} is not a DeePMD folder ({error})",
+            "give one with type.raw, type_map.raw and set.000/coord.npy, energy.npy, force.npy",
+        ) from error
+    if not sets:
+        raise UqbiasError(f"{path} is a folder without set.000", f"give {FORMATS}")
+    return images
+
+
+def _stacked(
+    path: Path,
+    numbers: Any,
+    positions: Any,
+    energies: Any,
+    forces: Any,
+    virials: Any = None,
+    box: Any = None,
+    *,
+    scale: float = 1.0,
+) -> list[Image]:
+    """Images from arrays with one row a frame; ``scale`` is the number for one eV."""
+    try:
+        n_atoms = len(np.ravel(numbers))
+        x = np.asarray(positions, dtype=np.float64).reshape(-1, n_atoms, 3)
+        columns = {
+            name: np.asarray(values, dtype=np.float64).reshape(len(x), *shape) / scale
+            for name, values, shape in (
+                ("energy", energies, ()),
+                ("forces", forces, (n_atoms, 3)),
+                ("virial", virials, (3, 3)),
+            )
+            if values is not None
+        }
+        cells = np.zeros((len(x), 3, 3)) if box is None else np.asarray(box, dtype=np.float64).reshape(-1, 3, 3)
+        atoms = np.asarray(numbers, dtype=np.int64).ravel()
+        periodic = np.full(3, box is not None)
+        return [
+            Image(atoms, x[i], {name: values[i] for name, values in columns.items()}, {}, cells[i], periodic)
+            for i in range(len(x))
+        ]
+    except (TypeError, ValueError, IndexError) as error:
+        raise UqbiasError(f"{path}: arrays that do not fit together ({error})", "write it again") from error
+
+
+def label_values(path: Path, images: Sequence[Image], kind: Kind, keys: LabelKeys) -> list[Any]:
+    """One label of every image, checked for its type and shape; None where an image has none.
+
+    Raises
+    ------
+    UqbiasError
+        If a label is no number, or has another shape.
+    """
+    key: str | None = getattr(keys, kind)
+    values: list[Any] = []
+    for index, image in enumerate(images):
+        name, value = image.label(kind, key)
+        if value is not None:
+            array = np.asarray(value)
+            number = array.dtype.kind in "iuf"
+            shape = {"energy": (), "forces": image.positions.shape, "stress": (3, 3)}[kind]
+            if kind == "stress" and array.shape == (6,):
+                array = array[[0, 5, 4, 5, 1, 3, 4, 3, 2]]
+            if not number or array.size != int(np.prod(shape)) or (kind == "forces" and array.shape != shape):
+                what = repr(value) if array.size == 1 else f"an array {array.shape} of {array.dtype}"
+                raise UqbiasError(
+                    f"{path}: '{name}' of frame {index} is {what}",
+                    f"give {'one number' if kind == 'energy' else f'numbers of shape {list(shape)}'}",
+                )
+            value = array.astype(np.float64).reshape(shape)
+        values.append(value)
+    return values
+
+
+def missing(path: Path, images: Sequence[Image], index: int, kinds: Sequence[Kind], keys: LabelKeys) -> UqbiasError:
+    """Error for a frame without labels, which names those that look like them."""
+    image = images[index]
+    absent = [kind for kind in kinds if image.label(kind, getattr(keys, kind))[1] is None]
+    hints = {kind: image.labels_like(kind) for kind in absent}
+    what = f"{path}: frame {index} has no {' or '.join(getattr(keys, kind) or kind for kind in absent)}"
+    options = [f"{OPTIONS[kind]} {names[0]}" for kind, names in hints.items() if names]
+    if not options:
+        alone = "; energies alone: uqbias evaluate, or uqbias train --set training.force_weight=0"
+        return UqbiasError(what, "label every frame" + (alone if absent == ["forces"] else ""))
+    there = [name for names in hints.values() for name in names]
+    gradient = "; a gradient is minus the forces" if any("grad" in name.lower() for name in there) else ""
+    return UqbiasError(f"{what}; it has {', '.join(there)}", f"give {' '.join(options)}{gradient}")
+
+
+def tell_other_labels(path: Path, images: Sequence[Image], keys: LabelKeys, *, needed: bool) -> None:
+    """Log which labels are used, where a file has several of a kind, or a ``needed`` one under another name."""
+    for kind, option in OPTIONS.items():
+        used, value = images[0].label(kind)
+        others = [name for name in images[0].labels_like(kind) if name != used]
+        both = [image.values for image in images if {"energy", "free_energy"} <= set(image.values)]
+        if used == "free_energy" and all(values["energy"] == values[used] for values in both):
+            others = [name for name in others if name != "energy"]
+        if others and getattr(keys, kind) is None and (value is not None or needed):
+            verb = "used" if value is not None else "missing"
+            LOG.warning("%s: '%s' is %s, not %s; %s chooses", path, used, verb, ", ".join(others), option)

@@ -1,0 +1,283 @@
+"""Sense of frames that come in: geometries against bonds, energies against forces.
+
+A file in bohr, cut molecules or gradients in the place of forces have the right form and train a wrong model. What is
+refused here is far outside what a molecule does; where data cannot tell, nothing is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uqbias.errors import UqbiasError
+from uqbias.molecule.frames import Frames
+from uqbias.molecule.labels import likely_units
+from uqbias.molecule.measures import distances
+from uqbias.molecule.topology import Topology
+from uqbias.units import ANGSTROM, EV, EV_PER_ANGSTROM
+
+Array = NDArray[np.float64]
+#: H, B, C, N, O, F, Si, P, S, Cl, Br, I: atoms that are rarely without a bond.
+COVALENT = (1, 5, 6, 7, 8, 9, 14, 15, 16, 17, 35, 53)
+#: Typical distance to the nearest atom, in sums of covalent radii (1 where all is well), to what the file then is in.
+LENGTH_UNITS = {
+    (0.08, 0.13): "the positions are in nm",
+    (0.45, 0.62): "the positions were converted from bohr twice",
+    (1.6, 2.2): "the positions are in bohr",
+    (8.0, 13.0): "the positions are 10 times too long, Å taken for nm",
+    (80.0, 130.0): "the positions are in pm",
+}
+#: Atoms closer than this are in one place; up to the second they are surely bonded, beyond the last surely not.
+OVERLAP, BONDED, BROKEN = 0.35, 1.15, 2.5
+#: A bond longer than this in nearly every frame is none; bonds of hydrogen are short, and vibrate and jump more.
+NEVER, NEVER_HYDROGEN = 1.45, 1.6
+#: Share of the frames that is nearly all.
+NEARLY_ALL = 0.95
+#: Spread of the energies, eV an atom, that no geometry explains: bonds are worth 3 to 5.
+ABSURD_SPREAD = 15.0
+#: Frames that are compared with each other; distances that are measured together.
+COMPARED, ENTRIES = 1000, 2_000_000
+#: Å: largest move of an atom between frames whose energies are compared, and between frames that are surely near.
+NEAR, NEAREST = 0.4, 0.15
+#: Pairs of near frames that a slope needs, and its correlation; the same of frames for a force constant.
+FEWEST_PAIRS, SURE_SLOPE = 6, 0.92
+#: Surely near pairs, the spread of their work in eV, and the correlation below which labels do not belong together.
+FEWEST_NEAREST, ENOUGH_WORK, UNRELATED = 10, 0.01, 0.7
+FEWEST_FRAMES, SURE_BOND = 10, 0.85
+CUT = "the molecule is cut by the edge of a periodic box, or has come apart"
+WHOLE = "make the molecules whole, or leave such frames out"
+
+
+def check_molecule(frames: Frames, numbers: Sequence[int], owner: str) -> None:
+    """Refuse frames of another molecule than ``owner``, which has the atomic ``numbers`` [N].
+
+    Raises
+    ------
+    UqbiasError
+        If the atoms, or their order, differ.
+    """
+    there, wanted = frames.numbers.tolist(), [int(number) for number in numbers]
+    if there != wanted:
+        order = ", the same in another order" if sorted(there) == sorted(wanted) else ""
+        raise UqbiasError(
+            f"{frames.source} has atoms {there}, {owner} {wanted}{order}",
+            "use the same molecule, in the same order of atoms, in both",
+        )
+
+
+def check_sense(frames: Frames, topology: Topology | None = None, owner: str = "the structure") -> None:
+    """Refuse frames of another molecule, or whose geometries or labels make no sense.
+
+    Parameters
+    ----------
+    topology : bond graph; if None, that of the distances in the first frame.
+    owner : what has this bond graph, for messages.
+
+    Raises
+    ------
+    UqbiasError
+        With atoms and lengths, or the energies and forces, and what they most likely are.
+    """
+    if topology is not None:
+        check_molecule(frames, topology.numbers, owner)
+    check_geometries(frames.positions, frames.numbers.tolist(), topology, frames.source)
+    check_labels(frames)
+
+
+def check_geometries(
+    positions: Array, numbers: Sequence[int], topology: Topology | None = None, source: str = "frames"
+) -> None:
+    """Compare distances with covalent radii and bonds.
+
+    Parameters
+    ----------
+    positions : [n, N, 3] nm, finite.
+    numbers : [N] atomic numbers.
+    topology : bond graph; if None, that of the distances in the first frame.
+    source : the file, for messages.
+
+    Raises
+    ------
+    UqbiasError
+        For positions in another unit, atoms in one place, bonds that are none, and molecules that are cut.
+    """
+    from ase.data import covalent_radii
+
+    n_atoms = len(numbers)
+    if not len(positions) or n_atoms < 2:
+        return
+    radii = covalent_radii[list(numbers)] * ANGSTROM
+    sums = radii[:, None] + radii
+    close, bonded = np.empty((len(positions), n_atoms)), np.zeros((n_atoms, n_atoms), dtype=np.int64)
+    block = max(1, ENTRIES // n_atoms**2)
+    for start in range(0, len(positions), block):
+        x = positions[start : start + block]
+        ratio = np.linalg.norm(x[:, :, None] - x[:, None], axis=-1) / sums
+        ratio[:, range(n_atoms), range(n_atoms)] = np.inf
+        close[start : start + block] = ratio.min(axis=2)
+        bonded += (ratio < BONDED).sum(axis=0)
+    covalent = np.isin(numbers, COVALENT)
+    if covalent.any() and (topology is None or topology.bonds):
+        typical = float(np.median(close[:, covalent]))
+        for (low, high), unit in LENGTH_UNITS.items():
+            if low < typical < high:
+                raise UqbiasError(
+                    f"{source}: the nearest atoms are {typical:.2g} bond lengths apart; most likely {unit}",
+                    "write them in Å (ase.io.write does)",
+                )
+    frame, i = np.unravel_index(close.argmin(), close.shape)
+    if close[frame, i] < OVERLAP:
+        apart = np.linalg.norm(positions[frame] - positions[frame, i], axis=-1)
+        apart[i] = np.inf
+        raise UqbiasError(
+            f"{source}: atoms {i} and {apart.argmin()} are {apart.min() / ANGSTROM:.2f} Å apart in frame {frame}",
+            "leave that frame out, or check how it was made",
+        )
+    if topology is None:
+        topology = Topology.from_positions(numbers, positions[0])
+    _check_bonds(positions, topology, close, source)
+    always = np.triu(bonded >= NEARLY_ALL * len(positions)) & covalent & covalent[:, None]
+    missing = [(i, j) for i, j in np.argwhere(always).tolist() if j not in topology.neighbours[i]]
+    if missing:
+        length = float(np.median(distances(positions, np.array(missing[:1])))) / ANGSTROM
+        raise UqbiasError(
+            f"{source}: atoms {_names(topology, *missing[0])} are {length:.2f} Å apart and not bonded in the structure",
+            "check its bonds (CONECT), and that its atoms have the order of the frames; without a structure the first "
+            "frame gives the bonds",
+        )
+
+
+def _check_bonds(positions: Array, topology: Topology, close: Array, source: str) -> None:
+    from ase.data import covalent_radii
+
+    if not topology.bonds:
+        return
+    bonds, elements = np.array(topology.bonds), np.array(topology.numbers)
+    lengths = distances(positions, bonds)
+    ratio = lengths / (covalent_radii[elements[bonds]] * ANGSTROM).sum(axis=1)
+    hydrogen = elements[bonds] == 1
+    usual = np.quantile(ratio, 1 - NEARLY_ALL, axis=0)
+    never = usual > np.where(hydrogen.any(axis=1), NEVER_HYDROGEN, NEVER)
+    # A hydrogen that has a neighbour at its usual distance has moved there.
+    jumped = (hydrogen & (close[:, bonds] < NEVER)).any(axis=2)
+    apart = (ratio > BROKEN) & ~jumped
+    if never.any():
+        worst = int(np.where(never, usual, 0).argmax())
+        frame = 0
+        elsewhere = (close[:, bonds[worst]] < NEVER).mean() > 0.5
+        likely = "the frames have their atoms in another order than the structure" if elsewhere else CUT
+        count = f", as {int(never.sum()) - 1} more of {len(bonds)} bonds" if never.sum() > 1 else ""
+        cure = "write both in the same order of atoms" if elsewhere else WHOLE
+    elif apart.any():
+        frame, worst = (int(index) for index in np.unravel_index(np.where(apart, ratio, 0).argmax(), apart.shape))
+        many = int(apart.any(axis=1).sum())
+        likely, cure, count = CUT, WHOLE, f"; {many} of {len(positions)} frame(s) have such a bond" if many > 1 else ""
+    else:
+        return
+    raise UqbiasError(
+        f"{source}: bond {_names(topology, *bonds[worst].tolist())} of the structure is "
+        f"{lengths[frame, worst] / ANGSTROM:.2f} Å long in frame {frame}{count}; most likely {likely}",
+        cure,
+    )
+
+
+def _names(topology: Topology, i: int, j: int) -> str:
+    from ase.data import chemical_symbols
+
+    names = [topology.names[k] or chemical_symbols[topology.numbers[k]] for k in (i, j)]
+    return f"{names[0]}-{names[1]} (atoms {i} and {j})"
+
+
+def check_labels(frames: Frames) -> None:
+    """Compare energies and forces with each other and with what bonds of hydrogen need.
+
+    Between near frames a and b the energies differ by E_b - E_a = -(F_a + F_b)/2 · (x_b - x_a), exactly so in a
+    harmonic potential. A bond of hydrogen has a force constant of 17 to 60 eV/Å² whatever the method.
+
+    Raises
+    ------
+    UqbiasError
+        For forces that are zero, energies that are equal or absurdly far apart, and units or signs that do not fit.
+    """
+    energies, source = frames.energies, frames.source
+    if energies is not None and len(energies) > 1:
+        spread = float(np.ptp(energies)) / EV
+        if spread > ABSURD_SPREAD * len(frames.numbers):
+            low, high = int(energies.argmin()), int(energies.argmax())
+            raise UqbiasError(
+                f"{source}: the energies of frames {low} and {high} are {spread:.6g} eV apart; most likely in two "
+                "units or by two methods",
+                "keep energies of one method, in eV, in one file",
+            )
+    if frames.forces is None or energies is None or len(frames.numbers) < 2:
+        return
+    zero = np.flatnonzero(~frames.forces.any(axis=(1, 2)))
+    # A minimum may have forces of zero; two frames, or one that is not the lowest, have not.
+    if len(zero) > 1 or (len(zero) and zero[0] != energies.argmin()):
+        raise UqbiasError(
+            f"{source}: the forces of {len(zero)} of {len(frames)} frames, the first of them frame {zero[0]}, are all "
+            "zero; most likely they were not computed",
+            "compute them, or leave these frames out",
+        )
+    x, e, f = frames.positions / ANGSTROM, energies / EV, frames.forces / EV_PER_ANGSTROM
+    slope, stiffness = _slope(x[:COMPARED], e[:COMPARED], f[:COMPARED]), _stiffness(frames.numbers, x, f)
+    fault = likely_units(slope, stiffness, len(frames.numbers))
+    if fault is not None:
+        raise UqbiasError(f"{source}: {fault.what}", fault.cure)
+
+
+def _slope(x: Array, e: Array, f: Array) -> float | None:
+    """Slope of energy differences against work, over pairs of near frames; 0 where they have nothing to do with each
+    other, None where the frames do not tell.
+
+    Parameters
+    ----------
+    x, e, f : positions [n, N, 3] Å, energies [n] eV, forces [n, N, 3] eV/Å.
+    """
+    n, n_atoms, _ = x.shape
+    if n < 2:
+        return None
+    references = np.unique(np.linspace(0, n_atoms - 1, 6).astype(int))
+    shapes = np.linalg.norm(x[:, :, None] - x[:, None, references], axis=-1).reshape(n, -1)
+    squares = np.square(shapes).sum(axis=1)
+    apart = squares[:, None] + squares - 2 * shapes @ shapes.T
+    np.fill_diagonal(apart, np.inf)
+    other = apart.argmin(axis=1)
+    a, b = x - x.mean(axis=1, keepdims=True), x[other] - x[other].mean(axis=1, keepdims=True)
+    # Best superposition of b on a (Kabsch, Acta Cryst. A 32, 922 (1976)).
+    left, _, right = np.linalg.svd(b.swapaxes(1, 2) @ a)
+    left[:, :, 2] *= np.sign(np.linalg.det(left @ right))[:, None]
+    turn = left @ right
+    move, force = b @ turn - a, (f + f[other] @ turn) / 2
+    work, rise = -(force * move).sum(axis=(1, 2)), e[other] - e
+    moved = np.linalg.norm(move, axis=-1).max(axis=1)
+    for limit, fewest in ((NEAR, FEWEST_PAIRS), (NEAREST, FEWEST_NEAREST)):
+        w, d = work[moved < limit], rise[moved < limit]
+        square = float(w @ w)
+        if len(w) < fewest or square <= 0:
+            return None
+        correlation = float(w @ d) / np.sqrt(square * float(d @ d)) if d.any() else 0.0
+        if abs(correlation) > SURE_SLOPE:
+            return float(w @ d) / square
+    return 0.0 if abs(correlation) < UNRELATED and w.std() > ENOUGH_WORK else None
+
+
+def _stiffness(numbers: NDArray[np.int64], x: Array, f: Array) -> float | None:
+    """Median force constant of bonds with hydrogen, eV/Å²; None where the frames do not tell."""
+    if len(x) < FEWEST_FRAMES:
+        return None
+    constants = []
+    for i, j in Topology.from_positions(numbers.tolist(), x[0] * ANGSTROM).bonds:
+        if (numbers[[i, j]] == 1).sum() != 1:
+            continue
+        hydrogen, heavy = (i, j) if numbers[i] == 1 else (j, i)
+        bond = x[:, hydrogen] - x[:, heavy]
+        length = np.linalg.norm(bond, axis=-1)
+        pull = (f[:, hydrogen] * bond).sum(axis=-1) / length
+        if 0.01 < length.std() < 0.15 and pull.any():
+            correlation = np.corrcoef(length, pull)[0, 1]
+            if abs(correlation) > SURE_BOND:
+                constants.append(-correlation * pull.std() / length.std())
+    return float(np.median(constants)) if constants else None
