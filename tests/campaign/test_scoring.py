@@ -56,7 +56,7 @@ def test_campaign_without_regions_has_none(work, monkeypatch):
     errors = {"force_mae_frame": np.ones(2), "energy_error_frame": np.ones(2)}
     monkeypatch.setattr(scoring, "force_errors", lambda *_: errors)
     monkeypatch.setattr(scoring.UncertaintyModel, "load", lambda *_: None)
-    monkeypatch.setattr(scoring, "read_frames", lambda _: work.accepted(0)[:2])
+    monkeypatch.setattr(scoring, "read_test_set", lambda *_: work.accepted(0)[:2])
     score = work.campaign.score.model_copy(update={"regions": {}, "basins": {}, "surface": None})
     assert set(scoring._errors(work, 0, score)) == {"force_mae_meV_per_A", "energy_mae_meV_per_atom"}
     assert scoring._reached(work, 0, score) == {}

@@ -8,12 +8,14 @@ import torch
 
 from uqbias.errors import UqbiasError
 from uqbias.model.fit import fit_model
+from uqbias.model.score import score_model
 from uqbias.model.training import force_and_energy_mae, train
 from uqbias.molecule.topology import Topology
 from uqbias.potentials.power_spectrum import PowerSpectrum
 from uqbias.registry import UNCERTAINTIES
 from uqbias.settings.file import check_campaign
 from uqbias.settings.schema import TrainingOptions
+from uqbias.units import EV
 
 ENERGIES = TrainingOptions(steps=30, evaluate_every=10, force_weight=0.0, energy_weight=1.0)
 
@@ -93,7 +95,9 @@ def test_heads_beside_energies(alanine_frames):
 def test_settings_reach_the_training(alanine_frames):
     potential = {"kind": "power_spectrum", "n_radial": 4, "n_channels": 3, "l_max": 0, "hidden": [8, 4]}
     training = {"steps": 5, "evaluate_every": 5, "runner": "eager", "energy_weight": 1.0, "force_weight": 0.0}
-    wrong = dataclasses.replace(alanine_frames, forces=-alanine_frames.forces)
+    # Gradients in the place of all forces would be refused.
+    sign = np.where(alanine_frames.numbers == 1, 1.0, -1.0)[:, None]
+    wrong = dataclasses.replace(alanine_frames, forces=sign * alanine_frames.forces)
     energies = [
         fit_model(frames, None, {"potential": potential, "training": training})[0]
         .potential(torch.as_tensor(frames.positions[:5], dtype=torch.float32))[0]
@@ -102,3 +106,25 @@ def test_settings_reach_the_training(alanine_frames):
         for frames in (alanine_frames, wrong)
     ]
     assert np.array_equal(*energies)
+
+
+def test_energies_alone(alanine_frames):
+    """Frames without forces: the energies are learned, the judge is not calibrated."""
+    bare = dataclasses.replace(alanine_frames, forces=None)
+    potential = {"kind": "power_spectrum", "n_radial": 4, "n_channels": 3, "l_max": 0, "hidden": [8, 4]}
+    training = {"steps": 100, "evaluate_every": 50, "runner": "eager", "energy_weight": 1.0, "force_weight": 0.0}
+    model, facts = fit_model(bare, None, {"potential": potential, "training": training})
+    assert not model.calibration.fitted
+    assert facts["frames"] + facts["validation_frames"] == len(bare)
+    assert facts["calibration_frames"] == 0
+    assert "force_mae_meV_per_A" not in facts["validation"]
+    assert facts["history"][-1]["train_loss"] < facts["history"][0]["train_loss"]
+    scores, full = score_model(model, bare), score_model(model, alanine_frames)
+    assert scores["energy_mae_meV_per_atom"] == pytest.approx(full["energy_mae_meV_per_atom"], rel=1e-6)
+    assert "spearman" not in scores
+    spread = np.abs(bare.energies - np.median(bare.energies)).mean() / EV / len(bare.numbers) * 1e3
+    assert scores["energy_mae_meV_per_atom"] < spread
+    with pytest.raises(UqbiasError, match=r"start\.xyz without forces; label them, or set training\.force_weight to 0"):
+        fit_model(bare, None, {"potential": potential})
+    with pytest.raises(UqbiasError, match="the frames carry no forces"):
+        train(small(bare), bare, None, runner="eager")

@@ -5,6 +5,7 @@ import pytest
 from molecules import PEROXIDE
 
 from uqbias.errors import UqbiasError
+from uqbias.molecule.atoms import ordered_atoms
 from uqbias.molecule.measures import chirality, dihedral_angles
 from uqbias.molecule.topology import Topology
 
@@ -121,3 +122,41 @@ def test_missing_and_broken_pdb(tmp_path):
     empty.write_text("REMARK nothing\n")
     with pytest.raises(UqbiasError, match=r"empty\.pdb"):
         Topology.from_pdb(empty)
+
+
+def residue_pdb(path, residues):
+    """Water oxygens, one a residue: (name, chain, number, insertion code); None ends a chain."""
+    lines = []
+    for index, entry in enumerate(residues):
+        if entry is None:
+            lines.append("TER")
+            continue
+        name, chain, number, code = entry
+        lines.append(
+            f"HETATM{index + 1:5d}  O   {name:>3s} {chain}{number:4d}{code or ' '}   {3.0 * index:8.3f}{0:8.3f}{0:8.3f}"
+            "  1.00  0.00           O"
+        )
+    path.write_text("\n".join([*lines, "END", ""]))
+    return Topology.from_pdb(path)
+
+
+@pytest.mark.parametrize(
+    ("residues", "labels"),
+    [
+        ([("ALA", "A", 2, ""), ("GLY", "B", 3, "")], ("ALA2", "GLY3")),
+        ([("ALA", "A", 2, ""), ("ALA", "B", 2, ""), ("GLY", "B", 3, "")], ("A:ALA2", "B:ALA2", "GLY3")),
+        ([("GLY", "A", 52, ""), ("GLY", "A", 52, "A"), ("GLY", "A", 52, "B")], ("GLY52", "GLY52A", "GLY52B")),
+        ([("ALA", "A", 2, ""), None, ("ALA", "A", 2, "")], ("A0:ALA2", "A1:ALA2")),
+        ([("ALA", "A", -3, ""), ("ALA", "A", 3, "")], ("ALA-3", "ALA3")),
+    ],
+)
+def test_residues_are_told_apart_by_chain_and_insertion_code(tmp_path, residues, labels):
+    topology = residue_pdb(tmp_path / "r.pdb", residues)
+    assert topology.residues == labels
+    for index, label in enumerate(labels):
+        assert ordered_atoms(topology, [f"{label}:O"], "atoms") == (index,)
+    assert len(list(topology.to_openmm().residues())) == len(labels)
+    again = Topology.from_openmm(topology.to_openmm())
+    assert len(set(again.residues)) == len(labels)
+    if not labels[0].startswith("A0"):
+        assert again == topology

@@ -202,28 +202,28 @@ def check_labels(frames: Frames) -> None:
         For forces that are zero, energies that are equal or absurdly far apart, and units or signs that do not fit.
     """
     energies, source = frames.energies, frames.source
-    if energies is not None and len(energies) > 1:
-        spread = float(np.ptp(energies)) / EV
-        if spread > ABSURD_SPREAD * len(frames.numbers):
-            low, high = int(energies.argmin()), int(energies.argmax())
-            raise UqbiasError(
-                f"{source}: the energies of frames {low} and {high} are {spread:.6g} eV apart; most likely in two "
-                "units or by two methods",
-                "keep energies of one method, in eV, in one file",
-            )
-    if frames.forces is None or energies is None or len(frames.numbers) < 2:
+    if energies is None or not len(energies):
         return
-    zero = np.flatnonzero(~frames.forces.any(axis=(1, 2)))
-    # A minimum may have forces of zero; two frames, or one that is not the lowest, have not.
-    if len(zero) > 1 or (len(zero) and zero[0] != energies.argmin()):
+    slope = fault = None
+    if frames.forces is not None and len(frames.numbers) > 1:
+        zero = np.flatnonzero(~frames.forces.any(axis=(1, 2)))
+        # A minimum may have forces of zero; two frames, or one that is not the lowest, have not.
+        if len(zero) > 1 or (len(zero) and zero[0] != energies.argmin()):
+            raise UqbiasError(
+                f"{source}: the forces of {len(zero)} of {len(frames)} frames, the first of them frame {zero[0]}, are "
+                "all zero; most likely they were not computed",
+                "compute them, or leave these frames out",
+            )
+        x, e, f = frames.positions / ANGSTROM, energies / EV, frames.forces / EV_PER_ANGSTROM
+        slope = _slope(x[:COMPARED], e[:COMPARED], f[:COMPARED])
+        fault = likely_units(slope, _stiffness(frames.numbers, x, f), len(frames.numbers))
+    spread = float(np.ptp(energies)) / EV
+    if spread > ABSURD_SPREAD * len(frames.numbers) and (fault is None or slope == 0):
         raise UqbiasError(
-            f"{source}: the forces of {len(zero)} of {len(frames)} frames, the first of them frame {zero[0]}, are all "
-            "zero; most likely they were not computed",
-            "compute them, or leave these frames out",
+            f"{source}: the energies of frames {energies.argmin()} and {energies.argmax()} are {spread:.6g} eV apart; "
+            "most likely in two units or by two methods",
+            "keep energies of one method, in eV, in one file",
         )
-    x, e, f = frames.positions / ANGSTROM, energies / EV, frames.forces / EV_PER_ANGSTROM
-    slope, stiffness = _slope(x[:COMPARED], e[:COMPARED], f[:COMPARED]), _stiffness(frames.numbers, x, f)
-    fault = likely_units(slope, stiffness, len(frames.numbers))
     if fault is not None:
         raise UqbiasError(f"{source}: {fault.what}", fault.cure)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +26,8 @@ BOND_TOLERANCE = 1.25
 TETRAHEDRAL = frozenset({6, 7, 14, 15, 16, 32})
 
 Element = Annotated[int, Ge(1), Le(118)]
+#: A residue's label: chain where it is needed, name, number and insertion code.
+LABEL = re.compile(r"(?:(\w*):)?(.*?)(-?\d+)([A-Za-z]?)")
 Pair = tuple[int, int]
 Triple = tuple[int, int, int]
 Quadruple = tuple[int, int, int, int]
@@ -47,7 +51,8 @@ class Topology:
     numbers : [N] atomic numbers.
     bonds : pairs (i, j), i < j, sorted.
     names : [N] atom names (``"CA"``), ``""`` where unknown.
-    residues : [N] residue name and number (``"ALA2"``), ``""`` where unknown.
+    residues : [N] residue name, number and insertion code (``"ALA2"``, ``"GLY52A"``), ``""`` where unknown; with the
+        chain (``"B:ALA2"``) where residues would have one name.
     """
 
     numbers: tuple[int, ...]
@@ -87,7 +92,7 @@ class Topology:
             numbers=tuple(atom.element.atomic_number for atom in atoms),
             bonds=tuple((bond[0].index, bond[1].index) for bond in topology.bonds()),
             names=tuple(atom.name for atom in atoms),
-            residues=tuple(f"{atom.residue.name}{atom.residue.id}" for atom in atoms),
+            residues=_residue_labels([atom.residue for atom in atoms]),
         )
 
     @classmethod
@@ -217,7 +222,7 @@ class Topology:
         return np.array([Element.getByAtomicNumber(number).mass._value for number in self.numbers])
 
     def to_openmm(self) -> Any:
-        """Equivalent ``openmm.app.Topology`` of one chain."""
+        """Equivalent ``openmm.app.Topology``, of one chain where the residues name no others."""
         from openmm import app
 
         topology = app.Topology()
@@ -227,8 +232,12 @@ class Topology:
         residue = None
         for index, (number, label) in enumerate(zip(self.numbers, self.residues, strict=True)):
             if residue is None or label != previous:
-                name = label.rstrip("0123456789") or "MOL"
-                residue = topology.addResidue(name, chain, id=label[len(name) :] or "1")
+                parts = LABEL.fullmatch(label)
+                letter, name, place, code = parts.groups() if parts else (None, label or "MOL", "1", "")
+                if letter != chain.id and letter is not None:
+                    chain = topology.addChain(letter) if atoms else chain
+                    chain.id = letter
+                residue = topology.addResidue(name or "MOL", chain, id=place, insertionCode=code)
                 previous = label
             element = app.Element.getByAtomicNumber(number)
             atoms.append(topology.addAtom(self.names[index] or f"{element.symbol}{index + 1}", element, residue))
@@ -252,6 +261,27 @@ class Topology:
             if len(set(refined)) == len(set(classes)):
                 return refined
             classes = refined
+
+
+def _residue_labels(residues: list[Any]) -> tuple[str, ...]:
+    """Label of the residue (of OpenMM) of each atom, that of no other residue.
+
+    Names and numbers are alike in different chains; chains may be alike, too, and are then counted.
+    """
+    forms = (
+        "{residue.name}{residue.id}{code}",
+        "{residue.chain.id}:{residue.name}{residue.id}{code}",
+        "{residue.chain.id}{residue.chain.index}:{residue.name}{residue.id}{code}",
+        "{residue.index}:{residue.name}{residue.id}{code}",
+    )
+    labels: dict[Any, str] = {}
+    left = list(dict.fromkeys(residues))
+    for form in forms:
+        names = [form.format(residue=residue, code=residue.insertionCode.strip()) for residue in left]
+        count = Counter(names)
+        labels |= {residue: name for residue, name in zip(left, names, strict=True) if count[name] == 1}
+        left = [residue for residue in left if residue not in labels]
+    return tuple(labels[residue] for residue in residues)
 
 
 def read_pdb(path: str | Path) -> tuple[Any, NDArray[np.float64]]:
