@@ -170,6 +170,7 @@ def test_labels_that_are_not_there_are_not_judged(good):
 def test_slopes_and_force_constants_without_a_unit_that_explains_them():
     assert likely_units(None, None, 5) is None
     assert likely_units(1.3, 60.0, 5) is None
+    assert likely_units(1.0, -15.0, 5) is None
     fault = likely_units(1e7, None, 5)
     assert "they do not belong together" in fault.what
     assert "Hartree/bohr" in likely_units(51.0, None, 5).what

@@ -65,6 +65,9 @@ def likely_units(slope: float | None, stiffness: float | None, n_atoms: int) -> 
     """
     sloped = slope is not None and not 1 / SLOPE_FACTOR < slope < SLOPE_FACTOR
     strange = stiffness is not None and not SOFTEST < stiffness < STIFFEST
+    # The slope knows the sign better: made-up energies may have no minimum.
+    if slope is not None and stiffness is not None and slope * stiffness < 0:
+        stiffness, strange = None, False
     if not (sloped or strange):
         return None
     seen = []
