@@ -151,7 +151,9 @@ def test_command(folder):
 
 
 def test_frames_that_were_trained_on(folder, model, held_out, tmp_path):
-    seen = Frames(NUMBERS, peroxide_geometries(60)[:7], np.zeros(7), np.ones((7, 4, 3)))
+    x = peroxide_geometries(60)[:7]
+    labels = evaluate_frames(model, x, forces=True)
+    seen = Frames(NUMBERS, x, labels.energy, labels.forces)
     write_frames(tmp_path / "mixed.xyz", Frames.concatenate([seen, held_out[0][:20]]))
     text = call(folder / "m.uqb", tmp_path / "mixed.xyz").stdout
     assert "warning: the model was made from 7 of these frames" in text

@@ -30,14 +30,10 @@ class System(Section):
     charge: int | None = Field(
         default=None, description="total charge in e, which the oracle is given; null: what the oracle takes by itself"
     )
-    spin: Count | None = Field(
-        default=None, description="spin multiplicity 2S + 1, which the oracle is given; null: the oracle's own"
-    )
-    energy_key: str | None = Field(
-        default=None, description="name of the energies in the data files; null: free_energy, or else energy"
-    )
-    forces_key: str | None = Field(default=None, description="name of the forces in the data files; null: forces")
-    stress_key: str | None = Field(default=None, description="name of the stress in the data files; null: stress")
+    spin: Count | None = Field(default=None, description="spin multiplicity 2S + 1, for the oracle; null: its own")
+    energy_key: str | None = Field(default=None, description="name of energies in data; null: free_energy or energy")
+    forces_key: str | None = Field(default=None, description="name of the forces in data files; null: forces")
+    stress_key: str | None = Field(default=None, description="name of the stress in data files; null: stress")
 
     @property
     def keys(self) -> LabelKeys:
