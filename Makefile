@@ -1,4 +1,4 @@
-# make demo | test | test-quick | lint | bench | bench-samplers | bench-training | bench-uq | bench-plumed | bench-fes | bench-biases | bench-directions | bench-attacks | gpu | clean
+# make demo | test | test-quick | fuzz | lint | bench | bench-samplers | bench-training | bench-uq | bench-plumed | bench-fes | bench-biases | bench-directions | bench-attacks | gpu | clean
 # Everything is installed into .venv from PyPI; set PYTHON to choose the interpreter it is made with.
 
 SHELL := bash
@@ -10,17 +10,19 @@ PYTHON ?= $(shell for p in python3.11 python3.12; do \
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/alanine_dipeptide
+FUZZ ?= 30000
 # Small models run fastest on one thread, and two libraries' threads would fight for the cores.
 ONE := OMP_NUM_THREADS=1
 # Tests run in two processes, a file in one of them, so that its fixtures are made once.
 TWO := --numprocesses=2 --dist=loadfile
 
-.PHONY: help demo test test-quick lint bench bench-samplers bench-training bench-uq bench-plumed bench-fes bench-biases bench-directions bench-attacks gpu clean
+.PHONY: help demo test test-quick fuzz lint bench bench-samplers bench-training bench-uq bench-plumed bench-fes bench-biases bench-directions bench-attacks gpu clean
 
 help:
 	@echo "make demo            the campaign on alanine dipeptide, report at the end (about a quarter of an hour)"
 	@echo "make test            all tests"
 	@echo "make test-quick      tests of the rooms without the slow ones (at most three minutes on two cores)"
+	@echo "make fuzz            30000 damaged files for the readers of files (about ten minutes); FUZZ=90000 for more"
 	@echo "make lint            ruff and mypy"
 	@echo "make bench           cost of an MD step, against the ordinary way"
 	@echo "make bench-samplers  samplers at equal labels on four systems, five seeds (hours)"
@@ -53,6 +55,9 @@ test: $(VENV)/.installed
 # Dynamics, campaigns and commands end to end are left to `make test`.
 test-quick: $(VENV)/.installed
 	@$(ONE) $(BIN)/python -m pytest $(TWO) -m "not slow" --ignore=tests/integration --ignore=tests/physics
+
+fuzz: $(VENV)/.installed
+	@$(ONE) $(BIN)/python tests/fuzz/fuzzing.py --inputs $(FUZZ)
 
 lint: $(VENV)/.installed
 	@$(BIN)/ruff check .

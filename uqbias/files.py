@@ -86,7 +86,7 @@ def parse_json(text: str | bytes, schema: Any, what: str, cure: str) -> Any:
     try:
         value = from_json(text)
     except ValueError as error:
-        raise UqbiasError(f"{what} is not whole JSON ({error})", cure) from error
+        raise UqbiasError(f"{what}: not whole JSON ({error})", cure) from error
     check_json(value, schema, what, cure)
     return value
 
@@ -97,7 +97,7 @@ def check_json(value: Any, schema: Any, what: str, cure: str) -> None:
         _adapter(schema).validate_python(value, strict=True)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
-        where = ".".join(map(str, fault["loc"]))
+        where = ".".join(map(str, fault["loc"])) or "content"
         shown = "" if fault["type"] == "missing" else f" = {repr(fault['input'])[:60]}"
         raise UqbiasError(f"{what}: {where}{shown}: {fault_text(fault)}", cure) from error
 
@@ -194,6 +194,8 @@ def _check_array(stream: Any, entry: zipfile.ZipInfo) -> None:
 
     version = npy.read_magic(stream)
     shape, _, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(stream)
+    if dtype.kind not in "biufU":
+        raise UqbiasError(f"'{entry.filename}' holds {dtype} in place of numbers or names")
     if any(size < 0 for size in shape) or math.prod(shape) * dtype.itemsize != entry.file_size - stream.tell():
         raise UqbiasError(f"'{entry.filename}' does not hold the {shape} numbers that it says")
 

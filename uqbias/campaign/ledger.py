@@ -8,24 +8,62 @@ import json
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
+from annotated_types import Len
 from numpy.typing import NDArray
+from pydantic import FiniteFloat, NonNegativeInt
+from typing_extensions import TypedDict
 
 from uqbias.errors import UqbiasError
-from uqbias.files import sync_directory
+from uqbias.files import check_json, parse_json, sync_directory
 from uqbias.molecule.frames import Frames
 
 NAME = "ledger.jsonl"
 LOCK = "ledger.lock"
-#: Keys that each kind of event must have.
-REQUIRED = {
-    "campaign": {"identity"},
-    "phase": {"round", "phase", "wall_s"},
-    "label": {"round", "index", "key", "positions", "energy", "forces", "info"},
-    "failure": {"round", "index", "key", "reason"},
-}
+Vector = Annotated[list[FiniteFloat], Len(3, 3)]
+
+
+class _Event(TypedDict):
+    event: str
+
+
+class _Campaign(TypedDict):
+    identity: dict[str, Any]
+
+
+class _Outcome(TypedDict, total=False):
+    entry: dict[str, Any]
+    proposed: int
+    stopped: int
+
+
+class _Phase(_Outcome):
+    round: NonNegativeInt
+    phase: str
+    wall_s: FiniteFloat
+
+
+class _Failure(TypedDict):
+    round: NonNegativeInt
+    index: int
+    key: str
+    reason: str
+
+
+class _Label(TypedDict):
+    round: NonNegativeInt
+    index: int
+    key: str
+    positions: list[Vector]
+    energy: FiniteFloat
+    forces: list[Vector]
+    info: dict[str, Any]
+
+
+#: Schema of each kind of event; further kinds and keys may stand in a ledger.
+SCHEMAS: dict[str, Any] = {"campaign": _Campaign, "phase": _Phase, "label": _Label, "failure": _Failure}
 
 
 def label_key(positions: NDArray[Any], oracle: str) -> str:
@@ -100,7 +138,7 @@ class Ledger:
         if self._file is None:
             raise UqbiasError(f"{self.path} is closed", "open it again")
         record = {"event": event, **{name: _plain(value) for name, value in values.items()}}
-        missing = REQUIRED.get(event, set()) - set(record)
+        missing: set[str] = getattr(SCHEMAS.get(event), "__required_keys__", set()) - set(record)
         if missing:
             raise ValueError(f"event '{event}' without {', '.join(sorted(missing))}")
         line = (json.dumps(record, allow_nan=False) + "\n").encode()
@@ -153,16 +191,13 @@ class Ledger:
             os.ftruncate(self._file, whole)
             os.fsync(self._file)
         events: list[dict[str, Any]] = []
+        cure = "restore the file from a copy; it was edited or damaged"
         for number, line in enumerate(content[:whole].split(b"\n")[:-1], start=1):
-            try:
-                event = json.loads(line)
-            except ValueError:
-                event = None
-            if not isinstance(event, dict) or "event" not in event or REQUIRED.get(event["event"], set()) - set(event):
-                raise UqbiasError(
-                    f"{self.path}: line {number} is not a ledger event",
-                    "restore the file from a copy; it was edited or damaged",
-                )
+            where = f"{self.path}: line {number} is not a ledger event"
+            event = parse_json(line, _Event, where, cure)
+            check_json(event, SCHEMAS.get(event["event"], dict), where, cure)
+            if event["event"] == "label" and not len(event["positions"]) == len(event["forces"]) == len(self.numbers):
+                raise UqbiasError(f"{where}: a label of another molecule", cure)
             events.append(event)
         return events
 

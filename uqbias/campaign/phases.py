@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
 from uqbias.campaign.executors import LabelRequest, label_all
 from uqbias.campaign.ledger import label_key
@@ -19,12 +20,13 @@ from uqbias.campaign.samplers.base import Exploration, Sampler
 from uqbias.campaign.selection import Candidates, select
 from uqbias.campaign.work import Work
 from uqbias.errors import UqbiasError
-from uqbias.files import read_arrays, write_arrays, write_text
+from uqbias.files import content_of, read_arrays, read_json, write_arrays, write_text
 from uqbias.model.inference import evaluate_frames, selection_features, stiff_deviations
 from uqbias.model.model import UncertaintyModel
 from uqbias.molecule.frames import Frames, write_frames
 from uqbias.molecule.physical import PHYSICAL, PhysicalFilter
 from uqbias.registry import SAMPLERS
+from uqbias.runs.reader import check_observations
 
 Array = NDArray[np.float64]
 
@@ -34,6 +36,14 @@ OBSERVED = ("positions", "energy", "driver", "judge")
 PROPOSED = ("attack", "source", "status", "log_likelihood", "norm", "iterations")
 #: For a file of the campaign's own that is damaged.
 PUT_BACK = "put it back from a copy, or run the campaign in another directory"
+
+
+class _Candidate(TypedDict):
+    energy: float | None
+
+
+class _Harvest(TypedDict):
+    candidates: list[_Candidate]
 
 
 def explore_phase(work: Work, round_index: int) -> dict[str, Any]:
@@ -217,9 +227,10 @@ def _observed(work: Work, round_index: int) -> dict[str, NDArray[Any]]:
     for path in sorted(folder.rglob("observations.npz")):
         group = int(path.parent.name.removeprefix("group_")) if path.parent != folder else 0
         arrays = read_arrays(path, "file of observations", PUT_BACK)
+        proposed = [name for name in PROPOSED if name in arrays]
+        check_observations(path, arrays, (*OBSERVED, *proposed), len(work.topology), PUT_BACK)
         later = arrays["step"] > 0
         step = arrays["step"][later]
-        proposed = [name for name in PROPOSED if name in arrays]
         data = {name: arrays[name][later] for name in (*OBSERVED, *proposed)}
         walkers = data["driver"].shape[1]
         if not proposed:
@@ -303,9 +314,15 @@ def _adopt(work: Work, requests: list[LabelRequest]) -> None:
 
 def _harvested_requests(work: Work, round_index: int) -> list[LabelRequest]:
     folder = work.folder(round_index)
-    candidates = json.loads((folder / "harvest.json").read_text(encoding="utf-8"))["candidates"]
-    arrays = read_arrays(folder / "harvest.npz", "file of a harvest", PUT_BACK)
-    positions, chosen = arrays["positions"], arrays["candidate"]
+    file = folder / "harvest.npz"
+    candidates = read_json(folder / "harvest.json", _Harvest, "list of candidates", PUT_BACK)["candidates"]
+    arrays = read_arrays(file, "file of a harvest", PUT_BACK)
+    with content_of(file, PUT_BACK, "is not a file of a harvest"):
+        positions, chosen = arrays["positions"], arrays["candidate"]
+        shape, places = (len(chosen), len(work.topology), 3), {*range(len(candidates))}
+        fitting = positions.shape == shape and (positions.dtype.kind, chosen.dtype.kind) == ("f", "i")
+        if not (fitting and np.isfinite(positions).all() and {*chosen.tolist()} <= places):
+            raise UqbiasError(f"{positions.shape} positions of {len(candidates)} candidates", PUT_BACK)
     requests = []
     for index, (x, candidate) in enumerate(zip(positions, chosen, strict=True)):
         entry = candidates[int(candidate)]

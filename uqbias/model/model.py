@@ -206,8 +206,9 @@ class UncertaintyModel(nn.Module):
         """
         path = Path(path)
         manifest, tensors = _read(path)
-        with content_of(path, REPLACE, "does not describe a model"), names_of_file(trust), memory_for(path):
-            model = cls._restored(manifest, tensors)
+        with content_of(path, REPLACE, "does not describe a model"):
+            with names_of_file(trust), memory_for(path):
+                model = cls._restored(manifest, tensors)
             if len(model.numbers) <= LARGE and model.potential.needs == "dense":
                 shapes = [tuple(part.shape) for part in model(_line(model))]
                 if shapes != [(1,)] * len(shapes):

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired
 
 import numpy as np
+from annotated_types import Gt
 from numpy.typing import NDArray
+from pydantic import FiniteFloat
+from typing_extensions import TypedDict
 
 from uqbias.errors import UqbiasError, did_you_mean
-from uqbias.files import read_arrays
-from uqbias.molecule.topology import Topology, backbone_dihedrals
-from uqbias.registry import VARIABLES
+from uqbias.files import content_of, memory_for, read_arrays
+from uqbias.molecule.topology import Bonds, Topology, backbone_dihedrals
+from uqbias.registry import VARIABLES, names_of_file
 from uqbias.runs.writer import read_description
 
 if TYPE_CHECKING:
@@ -52,15 +54,65 @@ class Column:
         return Column(np.degrees(self.values), "°", None if self.period is None else float(np.degrees(self.period)))
 
 
-@contextmanager
-def _about(file: Path, fault: str = "does not describe a run", cure: str = "run the MD again") -> Iterator[None]:
-    """Name the file in what is wrong with its content."""
-    try:
-        yield
-    except UqbiasError as error:
-        raise UqbiasError(f"{file}: {error.what}", error.cure) from error
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UqbiasError(f"{file} {fault} ({error!r})", cure) from error
+class _Model(TypedDict):
+    sha256: NotRequired[str | None]
+
+
+class _Bias(TypedDict):
+    kind: str
+
+
+class _Variable(TypedDict):
+    kind: str
+    options: dict[str, Any]
+    unit: NotRequired[str | None]
+    period: NotRequired[FiniteFloat | None]
+
+
+class Facts(TypedDict):
+    """Schema of run.json; further keys may stand in it."""
+
+    temperature: Annotated[FiniteFloat, Gt(0)]
+    topology: Bonds
+    biases: list[_Bias]
+    variables: NotRequired[dict[str, _Variable] | None]
+    model: NotRequired[_Model | None]
+
+
+AGAIN = "run the MD again"
+
+
+def check_observations(
+    file: Path, arrays: Mapping[str, NDArray[Any]], needed: Iterable[str], n_atoms: int, cure: str
+) -> None:
+    """See that arrays of observations hold numbers and agree on how many observations, walkers and variables there are.
+
+    Parameters
+    ----------
+    file, cure : for the message.
+    needed : arrays that must be there.
+
+    Raises
+    ------
+    UqbiasError
+        With the array that is missing or does not fit.
+    """
+    if missing := sorted({"step", *needed} - set(arrays)):
+        raise UqbiasError(f"{file} has no {', '.join(missing)}", cure)
+    driver = arrays.get("driver", np.empty((0, 0)))
+    shape = (arrays["step"].size, driver.shape[1] if driver.ndim == 2 else 1)
+    fitting = dict.fromkeys(sorted(needed), shape) | {
+        "step": shape[:1],
+        "variables": (*shape, arrays.get("variable_names", np.empty(0)).size),
+        "positions": (*shape, n_atoms, 3),
+    }
+    for name, wanted in fitting.items():
+        if name in arrays and (arrays[name].shape != wanted or arrays[name].dtype.kind not in "biuf"):
+            raise UqbiasError(
+                f"{file}: '{name}' is of shape {arrays[name].shape} and type {arrays[name].dtype}, not {wanted} "
+                "numbers",
+                cure,
+            )
 
 
 class RunFolder:
@@ -69,6 +121,7 @@ class RunFolder:
     Parameters
     ----------
     path : the folder.
+    trust : import what it names by ``module:attribute``, because it is yours.
 
     Attributes
     ----------
@@ -86,62 +139,50 @@ class RunFolder:
         If a file is missing or broken.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, trust: bool = False) -> None:
         self.path = Path(path)
+        self.trust = trust
         self.facts = self._read_facts()
-        with _about(self.path / "run.json"):
-            self.temperature = float(self.facts["temperature"])
-            if not 0 < self.temperature < math.inf:
-                raise UqbiasError(f"temperature {self.temperature:g} K", "run the MD again")
+        self.temperature = float(self.facts["temperature"])
+        with content_of(self._description, AGAIN):
             self.topology = Topology.from_dict(self.facts["topology"])
-            self.variables: Mapping[str, Mapping[str, Any]] = {
-                name: dict(entry) for name, entry in (self.facts.get("variables") or {}).items()
-            }
-            self.model = dict(self.facts.get("model") or {}).get("sha256")
-            self.under_plumed = "plumed" in self.facts
+        self.variables: Mapping[str, Mapping[str, Any]] = dict(self.facts.get("variables") or {})
+        self.model = (self.facts.get("model") or {}).get("sha256")
+        self.under_plumed = "plumed" in self.facts
         file = self.path / "observations.npz"
         self._arrays = self._read_arrays(file)
-        self._check_shapes(file)
+        needed = {"bias", "restarted", *(name for name, _ in OBSERVED.values())}
+        if "variable_names" in self._arrays:
+            needed.add("variables")
+        check_observations(file, self._arrays, needed, len(self.topology), AGAIN)
         self.step = self._arrays["step"].astype(np.int64)
         self.bias = self._arrays["bias"].astype(np.float64)
         self.restarted = self._arrays["restarted"].astype(bool)
         self.parts: list[Bias] = self._restored()
 
+    @property
+    def _description(self) -> Path:
+        return self.path / "run.json"
+
+    @contextmanager
+    def _making(self, file: Path, fault: str = "does not describe a run", cure: str = AGAIN) -> Iterator[None]:
+        """Make parts from what stands in a file."""
+        with content_of(file, cure, fault), names_of_file(self.trust), memory_for(file):
+            yield
+
     def _read_facts(self) -> dict[str, Any]:
-        file = self.path / "run.json"
+        file = self._description
         if not file.is_file():
             raise UqbiasError(
                 f"no run.json in {self.path}",
                 "give the folder of a finished run ('uqbias md -o', or a campaign's md/N)",
             )
-        return read_description(file, ("temperature", "biases", "topology"), "run the MD again")
+        return read_description(file, Facts, AGAIN)
 
     def _read_arrays(self, file: Path) -> dict[str, NDArray[Any]]:
         if not file.is_file():
             raise UqbiasError(f"no {file.name} in {self.path}", "the run has not ended; let it")
         return read_arrays(file, "file of a run", "it is cut short or of another program")
-
-    def _check_shapes(self, file: Path) -> None:
-        """The arrays must agree on the number of observations, walkers, variables and atoms."""
-        arrays = self._arrays
-        needed = {"step", "bias", "restarted", *(name for name, _ in OBSERVED.values())}
-        if "variable_names" in arrays:
-            needed.add("variables")
-        if missing := sorted(needed - set(arrays)):
-            raise UqbiasError(f"{file} has no {', '.join(missing)}", "run the MD again")
-        shape = (arrays["step"].size, arrays["bias"].shape[1] if arrays["bias"].ndim == 2 else 1)
-        fitting = dict.fromkeys(sorted(needed), shape) | {
-            "step": shape[:1],
-            "variables": (*shape, arrays.get("variable_names", np.empty(0)).size),
-            "positions": (*shape, len(self.topology), 3),
-        }
-        for name, wanted in fitting.items():
-            if name in arrays and (arrays[name].shape != wanted or arrays[name].dtype.kind not in "biuf"):
-                raise UqbiasError(
-                    f"{file}: '{name}' is of shape {arrays[name].shape} and type {arrays[name].dtype}, not {wanted} "
-                    "numbers",
-                    "run the MD again",
-                )
 
     def _restored(self) -> list[Bias]:
         import torch
@@ -150,12 +191,12 @@ class RunFolder:
 
         if not self.facts["biases"]:
             return []
-        with _about(self.path / "run.json"):
-            options = [dict(entry) for entry in self.facts["biases"]]
+        options = [dict(entry) for entry in self.facts["biases"]]
+        with self._making(self._description):
             bias = build_bias(tuple((entry.pop("kind"), entry) for entry in options), self.temperature)
         file = self.path / "bias.npz"
         arrays = self._read_arrays(file)
-        with _about(file, "does not fit run.json", "is it of this run?"):
+        with self._making(file, "does not fit run.json", "is it of this run?"):
             if beyond := [name for name in arrays if name.partition(".")[0] not in map(str, range(len(options)))]:
                 raise UqbiasError(f"'{beyond[0]}' for {len(options)} bias(es)", "is it of this run?")
             bias.restore(arrays)
@@ -235,9 +276,7 @@ class RunFolder:
         if name in OBSERVED:
             return OBSERVED[name][1], None
         description = self.variables.get(name, {})
-        with _about(self.path / "run.json"):
-            period = description.get("period")
-            return str(description.get("unit") or ""), None if period is None else float(period)
+        return description.get("unit") or "", description.get("period")
 
     def _evaluated(self, description: Mapping[str, Any]) -> Column:
         """A variable that no bias acted on, from the positions."""
@@ -247,8 +286,9 @@ class RunFolder:
             raise UqbiasError(f"{self.path / 'observations.npz'} has no positions", "choose among its variables")
         x = self._arrays["positions"]
         flat = torch.from_numpy(x.reshape(-1, *x.shape[2:]).astype(np.float64))
-        with _about(self.path / "run.json"), torch.no_grad():
+        with self._making(self._description):
             variable = VARIABLES.restore(description).to(torch.float64)
+        with content_of(self._description, AGAIN, "does not describe a run"), torch.no_grad():
             values = torch.cat([variable(block) for block in torch.split(flat, 4096)]).numpy()
         return Column(values.reshape(self.restarted.shape), variable.unit, variable.period)
 
@@ -267,7 +307,7 @@ class RunFolder:
 
         part = self.parts[index]
         x = torch.from_numpy(np.stack([columns(name) for name in part.variables], axis=1))
-        with torch.no_grad():
+        with content_of(self.path / "bias.npz", AGAIN), torch.no_grad():
             values = [part.energy(block, part.state()) for block in torch.split(x, 65536)]
         return np.asarray(torch.cat(values).numpy(), dtype=np.float64)
 

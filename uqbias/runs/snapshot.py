@@ -6,20 +6,36 @@ import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import NonNegativeInt
+from typing_extensions import TypedDict
 
 from uqbias.bias.base import parts_of
 from uqbias.errors import UqbiasError
-from uqbias.files import read_arrays, write_arrays
+from uqbias.files import check_json, content_of, memory_for, parse_json, read_arrays, write_arrays
 
 if TYPE_CHECKING:
     from uqbias.bias.base import Bias
 
 VERSION = 1
 _BIAS = "bias."
+
+
+class _Facts(TypedDict):
+    step: NonNegativeInt
+
+
+class _Manifest(TypedDict):
+    version: int
+    atomic_numbers: list[int]
+    bias: list[Any]
+    bias_options: NotRequired[list[dict[str, Any]] | None]
+    own: _Facts
+
+
 #: Of `state_of_context`.
 _SHAPES = {
     "positions": (-1, 3),
@@ -90,18 +106,12 @@ def open_snapshot(
     path = Path(path)
     cure = "begin from an older one, or anew"
     arrays = read_arrays(path, "snapshot", cure)
-    try:
-        manifest = json.loads(str(arrays.pop("manifest")))
-    except (KeyError, ValueError) as error:
-        raise UqbiasError(f"{path} is not a whole snapshot (manifest: {error})", cure) from error
+    manifest = parse_json(str(arrays.pop("manifest", "")), Any, f"{path} is not a whole snapshot: manifest", cure)
     if not isinstance(manifest, dict) or manifest.get("format") != "uqbias-snapshot":
         raise UqbiasError(f"{path} is not a snapshot of uqbias", "give a file that an earlier run wrote")
-    try:
-        version, loop_facts, held = int(manifest["version"]), dict(manifest["own"]), list(manifest["bias"])
-        stored_numbers = [int(number) for number in manifest["atomic_numbers"]]
-        loop_facts["step"] = int(loop_facts["step"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UqbiasError(f"{path} is not a whole snapshot (manifest: {error!r})", cure) from error
+    check_json(manifest, _Manifest, f"{path} is not a whole snapshot: manifest", cure)
+    version, loop_facts, held = manifest["version"], manifest["own"], manifest["bias"]
+    stored_numbers = manifest["atomic_numbers"]
     if version > VERSION:
         raise UqbiasError(f"{path} has version {version}, this uqbias reads {VERSION}", "upgrade uqbias")
     expected = [int(number) for number in numbers]
@@ -121,7 +131,7 @@ def open_snapshot(
     _check_options(path, manifest.get("bias_options"), bias)
     for name, shape in _SHAPES.items():
         array = arrays.get(name)
-        if not isinstance(array, np.ndarray) or not _fits(array.shape, shape):
+        if array is None or not _fits(array.shape, shape) or (array.dtype.kind in "fiu") == (name == "platform"):
             raise UqbiasError(f"{path} is not a whole snapshot (without {name})", cure)
     if particles is not None and len(arrays["positions"]) != particles:
         raise UqbiasError(
@@ -143,13 +153,11 @@ def restore_bias(path: str | Path, bias: Bias | None, arrays: Mapping[str, NDArr
         return
     before = bias.checkpoint()
     try:
-        bias.restore({name.removeprefix(_BIAS): array for name, array in arrays.items() if name.startswith(_BIAS)})
-    except UqbiasError as error:
+        with content_of(path, "begin from an older one", "is not a whole snapshot: bias"), memory_for(Path(path)):
+            bias.restore({name.removeprefix(_BIAS): array for name, array in arrays.items() if name.startswith(_BIAS)})
+    except BaseException:
         bias.restore(before)
-        raise UqbiasError(f"{path}: {error.what}", error.cure) from error
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        bias.restore(before)
-        raise UqbiasError(f"{path} is not a whole snapshot (bias: {error!r})", "begin from an older one") from error
+        raise
 
 
 def state_of_context(context: Any) -> dict[str, NDArray[Any]]:

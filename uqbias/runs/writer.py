@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, NotRequired, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import NonNegativeInt, StringConstraints
+from typing_extensions import TypedDict
 
 from uqbias.bias.base import Bias, parts_of
 from uqbias.errors import UqbiasError
-from uqbias.files import read_arrays, write_arrays, write_text
+from uqbias.files import check_json, parse_json, read_arrays, write_arrays, write_text
 from uqbias.molecule.topology import Topology
 from uqbias.runs.observation import GuardEvent, Observation
 from uqbias.runs.run_files import RunFiles
@@ -118,7 +120,7 @@ class RunWriter(Files):
             if self.folder.exists() and any(not entry.name.startswith(".") for entry in self.folder.iterdir()):
                 raise UqbiasError(f"{self.folder} holds no run: {path} is not there", "choose another folder")
             return None
-        return read_description(path, ("settings", "steps"), "choose another folder")
+        return read_description(path, _Begun, "choose another folder")
 
     def _check_same(self, before: Mapping[str, Any]) -> None:
         old, new = before["settings"], self.facts["settings"]
@@ -312,36 +314,47 @@ class RunWriter(Files):
         shutil.rmtree(self.folder / PARTS, ignore_errors=True)
 
 
-def read_description(path: Path, keys: Sequence[str], cure: str) -> dict[str, Any]:
+class _Totals(TypedDict):
+    sizes: dict[Annotated[str, StringConstraints(pattern=r"^[^/\\]+$")], NonNegativeInt]
+    stopped: NonNegativeInt
+    evaluations: NonNegativeInt
+
+
+class _Begun(TypedDict):
+    settings: dict[str, Any]
+    steps: NonNegativeInt
+    finished: NotRequired[_Totals | None]
+
+
+def read_description(path: Path, schema: Any, cure: str) -> dict[str, Any]:
     """Content of a ``run.json``.
+
+    Parameters
+    ----------
+    schema : of what is needed, a `TypedDict`.
 
     Raises
     ------
     UqbiasError
-        If it does not describe a run by these keys; with the cure given.
+        If it does not describe a run so; with the cure given.
     """
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        if facts["format"] == "uqbias-proposals":
-            raise UqbiasError(f"{path.parent} holds proposed geometries and no MD", "give the folder of an MD run")
-        fitting = (facts["format"], facts["version"]) == (FORMAT, VERSION)
-        for key in keys:
-            facts[key]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UqbiasError(f"{path} does not describe a run ({error!r})", cure) from error
-    if not fitting:
-        raise UqbiasError(f"{path} is of format {facts['format']} {facts['version']}", "update uqbias")
-    return dict(facts)
+    fault = f"{path} does not describe a run"
+    facts: dict[str, Any] = parse_json(path.read_bytes(), dict[str, Any], fault, cure)
+    kind = (facts.get("format"), facts.get("version"))
+    if kind[0] == "uqbias-proposals":
+        raise UqbiasError(f"{path.parent} holds proposed geometries and no MD", "give the folder of an MD run")
+    if kind[0] == FORMAT:
+        check_json(facts, schema, fault, cure)
+    if kind != (FORMAT, VERSION):
+        raise UqbiasError(f"{path} is of format {kind[0]} {kind[1]}", "update uqbias")
+    return facts
 
 
 def _read_part(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """Observations, and what `RunWriter.snapshot` noted with them."""
     arrays = read_arrays(path, "part of a run", "begin anew")
-    try:
-        manifest = json.loads(str(arrays.pop("manifest")))
-        return arrays, {name: manifest[name] for name in ("sizes", "stopped", "evaluations")}
-    except (KeyError, TypeError, ValueError) as error:
-        raise UqbiasError(f"{path} is not a part of a run ({error!r})", "begin anew") from error
+    fault = f"{path} is not a part of a run"
+    return arrays, parse_json(str(arrays.pop("manifest", "")), _Totals, fault, "begin anew")
 
 
 def _sync(path: Path) -> None:

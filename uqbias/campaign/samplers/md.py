@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from pydantic import FiniteFloat
+from typing_extensions import TypedDict
 
 from uqbias.bias.build import BiasParts, build_bias, completed
 from uqbias.campaign.samplers.base import Advance, Array, Exploration, Sampler
 from uqbias.errors import UqbiasError
-from uqbias.files import read_arrays, sha256
+from uqbias.files import content_of, read_arrays, read_json, sha256
 from uqbias.variables.base import build_variables, periods_of
 
 if TYPE_CHECKING:
@@ -122,7 +123,9 @@ class MolecularDynamics(Sampler):
         ) as writer:
             if writer.finished is None:
                 if bias is not None and job.earlier_bias is not None:
-                    bias.restore(read_arrays(job.earlier_bias, "bias of the round before", "put it back from a copy"))
+                    cure = "put it back from a copy"
+                    with content_of(job.earlier_bias, cure, "does not fit the bias"):
+                        bias.restore(read_arrays(job.earlier_bias, "bias of the round before", cure))
                     for part in bias.biases:
                         part.on_new_model()
                 evaluator = FusedEvaluator(
@@ -174,11 +177,15 @@ def _device(md: MD) -> str:
     return "cuda" if md.platform == "CUDA" else "cpu"
 
 
+class _Earlier(TypedDict):
+    lowest_u: FiniteFloat
+
+
 def _lowest(job: Exploration, at_start: Evaluated) -> float:
     """Driver's lowest value over the labelled frames; of a bias that is carried on, the one that it began with."""
     if job.earlier_bias is not None:
-        earlier = json.loads((job.earlier_bias.parent / "run.json").read_text(encoding="utf-8"))
-        return float(earlier["lowest_u"])
+        file = job.earlier_bias.parent / "run.json"
+        return float(read_json(file, _Earlier, "description of a run", "put it back from a copy")["lowest_u"])
     return float(at_start.driver.min())
 
 
