@@ -9,7 +9,18 @@ import matplotlib.image
 import numpy as np
 import pytest
 from molecules import ALANINE_PDB
-from synthetic_runs import KT, exact, free_energy, independent, make, metadynamics_run, values_of, well, write_run
+from synthetic_runs import (
+    KT,
+    NO_UNIT,
+    exact,
+    free_energy,
+    independent,
+    make,
+    metadynamics_run,
+    values_of,
+    well,
+    write_run,
+)
 
 from uqbias.free_energy.estimate_options import METHODS
 from uqbias.free_energy.result import UNITS, Axis, FreeEnergy
@@ -419,17 +430,17 @@ def test_bias_that_is_missing_or_of_another_run(alanine, simple, tmp_path):
 @pytest.mark.parametrize(
     ("facts", "fault"),
     [
-        ({"topology": {}}, "does not describe a run (KeyError('numbers'))"),
+        ({"topology": {}}, "does not describe a run: topology.numbers: field required"),
         ({"topology": {"numbers": [1, 1], "bonds": [[0, 5]]}}, "bond (0, 5) in a molecule of 2 atoms"),
-        ({"temperature": "x"}, "does not describe a run (ValueError("),
-        ({"temperature": None}, "does not describe a run (TypeError("),
-        ({"temperature": -1}, "temperature -1 K"),
-        ({"variables": [1]}, "does not describe a run (AttributeError("),
-        ({"variables": {"x": "angle"}}, "does not describe a run (ValueError("),
-        ({"variables": {"x": {"period": "long"}}}, "does not describe a run (ValueError("),
-        ({"model": "m.uqb"}, "does not describe a run (ValueError("),
-        ({"biases": [{"sigma": 1.0}]}, "does not describe a run (KeyError('kind'))"),
-        ({"biases": ["opes"]}, "does not describe a run (ValueError("),
+        ({"temperature": "x"}, "does not describe a run: temperature = 'x': input should be a valid number"),
+        ({"temperature": None}, "does not describe a run: temperature = None"),
+        ({"temperature": -1}, "temperature = -1: input should be greater than 0"),
+        ({"variables": [1]}, "does not describe a run: variables = [1]"),
+        ({"variables": {"x": "angle"}}, "does not describe a run: variables.x = 'angle'"),
+        ({"variables": {"x": {**NO_UNIT, "period": "long"}}}, "does not describe a run: variables.x.period = 'long'"),
+        ({"model": "m.uqb"}, "does not describe a run: model = 'm.uqb'"),
+        ({"biases": [{"sigma": 1.0}]}, "does not describe a run: biases.0.kind: field required"),
+        ({"biases": ["opes"]}, "does not describe a run: biases.0 = 'opes'"),
         ({"biases": [{"kind": "opus"}]}, "did you mean 'opes'?"),
         ({"biases": [{"kind": "metadynamics", "sigma": "wide"}]}, "run.json"),
         ({"biases": [{"kind": "metadynamics", "width": 1.0}]}, "unknown option 'width' of bias 'metadynamics'"),
