@@ -51,8 +51,17 @@ def test_disagreement():
     assert disagreement(near, values) == ""
     lost = [torch.tensor([1.0, -190.0]), *values[1:]]
     assert disagreement(lost, values) == "output 0 is off by 10 of 200"
-    broken = [torch.tensor([float("nan"), -200.0]), *values[1:]]
-    assert disagreement(broken, values) == ""
+    for value in (float("nan"), float("inf")):
+        broken = [torch.tensor([value, -200.0]), *values[1:]]
+        assert disagreement(broken, broken) == ""
+        for one, other in ((broken, values), (values, broken)):
+            assert disagreement(one, other) == "output 0 is not finite in 1 place(s) where the graph is, or the reverse"
+        nowhere = [torch.full((2,), value), *values[1:]]
+        assert "output 0 is not finite in 2 place(s)" in disagreement(nowhere, values)
+        assert disagreement(nowhere, nowhere) == "output 0 is not finite in any place"
+    assert disagreement([torch.ones(1), *values[1:]], values) == "output 0 is of shape (1,), not (2,)"
+    with pytest.raises(ValueError, match="longer"):
+        disagreement(values[:2], values)
 
 
 @pytest.mark.slow

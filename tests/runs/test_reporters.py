@@ -1,6 +1,7 @@
 """HILLS, COLVAR, trajectories and observations are read back as they were."""
 
 import json
+import tracemalloc
 from types import SimpleNamespace
 
 import mdtraj
@@ -252,6 +253,47 @@ def test_colvar(tmp_path):
     np.testing.assert_allclose(table["driver"], [o.driver[1] for o in seen], rtol=1e-8)
     np.testing.assert_allclose(table["bias"], [o.bias[1] for o in seen], rtol=1e-8)
     files.close()
+
+
+@pytest.mark.parametrize("block", [7, 64, 1 << 22])
+def test_colvar_in_blocks_of_any_size(tmp_path, monkeypatch, block):
+    """Restarts, comments, empty lines, odd numbers and a cut last line, as the lines say one by one."""
+    monkeypatch.setattr("uqbias.runs.plumed_files.BLOCK", block)
+    head = "#! FIELDS time a b\n"
+    content = f"{head}#! SET min_a -pi\n0 1 2.5\n1 -1e300 nan\n\n{head} 2\t inf 1_0\r\n  # end\n3 0 1\n4 5 6"
+    (path := tmp_path / "COLVAR").write_bytes(content.encode())
+    table = read_colvar(path)
+    assert list(table) == ["time", "a", "b"]
+    rows = [[0, 1, 2.5], [1, -1e300, np.nan], [2, np.inf, 10], [3, 0, 1]]
+    np.testing.assert_array_equal(np.stack([*table.values()], axis=1), rows)
+    for bad, message in (
+        ("#! FIELDS time a c\n", "line 10: other fields"),
+        ("4 5\n4 5 6 7\n", "line 10: 2 numbers for 3 fields"),
+        ("4 5 6\n4 5 x6\n", "line 11: could not convert string to float: 'x6'"),
+        ("4 5 6.0.1\n", "line 10: could not convert"),
+        ("4 5 6 # note\n", "line 10: could not convert"),
+        ("4 5 6\x007\n", "line 10: could not convert"),
+        ("4 5 0x10\n", "line 10: could not convert"),
+        ("4 5 1,5\n", "line 10: could not convert"),
+    ):
+        path.write_bytes((content[:-5] + bad + "5 6 7\n").encode())
+        with pytest.raises(UqbiasError, match=message):
+            read_colvar(path)
+    path.write_bytes(content.encode() + b"\n1 2 \xff\n")
+    with pytest.raises(UqbiasError, match="not a text file"):
+        read_colvar(path)
+
+
+def test_memory_of_a_colvar_that_is_read(tmp_path, monkeypatch):
+    """Beside the numbers and those of their lines, a few blocks."""
+    monkeypatch.setattr("uqbias.runs.plumed_files.BLOCK", 1 << 14)
+    (tmp_path / "COLVAR").write_text("#! FIELDS time a b c\n" + "1.234567 1.234567 1.234567 1.5\n" * 50_000)
+    tracemalloc.start()
+    table = read_colvar(tmp_path / "COLVAR")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(table["c"]) == 50_000
+    assert peak < 1.5 * 50_000 * (4 + 1) * 8
 
 
 def test_trajectories_are_read_by_mdtraj(tmp_path):

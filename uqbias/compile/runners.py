@@ -177,6 +177,8 @@ class _Build(NamedTuple):
             If the machine code does not do what the graph does.
         """
         expected = _eager(graph_module)(list(self.check_inputs))
+        if problem := disagreement(expected, expected):
+            raise UqbiasError(f"{self.name} cannot be checked: {problem}", "are the model's weights whole?")
         run = self._load(graph_module)
         if disagreement(run(list(self.check_inputs)), expected):
             logger.warning("torch compiled %s wrongly; once more, without index_add", self.name)
@@ -197,13 +199,20 @@ class _Build(NamedTuple):
 
 
 def disagreement(computed: Sequence[Tensor], expected: Sequence[Tensor]) -> str:
-    """The first output that differs by more than rounding explains; empty if none does."""
+    """The first output that differs by more than rounding explains, or that proves nothing; empty if there is none.
+
+    Outputs agree in shape, and in which of their values are not finite: some must be.
+    """
     for index, (one, other) in enumerate(zip(computed, expected, strict=True)):
+        if one.shape != other.shape:
+            return f"output {index} is of shape {tuple(one.shape)}, not {tuple(other.shape)}"
         if not other.is_floating_point() or not other.numel():
             continue
-        both = torch.isfinite(one) & torch.isfinite(other)
-        a, b = (torch.where(both, tensor, torch.zeros_like(tensor)) for tensor in (one, other))
-        scale, error = float(b.abs().max()), float((a - b).abs().max())
+        finite = torch.isfinite(other)
+        if (strays := int((torch.isfinite(one) != finite).sum())) or not finite.any():
+            where = f"{strays} place(s) where the graph is, or the reverse" if strays else "any place"
+            return f"output {index} is not finite in {where}"
+        scale, error = float(other[finite].abs().max()), float((one - other)[finite].abs().max())
         if error > ROUNDING[other.dtype] * scale:
             return f"output {index} is off by {error:.3g} of {scale:.3g}"
     return ""

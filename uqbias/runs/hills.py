@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +194,7 @@ def parse_hills(
 
     ``path`` is for messages.
     """
-    fields, rows, lines = parse_plumed(text, Path(path), before=before)
+    fields, rows, lines = parse_plumed(BytesIO(text.encode()), Path(path), before=before)
     if "biasf" in fields:  # PLUMED may add the wall-clock time
         kept = fields.index("biasf") + 1
         fields, rows = fields[:kept], rows[:, :kept]

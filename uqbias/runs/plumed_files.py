@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from uqbias.bias.metad import MetaD
 from uqbias.errors import UqbiasError
+
+if TYPE_CHECKING:
+    from uqbias.bias.metad import MetaD
 
 #: A multiple or fraction of pi: -pi, 2pi, 2*pi, pi/2.
 _OF_PI = re.compile(r"([+-]?)(?:(\d*\.?\d+)\*?)?pi(?:/(\d*\.?\d+))?")
+#: Bytes read at a time.
+BLOCK = 1 << 22
 
 
 def read_text(path: str | Path) -> str:
@@ -43,38 +49,95 @@ def check_columns(text: str, path: str | Path, header: str) -> None:
         )
 
 
-def parse_plumed(text: str, path: Path, *, before: int = 0) -> tuple[list[str], NDArray[np.float64], list[int]]:
+def parse_plumed(
+    stream: BinaryIO, path: Path, *, before: int = 0
+) -> tuple[list[str], NDArray[np.float64], NDArray[np.int64]]:
     """Field names, rows [T, fields] and their lines [T] of a PLUMED file; a last line without its end is left out.
 
-    Lines count from ``before``.
+    Beside the result a few blocks are in memory, however long the file is. Lines count from ``before``.
+
+    Raises
+    ------
+    UqbiasError
+        If a line is bad, the fields change, or it is not text; the message names the line.
     """
     fields: list[str] = []
-    rows: list[Sequence[float]] = []
-    lines: list[int] = []
-    for number, line in enumerate(text.splitlines(keepends=True), start=1 + before):
-        if not line.endswith("\n"):
-            break
-        words = line.split()
-        if words[:2] == ["#!", "FIELDS"]:
+    rows, lines = np.empty((0, 0)), np.empty(0, dtype=np.int64)
+    for number, block in _blocks(stream, 1 + before):
+        if block.lstrip().startswith(b"#"):
+            words = _words(block, path)
+            if words[:2] != ["#!", "FIELDS"]:
+                continue
             if fields and words[2:] != fields:
                 raise UqbiasError(f"{path}, line {number}: other fields than before", "keep one run per file")
-            fields = words[2:]
-        elif not words or words[0].startswith("#"):
+            if not fields:
+                fields, rows = words[2:], np.empty((0, len(words) - 2))
             continue
-        else:
-            try:
-                row = [float(word) for word in words]
-            except ValueError as error:
-                raise UqbiasError(f"{path}, line {number}: {error}", "remove or repair that line") from error
-            if len(row) != len(fields):
-                raise UqbiasError(
-                    f"{path}, line {number}: {len(row)} numbers for {len(fields)} fields", "remove or repair that line"
-                )
-            rows.append(row)
-            lines.append(number)
+        values, at = _rows_of(block, len(fields), path, number)
+        count = len(lines)
+        # Lengthened where they are: a second copy of a long series may not fit into memory.
+        rows.resize((count + len(at), len(fields)), refcheck=False)
+        lines.resize(count + len(at), refcheck=False)
+        rows[count:], lines[count:] = values, at
     if not fields:
         raise UqbiasError(f"{path}, line 1: no '#! FIELDS' line", "give a HILLS or COLVAR file as PLUMED writes it")
-    return fields, np.array(rows, dtype=np.float64).reshape(len(rows), len(fields)), lines
+    return fields, rows, lines
+
+
+def _blocks(stream: BinaryIO, number: int) -> Iterator[tuple[int, bytes]]:
+    """Whole lines and the number of the first: many of numbers, or one with a ``#``."""
+    left = b""
+    while chunk := stream.read(BLOCK):
+        whole, end, left = (left + chunk).rpartition(b"\n")
+        whole += end
+        while whole:
+            mark = whole.find(b"#")
+            # Up to the line that has the mark; if that is the first, this line alone.
+            cut = len(whole) if mark < 0 else whole.rfind(b"\n", 0, mark) + 1 or whole.find(b"\n") + 1
+            yield number, whole[:cut]
+            number, whole = number + whole.count(b"\n", 0, cut), whole[cut:]
+
+
+def _words(line: bytes, path: Path) -> list[str]:
+    try:
+        return line.decode("utf-8").split()
+    except UnicodeDecodeError as error:
+        raise UqbiasError(f"{path} is not a text file ({error})", "give a HILLS or COLVAR file") from error
+
+
+def _rows_of(block: bytes, count: int, path: Path, number: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Rows [n, count] of a block of lines and their numbers [n]; empty lines are none."""
+    characters = np.frombuffer(block, dtype=np.uint8)
+    gap = characters <= ord(" ")
+    begins = ~gap
+    begins[1:] &= gap[:-1]
+    starts = np.flatnonzero(characters == ord("\n"))[:-1] + 1
+    words = np.add.reduceat(begins, np.concatenate([[0], starts]), dtype=np.int64)
+    lines = number + np.flatnonzero(words)
+    if count and (words[words > 0] == count).all():
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", DeprecationWarning)  # numpy's word for what is no number
+            with suppress(DeprecationWarning, ValueError):
+                values = np.fromstring(block, sep=" ")
+                if values.size == len(lines) * count:
+                    return values.reshape(-1, count), lines
+    rows = [_row(words, count, path, line) for line, words in _worded(block, path, number)]
+    return np.array(rows, dtype=np.float64).reshape(len(rows), count), lines
+
+
+def _worded(block: bytes, path: Path, number: int) -> Iterator[tuple[int, list[str]]]:
+    words = ((line, _words(text, path)) for line, text in enumerate(block.split(b"\n"), start=number))
+    return ((line, each) for line, each in words if each)
+
+
+def _row(words: Sequence[str], count: int, path: Path, line: int) -> list[float]:
+    try:
+        row = [float(word) for word in words]
+    except ValueError as error:
+        raise UqbiasError(f"{path}, line {line}: {error}", "remove or repair that line") from error
+    if len(row) != count:
+        raise UqbiasError(f"{path}, line {line}: {len(row)} numbers for {count} fields", "remove or repair that line")
+    return row
 
 
 def check_stated(text: str, path: str | Path, bias: MetaD) -> None:

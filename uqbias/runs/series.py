@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, Self, TextIO
 
@@ -102,7 +103,8 @@ def read_colvar(path: str | Path) -> dict[str, NDArray[np.float64]]:
     """
     if not Path(path).is_file():
         raise UqbiasError(f"no such file: {path}", "give a COLVAR file")
-    fields, rows, _ = parse_plumed(read_text(path), Path(path))
+    with Path(path).open("rb") as stream:
+        fields, rows, _ = parse_plumed(stream, Path(path))
     return {name: rows[:, column] for column, name in enumerate(fields)}
 
 
@@ -118,8 +120,8 @@ def rows_until(path: str | Path, names: Sequence[str], time_ps: float) -> str:
     check_columns(text, path, colvar_header(names))
     if "\n" not in text:
         return ""
-    _, rows, numbers = parse_plumed(text, Path(path))
-    late = {number for number, row in zip(numbers, rows, strict=True) if not row[0] <= time_ps}
+    _, rows, numbers = parse_plumed(BytesIO(text.encode()), Path(path))
+    late = set(numbers[~(rows[:, 0] <= time_ps)].tolist())
     lines = enumerate(text.splitlines(keepends=True), start=1)
     return "".join(line for number, line in lines if number not in late and line.endswith("\n"))
 
