@@ -11,6 +11,7 @@ import faulthandler
 import json
 import os
 import resource
+import select
 import signal
 import sys
 import threading
@@ -23,12 +24,13 @@ from typing import Any
 
 #: Files in the folder of a label: the label, and what the calculation printed.
 LABEL, OUTPUT = "label.json", "output.txt"
-#: s between two looks at whether the program is still there.
-LOOK = 0.2
+#: s between two looks at whether the program is still there, and still wants an answer.
+LOOK = 0.05
 
 _oracles: dict[str, Any] = {}
 #: Held while a finished label is written: not even the end of the program stops that.
 _storing = threading.Lock()
+_working = threading.Event()
 
 
 class Rejected(Exception):  # noqa: N818 - an answer, not a fault
@@ -42,7 +44,7 @@ class Rejected(Exception):  # noqa: N818 - an answer, not a fault
 def main(descriptor: int, parent: int) -> None:
     """Do calls until the program closes the connection: function, arguments, file of output; (done, answer) back."""
     os.set_inheritable(descriptor, False)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent, descriptor), daemon=True).start()
     faulthandler.enable()
     # Where memory is short this process is ended, not the program.
     with contextlib.suppress(OSError):
@@ -51,14 +53,16 @@ def main(descriptor: int, parent: int) -> None:
     while True:
         try:
             function, arguments, output = connection.recv()
-        except EOFError:
+        except (EOFError, OSError):
             return
         answer: tuple[bool, Any]
+        _working.set()
         with _output_to(output):
             try:
                 answer = (True, function(*arguments))
             except BaseException as error:
                 answer = (False, _portable(error))
+        _working.clear()
         try:
             connection.send(answer)
         except OSError:
@@ -166,8 +170,11 @@ def _portable(error: BaseException) -> BaseException:
     return error
 
 
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
+def _end_with(parent: int, descriptor: int) -> None:
+    """End where the program has ended, or has given up the call that is under way."""
+    connection = select.poll()
+    connection.register(descriptor, 0)  # tells when the other side closes it
+    while os.getppid() == parent and not (_working.is_set() and connection.poll(0)):
         time.sleep(LOOK)
     with _storing:
         os.killpg(0, signal.SIGKILL)

@@ -156,11 +156,12 @@ class Children:
         if self.stopped:
             raise Stopped
         child = child or Child(environment)
-        keep = False
+        keep = patient = False
         try:
             result = child.call(function, *arguments, output=output, timeout=timeout)
         except Exception as error:
             keep = not (isinstance(error, Died | Stopped) or getattr(error, "died", False))
+            patient = isinstance(error, Stopped)  # it may be about to write a finished label
             raise
         else:
             keep = True
@@ -170,7 +171,7 @@ class Children:
                 with self._lock:
                     self._idle.append(child)
             else:
-                child.close(patient=False)
+                child.close(patient=patient)
                 if output is not None and output.is_file() and output.stat().st_size > MOST_OUTPUT:
                     os.truncate(output, KEPT_OUTPUT)
 

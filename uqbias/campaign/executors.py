@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from uqbias.campaign.child import LABEL, OUTPUT, Rejected, label_here
 from uqbias.campaign.contained import CHILDREN, Died, Stopped
-from uqbias.campaign.interrupts import deferred
+from uqbias.campaign.interrupts import blocked, deferred
 from uqbias.campaign.ledger import Ledger
 from uqbias.errors import UqbiasError
 from uqbias.registry import named_paths
@@ -136,8 +137,11 @@ def _dask_executor(workers: int, address: str | None) -> Executor:
         raise UqbiasError(
             "executor.kind = 'dask': dask.distributed is not installed", "pip install 'uqbias[distributed]'"
         ) from None
+    local = {"n_workers": workers, "threads_per_worker": 1, "silence_logs": logging.CRITICAL}
     try:
-        client = distributed.Client(address) if address else distributed.Client(n_workers=workers, threads_per_worker=1)
+        # A cluster half begun ends with tracebacks, and its workers leave the signals of the terminal to this process.
+        with deferred(lambda: None), blocked():
+            client = distributed.Client(address) if address else distributed.Client(**local)
     except OSError as error:
         raise UqbiasError(f"executor.address = {address}: {error}", "start a scheduler there") from None
     return DaskExecutor(client)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any
 
 #: Ctrl-C, the end of a job's time, and the end of a terminal.
@@ -77,6 +78,17 @@ def deferred(stop: Callable[[], None]) -> Iterator[list[int]]:
             signal.signal(number, handler)
         if kept and before:
             signal.raise_signal(kept[0])
+
+
+@contextmanager
+def blocked() -> Iterator[None]:
+    """Threads and processes begun within never get the signals of a terminal."""
+    resource_tracker.ensure_running()  # else its start, in the thread that begins a process, would unblock them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _install(handler: Handler) -> dict[int, Any]:

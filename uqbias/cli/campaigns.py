@@ -148,7 +148,7 @@ def run(
         if (code := exit_code(error)) is None:
             raise
         fail(f"interrupted; every label is kept, `uqbias run {path} -o {directory}` goes on where it stopped")
-        raise typer.Exit(code) from None
+        raise SystemExit(code) from None
 
 
 def report(
