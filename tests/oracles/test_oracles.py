@@ -1,4 +1,7 @@
 import pickle
+import sys
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from uqbias.oracles.ase import ASEOracle
 from uqbias.oracles.base import OracleError
 from uqbias.oracles.openmm import OpenMMOracle
 from uqbias.registry import ORACLES
+from uqbias.units import EV
 
 CO2 = np.array([[0.0, 0.0, 0.0], [0.117, 0.002, 0.0], [-0.116, 0.0, 0.01]])
 EMT = "ase.calculators.emt:EMT"
@@ -128,3 +132,54 @@ def test_hopeless_geometries_are_refused(positions, message):
 def test_bad_options_name_the_value(kind, options, message):
     with pytest.raises(UqbiasError, match=message):
         ORACLES.rebuild(kind, options)
+
+
+class Electrons(Calculator):
+    """Calculator whose energy is 100 eV a charge, and 1 eV a multiplicity."""
+
+    implemented_properties = ("energy", "free_energy", "forces")
+    default_parameters = {"charge": 0, "multiplicity": 1}  # noqa: RUF012
+
+    def calculate(self, atoms=None, properties=None, system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        energy = 100.0 * self.parameters.charge + self.parameters.multiplicity
+        self.results = {"energy": energy, "forces": np.zeros((len(atoms), 3))}
+
+
+def electrons(**options):
+    return ASEOracle(calculator=f"{__name__}:Electrons", numbers=[6, 8, 8], **options)
+
+
+def test_charge_and_multiplicity_reach_the_calculator_by_its_own_names(monkeypatch):
+    monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or ModuleType(__name__))
+    monkeypatch.setattr(sys.modules[__name__], "Electrons", Electrons, raising=False)
+    oracle = electrons(charge=-1, spin=2)
+    assert (oracle.charge, oracle.spin) == (-1, 2)
+    assert oracle.label(CO2).energy == pytest.approx(-98 * EV)
+    assert pickle.loads(pickle.dumps(oracle)).label(CO2).energy == oracle.label(CO2).energy
+    default = electrons()
+    assert (default.charge, default.spin) == (0, 1)
+    assert "charge" not in default.options(), "labels paid before are known by their options"
+    assert electrons(charge=1, calculator_options={"charge": 1}).charge == 1
+    with pytest.raises(UqbiasError, match="charge = 1, and charge = 2 in calculator_options"):
+        electrons(charge=1, calculator_options={"charge": 2})
+    with pytest.raises(UqbiasError, match=r"system.spin = 3: the calculator '.*EMT' takes no multiplicity or mult"):
+        ASEOracle(calculator=EMT, numbers=[6, 8, 8], spin=3)
+
+
+def test_force_fields_have_a_charge_of_their_own():
+    assert OpenMMOracle(structure=ALANINE_PDB, charge=0).charge == 0
+    with pytest.raises(UqbiasError, match=r"system.charge = 1: the force field gives .* a charge of 0"):
+        OpenMMOracle(structure=ALANINE_PDB, charge=1)
+
+
+def test_files_go_to_a_fresh_folder(tmp_path):
+    oracle = ase_oracle()
+    oracle.label(CO2)
+    first = Path(oracle._atoms.calc.directory)
+    oracle.label(CO2)
+    assert first != Path(oracle._atoms.calc.directory)
+    assert not first.exists()
+    oracle.folder = tmp_path
+    oracle.label(CO2)
+    assert Path(oracle._atoms.calc.directory) == tmp_path

@@ -161,6 +161,8 @@ def _portable(error: BaseException) -> BaseException:
 
     from uqbias.errors import UqbiasError
 
+    if not isinstance(error, Exception):  # it ends no program but this
+        return RuntimeError(f"{type(error).__name__}: {error}")
     if not isinstance(error, UqbiasError | Rejected):
         error.add_note("".join(traceback.format_exception(error)))
     try:

@@ -83,8 +83,9 @@ def deferred(stop: Callable[[], None]) -> Iterator[list[int]]:
 @contextmanager
 def blocked() -> Iterator[None]:
     """Threads and processes begun within never get the signals of a terminal."""
-    resource_tracker.ensure_running()  # else its start, in the thread that begins a process, would unblock them
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    resource_tracker.ensure_running()  # else its start, in the thread that begins a process, would unblock Ctrl-C
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:

@@ -16,7 +16,7 @@ from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError
 from uqbias.molecule.topology import Topology
-from uqbias.oracles.base import Array, Oracle
+from uqbias.oracles.base import Array, Oracle, OracleError
 from uqbias.registry import import_attribute
 from uqbias.units import ANGSTROM, EV, EV_PER_ANGSTROM
 
@@ -127,19 +127,23 @@ class ASEOracle(Oracle):
         # Calculators begin at the last geometry's wave function; a label must not depend on what was labelled before.
         if reset := getattr(self._atoms.calc, "reset", None):
             reset()
-        self._atoms.set_positions(positions / ANGSTROM)
+        x = positions / ANGSTROM
+        self._atoms.set_positions(x)
         calculator = self._atoms.calc
         with nullcontext(self.folder) if self.folder else tempfile.TemporaryDirectory(prefix="uqbias-") as folder:
             if hasattr(calculator, "directory"):
                 calculator.directory = folder
             energy, forces = self._atoms.get_potential_energy(), self._atoms.get_forces()
+            if not np.array_equal(self._atoms.positions, x):
+                raise OracleError(f"{self.kind} oracle failed: the calculator moved the atoms")
             free = (getattr(calculator, "results", None) or {}).get("free_energy")
         return _scaled(energy if free is None else free, EV), _scaled(forces, EV_PER_ANGSTROM)
 
 
 def _scaled(value: Any, unit: float) -> Any:
-    """A number or array in our unit; what cannot be multiplied is refused as it is by the label's checks."""
-    return value if value is None else np.asarray(value) * unit
+    """A number or array in our unit; what is no number stays as it is, for the label's checks."""
+    array = np.asanyarray(value)
+    return array * unit if array.dtype.kind in "fiuc" else array
 
 
 def _absolute(value: Any) -> Any:

@@ -1,0 +1,150 @@
+import json
+import re
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from counting_oracle import CountingOracle, calls
+from faulty_calculator import ALL, FAULTS, geometry, spring
+
+from uqbias.campaign import contained
+from uqbias.campaign.executors import LabelRequest, OracleSpec, failure_reasons, label_all, label_one, make_executor
+from uqbias.campaign.ledger import label_key, open_ledger
+from uqbias.errors import UqbiasError
+from uqbias.units import ANGSTROM, EV, EV_PER_ANGSTROM
+
+KINDS = ["process", "serial", "thread"]
+DASK = pytest.param(
+    "dask", marks=[pytest.mark.slow, pytest.mark.skipif(not find_spec("distributed"), reason="no dask.distributed")]
+)
+
+
+def opened(folder):
+    return open_ledger(folder, {"seed": 0}, np.array([1, 1]), {})
+
+
+def requests(positions):
+    return [LabelRequest(i, label_key(x, "test"), x, {}) for i, x in enumerate(positions)]
+
+
+def faulty(folder, **bounds):
+    options = {"calculator": "faulty_calculator:Faulty", "numbers": [1, 1]}
+    return OracleSpec("ase", options, folder=folder / "labels", **bounds)
+
+
+@pytest.mark.parametrize("kind", ["process", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:]), DASK])
+def test_every_fault_costs_its_own_label_and_no_other(tmp_path, monkeypatch, capfd, kind):
+    assert len(FAULTS) >= 27
+    monkeypatch.setattr(contained, "MOST_OUTPUT", 2**24)
+    wanted = requests([geometry(i) for i in range(len(ALL))])
+    with opened(tmp_path) as ledger:
+        executor = make_executor(kind, 2)
+        failures = label_all(executor, faulty(tmp_path, timeout=2.0, memory_gb=3.0), wanted, ledger, 0, in_flight=2)
+        executor.shutdown()
+        reasons = {event["index"]: event["reason"] for event in ledger.events("failure")}
+        labels = {event["index"]: event for event in ledger.events("label")}
+        assert sum(failure_reasons(ledger).values()) == failures
+    wrong = {i: reasons.get(i) for i, (_, says) in enumerate(FAULTS) if not re.search(says, reasons.get(i, ""))}
+    assert not wrong
+    assert failures == len(FAULTS)
+    assert sorted(labels) == list(range(len(FAULTS), len(ALL)))
+    for index, label in labels.items():
+        energy, forces = spring(geometry(index) / ANGSTROM)
+        assert label["energy"] == pytest.approx(energy * EV, rel=1e-9)
+        np.testing.assert_allclose(label["forces"], forces * EV_PER_ANGSTROM, rtol=1e-9)
+    assert capfd.readouterr().out == ""
+    kept = {int(path.name.split("_")[1]) for path in (tmp_path / "labels").iterdir()}
+    assert kept - {21} == set(reasons) - {21}, "the folders of failures stay, those of labels go"
+    sizes = [path.stat().st_size for path in (tmp_path / "labels").rglob("output.txt")]
+    assert max(sizes) <= contained.MOST_OUTPUT
+
+
+def test_files_are_in_the_label_s_folder_and_stay_where_asked(tmp_path):
+    chatter = len(ALL) - 1
+    with opened(tmp_path) as ledger, make_executor("serial", 1) as executor:
+        label_all(executor, faulty(tmp_path, keep_files=True), requests([geometry(chatter)]), ledger, 0)
+    (folder,) = (tmp_path / "labels").iterdir()
+    text = (folder / "output.txt").read_text()
+    assert "SCF converged" in text
+    assert "Fortran" in text
+    assert "a warning" in text
+    assert json.loads((folder / "label.json").read_text())["positions"] == geometry(chatter).tolist()
+
+
+def test_a_finished_label_is_taken_from_its_folder_and_only_for_its_geometry(tmp_path, monkeypatch):
+    monkeypatch.setenv("COUNTING_CALLS", str(tmp_path / "calls"))
+    spec = OracleSpec(CountingOracle.kind, {"scale": 2.0}, folder=tmp_path / "labels")
+    x = np.full((2, 3), 0.1)
+    first = label_one(spec, x)
+    again, other = label_one(spec, x), label_one(spec, x + 1)
+    assert first[0] == again[0] == pytest.approx(1.2)
+    assert other[0] == pytest.approx(13.2)
+    assert calls() == [0.1, 1.1]
+    changed = OracleSpec(CountingOracle.kind, {"scale": 3.0}, folder=tmp_path / "labels")
+    assert label_one(changed, x)[0] == pytest.approx(1.8)
+    for path in (tmp_path / "labels").rglob("label.json"):
+        path.write_text('{"oracle": ')
+    assert label_one(spec, x)[0] == first[0]
+    assert len(calls()) == 4
+
+
+@pytest.mark.parametrize("kind", [*KINDS, DASK])
+def test_each_label_is_stored_before_its_worker_begins_another(tmp_path, monkeypatch, kind):
+    monkeypatch.setenv("COUNTING_CALLS", str(tmp_path / "calls"))
+    spec = OracleSpec(CountingOracle.kind, {"scale": 1.0}, folder=tmp_path / "labels")
+    workers, gaps = 1 if kind == "serial" else 2, []
+    with opened(tmp_path) as ledger:
+        executor = make_executor(kind, workers)
+        append = ledger.append
+
+        def watched(event, **values):
+            append(event, **values)
+            gaps.append(len(calls("finished")) - len(ledger.events("label")))
+
+        monkeypatch.setattr(ledger, "append", watched)
+        label_all(executor, spec, requests([np.full((2, 3), 0.1 * i) for i in range(12)]), ledger, 0, in_flight=workers)
+        executor.shutdown()
+        assert len(calls("begun")) == len(calls("finished")) == len(ledger.events("label")) == 12
+    assert max(gaps) < workers
+
+
+def test_an_oracle_that_cannot_be_built_ends_the_campaign(tmp_path):
+    spec = OracleSpec("ase", {"calculator": "faulty_calculator:Absent", "numbers": [1, 1]})
+    with opened(tmp_path) as ledger, make_executor("process", 2) as executor:
+        with pytest.raises(UqbiasError, match="has no 'Absent'"):
+            label_all(executor, spec, requests([geometry(0)]), ledger, 0)
+        assert not ledger.events("failure")
+
+
+def test_no_process_stays_when_the_program_is_killed(tmp_path):
+    hang = next(i for i, (fault, _) in enumerate(FAULTS) if fault.__name__ == "hang")
+    program = (
+        f"import sys; sys.path[:0] = {[str(Path(__file__).parents[1] / 'helpers')]!r}\n"
+        "from faulty_calculator import geometry\n"
+        "from uqbias.campaign.executors import OracleSpec, label_one\n"
+        "spec = OracleSpec('ase', {'calculator': 'faulty_calculator:Faulty', 'numbers': [1, 1]})\n"
+        f"label_one(spec, geometry({hang}))\n"
+    )
+    running = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path)
+    children = []
+    while not children:
+        time.sleep(0.05)
+        children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+    time.sleep(1.0)
+    running.kill()
+    running.wait()
+    end = time.monotonic() + 10
+    while time.monotonic() < end and any(alive(child) for child in children):
+        time.sleep(0.05)
+    assert not any(alive(child) for child in children)
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
