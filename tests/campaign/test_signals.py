@@ -26,7 +26,7 @@ from uqbias.campaign.ledger import label_key, open_ledger
 if __name__ == "__main__":
     raise_on_signals()
     kind, directory = sys.argv[1], Path(sys.argv[2])
-    frames = [peroxide(0.05 * index) for index in range(60)]
+    frames = [peroxide(0.05 * index) for index in range(40)]
     options = {"calculator": "peroxide_oracle:Peroxide", "numbers": list(PEROXIDE.numbers)}
     spec = OracleSpec("ase", options, folder=directory / "labels" / "round_00")
     requests = [LabelRequest(index, label_key(x, "peroxide"), x, {}) for index, x in enumerate(frames)]
@@ -46,7 +46,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize(
     ("kind", "count"),
     [
-        ("process", 8),
+        ("process", 4),
         pytest.param("serial", 8, marks=pytest.mark.slow),
         pytest.param("thread", 8, marks=pytest.mark.slow),
         pytest.param(
@@ -67,13 +67,13 @@ def test_random_signals_lose_no_finished_label_and_pay_none_twice(tmp_path, kind
             runs = SignalledRuns(command, directory, folder, seconds=0.03)
             number += 1
         before = runs.signals.total()
-        runs.run(SIGNALS[sent % len(SIGNALS)], random.uniform(0, 3) if sent < count else 100)
+        runs.run(SIGNALS[sent % len(SIGNALS)], random.uniform(0, 1.5) if sent < count else 100)
         sent += runs.signals.total() - before
         assert runs.lost == runs.paid_twice() == 0
         assert not runs.tracebacks
         assert not runs.wrong_ends
         if runs.done:
-            assert len(runs.finished()) == len(runs.stored()) == 60
+            assert len(runs.finished()) == len(runs.stored()) == 40
 
 
 def test_a_second_signal_ends_at_once():

@@ -50,7 +50,7 @@ def test_one_frame_through_the_oracle(campaign, tmp_path):
     assert done.exit_code == 0, done.output
     facts = json.loads(done.stdout)
     assert (facts["charge"], facts["spin"]) == (-1, 2)
-    assert facts["label_slope_by_differences"] == pytest.approx(facts["label_slope_by_forces"], rel=1e-3)
+    assert facts["label_slope_by_differences"] == pytest.approx(facts["label_slope_by_forces"], rel=0.02)
     assert facts["label_energy_kJ_per_mol"] == pytest.approx(96.4853 * facts["label_energy_eV"], rel=1e-6)
     assert 0 < facts["label_seconds"] < 60
     text = call("validate", campaign("peroxide_oracle:Peroxide", charge=None, spin=None), "--label").stdout

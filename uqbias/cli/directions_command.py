@@ -63,6 +63,7 @@ def directions(
     from uqbias.attacks.directions import directions as measure
     from uqbias.attacks.directions import n_labels
     from uqbias.attacks.usable_frames import usable_frames
+    from uqbias.campaign.contained_oracle import ContainedOracle
     from uqbias.campaign.progress import make_progress
     from uqbias.cli.models import set_key
     from uqbias.model.model import UncertaintyModel
@@ -82,7 +83,7 @@ def directions(
         set_key({"oracle": section}, entry, "--oracle-option", within="oracle")
     if "numbers" in parameters_of(ORACLES.get(oracle)) and not {"numbers", "structure"} & set(section):
         section["numbers"] = list(loaded.numbers)
-    truth = ORACLES.rebuild(oracle, section)
+    truth = ContainedOracle(ORACLES.rebuild(oracle, section))
     with make_progress(quiet) as progress:
         progress.phase("label", n_labels(len(positions), chosen))
         result = measure(loaded, positions, truth, chosen, indices=indices, seed=seed, advance=progress.advance)
