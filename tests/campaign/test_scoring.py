@@ -1,5 +1,6 @@
 """Scores of a round in the regions and basins that the campaign file names."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,8 +8,12 @@ import numpy as np
 import pytest
 
 from uqbias.campaign import scoring
-from uqbias.molecule.frames import read_frames
+from uqbias.campaign.ledger import open_ledger
+from uqbias.campaign.post_label import label_verdicts
+from uqbias.molecule.frames import Frames, read_frames
 from uqbias.molecule.topology import Topology
+from uqbias.report.run_data import RunData
+from uqbias.report.summary import campaign_story
 from uqbias.settings.file import load_campaign
 
 SYSTEM = Path(__file__).parents[2] / "systems/alanine_dipeptide"
@@ -50,6 +55,30 @@ def test_errors_of_a_region_are_those_of_its_frames(work, monkeypatch):
     assert reached["labels_phi_positive"] == there.sum()
     assert reached["basins"] == ["C7eq", "C5", "C7ax", "alphaR", "alphaL"]
     assert reached["coverage"] == 1.0
+
+
+def test_the_summary_says_how_many_labels_failed_and_why(tmp_path):
+    numbers = np.array([1, 1])
+    with open_ledger(tmp_path, {"seed": 0}, numbers, {}) as ledger:
+        for index, reason in enumerate(["no convergence", "its process was ended by SIGSEGV", "no convergence"]):
+            ledger.append("failure", round=0, index=index, key=str(index), reason=reason)
+        campaign = SimpleNamespace(name="x", seed=0)
+        summary = scoring.write_summary(SimpleNamespace(ledger=ledger, directory=tmp_path, campaign=campaign))
+    assert summary["failure_reasons"] == {"no convergence": 2, "its process was ended by SIGSEGV": 1}
+    (tmp_path / "summary.json").write_text(json.dumps(summary | {"rounds": [{"labels": 5}]}))
+    assert campaign_story(RunData.load(tmp_path))[-1] == (
+        "The oracle failed on 3 geometries: no convergence (2); its process was ended by SIGSEGV (1)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("energy", "verdict"), [(301.0, "301 kJ/mol above"), (-3001.0, "3001 kJ/mol below"), (-2999.0, "")]
+)
+def test_labels_far_from_the_start_frames_are_rejected_on_both_sides(energy, verdict):
+    frames = Frames(np.array([1]), np.zeros((1, 1, 3)), np.array([energy]), np.zeros((1, 1, 3)), [{}])
+    (said,) = label_verdicts(frames, 0.0)
+    assert verdict in said
+    assert bool(said) == bool(verdict)
 
 
 def test_campaign_without_regions_has_none(work, monkeypatch):

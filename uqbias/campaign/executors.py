@@ -54,9 +54,10 @@ class ThreadExecutor(ThreadPoolExecutor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the processes of labels; ``cancel_futures`` gives up those that work, too."""
-        CHILDREN.stopped |= cancel_futures
+        CHILDREN.stopped = cancel_futures
         super().shutdown(wait, cancel_futures=cancel_futures)
         CHILDREN.close()
+        CHILDREN.stopped = cancel_futures and not wait
 
 
 class ProcessExecutor(ThreadExecutor):
@@ -342,6 +343,7 @@ class _Labelling:
                 for future in wait(running).done:
                     if future.exception() is None:
                         self._settle(future, last=False)
+                CHILDREN.stopped = False
         return self.failures
 
     def _finish(self, queue: list[LabelRequest], in_flight: int, signals: list[int], *, last: bool) -> None:
