@@ -39,20 +39,21 @@ class Child:
 
     Parameters
     ----------
-    environment : variables beside those of this process.
+    surroundings : environment, paths of modules, and working directory, see `_surroundings`.
     """
 
-    def __init__(self, environment: dict[str, str]) -> None:
-        self.environment = environment
+    def __init__(self, surroundings: tuple[dict[str, str], str, str]) -> None:
+        self.surroundings = surroundings
+        environment, paths, directory = surroundings
         self.connection, there = multiprocessing.Pipe()
-        paths = json.dumps([str(Path(path).absolute()) for path in sys.path])
         self.process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, str(there.fileno()), str(os.getpid()), paths],
             pass_fds=[there.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=2,
             start_new_session=True,
-            env={**os.environ, **environment},
+            env=environment,
+            cwd=directory,
         )
         there.close()
         # Also at the end of the program, and where nobody holds this any longer.
@@ -124,6 +125,12 @@ def _look(output: Path | None) -> None:
         raise Died(f"printed more than {MOST_OUTPUT // 2**20} MB")
 
 
+def _surroundings(environment: dict[str, str]) -> tuple[dict[str, str], str, str]:
+    """Surroundings of this process as they are now, with some variables of the environment beside."""
+    paths = json.dumps([str(Path(path).absolute()) for path in sys.path])
+    return {**os.environ, **environment}, paths, str(Path.cwd())
+
+
 class Children:
     """The processes of this program that wait for a call.
 
@@ -146,16 +153,16 @@ class Children:
         environment: dict[str, str] | None = None,
     ) -> Any:
         """Do a call in a process that waits for one, or in a new one; see `Child.call`."""
-        environment = environment or {}
+        surroundings = _surroundings(environment or {})
         with self._lock:
             self._idle = [child for child in self._idle if child.process.poll() is None]
-            fitting = (child for child in self._idle if child.environment == environment)
+            fitting = (child for child in self._idle if child.surroundings == surroundings)
             child = next(fitting, None)
             if child is not None:
                 self._idle.remove(child)
         if self.stopped:
             raise Stopped
-        child = child or Child(environment)
+        child = child or Child(surroundings)
         keep = patient = False
         try:
             result = child.call(function, *arguments, output=output, timeout=timeout)
