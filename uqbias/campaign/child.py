@@ -27,6 +27,9 @@ LABEL, OUTPUT = "label.json", "output.txt"
 #: s between two looks at whether the program is still there, and still wants an answer.
 LOOK = 0.05
 
+#: s; a longer time is none to a timer.
+LONGEST = 1e9
+
 _oracles: dict[str, Any] = {}
 #: Held while a finished label is written: not even the end of the program stops that.
 _storing = threading.Lock()
@@ -86,7 +89,7 @@ def label_here(name: str, positions: Any, folder: str, limits: dict[str, float])
     from uqbias.oracles.base import OracleError, OracleExitError
     from uqbias.registry import ORACLES
 
-    faulthandler.dump_traceback_later(limits["timeout"] + 60, exit=True)
+    faulthandler.dump_traceback_later(min(limits["timeout"] + 60, LONGEST), exit=True)
     try:
         if name not in _oracles:
             _oracles.clear()
