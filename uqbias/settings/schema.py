@@ -211,9 +211,7 @@ class Executor(Section):
     """Where labels are computed and walker groups run."""
 
     kind: Literal["process", "thread", "serial", "dask"] = Field(
-        default="process",
-        description="process, thread, serial (in this process) or dask (needs dask.distributed); a label always has a "
-        "process of its own",
+        default="process", description="process, thread, serial (in this process) or dask (needs dask.distributed)"
     )
     workers: Count = Field(default=2, description="tasks at the same time")
     address: str | None = Field(default=None, description="dask scheduler to connect to; null: a local cluster")
