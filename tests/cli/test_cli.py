@@ -221,6 +221,51 @@ def test_evaluate(folder, tmp_path):
     assert "[1, 1, 8, 8]" in refused("evaluate", folder / "m.uqb", tmp_path / "o.xyz")
 
 
+def test_every_command_refuses_frames_that_make_no_sense(folder, tmp_path):
+    frames = read_frames(folder / "data.xyz")
+    bohr = tmp_path / "bohr.xyz"
+    write_frames(bohr, Frames(NUMBERS, frames.positions / 0.529177, *frames.labels()))
+    model = folder / "m.uqb"
+    for arguments in (
+        ("train", bohr, "-o", tmp_path / "new.uqb", *TRAIN),
+        ("evaluate", model, bohr),
+        ("md", model, "--start", bohr, "-o", tmp_path / "md", "--runner", "eager"),
+        ("attack", model, bohr, "-o", tmp_path / "attacks.xyz"),
+    ):
+        assert "most likely the positions are in bohr" in refused(*arguments), arguments[0]
+    assert [file.name for file in tmp_path.iterdir()] == ["bohr.xyz"]
+    (tmp_path / "c.yaml").write_text(SETTINGS.replace("data.xyz", "bohr.xyz").replace("structure.pdb", "s.pdb"))
+    (tmp_path / "s.pdb").write_bytes((folder / "structure.pdb").read_bytes())
+    assert "most likely the positions are in bohr" in refused("validate", tmp_path / "c.yaml")
+
+
+def test_labels_by_name(folder, tmp_path):
+    data = (folder / "data.xyz").read_text().replace("energy=", "ref_energy=").replace(":forces:", ":ref_forces:")
+    (tmp_path / "data.xyz").write_text(data)
+    line = refused("evaluate", folder / "m.uqb", tmp_path / "data.xyz")
+    assert "it has ref_energy, ref_forces; give --energy-key ref_energy --forces-key ref_forces" in line
+    keys = ["--energy-key", "ref_energy", "--forces-key", "ref_forces"]
+    named = json.loads(call("evaluate", folder / "m.uqb", tmp_path / "data.xyz", *keys, "--json").stdout)
+    plain = json.loads(call("evaluate", folder / "m.uqb", folder / "data.xyz", "--json").stdout)
+    assert {**named, "data": ""} == {**plain, "data": ""}
+    done = call("train", tmp_path / "data.xyz", *keys, "-o", tmp_path / "m.uqb", *TRAIN)
+    assert done.exit_code == 0, done.output
+
+
+def test_energies_alone(folder, tmp_path):
+    frames = read_frames(folder / "data.xyz")
+    write_frames(tmp_path / "e.xyz", Frames(NUMBERS, frames.positions, frames.energies))
+    done = call("evaluate", folder / "m.uqb", tmp_path / "e.xyz")
+    assert done.exit_code == 0, done.output
+    assert "the frames have no forces" in done.stdout
+    assert "meV/Å" not in done.stdout
+    target = tmp_path / "m.uqb"
+    assert "frame 0 has no forces" in refused("train", tmp_path / "e.xyz", "-o", target, *TRAIN)
+    done = call("train", tmp_path / "e.xyz", "-o", target, *TRAIN, "--set", "training.force_weight=0")
+    assert done.exit_code == 0, done.output
+    assert "learned from energies alone, its judge is not calibrated" in done.stdout
+
+
 def test_damaged_model_files(folder, tmp_path):
     content = (folder / "m.uqb").read_bytes()
     (tmp_path / "short.uqb").write_bytes(content[:-100])

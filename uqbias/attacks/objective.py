@@ -216,4 +216,4 @@ class _ModelInSpace(torch.nn.Module):
     def forward(self, base: Tensor, delta: Tensor) -> tuple[Tensor, ...]:
         positions = self.space(base, delta)
         energy, driver, judge = self.model(positions)
-        return positions, energy, driver, judge
+        return positions, energy.type_as(positions), driver, judge

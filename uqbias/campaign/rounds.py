@@ -15,7 +15,7 @@ import uqbias
 from uqbias.campaign.dry_run import check_parts
 from uqbias.campaign.ledger import open_ledger
 from uqbias.campaign.progress import Progress, SilentProgress
-from uqbias.campaign.work import Work, read_start
+from uqbias.campaign.work import Work, read_start, read_test_set
 from uqbias.molecule.topology import Topology
 from uqbias.registry import SAMPLERS
 from uqbias.settings.file import CampaignFile, digest
@@ -54,6 +54,7 @@ def run_campaign(file: CampaignFile, directory: str | Path, progress: Progress |
     topology = Topology.from_pdb(file.path("system", "structure"))
     start = read_start(file, topology)
     check_parts(file, topology, start)
+    read_test_set(file, topology)  # before anything is paid
     identity = file.identity()
     facts = {"digest": digest(identity), "seed": file.campaign.seed, "versions": _versions()}
     ledger = open_ledger(directory, identity, np.array(topology.numbers, dtype=np.int64), facts)

@@ -255,8 +255,8 @@ class FusedEvaluator:
             positions = inputs[0].detach().requires_grad_()
             weights = dict(zip(names, inputs[1:], strict=False))
             energy, driver, judge, values = functional_call(whole, weights, (positions,))
-            added = torch.zeros_like(energy)
-            x = energy.new_zeros(n_walkers, len(columns))
+            added = torch.zeros_like(driver)
+            x = driver.new_zeros(n_walkers, len(columns))
             roots = [positions]
             if energy_only:
                 driver, judge = added, added
@@ -274,7 +274,7 @@ class FusedEvaluator:
                 sound = sound & torch.isfinite(one).all(1)
             forces = torch.where(sound.view(-1, 1, 1), -gradient, torch.zeros_like(gradient))
             pulls = [torch.where(sound.view(-1, 1), -one, torch.zeros_like(one)) for one in outside]
-            pull = pulls[0] if pulls else energy.new_zeros(n_walkers, 0)
+            pull = pulls[0] if pulls else driver.new_zeros(n_walkers, 0)
             total = torch.where(sound, total, torch.zeros_like(total)).sum()
             return energy, driver.clone(), judge.clone(), added.clone(), forces, x.clone(), pull, total, ~sound
 
@@ -372,13 +372,13 @@ def _crowd(n_walkers: int, n_atoms: int) -> Tensor:
 
 
 def _copied(tensor: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    return tensor.detach().to(device, dtype if tensor.is_floating_point() else tensor.dtype, copy=True).contiguous()
+    exact = not tensor.is_floating_point() or (tensor.dtype == torch.float64 and tensor.dim() == 0)  # the energy's zero
+    return tensor.detach().to(device, tensor.dtype if exact else dtype, copy=True).contiguous()
 
 
 def _signature(model: torch.nn.Module) -> str:
     """What the graph depends on beside shapes; empty for a module that does not tell."""
-    signature = getattr(model, "signature", None)
-    return str(signature()) if callable(signature) else ""
+    return str(getattr(model, "signature", str)())
 
 
 def _weights(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -397,4 +397,4 @@ class _ModelAndVariables(torch.nn.Module):
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         energy, driver, judge = self.model(positions)
         values = {name: module(positions) for name, module in self.variables.items()}
-        return energy, driver, judge, {"driver": driver, "judge": judge, "energy": energy} | values
+        return energy, driver, judge, {"driver": driver, "judge": judge, "energy": energy.type_as(driver)} | values

@@ -183,14 +183,14 @@ class _Scalar(torch.nn.Module):
             energy, driver, judge = self.model(*arguments)
         if self._bias is not None:
             state = {name: getattr(self, kept) for name, kept in self._state_names.items()}
-            columns = {"driver": driver, "judge": judge, "energy": energy}
+            columns = {"driver": driver, "judge": judge, "energy": energy.type_as(driver)}
             columns |= {name: module(points) for name, module in self.variables.items()}
             x = torch.stack([columns[name] for name in self._bias.variables], dim=1)
             energy = energy + self._bias.energy(x, state)
         values = {"driver": driver, "judge": judge, "energy": energy, "biased": energy} | of_atoms
-        chosen = [values[name].squeeze(0) for name in (self._output, *self._components)]
+        chosen = [values[name].squeeze(0).type_as(positions) for name in (self._output, *self._components)]
         # type_as, since .to(dtype) would be traced as the dtype of the example.
-        return (torch.stack(chosen) if self._components else chosen[0]).type_as(positions)
+        return torch.stack(chosen) if self._components else chosen[0]
 
 
 def _trace_flattened(scalar: _Scalar, examples: list[Tensor], with_forces: bool) -> Any:

@@ -43,7 +43,7 @@ LARGE = 200
 class Prediction(NamedTuple):
     """What one evaluation gives for W walkers."""
 
-    #: [W] kJ/mol, mean over the members.
+    #: [W] kJ/mol, mean over the members; in float64, since single precision has steps of 2 at −3·10⁷.
     energy: Tensor
     #: [W] the driver, dimension stated by its kind.
     driver: Tensor
@@ -124,7 +124,8 @@ class UncertaintyModel(nn.Module):
 
     def _prediction(self, positions: Tensor, terms: tuple[Tensor, ...]) -> Prediction:
         judged, driver = self.judge_and_driver(positions, *terms)
-        return Prediction(terms[0].mean(0) + self.potential.energy_shift, driver, self.calibration(judged))
+        shift = self.potential.energy_shift
+        return Prediction(terms[0].mean(0).to(shift.dtype) + shift, driver, self.calibration(judged))
 
     @property
     def requires_forces(self) -> bool:

@@ -124,7 +124,7 @@ def train(
         for array in (training.positions, energies - energies.mean(), forces)
     )
     if not warm_start:
-        potential.standardise(x, torch.as_tensor(energies).to(dtype), f)
+        potential.standardise(x, torch.as_tensor(energies), f)
     else:
         e = e + (float(energies.mean()) - float(potential.energy_shift))
     heads = [part for part in uncertainties if any(True for _ in part.parameters())]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Callable, Sequence
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from annotated_types import MinLen
@@ -42,7 +42,7 @@ class Potential(Part, Memory, torch.nn.Module, ABC):
     n_members : committee size M.
     n_latents : latent features per atom, F.
     seen : what it was trained on, see `Memory`.
-    energy_shift : [] kJ/mol, zero of the energies, a buffer. It is added where an energy is reported, outside this
+    energy_shift : [] kJ/mol, zero of the energies, a float64 buffer; added where an energy is reported, outside this
         module: a total energy of −10⁶ kJ/mol in single precision would drown what differs between members.
     """
 
@@ -56,6 +56,14 @@ class Potential(Part, Memory, torch.nn.Module, ABC):
     n_members: int
     n_latents: int
     energy_shift: Tensor
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or convert all tensors; the zero of the energies stays in double precision, as exact as it was."""
+        shift = self._buffers.get("energy_shift")
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call] # of torch
+        if shift is not None and shift.dtype == torch.float64:
+            self._buffers["energy_shift"] = shift.to(self.energy_shift.device)
+        return self
 
     def __call__(self, positions: Tensor, geometry: Geometry | None = None) -> tuple[Tensor, Tensor]:
         """`forward`, after `check_geometry`."""
@@ -89,7 +97,7 @@ class Potential(Part, Memory, torch.nn.Module, ABC):
         Parameters
         ----------
         positions : [n, N, 3] nm.
-        energies : [n] kJ/mol.
+        energies : [n] kJ/mol, float64.
         forces : [n, N, 3] kJ/mol/nm.
         """
 

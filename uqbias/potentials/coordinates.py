@@ -101,7 +101,7 @@ class Coordinates(Potential):
         self.register_buffer("columns", torch.tensor(places), persistent=False)
         self.register_buffer("centre", torch.zeros(len(places)))
         self.register_buffer("inverse_length", torch.tensor(1.0 if length is None else 1 / length))
-        self.register_buffer("energy_shift", torch.zeros(()))
+        self.register_buffer("energy_shift", torch.zeros((), dtype=torch.float64))
         self.register_buffer("energy_scale", torch.ones(()))
 
         draws = [torch.Generator().manual_seed(seed + 100_003 * member) for member in range(n_members)]

@@ -97,7 +97,7 @@ class PowerSpectrum(Potential):
         self.register_buffer("self_shift", self._self_shift(), persistent=False)
         self.register_buffer("power_mean", torch.zeros(n_members, n_elements, n_powers))
         self.register_buffer("power_scale", torch.ones(n_members, n_elements, n_powers))
-        self.register_buffer("energy_shift", torch.zeros(()))
+        self.register_buffer("energy_shift", torch.zeros((), dtype=torch.float64))
         self.register_buffer("energy_scale", torch.ones(()))
 
         draws = [torch.Generator().manual_seed(seed + 100_003 * member) for member in range(n_members)]
