@@ -10,6 +10,8 @@ from typing import Any
 
 #: Categories of characters: controls, formats (directions of writing), halves of a pair of UTF-16.
 UNPRINTABLE = ("Cc", "Cf", "Cs")
+#: Characters of a message: a file may hold a key of any length.
+LONGEST = 1500
 
 
 def printable(text: str) -> str:
@@ -31,7 +33,7 @@ class UqbiasError(Exception):
     """
 
     def __init__(self, what: str, cure: str = "") -> None:
-        self.what = what = printable(what)
+        self.what = what = printable(what if len(what) <= LONGEST else f"{what[:LONGEST]}...")
         self.cure = cure
         super().__init__(f"{what}; {cure}" if cure else what)
 

@@ -18,8 +18,8 @@ from pydantic_core import from_json
 
 from uqbias.errors import UqbiasError, fault_text
 
-#: Memory in bytes that a file may ask for: so much, and so many times its own size.
-SPARE, TIMES = 1 << 27, 1 << 11
+#: Memory in bytes that a file may ask for: so much, and so many times its own size for a part and for its own arrays.
+SPARE, TIMES, UNPACKED = 1 << 27, 1 << 11, 1 << 6
 #: Bytes; what is longer tells no format.
 LONGEST_SUFFIX = 32
 
@@ -179,7 +179,8 @@ def read_arrays(path: Path, what: str, cure: str) -> dict[str, Any]:
         raise UqbiasError(f"{path} is not a whole {what}", cure)
     with content_of(path, cure, f"is not a whole {what}"):
         with zipfile.ZipFile(path) as archive:
-            if (claimed := sum(entry.file_size for entry in archive.infolist())) > SPARE + TIMES * path.stat().st_size:
+            claimed = sum(entry.file_size for entry in archive.infolist())
+            if claimed > SPARE + UNPACKED * path.stat().st_size:
                 raise UqbiasError(f"it would unpack to {claimed} bytes")
             for entry in archive.infolist():
                 with archive.open(entry) as stream:

@@ -310,7 +310,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             else "train it again: what such a file calls 'cv' and 'uncertainty' is now 'driver' and 'judge'",
         )
     check_json(manifest, Manifest, f"{path}: manifest", REPLACE)
-    if manifest["potential"]["options"].get("n_members", 1) > path.stat().st_size:
+    members = manifest["potential"]["options"].get("n_members")
+    if isinstance(members, int) and members > path.stat().st_size:
         raise UqbiasError(f"{path}: more members than bytes", REPLACE)
     recorded = manifest.pop("sha256", "")
     with content_of(path, REPLACE):

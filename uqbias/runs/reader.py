@@ -103,7 +103,7 @@ def check_observations(
     shape = (arrays["step"].size, driver.shape[1] if driver.ndim == 2 else 1)
     fitting = dict.fromkeys(sorted(needed), shape) | {
         "step": shape[:1],
-        "variables": (*shape, arrays.get("variable_names", np.empty(0)).size),
+        "variables": (*shape, *arrays.get("variable_names", np.empty(0)).shape[:1]),
         "positions": (*shape, n_atoms, 3),
     }
     for name, wanted in fitting.items():
