@@ -62,7 +62,7 @@ def test_one_frame_through_the_oracle(campaign, tmp_path):
 @pytest.mark.parametrize(
     ("calculator", "system", "says"),
     [
-        ("Gradients", {}, "ratio -1); these are gradients, not forces"),
+        ("Gradients", {}, "these are gradients, not forces"),
         ("Hartree", {}, "the energy is in Hartree"),
         ("Exits", {}, "SystemExit (0)"),
         ("Gradients", {"charge": 1}, "system.charge = 1: the calculator 'trial_calculators:Gradients' takes no charge"),

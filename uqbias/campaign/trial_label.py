@@ -50,7 +50,7 @@ def trial_label(spec: OracleSpec, positions: NDArray[np.float64]) -> dict[str, A
     -------
     dict
         ``label_energy`` in kJ/mol and eV, ``label_largest_force`` in kJ/mol/nm, ``label_slope`` by the forces and by
-        central differences along a random direction, ``label_seconds``, ``charge`` and ``spin`` that the oracle used.
+        central differences along one direction, ``label_seconds``, ``charge`` and ``spin`` that the oracle used.
 
     Raises
     ------
@@ -63,7 +63,9 @@ def trial_label(spec: OracleSpec, positions: NDArray[np.float64]) -> dict[str, A
         energy, forces = _label(spec, "trial", positions)
         seconds = time.monotonic() - begun
         facts = json.loads(next(Path(folder).glob(f"*/{LABEL}")).read_text(encoding="utf-8"))
+        # Half along the forces, so that the slope is no small difference, and half anywhere.
         direction = np.random.default_rng(0).normal(size=positions.shape)
+        direction = direction / np.linalg.norm(direction) + forces / (np.linalg.norm(forces) or 1.0)
         direction *= np.sqrt(len(positions)) / np.linalg.norm(direction)
         by_forces = float(-(forces * direction).sum())
         result: dict[str, Any] = {
@@ -86,7 +88,7 @@ def trial_label(spec: OracleSpec, positions: NDArray[np.float64]) -> dict[str, A
         likely = [text for value, text in MEANINGS.items() if abs(ratio / value - 1) < TOLERANCE]
         raise UqbiasError(
             f"the oracle's forces are not minus the gradient of its energy: slope {by_forces:.6g} by forces, "
-            f"{slope:.6g} by differences (kJ/mol/nm, ratio {ratio:.4g}){f'; {likely[0]}' if likely else ''}",
+            f"{slope:.6g} by differences (kJ/mol/nm, ratio {ratio:.3g}){f'; {likely[0]}' if likely else ''}",
             "mend units, sign or convergence of the calculator",
         )
     return result
