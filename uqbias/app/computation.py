@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from uqbias.app.external import ForceVariables
+from uqbias.app.host import FORCE_NAME
 from uqbias.app.whole import Whole
 from uqbias.bias.base import Bias
 from uqbias.compile.fused import FusedEvaluator
@@ -132,7 +133,7 @@ class Computation:
         if self.narrow and self.atoms is not None:
             force.setParticles([*self.atoms.tolist(), *self.extended.values()])
         force.setUsesPeriodicBoundaryConditions(self._told_the_box)
-        force.setName("uqbias")
+        force.setName(FORCE_NAME)
         return force
 
     def _can_be_narrow(self) -> bool:

@@ -6,13 +6,15 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
 from uqbias.app.external import is_force
-from uqbias.bias.base import Array, BiasSum
+from uqbias.bias.base import Array, Bias, BiasSum
+from uqbias.bias.gamd import GaMD
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.md.loop import check_pace
 from uqbias.md.stack import choose_backend
@@ -23,6 +25,8 @@ PACE = 50
 #: What to do about a molecule that broke.
 BROKEN = "put a wall on the variable, use lower hills or shorter steps, or train the model on such geometries"
 ALL_GROUPS = frozenset(range(32))
+#: Name of the openmm.Force of a `Sampling`.
+FORCE_NAME = "uqbias"
 
 
 def value(quantity: Any) -> Any:
@@ -157,6 +161,57 @@ def _check_adapted(bias: BiasSum, in_graph: set[str]) -> None:
             )
 
 
+class Use(NamedTuple):
+    """What a `Sampling` does to a System."""
+
+    system: int
+    biases: tuple[Bias, ...]
+    paths: frozenset[Path]
+    model_drives: bool
+
+
+#: Of each computation whose force lives.
+USES: WeakKeyDictionary[Any, Use] = WeakKeyDictionary()
+
+
+def use_once(system: Any, biases: Sequence[Bias], paths: Sequence[Path], drive: str) -> Use:
+    """What to enter in `USES`, unless a force that is in the System already does part of it.
+
+    Where the user has taken one such force out again, nobody knows which is left, and nothing is refused.
+
+    Raises
+    ------
+    UqbiasError
+        If a bias, a file or the model's energy would be there twice.
+    """
+    use = Use(int(system.this), tuple(biases), frozenset(path.absolute() for path in paths), drive == "model")
+    others = [other for other in USES.values() if other.system == use.system]
+    if len(others) > sum(force.getName() == FORCE_NAME for force in system.getForces()):
+        return use
+    for other in others:
+        for part in biases:
+            if any(part is one for one in other.biases):
+                raise UqbiasError(f"this {part.kind} is already among the biases of this System", "make it a new one")
+        for path in use.paths & other.paths:
+            raise UqbiasError(
+                f"{path} is that of another bias on this System",
+                "give hills= and colvar= of its own, or make a new System for a new run",
+            )
+        if use.model_drives and other.model_drives:
+            raise UqbiasError("drive='model' a second time on this System", "give drive='bias' to all but one")
+    return use
+
+
+def refuse_going_back(bias: BiasSum, before: int, step: int) -> None:
+    """Raise UqbiasError where a bias that counts its stages in steps would begin anew without a word."""
+    for part in () if bias.frozen else bias.biases:
+        if step < before and isinstance(part, GaMD) and not part.frozen and part.parameters["samples"]:
+            raise UqbiasError(
+                f"gamd after step {before} in a Simulation at step {step}: it would lose its statistics and begin anew",
+                "go on with the same step count, freeze it (.frozen = True), or call its reset()",
+            )
+
+
 def choose_atoms(system: Any, atoms: Sequence[int] | None, count: int | None) -> tuple[int, ...] | None:
     """Indices of the model's atoms; None for all particles.
 
@@ -219,24 +274,3 @@ def check_elements(simulation: Any, atoms: Sequence[int] | None, numbers: Sequen
             f"the simulation's atoms have elements {tuple(chosen)}, the model's {tuple(numbers)}",
             "give atoms=[...] the model's atoms in its order",
         )
-
-
-def timestep_fs(simulation: Any) -> float:
-    """Timestep of the simulation's integrator, fs."""
-    return float(simulation.integrator.getStepSize()._value * 1e3)
-
-
-def compares_energies(simulation: Any) -> bool:
-    """Whether Monte Carlo moves compare energies: a barostat, or a CustomIntegrator that looks at the energy.
-
-    Both energies must then be those of the same bias.
-    """
-    import openmm
-
-    if any("Barostat" in type(force).__name__ for force in simulation.system.getForces()):
-        return True
-    integrator = simulation.integrator
-    if not isinstance(integrator, openmm.CustomIntegrator):
-        return False
-    steps = [integrator.getComputationStep(index) for index in range(integrator.getNumComputations())]
-    return any(re.search(r"\benergy\d*\b", str(expression)) for _, _, expression in steps)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from annotated_types import Ge
 
-from uqbias.app import host
+from uqbias.app import host, integrator
 from uqbias.app.computation import load_model
 from uqbias.app.external import is_force
 from uqbias.app.sampling import Sampling
@@ -266,7 +266,7 @@ class Metadynamics(Sampling):
 
     def _share(self, simulation: Any) -> None:
         if self._folder is not None:
-            self._shared = SharedHills(self._folder[0], self.metadynamics, host.timestep_fs(simulation))
+            self._shared = SharedHills(self._folder[0], self.metadynamics, integrator.timestep_fs(simulation))
 
 
 def _driver_width(model: Any) -> float:

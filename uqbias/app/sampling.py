@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from uqbias.app import host
+from uqbias.app import host, integrator
 from uqbias.app.computation import Computation, Recipe, load_model
 from uqbias.app.external import ForceVariables
 from uqbias.app.simulation_loop import SimulationLoop
@@ -114,8 +115,10 @@ class Sampling:
         self.pace, self.stride = host.choose_paces(self.bias, pace, stride)
         self._snapshot = host.choose_snapshot(snapshot, snapshot_every, self.pace)
         self._output, self._restart = RunFiles(hills, colvar, self.bias.biases, self.names, stride=self.stride), restart
-        for path in [*self._output.paths, *([] if snapshot is None else [Path(snapshot)])]:
+        paths = [*self._output.paths, *([] if snapshot is None else [Path(snapshot)])]
+        for path in paths:
             check_file(path)
+        use = host.use_once(system, self.bias.biases, paths, drive)
         graph, forces = host.sort_variables(self.bias, variables or {}, with_model=model is not None)
         needed = model is not None or bool(graph)
         self._atoms = host.choose_atoms(system, atoms if needed else (), None)
@@ -139,7 +142,8 @@ class Sampling:
         if restart:
             self._output.load_hills()
         self._reported = self._begun = -1
-        self._checked = False
+        #: Those whose System has the force, and their number of forces: a Context may be made anew.
+        self._contexts: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
         self._in_memory = isinstance(model, torch.nn.Module)
         self._system = system
         self._extended = ExtendedVariables(self.evaluator, self.temperature, elsewhere=tuple(forces))
@@ -165,8 +169,10 @@ class Sampling:
         else:
             self.force = self._computation.force()
         self._loop.force = self.force
+        self.force.setName(host.FORCE_NAME)
         self.force.setForceGroup(host.free_group(system))
         system.addForce(self.force)
+        host.USES[self._computation] = use
 
     # What OpenMM's Simulation calls.
 
@@ -176,15 +182,24 @@ class Sampling:
         Raises
         ------
         UqbiasError
-            If the elements of the simulation's atoms are not the model's.
+            If the elements of the simulation's atoms are not the model's; if the force does not act there.
         """
         self._check(simulation)
-        if not self._output.opened:
-            self._open(simulation)
         step = simulation.currentStep
+        host.refuse_going_back(self.bias, self._begun, step)
         if step == self._begun:
             # No step since; it was a minimisation that tried geometries nobody will simulate.
             self.evaluator.broken[:] = False
+        context, n_forces = simulation.context, simulation.system.getNumForces()
+        if self._contexts.get(context) != n_forces:
+            self._loop.evaluate(context)
+            # At the first positions of the integrator, which then need no evaluation of their own.
+            self.evaluator.arm_memo()
+            self._contexts[context] = n_forces
+        if not self._output.opened:
+            self._open(simulation)
+        if step != self._reported:  # another Simulation, or one that begins again
+            self._reported = -1
         self._begun = step
         return {"steps": self.pace - step % self.pace, "periodic": None, "include": []}
 
@@ -345,18 +360,22 @@ class Sampling:
         return str(write(written))
 
     def _check(self, simulation: Any) -> None:
-        """What can only be seen once there is a Simulation."""
-        self._loop.timestep_fs = host.timestep_fs(simulation)
-        if self._checked:
+        """What can only be seen once there is a Simulation, which may be another one, or changed, each time."""
+        self._loop.timestep_fs = integrator.timestep_fs(simulation)
+        self._loop.at_once = integrator.compares_energies(simulation)
+        integrator.refuse_idle(simulation, self.force.getForceGroup())
+        self._extended.refuse_company(simulation.system)
+        if simulation.system.usesPeriodicBoundaryConditions() and not self._computation.periodic:
+            raise UqbiasError(
+                "the System has become periodic since it got its biases", "make the biases when it has all its forces"
+            )
+        if simulation.context in self._contexts:
             return
         host.check_elements(simulation, self._atoms, self.evaluator.numbers)
-        self._extended.refuse_company(simulation.system)
         if self._computation.box is not None:
             vectors = simulation.context.getState().getPeriodicBoxVectors(asNumpy=True)
             self._computation.box = np.asarray(vectors._value, dtype=np.float64)
-        self._loop.at_once = host.compares_energies(simulation)
         self.evaluator.broken[:] = False
-        self._checked = True
 
     def _open(self, simulation: Any) -> None:
         if not self._restart:

@@ -71,15 +71,16 @@ class SimulationLoop(StepLoop):
         """Evaluate the force of the biases alone, at the current positions of an openmm.Context."""
         import openmm
 
+        calls = self.evaluator.n_calls
         try:
             context.getState(forces=True, groups={self.force.getForceGroup()})
         except openmm.OpenMMException:
             self.evaluator.reraise()
             raise
-        if self.evaluator.last is None:
+        if self.evaluator.n_calls == calls:
             raise UqbiasError(
-                "the force of these biases is not in the simulation's System",
-                "make the Simulation from the System that they were made with, after it",
+                "the force of these biases is not in the simulation's System, or came after its Context was made",
+                "make the Simulation from the System that they were made with, after it, or reinitialize its context",
             )
 
     def variables(self) -> Array:

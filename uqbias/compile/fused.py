@@ -83,7 +83,7 @@ class FusedEvaluator:
     runner : name of the runner in use.
     last : the latest `Evaluation`, or None.
     total_energy : sum of E + V (or V) over walkers that are not broken, of the latest evaluation; tensor [], kJ/mol.
-    n_evaluations : evaluations so far, memo hits not counted.
+    n_evaluations, n_calls : evaluations so far, without and with memo hits.
     broken : [W] host array; True where an energy or force was not finite or above 1e6 kJ/mol/nm in any evaluation
         since the caller last set it to False. The forces of such a walker are zero.
     exception : what stopped the latest evaluation under OpenMM, or None; see `reraise`.
@@ -118,7 +118,7 @@ class FusedEvaluator:
         self.dtype, self.device = dtype, check_device(device)
         self.last: Evaluation | None = None
         self.total_energy = torch.zeros((), dtype=dtype)
-        self.n_evaluations = 0
+        self.n_evaluations = self.n_calls = 0
         self.broken: NDArray[np.bool_] = np.zeros(n_walkers, dtype=bool)
         self._broken = torch.from_numpy(self.broken)
         self.exception: BaseException | None = None
@@ -181,7 +181,7 @@ class FusedEvaluator:
         inputs : [W, K] variables from outside, in the order of ``input_names``; zeros if None.
         """
         outside = torch.zeros_like(self._from_outside) if inputs is None else inputs
-        armed, self._memo_armed = self._memo_armed, False
+        self.n_calls, armed, self._memo_armed = self.n_calls + 1, self._memo_armed, False
         if armed and self.last is not None:
             pairs = (positions, self._positions), (outside, self._from_outside)
             if all(torch.equal(new.to(self.device, self.dtype), old) for new, old in pairs):
