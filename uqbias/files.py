@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
+import secrets
+import stat
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -22,6 +25,8 @@ from uqbias.errors import UqbiasError, fault_text
 SPARE, TIMES, UNPACKED = 1 << 27, 1 << 11, 1 << 6
 #: Bytes; what is longer tells no format.
 LONGEST_SUFFIX = 32
+#: Names that `atomic_path` writes under.
+TEMPORARY = re.compile(r"\..{0,16}\.tmp[0-9a-f]{8}(\..*)?", re.DOTALL)
 
 
 @contextmanager
@@ -30,7 +35,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
     The temporary name keeps the suffix, since many writers choose the format by it. On an exception
     the temporary file is removed and ``path`` keeps its earlier content. A symbolic link stays one: the file that it
-    names is written.
+    names is written. A file that was there keeps its permissions, a new one has those of the user's umask.
 
     Raises
     ------
@@ -41,18 +46,25 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     # Cut, so that it is no longer than a file system allows wherever the name itself is not.
     suffix = target.suffix if len(os.fsencode(target.suffix)) <= LONGEST_SUFFIX else ""
-    handle, name = tempfile.mkstemp(prefix=f".{target.stem[:16]}.", suffix=suffix, dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = target.with_name(f".{target.stem[:16]}.tmp{secrets.token_hex(4)}{suffix}")
+    temporary.touch(exist_ok=False)
+    mode = stat.S_IMODE((target if target.exists() else temporary).stat().st_mode)
     try:
         yield temporary
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
-        temporary.chmod(0o644)
+        temporary.chmod(mode)
         temporary.replace(target)
         sync_directory(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def clear_temporaries(*places: Iterable[Path]) -> None:
+    """Remove, among files, those that a killed process was writing by `atomic_path`: nobody may be writing them now."""
+    for path in (path for place in places for path in place):
+        if TEMPORARY.fullmatch(path.name) and path.is_file():
+            path.unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -107,13 +107,11 @@ def test_attacks_raise_uncertainty_and_leave_their_ways_behind(tmp_path):
 def test_campaign_goes_on_in_the_middle_as_without_interruption(tmp_path):
     path = make_campaign(tmp_path, **CASES["attack, cartesian"])
     run(path, tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
-    # Killed while the attacks of round 2 were being written.
-    lines = (tmp_path / "cut" / "ledger.jsonl").read_text().splitlines(keepends=True)
-    keep = next(i for i, line in enumerate(lines) if '"round": 2' in line)
-    (tmp_path / "cut" / "ledger.jsonl").write_text("".join(lines[:keep]))
-    (tmp_path / "cut" / "round_02" / "md").rename(tmp_path / "cut" / "round_02" / "md.partial")
+    # As if killed while the attacks of round 2 were being written.
+    run(make_campaign(tmp_path, **CASES["attack, cartesian"], stop={"rounds": 1}), tmp_path / "cut")
+    shutil.copytree(tmp_path / "whole" / "round_02" / "md", tmp_path / "cut" / "round_02" / "md.partial")
     (tmp_path / "cut" / "round_02" / "md.partial" / "observations.npz").unlink()
+    path = make_campaign(tmp_path, **CASES["attack, cartesian"])
     run(path, tmp_path / "cut")
     assert (tmp_path / "cut" / "dataset.xyz").read_bytes() == (tmp_path / "whole" / "dataset.xyz").read_bytes()
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from uqbias.campaign.child import LABEL, OUTPUT, Rejected, label_here
 from uqbias.campaign.contained import CHILDREN, Died, Stopped
 from uqbias.campaign.interrupts import blocked, deferred
-from uqbias.campaign.ledger import Ledger
+from uqbias.campaign.ledger import Record
 from uqbias.errors import UqbiasError
 from uqbias.registry import named_paths
 
@@ -279,7 +279,7 @@ def label_all(
     executor: Executor,
     spec: OracleSpec,
     requests: Sequence[LabelRequest],
-    ledger: Ledger,
+    ledger: Record,
     round_index: int,
     *,
     in_flight: int = 4,
@@ -315,7 +315,7 @@ class _Labelling:
     """Labels of one round under way."""
 
     def __init__(
-        self, executor: Executor, spec: OracleSpec, ledger: Ledger, round_index: int, tell: Callable[[int, str], None]
+        self, executor: Executor, spec: OracleSpec, ledger: Record, round_index: int, tell: Callable[[int, str], None]
     ) -> None:
         self.executor, self.spec, self.ledger, self.round_index, self.tell = executor, spec, ledger, round_index, tell
         self.pending: dict[Future[Any], LabelRequest] = {}
@@ -350,6 +350,7 @@ class _Labelling:
         queue = queue[::-1]
         while (queue or self.pending) and not signals:
             while queue and len(self.pending) < in_flight and not any(future.done() for future in self.pending):
+                self.ledger.check()
                 request = queue.pop()
                 spec = replace(self.spec, name=f"frame_{request.index:04d}")
                 self.pending[self.executor.submit(label_one, spec, request.positions)] = request
@@ -386,6 +387,6 @@ class _Labelling:
         del self.pending[future]
 
 
-def failure_reasons(ledger: Ledger) -> dict[str, int]:
+def failure_reasons(ledger: Record) -> dict[str, int]:
     """How often the oracle failed, by reason, most frequent first."""
     return dict(Counter(str(event["reason"]) for event in ledger.events("failure")).most_common())

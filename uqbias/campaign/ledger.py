@@ -2,68 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 import numpy as np
-from annotated_types import Len
 from numpy.typing import NDArray
-from pydantic import FiniteFloat, NonNegativeInt
-from typing_extensions import TypedDict
 
+from uqbias.campaign.ledger_lines import CURE, HEAD, NAME, SCHEMAS, Content, read_ledger, to_head, to_line
 from uqbias.errors import UqbiasError
-from uqbias.files import check_json, parse_json, sync_directory
+from uqbias.files import clear_temporaries, sync_directory
 from uqbias.molecule.frames import Frames
 
-NAME = "ledger.jsonl"
 LOCK = "ledger.lock"
-Vector = Annotated[list[FiniteFloat], Len(3, 3)]
-
-
-class _Event(TypedDict):
-    event: str
-
-
-class _Campaign(TypedDict):
-    identity: dict[str, Any]
-
-
-class _Outcome(TypedDict, total=False):
-    entry: dict[str, Any]
-    proposed: int
-    stopped: int
-
-
-class _Phase(_Outcome):
-    round: NonNegativeInt
-    phase: str
-    wall_s: FiniteFloat
-
-
-class _Failure(TypedDict):
-    round: NonNegativeInt
-    index: int
-    key: str
-    reason: str
-
-
-class _Label(TypedDict):
-    round: NonNegativeInt
-    index: int
-    key: str
-    positions: list[Vector]
-    energy: FiniteFloat
-    forces: list[Vector]
-    info: dict[str, Any]
-
-
-#: Schema of each kind of event; further kinds and keys may stand in a ledger.
-SCHEMAS: dict[str, Any] = {"campaign": _Campaign, "phase": _Phase, "label": _Label, "failure": _Failure}
+#: A drive's answers to a lock that another process holds.
+HELD = (errno.EAGAIN, errno.EACCES)
 
 
 def label_key(positions: NDArray[Any], oracle: str) -> str:
@@ -84,70 +43,48 @@ def label_key(positions: NDArray[Any], oracle: str) -> str:
     return content.hexdigest()[:32]
 
 
-class Ledger:
-    """Events of one campaign, one JSON line each, written through to the disk.
+class Record:
+    """Events of one campaign in memory.
 
-    Use `open_ledger`; close it, or use it as a context manager, to release the lock on the directory.
-
-    Attributes
+    Parameters
     ----------
-    path : the file.
     numbers : [N] atomic numbers of the molecule.
+    events : what happened, in order.
     """
 
-    def __init__(self, directory: Path, numbers: NDArray[np.int64]) -> None:
-        self.path = directory / NAME
+    def __init__(self, numbers: NDArray[np.int64], events: Iterable[dict[str, Any]] = ()) -> None:
         self.numbers = numbers
-        self._lock: int | None = _lock(directory / LOCK)
-        self._file: int | None = None
         self._events: list[dict[str, Any]] = []
-        try:
-            self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            sync_directory(directory)
-            self._events = self._read()
-        except BaseException:
-            self.close()
-            raise
-        self._labels = {str(event["key"]): event for event in self._events if event["event"] == "label"}
+        self._labels: dict[str, dict[str, Any]] = {}
+        for event in events:
+            self.add(event)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Release the directory."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+    def add(self, event: dict[str, Any]) -> None:
+        """Note one event."""
+        self._events.append(event)
+        if event["event"] == "label":
+            self._labels[event["key"]] = event
 
     def append(self, event: str, **values: Any) -> None:
-        """Write one event and wait until the disk has it.
+        """Note one event.
 
         Parameters
         ----------
         event : kind of event.
         values : JSON-able content; arrays become nested lists (float64 survives exactly).
         """
-        if self._file is None:
-            raise UqbiasError(f"{self.path} is closed", "open it again")
         record = {"event": event, **{name: _plain(value) for name, value in values.items()}}
         missing: set[str] = getattr(SCHEMAS.get(event), "__required_keys__", set()) - set(record)
         if missing:
             raise ValueError(f"event '{event}' without {', '.join(sorted(missing))}")
-        line = (json.dumps(record, allow_nan=False) + "\n").encode()
-        while line:
-            line = line[os.write(self._file, line) :]
-        os.fsync(self._file)
-        self._events.append(record)
-        if event == "label":
-            self._labels[record["key"]] = record
+        self._store(record)
+        self.add(record)
+
+    def check(self) -> None:
+        """See that what is noted is kept: before something is paid."""
+
+    def _store(self, record: dict[str, Any]) -> None:
+        """Keep an event; memory alone does nothing more."""
 
     def events(self, event: str | None = None) -> list[dict[str, Any]]:
         """Events in the order they were written, of one kind or of all."""
@@ -183,23 +120,95 @@ class Ledger:
             info=[{"round": entry["round"], "index": entry["index"], **entry["info"]} for entry in entries],
         )
 
-    def _read(self) -> list[dict[str, Any]]:
-        content = self.path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content) and self._file is not None:
-            # A crash in the middle of a write: that event never happened.
-            os.ftruncate(self._file, whole)
-            os.fsync(self._file)
-        events: list[dict[str, Any]] = []
-        cure = "restore the file from a copy; it was edited or damaged"
-        for number, line in enumerate(content[:whole].split(b"\n")[:-1], start=1):
-            where = f"{self.path}: line {number} is not a ledger event"
-            event = parse_json(line, _Event, where, cure)
-            check_json(event, SCHEMAS.get(event["event"], dict), where, cure)
-            if event["event"] == "label" and not len(event["positions"]) == len(event["forces"]) == len(self.numbers):
-                raise UqbiasError(f"{where}: a label of another molecule", cure)
-            events.append(event)
-        return events
+
+class Ledger(Record):
+    """Events of one campaign, one JSON line each, written through to the disk.
+
+    Use `open_ledger`; close it, or use it as a context manager, to release the lock on the directory.
+
+    Attributes
+    ----------
+    path : the file.
+    numbers : [N] atomic numbers of the molecule.
+    torn : whether its last line was torn, and so never happened.
+    """
+
+    def __init__(self, directory: Path, numbers: NDArray[np.int64]) -> None:
+        self.path = directory / NAME
+        self._descriptors = [lock_directory(directory)]
+        try:
+            clear_temporaries(directory.glob(".*"), directory.glob("round_*/**/.*"))
+            content = read_ledger(directory, len(numbers))
+            super().__init__(numbers, content.events)
+            self.torn, self._sums, self._size = content.torn, content.sums, content.size
+            refuse(self.path, content)
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+            self._descriptors += [os.open(directory / name, flags, 0o666) for name in (NAME, HEAD)]
+            sync_directory(directory)
+            if content.torn:
+                # A crash in the middle of a write: that event never happened.
+                os.ftruncate(self._descriptors[1], self._size)
+                os.fsync(self._descriptors[1])
+            if self._sums:
+                os.pwrite(self._descriptors[2], to_head(self._sums), 0)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the directory."""
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+    def check(self) -> None:
+        """See that the file is still there and as it was written: before something is paid that it is to keep.
+
+        Raises
+        ------
+        UqbiasError
+            If it was removed, replaced or written to by another program.
+        """
+        if not self._descriptors:
+            raise UqbiasError(f"{self.path} is closed", "open it again")
+        here = os.fstat(self._descriptors[1])
+        try:
+            there = self.path.stat()
+        except OSError:
+            there = None
+        if there is None or not os.path.samestat(here, there) or there.st_size != self._size:
+            state = "removed" if there is None else "replaced or changed"
+            raise UqbiasError(f"{self.path} was {state} while the campaign runs; nothing more is paid", CURE)
+
+    def _store(self, record: dict[str, Any]) -> None:
+        """Write one event and wait until the disk has it.
+
+        Raises
+        ------
+        UqbiasError
+            If the file is not the one that was opened.
+        """
+        self.check()
+        line, checksum = to_line(record, self._sums[-1] if self._sums else "")
+        _, file, head = self._descriptors
+        try:
+            written = 0
+            while written < len(line):
+                written += os.pwrite(file, line[written:], self._size + written)
+            os.fsync(file)
+        except BaseException:
+            os.ftruncate(file, self._size)  # no half of a line before the next
+            raise
+        self._size += len(line)
+        self._sums.append(checksum)
+        os.pwrite(head, to_head(self._sums), 0)
 
 
 def open_ledger(
@@ -241,8 +250,6 @@ def open_ledger(
 
 def _compare(ledger: Ledger, new: dict[str, Any]) -> None:
     begun = ledger.events()[0]
-    if begun["event"] != "campaign":
-        raise UqbiasError(f"{ledger.path}: line 1 does not begin a campaign", "restore the file from a copy")
     old = begun["identity"]
     differing = [key for key in sorted({*old, *new}) if old.get(key, ...) != new.get(key, ...)]
     if not differing:
@@ -260,16 +267,42 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 24 else text[:20] + "..."
 
 
-def _lock(path: Path) -> int:
-    """Hold an exclusive lock that the kernel releases when the process ends, however it ends."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+def refuse(path: Path, content: Content) -> None:
+    """Raise UqbiasError for a ledger with a fault, or without a line beside what a campaign left."""
+    if not content.sums and (paths := remains(path.parent)):
+        raise UqbiasError(f"{path} is {'empty' if path.is_file() else 'missing'} beside {', '.join(paths)}", CURE)
+    if content.faults:
+        raise UqbiasError(f"{path}: {content.faults[0]}", CURE)
+
+
+def remains(directory: Path) -> list[str]:
+    """Names of what a campaign left in a directory beside its ledger."""
+    folders = [path for path in sorted(directory.glob("round_*")) if path.is_dir() and any(path.iterdir())]
+    files = [path for name in ("dataset.xyz", "summary.json") if (path := directory / name).exists()]
+    return [path.name for path in (*folders, *files)]
+
+
+def lock_directory(directory: Path) -> int:
+    """Hold an exclusive lock that the kernel releases when the process ends, however it ends; its descriptor.
+
+    Raises
+    ------
+    UqbiasError
+        If another process holds it, or the drive has no locks.
+    """
+    descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         holder = os.read(descriptor, 64).decode(errors="replace").strip() or "unknown"
         os.close(descriptor)
+        if error.errno not in HELD:
+            raise UqbiasError(
+                f"{directory} lies on a drive that gives no file locks ({error.strerror})",
+                "run in a directory on a local drive, or have the drive mounted with locks",
+            ) from None
         raise UqbiasError(
-            f"{path.parent} is in use by the process with pid {holder}", "wait for it, or end it first"
+            f"{directory} is in use by the process with pid {holder}", "wait for it, or end it first"
         ) from None
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"{os.getpid()}\n".encode())

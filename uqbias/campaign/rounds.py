@@ -14,6 +14,7 @@ import numpy as np
 import uqbias
 from uqbias.campaign.dry_run import check_parts
 from uqbias.campaign.ledger import open_ledger
+from uqbias.campaign.phase_files import hashes, refuse_changed
 from uqbias.campaign.progress import Progress, SilentProgress
 from uqbias.campaign.work import Work, read_start, read_test_set
 from uqbias.molecule.topology import Topology
@@ -56,10 +57,14 @@ def run_campaign(file: CampaignFile, directory: str | Path, progress: Progress |
     check_parts(file, topology, start)
     read_test_set(file, topology)  # before anything is paid
     identity = file.identity()
-    facts = {"digest": digest(identity), "seed": file.campaign.seed, "versions": _versions()}
+    facts = {"digest": digest(identity), "seed": file.campaign.seed, "versions": versions()}
     ledger = open_ledger(directory, identity, np.array(topology.numbers, dtype=np.int64), facts)
     work = Work(file, directory, ledger, topology, start, progress or SilentProgress())
     try:
+        if ledger.torn:
+            work.progress.message(f"{ledger.path}: its last line was torn when it was written, and is left out")
+        refuse_changed(directory, ledger.events())
+        _note_versions(work, facts["versions"])
         file.write(directory / "campaign.yaml")
         return _rounds(work)
     finally:
@@ -105,9 +110,21 @@ def _finish(work: Work, round_index: int, name: str, phase: Phase) -> None:
     if work.ledger.phase_done(round_index, name):
         return
     work.folder(round_index).mkdir(parents=True, exist_ok=True)
+    refuse_changed(work.directory, work.ledger.events(), (round_index - 1, round_index))
     begun = time.monotonic()
     facts = phase(work, round_index)
-    work.ledger.append("phase", round=round_index, phase=name, wall_s=round(time.monotonic() - begun, 3), **facts)
+    facts |= {"wall_s": round(time.monotonic() - begun, 3), "files": hashes(work.directory, round_index, name)}
+    work.ledger.append("phase", round=round_index, phase=name, **facts)
+
+
+def _note_versions(work: Work, now: dict[str, str]) -> None:
+    """Say once that the campaign goes on with other packages than it was begun with, and note it in the ledger."""
+    before = [event["versions"] for event in work.ledger.events() if event.get("versions")]
+    if before and before[-1] != now:
+        other = [name for name in sorted({*before[-1], *now}) if before[-1].get(name) != now.get(name)]
+        changes = ", ".join(f"{name} {before[-1].get(name)} before, {now.get(name)} now" for name in other)
+        work.progress.message(f"other versions than so far ({changes}): what follows may differ in its last digits")
+        work.ledger.append("versions", versions=now)
 
 
 def _has_labels(work: Work, round_index: int) -> bool:
@@ -136,7 +153,8 @@ def _enough(work: Work, round_index: int) -> str | None:
     return None
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of the packages that compute, by name."""
     versions = {"uqbias": uqbias.__version__, "python": platform.python_version()}
     for name in ("torch", "openmm", "openmmtorch", "numpy", "scikit-learn", "ase"):
         try:

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uqbias.campaign.executors import OracleSpec, make_executor
-from uqbias.campaign.ledger import Ledger
+from uqbias.campaign.ledger import Record
+from uqbias.campaign.phase_files import folder_name
 from uqbias.campaign.post_label import ACCEPTED, label_verdicts
 from uqbias.campaign.progress import Progress
 from uqbias.errors import UqbiasError
@@ -40,7 +41,7 @@ class Work:
     ----------
     file : settings and the folder that their paths are relative to.
     directory : run directory.
-    ledger : its open ledger.
+    ledger : its open ledger, or what is known of one.
     topology : bond graph of the molecule.
     start : the frames of the start file, labelled or not.
     progress : where to tell what is going on.
@@ -48,7 +49,7 @@ class Work:
 
     file: CampaignFile
     directory: Path
-    ledger: Ledger
+    ledger: Record
     topology: Topology
     start: Frames
     progress: Progress
@@ -75,7 +76,7 @@ class Work:
 
     def folder(self, round_index: int) -> Path:
         """Directory of a round."""
-        return self.directory / f"round_{round_index:02d}"
+        return self.directory / folder_name(round_index)
 
     def model_path(self, round_index: int) -> Path:
         """Model file of a round."""
