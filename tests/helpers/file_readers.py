@@ -11,7 +11,7 @@ from synthetic_runs import make, write_run
 from uqbias.bias.base import BiasSum
 from uqbias.bias.metad import MetaD
 from uqbias.campaign.ledger import label_key, open_ledger
-from uqbias.campaign.phases import _harvested_requests, _observed
+from uqbias.campaign.phases import _harvested_requests, observed
 from uqbias.errors import UqbiasError
 from uqbias.model.model import UncertaintyModel
 from uqbias.molecule.frames import Frames, write_frames
@@ -158,7 +158,7 @@ READERS = {
     "campaign": lambda folder: load_campaign(folder / "campaign.yaml"),
     "ledger": read_ledger,
     "harvest": lambda folder: _harvested_requests(work(folder), 1),
-    "observations": lambda folder: _observed(work(folder), 1),
+    "observations": lambda folder: observed(work(folder), 1),
     "run": read_run,
     "snapshot": read_snapshot,
     "hills": read_the_hills,

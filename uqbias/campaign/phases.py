@@ -15,6 +15,7 @@ from typing_extensions import TypedDict
 
 from uqbias.campaign.executors import LabelRequest, label_all
 from uqbias.campaign.ledger import label_key
+from uqbias.campaign.phase_files import DATASET
 from uqbias.campaign.progress import Announced
 from uqbias.campaign.samplers.base import Exploration, Sampler
 from uqbias.campaign.selection import Candidates, select
@@ -149,7 +150,7 @@ def _filter(work: Work) -> PhysicalFilter:
 def harvest_phase(work: Work, round_index: int) -> dict[str, Any]:
     """Choose the frames to label; writes ``harvest.json`` (every candidate) and ``harvest.npz`` (the taken ones)."""
     folder = work.folder(round_index)
-    seen = _observed(work, round_index)
+    seen = observed(work, round_index)
     work.progress.phase(f"round {round_index}: harvest", len(seen["driver"]))
     verdicts, picks, reasons = _chosen(work, round_index, seen)
     work.progress.advance(len(reasons), f"{len(picks)} taken")
@@ -216,7 +217,7 @@ def _plain(value: Any) -> Any:
     return None if isinstance(plain, float) and not np.isfinite(plain) else plain
 
 
-def _observed(work: Work, round_index: int) -> dict[str, NDArray[Any]]:
+def observed(work: Work, round_index: int) -> dict[str, NDArray[Any]]:
     """Recorded frames of all groups as flat columns, without the frames that the walkers began from.
 
     Beside positions, energy, driver and judge they hold where each comes from: ``group``, ``walker`` and ``step`` of
@@ -260,7 +261,7 @@ def category(reason: str) -> str:
 
 def label_phase(work: Work, round_index: int) -> dict[str, Any]:
     """Label the frames taken (round 0: the start frames); each label is in the ledger as soon as it arrives."""
-    requests = _start_requests(work) if round_index == 0 else _harvested_requests(work, round_index)
+    requests = requests_of(work, round_index)
     work.progress.phase(f"round {round_index}: label", len(requests))
     if round_index == 0 and work.start.labelled:
         _adopt(work, requests)
@@ -274,17 +275,28 @@ def label_phase(work: Work, round_index: int) -> dict[str, Any]:
             in_flight=work.campaign.executor.workers,
             progress=work.progress.advance,
         )
-    frames, verdicts = work.labels(round_index)
-    kept = [{**entry, "verdict": verdict or "accepted"} for entry, verdict in zip(frames.info, verdicts, strict=True)]
-    write_frames(work.directory / "dataset.xyz", Frames(frames.numbers, frames.positions, *frames.labels(), kept))
-    new = [verdict for entry, verdict in zip(frames.info, verdicts, strict=True) if entry["round"] == round_index]
+    dataset, facts = judged(work, round_index)
+    write_frames(work.directory / DATASET, dataset)
     if failed := [event["reason"] for event in work.ledger.events("failure") if event["round"] == round_index]:
         work.progress.message(f"round {round_index}: {len(failed)} of {len(requests)} labels failed ({failed[-1]})")
-    return {
+    return facts
+
+
+def judged(work: Work, round_index: int) -> tuple[Frames, dict[str, Any]]:
+    """All labels up to a round with the verdict on each, as ``dataset.xyz`` holds them, and counts of the round's."""
+    frames, verdicts = work.labels(round_index)
+    kept = [{**entry, "verdict": verdict or "accepted"} for entry, verdict in zip(frames.info, verdicts, strict=True)]
+    new = [verdict for entry, verdict in zip(frames.info, verdicts, strict=True) if entry["round"] == round_index]
+    return Frames(frames.numbers, frames.positions, *frames.labels(), kept), {
         "labelled": len(new),
         "rejected": sum(bool(verdict) for verdict in new),
         "failures": len(work.ledger.failed(round_index)),
     }
+
+
+def requests_of(work: Work, round_index: int) -> list[LabelRequest]:
+    """Frames that a round has labelled: those of its harvest, in round 0 the start frames."""
+    return _start_requests(work) if round_index == 0 else _harvested_requests(work, round_index)
 
 
 def _start_requests(work: Work) -> list[LabelRequest]:

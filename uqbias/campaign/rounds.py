@@ -57,7 +57,7 @@ def run_campaign(file: CampaignFile, directory: str | Path, progress: Progress |
     check_parts(file, topology, start)
     read_test_set(file, topology)  # before anything is paid
     identity = file.identity()
-    facts = {"digest": digest(identity), "seed": file.campaign.seed, "versions": versions()}
+    facts: dict[str, Any] = {"digest": digest(identity), "seed": file.campaign.seed, "versions": versions()}
     ledger = open_ledger(directory, identity, np.array(topology.numbers, dtype=np.int64), facts)
     work = Work(file, directory, ledger, topology, start, progress or SilentProgress())
     try:

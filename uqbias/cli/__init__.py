@@ -19,6 +19,7 @@ COMMANDS = {
     "template": ("campaigns", "Write a commented campaign file."),
     "validate": ("campaigns", "Check a campaign file without running it."),
     "run": ("campaigns", "Run a campaign, or continue it."),
+    "verify": ("verify_command", "Check a run's ledger, labels and files."),
     "report": ("campaigns", "Print a run's summary, write its HTML report."),
     "train": ("models", "Train a model on your own frames."),
     "evaluate": ("evaluate", "Errors of a model, and of its uncertainty."),

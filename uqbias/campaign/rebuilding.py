@@ -1,0 +1,281 @@
+"""A ledger written anew from what a run directory holds: sound lines, folders of labels, data set, files of rounds."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from uqbias.campaign.child import LABEL
+from uqbias.campaign.executors import LabelRequest
+from uqbias.campaign.ledger import Record, label_key, lock_directory
+from uqbias.campaign.ledger_lines import HEAD, NAME, read_ledger, to_head, to_line
+from uqbias.campaign.phase_files import DATASET, changed, hashes, is_used_again
+from uqbias.campaign.phases import judged, observed, requests_of
+from uqbias.campaign.progress import SilentProgress
+from uqbias.campaign.rounds import versions
+from uqbias.campaign.verification import POSITION, Verification, by_place, is_same
+from uqbias.campaign.work import Work, read_start
+from uqbias.errors import UqbiasError
+from uqbias.files import atomic_path, sha256
+from uqbias.model.model import read_manifest
+from uqbias.molecule.frames import Frames, write_frames
+from uqbias.molecule.topology import Topology
+from uqbias.registry import SAMPLERS
+from uqbias.settings.file import digest, load_campaign
+
+#: Where a label is from, exactly; and what one that is nowhere is noted as.
+FOLDERS = "their folders"
+LOST = "no label is left of it (the ledger was rebuilt)"
+
+
+def rebuild(directory: str | Path) -> Verification:
+    """Write a ledger from what is there; what it replaces stays beside it as ``*.damaged.N``. No label is computed.
+
+    Labels come from sound lines of the ledger, from their folders, and from ``dataset.xyz`` to its digits. Rounds up to
+    the last whole model are done; the campaign goes on from there, and pays for no frame that has a label.
+
+    Raises
+    ------
+    UqbiasError
+        If campaign.yaml or the files that it names are gone, or the ledger is another campaign's.
+    """
+    directory = Path(directory)
+    file = load_campaign(directory / "campaign.yaml")
+    topology = Topology.from_pdb(file.path("system", "structure"))
+    lock = lock_directory(directory)
+    try:
+        return _Rebuilding(directory, file, topology).run()
+    finally:
+        os.close(lock)
+
+
+class _Rebuilding:
+    def __init__(self, directory: Path, file: Any, topology: Topology) -> None:
+        self.directory, self.result = directory, Verification()
+        content = read_ledger(directory, len(topology))
+        # A ledger of a version without checksums is taken as it is.
+        legacy = not any(content.sums)
+        self.sound = content.doubtful if legacy else content.events
+        self.doubtful = [] if legacy else [event for event in content.doubtful if event["event"] == "label"]
+        identity = json.loads(json.dumps(file.identity()))
+        begun = self.sound[:1] if self.sound and self.sound[0]["event"] == "campaign" else []
+        if begun and begun[0]["identity"] != identity:
+            raise UqbiasError(f"{directory}/campaign.yaml is another campaign than the ledger's", "put it back")
+        self.record = Record(np.array(topology.numbers, dtype=np.int64), begun)
+        if not begun:
+            facts = {"digest": digest(identity), "seed": file.campaign.seed, "versions": versions()}
+            self.record.append("campaign", identity=identity, **facts)
+        for event in self.sound:
+            if event["event"] == "versions":
+                self.record.add(event)
+        self.work = Work(file, directory, self.record, topology, read_start(file, topology), SilentProgress())
+        self.frames: dict[tuple[int, int], Frames] = {}
+        if (directory / DATASET).is_file():
+            try:
+                self.frames = by_place(directory)
+            except UqbiasError as error:
+                self.result.notes.append(error.what)
+
+    def run(self) -> Verification:
+        rounds = [int(path.name[6:]) for path in self.directory.glob("round_*") if path.name[6:].isdigit()]
+        last = max((index for index in rounds if not self._model_faults(index)), default=-1)
+        for index in range(last + 1):
+            if index:
+                self._phase(index, "md", self._explored)
+                self._phase(index, "harvest", self._harvested)
+            self._labels(index, finished=True)
+            self._phase(index, "label", lambda index: judged(self.work, index)[1])
+            self._phase(index, "train", self._trained)
+            if self._entry(index) is not None:
+                self._phase(index, "score", lambda index: {"entry": self._entry(index)})
+        goes_on = last + 1
+        if goes_on and self._is_whole(goes_on, "md", self._explorable):
+            self._phase(goes_on, "md", self._explored)
+            if self._is_whole(goes_on, "harvest", lambda index: requests_of(self.work, index)):
+                self._phase(goes_on, "harvest", self._harvested)
+        for index in sorted({goes_on, *(event.get("round", -1) for event in self.sound)}):
+            if index >= goes_on:
+                self._labels(index, finished=False)
+        self._data_set_alone()
+        self._write(last)
+        self.result.checked |= {"labels": len(self.record.events("label")), "rounds done": last + 1}
+        return self.result
+
+    # ---- files of phases
+
+    def _event(self, index: int, phase: str) -> dict[str, Any] | None:
+        phases = (event for event in self.sound if event["event"] == "phase")
+        return next((event for event in phases if (event["round"], event["phase"]) == (index, phase)), None)
+
+    def _faults(self, index: int, phase: str, read: Callable[[int], Any]) -> list[str]:
+        """What is wrong with the files of a phase: not what it left or, where that is not known, unreadable."""
+        if (event := self._event(index, phase)) is not None and "files" in event:
+            used = {name: known for name, known in event["files"].items() if is_used_again(name)}
+            return changed(self.directory, used)
+        try:
+            read(index)
+        except (UqbiasError, OSError, ValueError) as error:
+            return [str(error)]
+        return []
+
+    def _is_whole(self, index: int, phase: str, read: Callable[[int], Any]) -> bool:
+        faults = self._faults(index, phase, read) if self.work.folder(index).is_dir() else ["not begun"]
+        self.result.notes += [f"round {index}, {phase}: to be done again ({fault})" for fault in faults]
+        return not faults
+
+    def _model_faults(self, index: int) -> list[str]:
+        def read(index: int) -> None:
+            trained = read_manifest(self.work.model_path(index))["provenance"].get("round")
+            if trained != index:
+                raise UqbiasError(f"{self.work.model_path(index)} is the model of round {trained}")
+
+        return self._faults(index, "train", read)
+
+    def _explorable(self, index: int) -> None:
+        observed(self.work, index)
+        for path in self.work.folder(index).glob("md/**/run.json"):
+            model = json.loads(path.read_text(encoding="utf-8")).get("model", {}).get("sha256")
+            if model != sha256(self.work.model_path(index - 1)):
+                raise UqbiasError(f"{path} is of another model")
+
+    def _phase(self, index: int, phase: str, facts: Callable[[int], dict[str, Any]]) -> None:
+        """Note that a phase is done, with the files that are there now."""
+        event = self._event(index, phase)
+        if event is None or phase == "label":
+            values = facts(index)
+            event = (
+                event or {"event": "phase", "round": index, "phase": phase, "wall_s": 0.0, "rebuilt": True}
+            ) | values
+        faults = [] if phase == "label" else changed(self.directory, event.get("files", {}))
+        self.result.notes += [f"{fault}; the campaign goes on without it" for fault in faults]
+        bad = {fault.split()[0] for fault in faults}
+        files = {} if phase == "label" else hashes(self.directory, index, phase)
+        files = {name: now for name, now in files.items() if name not in bad}
+        self.record.add({**event, "files": files})
+
+    def _explored(self, index: int) -> dict[str, Any]:
+        folder, walks = self.work.folder(index) / "md", SAMPLERS.build(self.work.campaign.sampling).walks
+        runs = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("**/run.json")]
+        stopped = sum(path.read_bytes().count(b"\n") for path in folder.glob("**/events.jsonl"))
+        facts = {"md_steps": sum(run["steps"] * run["walkers"] for run in runs) if walks else 0, "stopped": stopped}
+        return facts | {"runner": "unknown"} | ({} if walks else {"proposed": sum(run["proposed"] for run in runs)})
+
+    def _harvested(self, index: int) -> dict[str, Any]:
+        path = self.work.folder(index) / "harvest.json"
+        harvest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        candidates = harvest.get("candidates", [])
+        taken = sum(bool(entry.get("taken")) for entry in candidates)
+        facts = {"physical": harvest.get("physical"), "visited_judge": harvest.get("visited_judge")}
+        return {"candidates": len(candidates), "taken": taken, **facts}
+
+    def _trained(self, index: int) -> dict[str, Any]:
+        path = self.work.model_path(index)
+        facts = read_manifest(path)["provenance"] if path.is_file() else {}
+        return {name: count for name, count in facts.items() if name.endswith("frames")}
+
+    def _entry(self, index: int) -> dict[str, Any] | None:
+        """What the summary says of a round."""
+        path = self.directory / "summary.json"
+        if (event := self._event(index, "score")) is not None:
+            return dict(event["entry"])
+        try:
+            rounds = json.loads(path.read_text(encoding="utf-8"))["rounds"]
+            return next((dict(entry) for entry in rounds if entry["round"] == index), None)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    # ---- labels
+
+    def _labels(self, index: int, *, finished: bool) -> None:
+        """Note the labels of a round, and, where it is finished, that there is none of the other frames."""
+        for event in self.sound:
+            if event["event"] in ("label", "failure") and event["round"] == index:
+                self.record.add(event)
+        known = self.record.failed(index)
+        try:
+            requests = requests_of(self.work, index)
+        except (UqbiasError, OSError) as error:
+            self.result.notes.append(f"{error}: labels of round {index} are known by the ledger and the data set alone")
+            return
+        for request in requests:
+            if request.key in known or self.record.has_label(request.key):
+                continue
+            common = {"round": index, "index": request.index, "key": request.key, "positions": request.positions}
+            if (label := self._kept(index, request)) is not None:
+                energy, forces, source = label
+                info = request.info if source == FOLDERS else {**request.info, "source": source}
+                self.record.append("label", **common, energy=energy, forces=forces, info=info)
+                self.result.checked[f"labels from {source}"] = self.result.checked.get(f"labels from {source}", 0) + 1
+            elif finished:
+                self.record.append("failure", round=index, index=request.index, key=request.key, reason=LOST)
+                self.result.notes.append(f"round {index}, frame {request.index}: {LOST}")
+
+    def _kept(self, index: int, request: LabelRequest) -> tuple[float, Any, str] | None:
+        """Energy, forces and where they are from, of a frame that the ledger has no sound label of."""
+        spec = self.work.oracle
+        name = json.dumps([spec.kind, spec.options], sort_keys=True)
+        folders = self.directory / "labels" / self.work.folder(index).name
+        for path in sorted(folders.glob(f"frame_{request.index:04d}_*/{LABEL}")):
+            try:
+                facts = json.loads(path.read_text(encoding="utf-8"))
+                if facts["oracle"] == name and facts["positions"] == request.positions.tolist():
+                    return float(facts["energy"]), np.array(facts["forces"], dtype=np.float64), FOLDERS
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+        if index == 0 and self.work.start.labelled:
+            energies, forces = self.work.start.labels()
+            return float(energies[request.index]), forces[request.index], "start file"
+        frame = self.frames.get((index, request.index))
+        if frame is None or np.abs(frame.positions[0] - request.positions).max() > POSITION:
+            return None
+        for event in self.doubtful:
+            if event["key"] == request.key and is_same(event, frame):
+                return event["energy"], event["forces"], "lines that agree with dataset.xyz"
+        energies, forces = frame.labels()
+        return float(energies[0]), forces[0], "dataset.xyz"
+
+    def _data_set_alone(self) -> None:
+        """Keep labels whose frames no file of a round holds any more."""
+        known = {(event["round"], event["index"]) for event in self.record.events("label")}
+        for (index, place), frame in self.frames.items():
+            if (index, place) not in known:
+                energies, forces = frame.labels()
+                key = label_key(frame.positions[0], self.work.oracle_identity)
+                facts = {"positions": frame.positions[0], "energy": energies[0], "forces": forces[0]}
+                info = {"reason": "unknown", "source": "dataset.xyz"}
+                self.record.append("label", round=index, index=place, key=key, **facts, info=info)
+                self.result.notes.append(
+                    f"round {index}, frame {place}: its label is known to the digits of dataset.xyz"
+                )
+
+    # ---- the file
+
+    def _write(self, last: int) -> None:
+        """Write the data set of the last round that is done, unless it holds later labels, and the ledger."""
+        for name in (NAME, DATASET):
+            number = 1
+            while (copy := self.directory / f"{name}.damaged.{number}").exists():
+                number += 1
+            if (self.directory / name).is_file():
+                shutil.copy2(self.directory / name, copy)
+                self.result.checked[f"{name} before"] = copy.name
+        if last >= 0 and not any(event["round"] > last for event in self.record.events("label")):
+            write_frames(self.directory / DATASET, judged(self.work, last)[0])
+            labelled = [event for event in self.record.events("phase") if event["phase"] == "label"]
+            labelled[-1]["files"] = hashes(self.directory, last, "label")
+        self.record.append("rebuilt", notes=self.result.notes)
+        lines, sums = [], [""]
+        for event in self.record.events():
+            line, checksum = to_line(event, sums[-1])
+            lines.append(line)
+            sums.append(checksum)
+        with atomic_path(self.directory / NAME) as temporary:
+            temporary.write_bytes(b"".join(lines))
+        with atomic_path(self.directory / HEAD) as temporary:
+            temporary.write_bytes(to_head(sums[1:]))

@@ -1,0 +1,173 @@
+"""Proof of a run directory: whether its ledger, its labels and its files are what the campaign wrote."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from uqbias.campaign.ledger import remains
+from uqbias.campaign.ledger_lines import HEAD, NAME, Content, read_ledger
+from uqbias.campaign.phase_files import DATASET, changed, recorded
+from uqbias.errors import UqbiasError
+from uqbias.molecule.frames import Frames, read_frames
+from uqbias.units import ANGSTROM, EV, EV_PER_ANGSTROM
+
+#: Digits of the data set: largest differences in nm, relative of energies, and in kJ/mol/nm.
+POSITION, ENERGY, FORCE = 1e-8 * ANGSTROM, 1e-9, 1e-8 * EV_PER_ANGSTROM
+RUN_CURE = "give the directory that `uqbias run` wrote"
+
+
+@dataclass
+class Verification:
+    """What was looked at in a run directory.
+
+    Attributes
+    ----------
+    checked : name of what was checked, and how much of it.
+    faults : one line each.
+    notes : what could not be checked, or is no fault.
+    """
+
+    checked: dict[str, Any] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def verify(directory: str | Path) -> Verification:
+    """Check a run directory against its ledger, and the ledger against itself; nothing is changed.
+
+    Raises
+    ------
+    UqbiasError
+        If there is no such run directory.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise UqbiasError(f"no such run directory: {directory}", RUN_CURE)
+    left = remains(directory)
+    if not left and not (directory / NAME).exists():
+        raise UqbiasError(f"{directory} holds no run", RUN_CURE)
+    result = Verification()
+    content = read_ledger(directory)
+    result.faults += [f"{NAME}: {fault}" for fault in content.faults]
+    if not content.sums:
+        state = "empty" if (directory / NAME).is_file() else "missing"
+        result.faults.insert(0, f"{NAME} is {state} beside {', '.join(left) or 'nothing'}")
+    if content.torn:
+        result.notes.append(f"{NAME}: the last line is torn, as after a kill: it never happened")
+    if content.sums and not (directory / HEAD).is_file():
+        result.notes.append(f"no {HEAD}: nothing says whether the last lines of the ledger are there")
+    result.checked[f"lines of {NAME}"] = len(content.sums)
+    files = recorded(content.events)
+    result.faults += changed(directory, files)
+    result.checked["files of phases"] = len(files)
+    _check_labels(directory, content, result)
+    _check_campaign(directory, content, result)
+    _check_summary(directory, content, result)
+    _check_rounds(directory, content, result)
+    return result
+
+
+def _check_labels(directory: Path, content: Content, result: Verification) -> None:
+    """No label is there twice, and each is in the data set as it is in the ledger."""
+    labels = [event for event in content.events if event["event"] == "label"]
+    result.checked["labels"] = len(labels)
+    keys = [event["key"] for event in labels]
+    if twice := {key for key in keys if keys.count(key) > 1}:
+        result.faults.append(f"{NAME}: {len(twice)} geometries were labelled twice")
+    if not (directory / DATASET).is_file():
+        return
+    try:
+        frames = by_place(directory)
+    except UqbiasError as error:
+        result.faults.append(error.what)
+        return
+    result.checked[f"frames of {DATASET}"] = len(frames)
+    known = {(event["round"], event["index"]): event for event in labels}
+    for place, frame in frames.items():
+        name = f"{DATASET}: the frame of round {place[0]}, index {place[1]}"
+        if place not in known and not content.faults:
+            result.faults.append(f"{name} is not in the ledger")
+        elif place in known and not is_same(known[place], frame):
+            result.faults.append(f"{name} is not as in the ledger")
+
+
+def by_place(directory: Path) -> dict[tuple[int, int], Frames]:
+    """Frames of the data set by round and index.
+
+    Raises
+    ------
+    UqbiasError
+        If it is no data set of a campaign.
+    """
+    path = directory / DATASET
+    frames = read_frames(path)
+    try:
+        places = [(int(entry["round"]), int(entry["index"])) for entry in frames.info]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UqbiasError(f"{path}: a frame without round and index ({error})") from None
+    return {place: frames[[index]] for index, place in enumerate(places)}
+
+
+def is_same(label: dict[str, Any], frame: Frames) -> bool:
+    """Whether a label of the ledger is that of one frame of the data set, to its digits."""
+    energies, forces = frame.labels()
+    here, pull = np.array(label["positions"]), np.array(label["forces"])
+    return bool(
+        here.shape == frame.positions[0].shape == pull.shape
+        and np.abs(here - frame.positions[0]).max() <= POSITION
+        and np.abs(pull - forces[0]).max() <= FORCE * (1 + np.abs(pull).max())
+        and abs(label["energy"] - energies[0]) <= ENERGY * max(abs(label["energy"]), EV)
+    )
+
+
+def _check_campaign(directory: Path, content: Content, result: Verification) -> None:
+    """campaign.yaml is the campaign of the ledger, where the files that it names are still there."""
+    from uqbias.settings.file import load_campaign
+
+    begun = next((event for event in content.events if event["event"] == "campaign"), None)
+    path = directory / "campaign.yaml"
+    if begun is None:
+        return
+    try:
+        identity = json.loads(json.dumps(load_campaign(path).identity()))
+    except UqbiasError as error:
+        kind = result.notes if "no such file" in error.what else result.faults
+        kind.append(f"campaign.yaml: {error.what}")
+        return
+    old = begun["identity"]
+    if other := [key for key in sorted({*old, *identity}) if old.get(key, ...) != identity.get(key, ...)]:
+        result.faults.append(f"campaign.yaml is another campaign than the ledger's: {', '.join(other[:3])}")
+    result.checked["keys of campaign.yaml"] = len(identity)
+
+
+def _check_summary(directory: Path, content: Content, result: Verification) -> None:
+    path = directory / "summary.json"
+    if not path.is_file():
+        return
+    scores = [event["entry"] for event in content.events if event["event"] == "phase" and event["phase"] == "score"]
+    try:
+        rounds = json.loads(path.read_text(encoding="utf-8"))["rounds"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        rounds = None
+    if not isinstance(rounds, list):
+        result.faults.append("summary.json is damaged")
+    elif not content.faults and rounds != scores[: len(rounds)]:
+        result.faults.append("summary.json is not what the ledger says")
+    else:
+        result.checked["rounds of summary.json"] = len(rounds)
+
+
+def _check_rounds(directory: Path, content: Content, result: Verification) -> None:
+    """No round is there that the ledger knows nothing of."""
+    done = [event["round"] for event in content.events if "round" in event]
+    last = max(done, default=-1) + 1
+    for path in sorted(directory.glob("round_*")):
+        number = path.name.removeprefix("round_")
+        if number.isdigit() and int(number) > last and content.sums and not content.faults:
+            result.faults.append(f"{path.name} is not in the ledger")
+    result.checked["rounds"] = len({*done})
