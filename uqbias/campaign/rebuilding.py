@@ -100,7 +100,7 @@ class _Rebuilding:
             if self._is_whole(goes_on, "harvest", lambda index: requests_of(self.work, index)):
                 self._phase(goes_on, "harvest", self._harvested)
         for index in sorted({goes_on, *(event.get("round", -1) for event in self.sound)}):
-            if index >= goes_on:
+            if index >= goes_on and self.work.folder(index).is_dir():
                 self._labels(index, finished=False)
         self._data_set_alone()
         self._write(last)
@@ -125,7 +125,9 @@ class _Rebuilding:
         return []
 
     def _is_whole(self, index: int, phase: str, read: Callable[[int], Any]) -> bool:
-        faults = self._faults(index, phase, read) if self.work.folder(index).is_dir() else ["not begun"]
+        if not self.work.folder(index).is_dir():
+            return False
+        faults = self._faults(index, phase, read)
         self.result.notes += [f"round {index}, {phase}: to be done again ({fault})" for fault in faults]
         return not faults
 

@@ -56,7 +56,7 @@ def verify(directory: str | Path) -> Verification:
     result.faults += [f"{NAME}: {fault}" for fault in content.faults]
     if not content.sums:
         state = "empty" if (directory / NAME).is_file() else "missing"
-        result.faults.insert(0, f"{NAME} is {state} beside {', '.join(left) or 'nothing'}")
+        result.faults = [f"{NAME} is {state} beside {', '.join(left) or 'nothing'}"]
     if content.torn:
         result.notes.append(f"{NAME}: the last line is torn, as after a kill: it never happened")
     if content.sums and not (directory / HEAD).is_file():
