@@ -3,7 +3,7 @@
 import numpy as np
 import openmm
 import pytest
-import torch
+from argon_atom import DT, QUIET, coordinate, metadynamics, particle, place, simulate
 from openmm import app
 
 import uqbias
@@ -11,43 +11,6 @@ from uqbias.bias.fixed import Restraint
 from uqbias.bias.gamd import GaMD
 from uqbias.bias.metad import MetaD
 from uqbias.errors import UqbiasError
-
-QUIET = {"runner": "eager", "dtype": torch.float64, "hills": None, "colvar": None}
-DT = 0.002
-
-
-def coordinate(axis="x"):
-    force = openmm.CustomExternalForce(axis)
-    force.addParticle(0)
-    return force
-
-
-def particle():
-    """An argon atom in a harmonic field, in force group 0."""
-    system, topology = openmm.System(), app.Topology()
-    system.addParticle(39.9)
-    topology.addAtom("AR", app.element.argon, topology.addResidue("AR", topology.addChain()))
-    field = openmm.CustomExternalForce("50*(x^2+y^2+z^2)")
-    field.addParticle(0)
-    system.addForce(field)
-    return system, topology
-
-
-def metadynamics(system, height=1.0, make=uqbias, frequency=10, **options):
-    options = {**QUIET, **options} if make is uqbias else {}
-    variable = make.BiasVariable(coordinate(), -1.0, 1.0, 0.05, False, 801)
-    return make.Metadynamics(system, [variable], 300, 5, height, frequency, **options)
-
-
-def simulate(system, topology, integrator=None, x=0.1):
-    integrator = openmm.VerletIntegrator(DT) if integrator is None else integrator
-    simulation = app.Simulation(topology, system, integrator, openmm.Platform.getPlatformByName("Reference"))
-    simulation.context.setPositions([[x, 0.05, 0.0]])
-    return simulation
-
-
-def place(simulation):
-    return simulation.context.getState(positions=True).getPositions(asNumpy=True)._value
 
 
 def verlet(force="f"):

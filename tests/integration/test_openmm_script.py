@@ -82,6 +82,7 @@ def test_three_lines_in_a_script(tmp_path, tiny_model, tiny_positions, drive):
     np.testing.assert_allclose(again.metadynamics.value(u), bias.metadynamics.value(u), atol=1e-4)
     simulation = simulate(topology, system, simulation_positions(simulation))
     simulation.currentStep = 200
+    simulation.context.setTime(0.1)
     simulation.reporters.append(again)
     simulation.step(40)
     hills = read_hills(tmp_path / "HILLS", 0.5)

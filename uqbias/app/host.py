@@ -65,6 +65,14 @@ def choose_snapshot(path: str | Path | None, every: int | None, pace: int) -> tu
     return Path(path), int(every)
 
 
+def check_restart(restart: Any, hills: Sequence[Any]) -> None:
+    """Raise UqbiasError if it is no such word, or there are no HILLS to begin with."""
+    if restart not in (True, False, "cut"):
+        raise UqbiasError(f"restart={restart!r}", "give True, False or 'cut'")
+    if restart and not hills:
+        raise UqbiasError("restart=True without a metadynamics bias and its HILLS", "load a snapshot instead")
+
+
 def check_temperatures(bias: BiasSum, temperature: float) -> None:
     """Raise UqbiasError if a bias is for another temperature."""
     if not 0 < temperature < math.inf:

@@ -6,9 +6,7 @@ import re
 from typing import Any
 
 from uqbias.errors import UqbiasError
-
-#: Step (fs) of an integrator that chooses its steps itself; fine enough to count any time in.
-FINE_STEP = 1e-6
+from uqbias.runs.run_files import FINE_STEP
 
 
 def current(simulation: Any) -> Any:
@@ -22,7 +20,7 @@ def current(simulation: Any) -> Any:
 
 
 def timestep_fs(simulation: Any) -> float:
-    """Timestep of the simulation's integrator, fs; `FINE_STEP` if it has none of its own."""
+    """Timestep of the simulation's integrator, fs; `FINE_STEP` if it chooses them itself."""
     integrator = current(simulation)
     return FINE_STEP if hasattr(integrator, "getErrorTolerance") else float(integrator.getStepSize()._value * 1e3)
 

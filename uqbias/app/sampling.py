@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -58,7 +58,8 @@ class Sampling:
     stride : steps between rows of COLVAR, a multiple of ``pace``; None for ``pace``.
     hills, colvar : files in PLUMED's format, None to write none. With more than one metadynamics
         ``HILLS.u``, ``HILLS.phi-psi``, ...
-    restart : begin with the hills in these HILLS files and append to the files.
+    restart : begin with the hills in these HILLS files and append to the files. ``cut``: without what they have from
+        later than the Simulation's time, as behind a checkpoint; the whole files are kept, as ``bck.0.HILLS``.
     snapshot, snapshot_every : write a snapshot to this file every so many steps, a multiple of ``pace``; see `save`.
     backend, runner, dtype, device, cache_dir : see `make_force` and `FusedEvaluator`. Backend ``torchforce`` works
         without periodic boundaries and without Forces as variables only.
@@ -91,7 +92,7 @@ class Sampling:
         stride: int | None = None,
         hills: str | Path | None = "HILLS",
         colvar: str | Path | None = "COLVAR",
-        restart: bool = False,
+        restart: bool | Literal["cut"] = False,
         snapshot: str | Path | None = None,
         snapshot_every: int | None = None,
         backend: str = "auto",
@@ -137,8 +138,7 @@ class Sampling:
         }
         self.evaluator = FusedEvaluator(module, self.bias, 1, variables=graph, **options)
 
-        if restart and not self._output.hills:
-            raise UqbiasError("restart=True without a metadynamics bias and its HILLS", "load a snapshot instead")
+        host.check_restart(restart, self._output.hills)
         if restart:
             self._output.load_hills()
         self._reported = self._begun = -1
@@ -327,7 +327,7 @@ class Sampling:
 
         step = self._loop.load_state(path, simulation.context, host.atomic_numbers(simulation), {}, look_back)["step"]
         self._reported = self._begun = step
-        self._output.rewind(timestep, step)
+        self._output.rewind(timestep)
 
     def serialize(self, system: Any) -> str:
         """XML of a System with this force, to be deserialised in any process, with the biases as they are now.
@@ -378,6 +378,11 @@ class Sampling:
         self.evaluator.broken[:] = False
 
     def _open(self, simulation: Any) -> None:
-        if not self._restart:
+        timestep = self._loop.timestep_fs
+        if self._restart:
+            time = simulation.context.getState().getTime()._value
+            self._output.go_on_at(time, timestep, cut=self._restart == "cut")
+            self.evaluator.arm_memo(False)  # the bias may be another now
+        else:
             self._output.back_up()
-        self._output.open(self._loop.timestep_fs, append=self._restart)
+        self._output.open(timestep, append=bool(self._restart))

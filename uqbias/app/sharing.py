@@ -7,6 +7,8 @@ import socket
 import uuid
 from pathlib import Path
 
+import numpy as np
+
 from uqbias.bias.metad import MetaD
 from uqbias.errors import UqbiasError
 from uqbias.runs.hills import hills_header, hills_lines, parse_hills
@@ -52,19 +54,23 @@ class SharedHills:
             self._append(self._header)
         self._own = len(bias.hills)
 
-    def write(self) -> None:
-        """Append this process's new hills to its file: a kill loses none of them, a power cut those since `sync`."""
-        hills = self.bias.hills
-        if len(hills) > self._own:
-            self._append(hills_lines(hills[self._own :], self.timestep_fs * 1e-3))
-            self._own = len(hills)
+    def write(self, time_ps: float | None = None) -> None:
+        """Append this process's new hills to its file: a kill loses none of them, a power cut those since `sync`.
 
-    def sync(self) -> int:
+        Their time is ``time_ps``; that of their step if None.
+        """
+        hills = self.bias.hills[self._own :]
+        if len(hills):
+            times = hills["step"] * self.timestep_fs * 1e-3 if time_ps is None else np.full(len(hills), time_ps)
+            self._append(hills_lines(hills, times))
+            self._own += len(hills)
+
+    def sync(self, time_ps: float | None = None) -> int:
         """`write`, and take over the hills of the others; returns how many came.
 
         Call it between steps, right after the bias's own update.
         """
-        self.write()
+        self.write(time_ps)
         with self.path.open("rb") as stream:
             os.fsync(stream)
         before = len(self.bias.hills)

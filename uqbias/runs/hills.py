@@ -101,7 +101,7 @@ class HillsFile(Files):
     ----------
     path : the file, written anew unless ``append``.
     bias : whose hills are written.
-    timestep_fs : to convert steps to time.
+    timestep_fs : to convert steps to time, where no observation tells it.
     append : continue a file; hills already in the bias count as written.
 
     Raises
@@ -123,8 +123,12 @@ class HillsFile(Files):
         hills = self.bias.hills
         if len(hills) < self._written:  # the bias was reset
             self._written = 0
-        self._stream.write(hills_lines(hills[self._written :], self.timestep_ps))
         if len(hills) > self._written:
+            new = hills[self._written :]
+            times = new["step"] * self.timestep_ps
+            if observation is not None:  # whose time counts, as steps may be of unequal length
+                times[new["step"] == observation.step] = observation.time_ps
+            self._stream.write(hills_lines(new, times))
             self._written = len(hills)
             self._stream.flush()
 
@@ -140,13 +144,13 @@ def hills_header(bias: MetaD) -> str:
     return header
 
 
-def hills_lines(hills: NDArray[Any], timestep_ps: float) -> str:
-    """Lines of a HILLS file, heights in PLUMED's convention; see `HillsFile`."""
+def hills_lines(hills: NDArray[Any], times: Array) -> str:
+    """Lines of a HILLS file, times [H] in ps, heights in PLUMED's convention; see `HillsFile`."""
     lines = []
-    for step, centre, sigma, height, gamma in hills.tolist():
+    for time, (_, centre, sigma, height, gamma) in zip(times.tolist(), hills.tolist(), strict=True):
         stated, biasf = (height * gamma / (gamma - 1), gamma) if gamma > 1 else (height, -1.0)
         values = " ".join(f"{value:24.17g}" for value in (*centre, *sigma, stated))
-        lines.append(f"{step * timestep_ps:14.6f} {values} {biasf:10.6g}\n")
+        lines.append(f"{time:14.6f} {values} {biasf:10.6g}\n")
     return "".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -108,8 +109,25 @@ def read_colvar(path: str | Path) -> dict[str, NDArray[np.float64]]:
     return {name: rows[:, column] for column, name in enumerate(fields)}
 
 
+def last_time(path: Path) -> float:
+    """Time of the last whole row of a COLVAR file, whatever its length; -inf without rows."""
+    with path.open("rb") as stream:
+        stream.seek(max(0, path.stat().st_size - 65536))
+        lines = stream.read().split(b"\n")[:-1]
+    rows = [line for line in lines if line.strip() and not line.startswith(b"#")]
+    return float(rows[-1].split()[0]) if rows else -math.inf
+
+
+def is_late(times: NDArray[np.float64], until: float) -> NDArray[np.bool_]:
+    """Which of the times, [n], that files of one trajectory after another have, the last one has after a time."""
+    late = ~(times <= until)
+    back = np.flatnonzero(np.diff(times) < 0)
+    late[: back[-1] + 1 if len(back) else 0] = False
+    return late
+
+
 def rows_until(path: str | Path, names: Sequence[str], time_ps: float) -> str:
-    """Content of a COLVAR file of a bias on these variables, without the rows after a time and a last one cut short.
+    """Content of a COLVAR file of a bias on these variables, up to a time in its last trajectory; whole lines only.
 
     Raises
     ------
@@ -121,7 +139,7 @@ def rows_until(path: str | Path, names: Sequence[str], time_ps: float) -> str:
     if "\n" not in text:
         return ""
     _, rows, numbers = parse_plumed(BytesIO(text.encode()), Path(path))
-    late = set(numbers[~(rows[:, 0] <= time_ps)].tolist())
+    late = set(numbers[is_late(rows[:, 0], time_ps)].tolist())
     lines = enumerate(text.splitlines(keepends=True), start=1)
     return "".join(line for number, line in lines if number not in late and line.endswith("\n"))
 
