@@ -5,7 +5,7 @@ import os
 import pytest
 
 from uqbias.errors import UqbiasError
-from uqbias.files import atomic_path, check_file, write_text
+from uqbias.files import atomic_path, check_file, clear_temporaries, write_text
 
 
 def test_an_error_leaves_the_earlier_content_and_nothing_else(tmp_path):
@@ -22,6 +22,38 @@ def test_an_error_leaves_the_earlier_content_and_nothing_else(tmp_path):
         fail()
     assert path.read_text() == "first"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664), (0o027, 0o640)])
+def test_permissions_are_those_of_the_umask_or_of_the_file_before(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        write_text(tmp_path / "new.txt", "x")
+        (tmp_path / "old.txt").touch()
+        (tmp_path / "old.txt").chmod(0o604)
+        write_text(tmp_path / "old.txt", "x")
+        with atomic_path(tmp_path / "renamed.txt") as temporary:  # as some writers do
+            temporary.with_suffix(".x").touch(0o600)
+            temporary.with_suffix(".x").replace(temporary)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "new.txt").stat().st_mode & 0o777 == mode
+    assert (tmp_path / "renamed.txt").stat().st_mode & 0o777 == mode
+    assert (tmp_path / "old.txt").stat().st_mode & 0o777 == 0o604
+
+
+@pytest.mark.parametrize("name", ["model.uqb", "a" * 200 + ".xyz", ".hidden", "no_suffix"])
+def test_what_a_killed_write_leaves_is_cleared_and_nothing_else(tmp_path, name):
+    with pytest.raises(ZeroDivisionError), atomic_path(tmp_path / name) as temporary:
+        left = temporary.with_name(temporary.name)
+        os.link(temporary, tmp_path / "kept")
+        raise ZeroDivisionError
+    (tmp_path / "kept").rename(left)
+    others = {".label.json", ".model.tmpdir", ".tmp", "a.tmp12345678", ".model.x.uqb"}
+    for other in others:
+        (tmp_path / other).touch()
+    clear_temporaries(tmp_path.iterdir())
+    assert {path.name for path in tmp_path.iterdir()} == others
 
 
 def fifo(path):

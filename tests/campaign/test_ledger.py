@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -100,6 +102,66 @@ def test_second_process_is_refused_until_the_first_is_killed(tmp_path):
         other.kill()
         other.wait()
     opened(tmp_path).close()
+
+
+@pytest.mark.parametrize(
+    ("code", "fault"),
+    [
+        (errno.ENOLCK, "lies on a drive that gives no file locks"),
+        (errno.EOPNOTSUPP, "lies on a drive that gives no file locks"),
+        (errno.ENOSYS, "lies on a drive that gives no file locks"),
+        (errno.EAGAIN, "is in use by the process with pid"),
+    ],
+)
+def test_drive_without_locks_is_named_by_what_it_is(tmp_path, monkeypatch, code, fault):
+    def no_lock(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", no_lock)
+    with pytest.raises(UqbiasError, match=fault):
+        opened(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["ledger.lock"]
+
+
+def test_half_of_a_line_is_taken_back_when_the_disk_is_full(tmp_path, monkeypatch):
+    whole = os.pwrite
+
+    def full(descriptor, data, offset):
+        if len(data) > 100:
+            return whole(descriptor, data[:100], offset)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with opened(tmp_path) as ledger:
+        add(ledger, 0)
+        before = (tmp_path / NAME).read_bytes()
+        monkeypatch.setattr(os, "pwrite", full)
+        with pytest.raises(OSError, match="No space"):
+            add(ledger, 1)
+        monkeypatch.undo()
+        assert (tmp_path / NAME).read_bytes() == before
+        add(ledger, 2)
+    with opened(tmp_path) as ledger:
+        assert len(ledger.labels()) == 2
+
+
+@pytest.mark.parametrize("left", ["round_00/model.uqb", "dataset.xyz", "summary.json"])
+@pytest.mark.parametrize("content", [None, b"", b'{"event": "camp'])
+def test_no_campaign_begins_over_what_another_left(tmp_path, left, content):
+    (tmp_path / left).parent.mkdir(exist_ok=True)
+    (tmp_path / left).touch()
+    if content is not None:
+        (tmp_path / NAME).write_bytes(content)
+    with pytest.raises(UqbiasError, match=rf"ledger\.jsonl is \w+ beside {left.split('/')[0]}"):
+        opened(tmp_path)
+    assert (tmp_path / NAME).exists() == (content is not None)
+
+
+def test_nothing_is_paid_once_the_ledger_is_gone(tmp_path, oracle):
+    with opened(tmp_path) as ledger, make_executor("serial", 1) as executor:
+        tell = lambda _count, _note: (tmp_path / NAME).unlink(missing_ok=True) if calls() else None  # noqa: E731
+        with pytest.raises(UqbiasError, match="was removed while the campaign runs"):
+            label_all(executor, oracle, requests([0, 1, 2]), ledger, 0, in_flight=1, progress=tell)
+    assert calls() == [0]
 
 
 def test_an_event_is_on_disk_when_append_returns(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from peroxide_oracle import make_system
 
+from uqbias.campaign.verification import verify
 from uqbias.units import ANGSTROM
 
 HELPERS = Path(__file__).parents[1] / "helpers"
@@ -94,6 +95,7 @@ def check_kills(folder, executor, kills):
         assert not paid & set(attempt.called()), "a label in the ledger was paid again"
         assert len(attempt.called()) == len(set(attempt.called()))
         assert paid <= stored(directory), "a paid label was lost"
+        assert verify(directory).faults == []
         if (directory / "summary.json").is_file() and json.loads((directory / "summary.json").read_text())["stopped"]:
             assert label_set(directory) == label_set(reference)
             assert (directory / "dataset.xyz").read_bytes() == (reference / "dataset.xyz").read_bytes()

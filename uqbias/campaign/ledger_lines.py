@@ -167,7 +167,7 @@ def _lost(path: Path, content: Content) -> str:
 
 def _parse(line: bytes, name: str, atoms: int | None) -> dict[str, Any]:
     where = f"{name} is not a ledger event"
-    event: dict[str, Any] = parse_json(line, _Event, where, CURE)
+    event: dict[str, Any] = parse_json(line, _Event, f"{where}: it", CURE)
     check_json(event, SCHEMAS.get(event["event"], dict), where, CURE)
     if event["event"] == "label" and not len(event["positions"]) == len(event["forces"]) == (
         atoms or len(event["forces"])

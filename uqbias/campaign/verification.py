@@ -54,9 +54,11 @@ def verify(directory: str | Path) -> Verification:
     result = Verification()
     content = read_ledger(directory)
     result.faults += [f"{NAME}: {fault}" for fault in content.faults]
-    if not content.sums:
+    if not content.sums and not left:
+        result.notes.append("no round was begun")
+    elif not content.sums:
         state = "empty" if (directory / NAME).is_file() else "missing"
-        result.faults = [f"{NAME} is {state} beside {', '.join(left) or 'nothing'}"]
+        result.faults = [f"{NAME} is {state} beside {', '.join(left)}"]
     if content.torn:
         result.notes.append(f"{NAME}: the last line is torn, as after a kill: it never happened")
     if content.sums and not (directory / HEAD).is_file():
@@ -76,9 +78,8 @@ def _check_labels(directory: Path, content: Content, result: Verification) -> No
     """No label is there twice, and each is in the data set as it is in the ledger."""
     labels = [event for event in content.events if event["event"] == "label"]
     result.checked["labels"] = len(labels)
-    keys = [event["key"] for event in labels]
-    if twice := {key for key in keys if keys.count(key) > 1}:
-        result.faults.append(f"{NAME}: {len(twice)} geometries were labelled twice")
+    if twice := len(labels) - len({event["key"] for event in labels}):
+        result.faults.append(f"{NAME}: {twice} labels of geometries that had one")
     if not (directory / DATASET).is_file():
         return
     try:
@@ -156,7 +157,7 @@ def _check_summary(directory: Path, content: Content, result: Verification) -> N
         rounds = None
     if not isinstance(rounds, list):
         result.faults.append("summary.json is damaged")
-    elif not content.faults and rounds != scores[: len(rounds)]:
+    elif not content.faults and rounds[: len(scores)] != scores[: len(rounds)]:
         result.faults.append("summary.json is not what the ledger says")
     else:
         result.checked["rounds of summary.json"] = len(rounds)
