@@ -104,8 +104,8 @@ def of_another_run(run):
     for line in (run / NAME).read_text().splitlines():
         event = json.loads(line)
         del event["sum"]
-        line, before = to_line(event | ({"wall_s": 7.0} if "wall_s" in event else {}), before)
-        content += line
+        changed, before = to_line(event | ({"wall_s": 7.0} if "wall_s" in event else {}), before)
+        content += changed
     (run / NAME).write_bytes(content)
 
 

@@ -52,15 +52,15 @@ def is_used_again(name: str) -> bool:
     return "/md/" not in name or name.endswith((".npz", ".json"))
 
 
-def changed(directory: Path, files: dict[str, str]) -> list[str]:
-    """Which files are not as the ledger knows them, one entry a file."""
+def changed(directory: Path, files: dict[str, str], others: dict[str, str] | None = None) -> list[str]:
+    """Which files are not as the ledger knows them, one entry a file; among ``others`` a replaced one may be found."""
     faults = []
     for name, known in files.items():
         path = directory / name
         if not path.is_file():
             faults.append(f"{name} is gone")
         elif (now := sha256(path)) != known:
-            other = next((entry for entry, digest in files.items() if digest == now), None)
+            other = next((entry for entry, digest in (others or files).items() if digest == now), None)
             faults.append(f"{name} is not what its phase left" + (f": it is {other}" if other else ""))
     return faults
 
@@ -78,11 +78,12 @@ def refuse_changed(directory: Path, events: Iterable[dict[str, Any]], rounds: It
         With the first file that was changed, replaced or removed.
     """
     folders = None if rounds is None else {folder_name(index) for index in rounds}
+    known = recorded(events)
     files = {
         name: digest
-        for name, digest in recorded(events).items()
+        for name, digest in known.items()
         if is_used_again(name) and (folders is None or name.split("/")[0] in folders)
     }
-    if faults := changed(directory, files):
+    if faults := changed(directory, files, known):
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise UqbiasError(f"{directory}/{faults[0]}{more}", CURE)

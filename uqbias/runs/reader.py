@@ -82,6 +82,10 @@ class Facts(TypedDict):
 AGAIN = "run the MD again"
 
 
+#: Columns of proposed geometries that may hold text.
+TEXTS = ("source", "status")
+
+
 def check_observations(
     file: Path, arrays: Mapping[str, NDArray[Any]], needed: Iterable[str], n_atoms: int, cure: str
 ) -> None:
@@ -107,7 +111,8 @@ def check_observations(
         "positions": (*shape, n_atoms, 3),
     }
     for name, wanted in fitting.items():
-        if name in arrays and (arrays[name].shape != wanted or arrays[name].dtype.kind not in "biuf"):
+        kinds = "biufU" if name in TEXTS else "biuf"
+        if name in arrays and (arrays[name].shape != wanted or arrays[name].dtype.kind not in kinds):
             raise UqbiasError(
                 f"{file}: '{name}' is of shape {arrays[name].shape} and type {arrays[name].dtype}, not {wanted} "
                 "numbers",
