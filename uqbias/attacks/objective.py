@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.func import functional_call
 
 from uqbias.attacks.base import DistortionSpace
-from uqbias.compile.fused import graph_inputs
+from uqbias.compile.graph_inputs import SHIFT as OF_POTENTIAL
+from uqbias.compile.graph_inputs import graph_inputs
 from uqbias.compile.runners import compile_function
 from uqbias.errors import UqbiasError
 from uqbias.model.model import UncertaintyModel
@@ -26,7 +27,7 @@ Array = NDArray[np.float64]
 #: Width of the rounding of u⁺ at zero, as a share of the spread of u: u⁺ is within 0.5 % of u from one spread on.
 ROUNDING = 0.25
 #: Name of the zero of the energies among the weights of the graph.
-SHIFT = "model.potential.energy_shift"
+SHIFT = f"model.{OF_POTENTIAL}"
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import functional_call
 
+from uqbias.compile.graph_inputs import SHIFT, check_device, copied, graph_inputs, weights_of
 from uqbias.compile.runners import compile_function
 from uqbias.errors import UqbiasError
 from uqbias.variables.names import OF_MODEL
@@ -36,7 +36,7 @@ class BiasLike(Protocol):
 class Evaluation(NamedTuple):
     """What one evaluation gives for W walkers of N atoms; tensors without autograd history."""
 
-    #: [W] potential energy of the model E, kJ/mol.
+    #: [W] potential energy of the model E, kJ/mol; this, the bias and its variables in float64.
     energy: Tensor
     #: [W] driver u that the bias acts on.
     driver: Tensor
@@ -63,12 +63,12 @@ class FusedEvaluator:
     ----------
     model : `uqbias.model.model.UncertaintyModel`, or a module with ``numbers`` and
         ``forward(positions [W, N, 3]) -> (energy [W], driver [W], judge [W])``.
-    bias : ``bias.energy(x, state)`` is added to the energy; None for no bias. Its state is moved to ``dtype`` and
-        ``device``.
+    bias : ``bias.energy(x, state)`` is added to the energy; None for no bias. Its state is moved to float64, in which a
+        total energy of -10⁸ kJ/mol has its digits, and to ``device``.
     n_walkers : W, fixed.
     variables : collective variables by name, modules ``positions [W, N, 3] -> [W]``; see `uqbias.variables`.
     runner : ``auto``, ``aoti``, ``torchscript`` or ``eager``; see `uqbias.compile.runners.compile_function`.
-    dtype : float32 or float64, of weights, state and outputs.
+    dtype : float32 or float64, of weights, uncertainties and forces.
     device : where the graph runs.
     cache_dir : folder of compiled graphs.
     energy_only : leave out uncertainties and bias (zeros in the `Evaluation`).
@@ -117,7 +117,7 @@ class FusedEvaluator:
         self.bias = None if energy_only else bias
         self.dtype, self.device = dtype, check_device(device)
         self.last: Evaluation | None = None
-        self.total_energy = torch.zeros((), dtype=dtype)
+        self.total_energy = torch.zeros((), dtype=torch.float64)
         self.n_evaluations = self.n_calls = 0
         self.broken: NDArray[np.bool_] = np.zeros(n_walkers, dtype=bool)
         self._broken = torch.from_numpy(self.broken)
@@ -132,17 +132,17 @@ class FusedEvaluator:
         self._weight_names, self._inputs = graph_inputs(model, n_walkers, dtype, self.device)
         self._positions = self._inputs[0]
         whole = _ModelAndVariables(model, modules)
-        self._extra_weights = [name for name in _weights(whole) if name.startswith("variables.")]
+        self._extra_weights = [name for name in weights_of(whole) if name.startswith("variables.")]
         for name in self._extra_weights:
-            self._inputs.append(_copied(_weights(whole)[name], dtype, self.device))
-        self._from_outside = torch.zeros(n_walkers, len(self.input_names), dtype=dtype, device=self.device)
+            self._inputs.append(copied(weights_of(whole)[name], dtype, self.device))
+        self._from_outside = torch.zeros(n_walkers, len(self.input_names), dtype=torch.float64, device=self.device)
         self._outside_slot = len(self._inputs)
         if self.input_names:
             self._inputs.append(self._from_outside)
         self._state_slots: list[tuple[int, str]] = []
         dynamic = {}
         if self.bias is not None:
-            self.bias.to(dtype, self.device)
+            self.bias.to(torch.float64, self.device)
             for index, (name, tensor) in enumerate(self.bias.state().items(), start=len(self._inputs)):
                 self._state_slots.append((index, name))
                 if name.rpartition(".")[2] == GROWING:
@@ -161,8 +161,11 @@ class FusedEvaluator:
         self._run = compiled.unchecked
 
     def _check_inputs(self) -> list[Tensor]:
-        """Inputs with bias grids that span any value and are not zero, so that the bias counts in a comparison."""
+        """Inputs with bias grids that span any value and are not zero, and without energy shift, so that all counts."""
         inputs = list(self._inputs)
+        if SHIFT in self._weight_names:
+            place = 1 + self._weight_names.index(SHIFT)
+            inputs[place] = torch.zeros_like(inputs[place])
         random = torch.Generator().manual_seed(1)
         for index, name in self._state_slots:
             tensor, kind = inputs[index], name.rpartition(".")[2]
@@ -184,7 +187,7 @@ class FusedEvaluator:
         self.n_calls, armed, self._memo_armed = self.n_calls + 1, self._memo_armed, False
         if armed and self.last is not None:
             pairs = (positions, self._positions), (outside, self._from_outside)
-            if all(torch.equal(new.to(self.device, self.dtype), old) for new, old in pairs):
+            if all(torch.equal(new.to(old), old) for new, old in pairs):
                 return self.last
         self._positions.copy_(positions)
         self._from_outside.copy_(outside)
@@ -255,8 +258,9 @@ class FusedEvaluator:
             positions = inputs[0].detach().requires_grad_()
             weights = dict(zip(names, inputs[1:], strict=False))
             energy, driver, judge, values = functional_call(whole, weights, (positions,))
-            added = torch.zeros_like(driver)
-            x = driver.new_zeros(n_walkers, len(columns))
+            energy, values = energy.double(), {name: value.double() for name, value in values.items()}
+            added = torch.zeros_like(energy)
+            x = energy.new_zeros(n_walkers, len(columns))
             roots = [positions]
             if energy_only:
                 driver, judge = added, added
@@ -274,7 +278,7 @@ class FusedEvaluator:
                 sound = sound & torch.isfinite(one).all(1)
             forces = torch.where(sound.view(-1, 1, 1), -gradient, torch.zeros_like(gradient))
             pulls = [torch.where(sound.view(-1, 1), -one, torch.zeros_like(one)) for one in outside]
-            pull = pulls[0] if pulls else driver.new_zeros(n_walkers, 0)
+            pull = pulls[0] if pulls else energy.new_zeros(n_walkers, 0)
             total = torch.where(sound, total, torch.zeros_like(total)).sum()
             return energy, driver.clone(), judge.clone(), added.clone(), forces, x.clone(), pull, total, ~sound
 
@@ -288,7 +292,7 @@ class FusedEvaluator:
         UqbiasError
             If a tensor is missing or has another shape.
         """
-        weights = _weights(model)
+        weights = weights_of(model)
         if list(weights) != self._weight_names or tuple(model.numbers) != self.numbers:  # type: ignore[arg-type]
             raise UqbiasError("the model has another architecture or other atoms", "make a new FusedEvaluator")
         if _signature(model) != self._signature:
@@ -336,54 +340,9 @@ class FusedEvaluator:
         self.arm_memo()
 
 
-def check_device(device: torch.device | str) -> torch.device:
-    """The device; raises UqbiasError where torch has none of this name."""
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
-        raise UqbiasError(f"device '{device}' ({str(error).splitlines()[0]})", "use device 'cpu'") from error
-
-
-def graph_inputs(
-    model: torch.nn.Module, n_walkers: int, dtype: torch.dtype, device: torch.device | str
-) -> tuple[list[str], list[Tensor]]:
-    """Inputs of a graph of ``model``: positions [W, N, 3] and contiguous copies of its weights, with their names.
-
-    Raises
-    ------
-    UqbiasError
-        If ``dtype`` is neither float32 nor float64.
-    """
-    if dtype not in {torch.float32, torch.float64}:
-        raise UqbiasError(f"evaluation in {dtype}", "choose float32 or float64")
-    n_atoms = len(model.numbers)  # type: ignore[arg-type]
-    positions = torch.zeros(n_walkers, n_atoms, 3, dtype=dtype, device=device)
-    positions.copy_(_crowd(n_walkers, n_atoms))
-    weights = _weights(model)
-    return list(weights), [positions, *(_copied(tensor, dtype, device) for tensor in weights.values())]
-
-
-def _crowd(n_walkers: int, n_atoms: int) -> Tensor:
-    """[W, N, 3] nm: a disordered lattice, in which atoms feel each other and none meet."""
-    side = math.ceil(n_atoms ** (1 / 3))
-    lattice = torch.cartesian_prod(*[torch.arange(float(side))] * 3)[:n_atoms]
-    random = torch.Generator().manual_seed(0)
-    return 0.15 * lattice + 0.04 * (torch.rand(n_walkers, n_atoms, 3, generator=random) - 0.5)
-
-
-def _copied(tensor: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    exact = not tensor.is_floating_point() or (tensor.dtype == torch.float64 and tensor.dim() == 0)  # the energy's zero
-    return tensor.detach().to(device, tensor.dtype if exact else dtype, copy=True).contiguous()
-
-
 def _signature(model: torch.nn.Module) -> str:
     """What the graph depends on beside shapes; empty for a module that does not tell."""
     return str(getattr(model, "signature", str)())
-
-
-def _weights(model: torch.nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name; tensors of a module used twice appear once."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 class _ModelAndVariables(torch.nn.Module):
@@ -397,4 +356,4 @@ class _ModelAndVariables(torch.nn.Module):
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         energy, driver, judge = self.model(positions)
         values = {name: module(positions) for name, module in self.variables.items()}
-        return energy, driver, judge, {"driver": driver, "judge": judge, "energy": energy.type_as(driver)} | values
+        return energy, driver, judge, {"driver": driver, "judge": judge, "energy": energy} | values

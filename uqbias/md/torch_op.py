@@ -62,7 +62,7 @@ def _evaluate(positions: Tensor, handle: int) -> tuple[Tensor, Tensor]:
         energy, forces = _evaluators[handle].evaluate_for_host(positions.detach())
         # Outputs of an operator must not alias what the evaluator keeps, nor differ in device from the positions.
         return (
-            energy.to(positions.device, positions.dtype, copy=True),
+            energy.to(positions.device, torch.float64, copy=True),
             forces.to(positions.device, positions.dtype, copy=True),
         )
 

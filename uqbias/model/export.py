@@ -150,7 +150,7 @@ COMPONENTS = ("energy", "driver", "judge", "max")
 
 
 class _Scalar(torch.nn.Module):
-    """Outputs of a float32 copy of the model for one molecule, bias state in buffers."""
+    """Outputs of a float32 copy of the model for one molecule; energy and bias, its state in buffers, in float64."""
 
     def __init__(
         self,
@@ -168,7 +168,7 @@ class _Scalar(torch.nn.Module):
         self._components = tuple(components)
         self._state_names: dict[str, str] = {}
         for index, (name, tensor) in enumerate((bias.state() if bias is not None else {}).items()):
-            dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+            dtype = torch.float64 if tensor.is_floating_point() else tensor.dtype
             self._state_names[name] = f"bias_{index}"
             self.register_buffer(f"bias_{index}", tensor.detach().to("cpu", dtype, copy=True))
 
@@ -183,9 +183,9 @@ class _Scalar(torch.nn.Module):
             energy, driver, judge = self.model(*arguments)
         if self._bias is not None:
             state = {name: getattr(self, kept) for name, kept in self._state_names.items()}
-            columns = {"driver": driver, "judge": judge, "energy": energy.type_as(driver)}
+            columns = {"driver": driver, "judge": judge, "energy": energy}
             columns |= {name: module(points) for name, module in self.variables.items()}
-            x = torch.stack([columns[name] for name in self._bias.variables], dim=1)
+            x = torch.stack([columns[name].double() for name in self._bias.variables], dim=1)
             energy = energy + self._bias.energy(x, state)
         values = {"driver": driver, "judge": judge, "energy": energy, "biased": energy} | of_atoms
         chosen = [values[name].squeeze(0).type_as(positions) for name in (self._output, *self._components)]

@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 from uqbias.app.computation import load_model
 from uqbias.app.host import value
-from uqbias.compile.fused import graph_inputs
+from uqbias.compile.graph_inputs import graph_inputs
 from uqbias.compile.runners import CompiledFunction, compile_function
 from uqbias.errors import UqbiasError
 from uqbias.md.stack import check_pythonforce

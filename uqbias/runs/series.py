@@ -75,9 +75,14 @@ class ColvarFiles(Files):
             return
         columns = np.stack([o.driver, o.energy, o.judge, o.bias], axis=1).tolist()
         for walker, (stream, values) in enumerate(zip(self._rows, columns, strict=True)):
-            numbers = " ".join(f"{value:16.9g}" for value in values)
-            more = "".join(f" {o.variables[walker][place]:16.9g}" for place in self._further)
+            numbers = " ".join(_written(value) for value in values)
+            more = "".join(f" {_written(o.variables[walker][place])}" for place in self._further)
             stream.write(f"{o.time_ps:14.6f} {numbers} {o.restarted[walker]:d}{more}\n")
+
+
+def _written(value: float) -> str:
+    """Nine digits, or four decimals of what would lose them: total energies."""
+    return f"{value:16.4f}" if 1e5 <= abs(value) < 1e12 else f"{value:16.9g}"
 
 
 def colvar_header(names: Sequence[str]) -> str:

@@ -151,7 +151,7 @@ def _check(job: Exploration, at_start: Evaluated, variables: Mapping[str, Collec
     """Raise UqbiasError for a platform that is not there, or if every walker would be stopped wherever it begins."""
     import torch
 
-    from uqbias.compile.fused import check_device
+    from uqbias.compile.graph_inputs import check_device
     from uqbias.md.stack import check_platform, choose_backend
 
     backend, platform = choose_backend(job.md.backend), job.md.platform

@@ -1,0 +1,59 @@
+"""Inputs of the graph of a model: positions, and its weights under their names."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from uqbias.errors import UqbiasError
+
+#: Weight of a model that every energy begins from.
+SHIFT = "potential.energy_shift"
+
+
+def check_device(device: torch.device | str) -> torch.device:
+    """The device; raises UqbiasError where torch has none of this name."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
+        raise UqbiasError(f"device '{device}' ({str(error).splitlines()[0]})", "use device 'cpu'") from error
+
+
+def graph_inputs(
+    model: torch.nn.Module, n_walkers: int, dtype: torch.dtype, device: torch.device | str
+) -> tuple[list[str], list[Tensor]]:
+    """Inputs of a graph of ``model``: positions [W, N, 3] and contiguous copies of its weights, with their names.
+
+    Raises
+    ------
+    UqbiasError
+        If ``dtype`` is neither float32 nor float64.
+    """
+    if dtype not in {torch.float32, torch.float64}:
+        raise UqbiasError(f"evaluation in {dtype}", "choose float32 or float64")
+    n_atoms = len(model.numbers)  # type: ignore[arg-type]
+    positions = torch.zeros(n_walkers, n_atoms, 3, dtype=dtype, device=device)
+    positions.copy_(_crowd(n_walkers, n_atoms))
+    weights = weights_of(model)
+    return list(weights), [positions, *(copied(tensor, dtype, device) for tensor in weights.values())]
+
+
+def _crowd(n_walkers: int, n_atoms: int) -> Tensor:
+    """[W, N, 3] nm: a disordered lattice, in which atoms feel each other and none meet."""
+    side = math.ceil(n_atoms ** (1 / 3))
+    lattice = torch.cartesian_prod(*[torch.arange(float(side))] * 3)[:n_atoms]
+    random = torch.Generator().manual_seed(0)
+    return 0.15 * lattice + 0.04 * (torch.rand(n_walkers, n_atoms, 3, generator=random) - 0.5)
+
+
+def copied(tensor: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """A contiguous copy; whole numbers and the zero of the energies keep their type."""
+    exact = not tensor.is_floating_point() or (tensor.dtype == torch.float64 and tensor.dim() == 0)
+    return tensor.detach().to(device, tensor.dtype if exact else dtype, copy=True).contiguous()
+
+
+def weights_of(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name; tensors of a module used twice appear once."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
