@@ -86,6 +86,7 @@ class GrowingGrid:
         ``table`` in place; growth re-binds all but ``spacing``.
     periods : [D] period or None; a periodic dimension spans [-period/2, period/2) and never grows.
     ranges : [D] (low, high) that the grid covers from the beginning, or None.
+    names : [D] names of the variables; the grid of a total energy begins where that is first, others at 0.
 
     Attributes
     ----------
@@ -104,8 +105,10 @@ class GrowingGrid:
         state: dict[str, Tensor],
         periods: Periods | None = None,
         ranges: Sequence[Sequence[float] | None] | None = None,
+        names: Sequence[str] = (),
     ) -> None:
         d = len(spacing)
+        self._far = [place for place, name in enumerate(names) if name == "energy"]
         self.periods: tuple[float | None, ...] = tuple(periods) if periods is not None else (None,) * d
         if not 1 <= d <= MAX_DIMENSIONS:
             raise UqbiasError(f"a bias on {d} variables", f"choose 1 to {MAX_DIMENSIONS}")
@@ -194,6 +197,10 @@ class GrowingGrid:
         lows, highs = np.atleast_1d(low).astype(float), np.atleast_1d(high).astype(float)
         if not (np.isfinite(lows).all() and np.isfinite(highs).all()):
             raise UqbiasError(f"a bias on [{lows.tolist()}, {highs.tolist()}]", "the collective variable is not finite")
+        for d in self._far:
+            if self.ranges[d] is None and highs[d] < self.origin[d] and not self.table.any():
+                self.origin[d] = self.spacing[d] * np.floor(lows[d] / self.spacing[d])
+                self._bind()
         padding, points, grows = [], 1.0, False
         for d, period in enumerate(self.periods):
             before = max(0.0, np.ceil((self.origin[d] - lows[d]) / self.spacing[d]))

@@ -118,7 +118,9 @@ class MetaD(KernelBias):
         self.temperature = float(temperature)
         self.reflect_at, self.periods = self._bounds(reflect_at), tuple(self._each(periods))
         self._fineness = POINTS_PER_SIGMA[count - 1]
-        self.grid = GrowingGrid((self.sigma / self._fineness).tolist(), self._state, self.periods, grid_range)
+        self.grid = GrowingGrid(
+            (self.sigma / self._fineness).tolist(), self._state, self.periods, grid_range, self.variables
+        )
         self._hills = np.empty(256, dtype=hill_type(count))
         self._count = 0
 

@@ -158,7 +158,7 @@ class OPES(KernelBias):
                     f"opes with reflect_at {bound} for '{name}', which is periodic", "give one of the two"
                 )
         spacing = self.sigma_min / POINTS_PER_SIGMA_MIN[count - 1]
-        self.grid = GrowingGrid(spacing.tolist(), self._state, self.periods)
+        self.grid = GrowingGrid(spacing.tolist(), self._state, self.periods, names=self.variables)
         self._density = CompressedKernels(self.periods, self.cutoff, self.compression_threshold, self.reflect_at)
         self._set(norm=1.0, epsilon=self.epsilon)
         self._forget()

@@ -164,13 +164,12 @@ class _Scalar(torch.nn.Module):
         self.model = copy.deepcopy(model).to("cpu", torch.float32).requires_grad_(False)
         used = {name: module for name, module in variables.items() if bias is not None and name in bias.variables}
         self.variables = copy.deepcopy(torch.nn.ModuleDict(used)).to("cpu", torch.float32).requires_grad_(False)
-        self._output, self._bias = output, bias
+        self._output, self._bias = output, None if bias is None else copy.deepcopy(bias).to(torch.float64)
         self._components = tuple(components)
         self._state_names: dict[str, str] = {}
-        for index, (name, tensor) in enumerate((bias.state() if bias is not None else {}).items()):
-            dtype = torch.float64 if tensor.is_floating_point() else tensor.dtype
+        for index, (name, tensor) in enumerate((self._bias.state() if self._bias is not None else {}).items()):
             self._state_names[name] = f"bias_{index}"
-            self.register_buffer(f"bias_{index}", tensor.detach().to("cpu", dtype, copy=True))
+            self.register_buffer(f"bias_{index}", tensor.detach().clone())
 
     def forward(self, positions: Tensor, box: Tensor | None = None) -> Tensor:
         points = positions.float().unsqueeze(0)
