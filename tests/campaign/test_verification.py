@@ -257,6 +257,37 @@ def test_rebuilt_run_goes_on_as_if_nothing_had_been(finished, copied, damage):
         assert (run / "round_02" / "model.uqb").read_bytes() == (finished[1] / "round_02" / "model.uqb").read_bytes()
 
 
+def test_labels_that_only_their_folders_hold_are_kept_to_the_last_bit(finished, copied):
+    campaign, run, paid = copied
+    labels = {(e["round"], e["index"]): e for e in map(json.loads, (run / NAME).read_text().splitlines()) if "key" in e}
+    for name in (NAME, "dataset.xyz", "round_02/model.uqb", "round_02/training.json"):
+        (run / name).unlink()
+    shutil.rmtree(run / "labels")
+    work = rounds.Work(
+        load_campaign(campaign), run, None, rounds.Topology.from_pdb(campaign.parent / "structure.pdb"), None, None
+    )
+    oracle = json.dumps([work.oracle.kind, work.oracle.options], sort_keys=True)
+    for (index, place), event in labels.items():
+        folder = run / "labels" / f"round_{index:02d}" / f"frame_{place:04d}_0"
+        folder.mkdir(parents=True)
+        facts = {name: event[name] for name in ("positions", "energy", "forces")}
+        (folder / "label.json").write_text(json.dumps({"oracle": oracle, **facts}))
+    (run / "labels" / "round_00" / "frame_0003_0" / "label.json").write_text('{"oracle": 1}')  # damaged
+    rebuild(run)
+    run_campaign(load_campaign(campaign), run)
+    rebuilt = {
+        (e["round"], e["index"]): e for e in map(json.loads, (run / NAME).read_text().splitlines()) if "key" in e
+    }
+    assert rebuilt[0, 3]["event"] == "failure"
+    del labels[0, 3], rebuilt[0, 3]
+    exact = ("round", "index", "key", "positions", "energy", "forces", "info")
+    assert [[e[name] for name in exact] for e in rebuilt.values()] == [
+        [e[name] for name in exact] for e in labels.values()
+    ]
+    assert paid() == 0
+    assert verify(run).faults == []
+
+
 class Saboteur(SilentProgress):
     """Damages the run when a phase begins, and keeps what is said."""
 

@@ -251,7 +251,7 @@ def open_ledger(
 def _compare(ledger: Ledger, new: dict[str, Any]) -> None:
     begun = ledger.events()[0]
     old = begun["identity"]
-    differing = [key for key in sorted({*old, *new}) if old.get(key, ...) != new.get(key, ...)]
+    differing = differing_keys(old, new)
     if not differing:
         return
     shown = [f"{key} ({_brief(old.get(key))} there, {_brief(new.get(key))} here)" for key in differing[:3]]
@@ -260,6 +260,11 @@ def _compare(ledger: Ledger, new: dict[str, Any]) -> None:
         f"{ledger.path.parent} holds another campaign: {', '.join(shown)}{more} differ",
         "give another directory, or the settings it was begun with (only stop, executor, score and name may change)",
     )
+
+
+def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Keys that two flat mappings do not have in common with the same value."""
+    return [key for key in sorted({*old, *new}) if old.get(key, ...) != new.get(key, ...)]
 
 
 def _brief(value: Any) -> str:

@@ -118,7 +118,7 @@ def read_ledger(directory: Path, atoms: int | None = None) -> Content:
     atoms : number of atoms of a label; None: any.
     """
     content = Content()
-    path = directory / NAME
+    path, head = directory / NAME, _head(directory / HEAD)  # first, since a campaign may be writing both
     text = path.read_bytes() if path.is_file() else b""
     content.size = text.rfind(b"\n") + 1
     content.torn = content.size < len(text)
@@ -128,7 +128,7 @@ def read_ledger(directory: Path, atoms: int | None = None) -> Content:
         stated = SUM.search(line)
         content.sums.append(stated[1].decode() if stated else "")
         try:
-            event = _parse(line, f"line {number}", atoms)
+            event = parse_line(line, f"line {number}", atoms)
         except UqbiasError as error:
             content.faults.append(error.what)
             continue
@@ -145,18 +145,23 @@ def read_ledger(directory: Path, atoms: int | None = None) -> Content:
         content.doubtful.append(event)
     if lines and not any(content.sums) and not content.events:
         content.faults = content.faults[:1] if len(content.doubtful) < len(lines) else ["no line has a checksum"]
-    if not content.faults and (fault := _lost(directory / HEAD, content)):
+    if not content.faults and (fault := _lost(head, content)):
         content.faults.append(fault)
     return content
 
 
-def _lost(path: Path, content: Content) -> str:
-    """Why the ledger is not the one that was written here last; empty where it is, or nothing is known of that."""
+def _head(path: Path) -> tuple[int, str]:
+    """How many lines were written, and the checksum of the last; 0 where nothing is known of that."""
     try:
         count, checksum = path.read_text(encoding="ascii").split()
-        number = int(count)
+        return int(count), checksum
     except (OSError, ValueError):
-        return ""
+        return 0, ""
+
+
+def _lost(head: tuple[int, str], content: Content) -> str:
+    """Why the ledger is not the one that was written here last; empty where it is."""
+    number, checksum = head
     lines = len(content.sums)
     if number > lines + content.torn:
         return f"it has {lines} whole lines of {number} that were written: emptied, cut, or an older copy"
@@ -165,7 +170,8 @@ def _lost(path: Path, content: Content) -> str:
     return ""
 
 
-def _parse(line: bytes, name: str, atoms: int | None) -> dict[str, Any]:
+def parse_line(line: bytes, name: str, atoms: int | None) -> dict[str, Any]:
+    """The event of a line, checked against its schema."""
     where = f"{name} is not a ledger event"
     event: dict[str, Any] = parse_json(line, _Event, f"{where}: it", CURE)
     check_json(event, SCHEMAS.get(event["event"], dict), where, CURE)

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import FiniteFloat
+from typing_extensions import TypedDict
 
 from uqbias.campaign.child import LABEL
 from uqbias.campaign.executors import LabelRequest
 from uqbias.campaign.ledger import Record, label_key, lock_directory
-from uqbias.campaign.ledger_lines import HEAD, NAME, read_ledger, to_head, to_line
+from uqbias.campaign.ledger_lines import HEAD, NAME, Vector, parse_line, read_ledger, to_head, to_line
 from uqbias.campaign.phase_files import DATASET, changed, hashes, is_used_again
 from uqbias.campaign.phases import judged, observed, requests_of
 from uqbias.campaign.progress import SilentProgress
@@ -22,7 +24,7 @@ from uqbias.campaign.rounds import versions
 from uqbias.campaign.verification import POSITION, Verification, by_place, is_same
 from uqbias.campaign.work import Work, read_start
 from uqbias.errors import UqbiasError
-from uqbias.files import atomic_path, sha256
+from uqbias.files import atomic_path, read_json, sha256
 from uqbias.model.model import read_manifest
 from uqbias.molecule.frames import Frames, write_frames
 from uqbias.molecule.topology import Topology
@@ -32,6 +34,44 @@ from uqbias.settings.file import digest, load_campaign
 #: Where a label is from, exactly; and what one that is nowhere is noted as.
 FOLDERS = "their folders"
 LOST = "no label is left of it (the ledger was rebuilt)"
+
+
+class _Model(TypedDict):
+    sha256: str
+
+
+class _OfModel(TypedDict):
+    model: _Model
+
+
+class _Proposed(TypedDict):
+    proposed: int
+
+
+class _Walked(TypedDict):
+    steps: int
+    walkers: int
+
+
+class _Harvest(TypedDict):
+    candidates: list[dict[str, Any]]
+    physical: int
+    visited_judge: float | None
+
+
+class _Entry(TypedDict):
+    round: int
+
+
+class _Summary(TypedDict):
+    rounds: list[_Entry]
+
+
+class _Kept(TypedDict):
+    oracle: str
+    positions: list[Vector]
+    energy: FiniteFloat
+    forces: list[Vector]
 
 
 def rebuild(directory: str | Path) -> Verification:
@@ -99,7 +139,8 @@ class _Rebuilding:
             self._phase(goes_on, "md", self._explored)
             if self._is_whole(goes_on, "harvest", lambda index: requests_of(self.work, index)):
                 self._phase(goes_on, "harvest", self._harvested)
-        for index in sorted({goes_on, *(event.get("round", -1) for event in self.sound)}):
+        labelled = {event["round"] for event in self.sound if event["event"] in ("label", "failure")}
+        for index in sorted({goes_on, *labelled}):
             if index >= goes_on and self.work.folder(index).is_dir():
                 self._labels(index, finished=False)
         self._data_set_alone()
@@ -141,9 +182,9 @@ class _Rebuilding:
 
     def _explorable(self, index: int) -> None:
         observed(self.work, index)
+        model = sha256(self.work.model_path(index - 1))
         for path in self.work.folder(index).glob("md/**/run.json"):
-            model = json.loads(path.read_text(encoding="utf-8")).get("model", {}).get("sha256")
-            if model != sha256(self.work.model_path(index - 1)):
+            if read_json(path, _OfModel, "description of a run", "")["model"]["sha256"] != model:
                 raise UqbiasError(f"{path} is of another model")
 
     def _phase(self, index: int, phase: str, facts: Callable[[int], dict[str, Any]]) -> None:
@@ -161,20 +202,29 @@ class _Rebuilding:
         files = {name: now for name, now in files.items() if name not in bad}
         self.record.add({**event, "files": files})
 
+    def _json(self, path: Path, schema: Any) -> Any:
+        """Content of a file; None, with a note, where it is not what it should be."""
+        try:
+            return read_json(path, schema, "file of a run", "")
+        except UqbiasError as error:
+            self.result.notes.append(error.what)
+            return None
+
     def _explored(self, index: int) -> dict[str, Any]:
         folder, walks = self.work.folder(index) / "md", SAMPLERS.build(self.work.campaign.sampling).walks
-        runs = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("**/run.json")]
+        schema = _Walked if walks else _Proposed
+        runs = [run for path in folder.glob("**/run.json") if (run := self._json(path, schema)) is not None]
         stopped = sum(path.read_bytes().count(b"\n") for path in folder.glob("**/events.jsonl"))
         facts = {"md_steps": sum(run["steps"] * run["walkers"] for run in runs) if walks else 0, "stopped": stopped}
         return facts | {"runner": "unknown"} | ({} if walks else {"proposed": sum(run["proposed"] for run in runs)})
 
     def _harvested(self, index: int) -> dict[str, Any]:
-        path = self.work.folder(index) / "harvest.json"
-        harvest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        candidates = harvest.get("candidates", [])
-        taken = sum(bool(entry.get("taken")) for entry in candidates)
-        facts = {"physical": harvest.get("physical"), "visited_judge": harvest.get("visited_judge")}
-        return {"candidates": len(candidates), "taken": taken, **facts}
+        harvest = self._json(self.work.folder(index) / "harvest.json", _Harvest)
+        if harvest is None:  # not nothing, which would end the campaign
+            return {"candidates": 1, "physical": 1, "taken": 1, "visited_judge": None}
+        taken = sum(bool(entry.get("taken")) for entry in harvest["candidates"])
+        facts = {"physical": harvest["physical"], "visited_judge": harvest["visited_judge"]}
+        return {"candidates": len(harvest["candidates"]), "taken": taken, **facts}
 
     def _trained(self, index: int) -> dict[str, Any]:
         path = self.work.model_path(index)
@@ -183,14 +233,11 @@ class _Rebuilding:
 
     def _entry(self, index: int) -> dict[str, Any] | None:
         """What the summary says of a round."""
-        path = self.directory / "summary.json"
-        if (event := self._event(index, "score")) is not None:
+        if (event := self._event(index, "score")) is not None and "entry" in event:
             return dict(event["entry"])
-        try:
-            rounds = json.loads(path.read_text(encoding="utf-8"))["rounds"]
-            return next((dict(entry) for entry in rounds if entry["round"] == index), None)
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        path = self.directory / "summary.json"
+        summary = self._json(path, _Summary) if path.is_file() else None
+        return next((entry for entry in (summary or {"rounds": []})["rounds"] if entry["round"] == index), None)
 
     # ---- labels
 
@@ -224,12 +271,9 @@ class _Rebuilding:
         name = json.dumps([spec.kind, spec.options], sort_keys=True)
         folders = self.directory / "labels" / self.work.folder(index).name
         for path in sorted(folders.glob(f"frame_{request.index:04d}_*/{LABEL}")):
-            try:
-                facts = json.loads(path.read_text(encoding="utf-8"))
-                if facts["oracle"] == name and facts["positions"] == request.positions.tolist():
-                    return float(facts["energy"]), np.array(facts["forces"], dtype=np.float64), FOLDERS
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
+            facts = self._json(path, _Kept)
+            if facts and facts["oracle"] == name and facts["positions"] == request.positions.tolist():
+                return facts["energy"], np.array(facts["forces"], dtype=np.float64), FOLDERS
         if index == 0 and self.work.start.labelled:
             energies, forces = self.work.start.labels()
             return float(energies[request.index]), forces[request.index], "start file"
@@ -275,6 +319,7 @@ class _Rebuilding:
         lines, sums = [], [""]
         for event in self.record.events():
             line, checksum = to_line(event, sums[-1])
+            parse_line(line, f"the new line {len(sums)}", len(self.work.topology))
             lines.append(line)
             sums.append(checksum)
         with atomic_path(self.directory / NAME) as temporary:

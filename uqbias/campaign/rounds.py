@@ -13,7 +13,7 @@ import numpy as np
 
 import uqbias
 from uqbias.campaign.dry_run import check_parts
-from uqbias.campaign.ledger import open_ledger
+from uqbias.campaign.ledger import differing_keys, open_ledger
 from uqbias.campaign.phase_files import hashes, refuse_changed
 from uqbias.campaign.progress import Progress, SilentProgress
 from uqbias.campaign.work import Work, read_start, read_test_set
@@ -120,8 +120,7 @@ def _finish(work: Work, round_index: int, name: str, phase: Phase) -> None:
 def _note_versions(work: Work, now: dict[str, str]) -> None:
     """Say once that the campaign goes on with other packages than it was begun with, and note it in the ledger."""
     before = [event["versions"] for event in work.ledger.events() if event.get("versions")]
-    if before and before[-1] != now:
-        other = [name for name in sorted({*before[-1], *now}) if before[-1].get(name) != now.get(name)]
+    if before and (other := differing_keys(before[-1], now)):
         changes = ", ".join(f"{name} {before[-1].get(name)} before, {now.get(name)} now" for name in other)
         work.progress.message(f"other versions than so far ({changes}): what follows may differ in its last digits")
         work.ledger.append("versions", versions=now)

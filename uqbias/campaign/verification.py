@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from uqbias.campaign.ledger import remains
+from uqbias.campaign.ledger import differing_keys, remains
 from uqbias.campaign.ledger_lines import HEAD, NAME, Content, read_ledger
 from uqbias.campaign.phase_files import DATASET, changed, recorded
 from uqbias.errors import UqbiasError
@@ -137,11 +137,10 @@ def _check_campaign(directory: Path, content: Content, result: Verification) -> 
     try:
         identity = json.loads(json.dumps(load_campaign(path).identity()))
     except UqbiasError as error:
-        kind = result.notes if "no such file" in error.what else result.faults
+        kind = result.notes if "no such" in error.what else result.faults
         kind.append(f"campaign.yaml: {error.what}")
         return
-    old = begun["identity"]
-    if other := [key for key in sorted({*old, *identity}) if old.get(key, ...) != identity.get(key, ...)]:
+    if other := differing_keys(begun["identity"], identity):
         result.faults.append(f"campaign.yaml is another campaign than the ledger's: {', '.join(other[:3])}")
     result.checked["keys of campaign.yaml"] = len(identity)
 
@@ -150,7 +149,8 @@ def _check_summary(directory: Path, content: Content, result: Verification) -> N
     path = directory / "summary.json"
     if not path.is_file():
         return
-    scores = [event["entry"] for event in content.events if event["event"] == "phase" and event["phase"] == "score"]
+    phases = [event for event in content.events if event["event"] == "phase"]
+    scores = [event["entry"] for event in phases if event["phase"] == "score" and "entry" in event]
     try:
         rounds = json.loads(path.read_text(encoding="utf-8"))["rounds"]
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -165,7 +165,7 @@ def _check_summary(directory: Path, content: Content, result: Verification) -> N
 
 def _check_rounds(directory: Path, content: Content, result: Verification) -> None:
     """No round is there that the ledger knows nothing of."""
-    done = [event["round"] for event in content.events if "round" in event]
+    done = [event["round"] for event in content.events if event["event"] in ("phase", "label", "failure")]
     last = max(done, default=-1) + 1
     for path in sorted(directory.glob("round_*")):
         number = path.name.removeprefix("round_")
