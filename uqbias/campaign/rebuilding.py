@@ -31,9 +31,8 @@ from uqbias.molecule.topology import Topology
 from uqbias.registry import SAMPLERS
 from uqbias.settings.file import digest, load_campaign
 
-#: Where a label is from, exactly; and what one that is nowhere is noted as.
+#: Where a label is from, to its last bit.
 FOLDERS = "their folders"
-LOST = "no label is left of it (the ledger was rebuilt)"
 
 
 class _Model(TypedDict):
@@ -102,6 +101,7 @@ class _Rebuilding:
         # A ledger of a version without checksums is taken as it is.
         legacy = not any(content.sums)
         self.sound = content.doubtful if legacy else content.events
+        self.outcomes = [event for event in self.sound if event["event"] in ("label", "failure")]
         self.doubtful = [] if legacy else [event for event in content.doubtful if event["event"] == "label"]
         identity = json.loads(json.dumps(file.identity()))
         begun = self.sound[:1] if self.sound and self.sound[0]["event"] == "campaign" else []
@@ -126,10 +126,16 @@ class _Rebuilding:
         rounds = [int(path.name[6:]) for path in self.directory.glob("round_*") if path.name[6:].isdigit()]
         last = max((index for index in rounds if not self._model_faults(index)), default=-1)
         for index in range(last + 1):
+            # Retrained without a label, a model would be calibrated on frames that it was trained on.
+            if lost := self._lost(index):
+                self.result.notes.append(f"round {index}: {lost} labels are lost; it is done again from there")
+                last = index - 1
+                break
+        for index in range(last + 1):
             if index:
                 self._phase(index, "md", self._explored)
                 self._phase(index, "harvest", self._harvested)
-            self._labels(index, finished=True)
+            self._labels(index)
             self._phase(index, "label", lambda index: judged(self.work, index)[1])
             self._phase(index, "train", self._trained)
             if self._entry(index) is not None:
@@ -139,10 +145,9 @@ class _Rebuilding:
             self._phase(goes_on, "md", self._explored)
             if self._is_whole(goes_on, "harvest", lambda index: requests_of(self.work, index)):
                 self._phase(goes_on, "harvest", self._harvested)
-        labelled = {event["round"] for event in self.sound if event["event"] in ("label", "failure")}
-        for index in sorted({goes_on, *labelled}):
-            if index >= goes_on and self.work.folder(index).is_dir():
-                self._labels(index, finished=False)
+        for index in sorted({*rounds, *(event["round"] for event in self.outcomes)}):
+            if index >= goes_on:
+                self._labels(index)
         self._data_set_alone()
         self._write(last)
         self.result.checked |= {"labels": len(self.record.events("label")), "rounds done": last + 1}
@@ -241,10 +246,19 @@ class _Rebuilding:
 
     # ---- labels
 
-    def _labels(self, index: int, *, finished: bool) -> None:
-        """Note the labels of a round, and, where it is finished, that there is none of the other frames."""
-        for event in self.sound:
-            if event["event"] in ("label", "failure") and event["round"] == index:
+    def _lost(self, index: int) -> int:
+        """How many frames of a finished round have neither a label nor a failure any more."""
+        known = {event["key"] for event in self.outcomes}
+        try:
+            requests = requests_of(self.work, index)
+        except (UqbiasError, OSError):
+            return 0
+        return sum(request.key not in known and self._kept(index, request) is None for request in requests)
+
+    def _labels(self, index: int) -> None:
+        """Note the labels of a round."""
+        for event in self.outcomes:
+            if event["round"] == index:
                 self.record.add(event)
         known = self.record.failed(index)
         try:
@@ -261,9 +275,6 @@ class _Rebuilding:
                 info = request.info if source == FOLDERS else {**request.info, "source": source}
                 self.record.append("label", **common, energy=energy, forces=forces, info=info)
                 self.result.checked[f"labels from {source}"] = self.result.checked.get(f"labels from {source}", 0) + 1
-            elif finished:
-                self.record.append("failure", round=index, index=request.index, key=request.key, reason=LOST)
-                self.result.notes.append(f"round {index}, frame {request.index}: {LOST}")
 
     def _kept(self, index: int, request: LabelRequest) -> tuple[float, Any, str] | None:
         """Energy, forces and where they are from, of a frame that the ledger has no sound label of."""
