@@ -203,7 +203,7 @@ def use_once(system: Any, biases: Sequence[Bias], paths: Sequence[Path], drive: 
         for path in use.paths & other.paths:
             raise UqbiasError(
                 f"{path} is that of another bias on this System",
-                "give hills= and colvar= of its own, or make a new System for a new run",
+                "give each bias files of its own (hills=, colvar=), or make a new System for a new run",
             )
         if use.model_drives and other.model_drives:
             raise UqbiasError("drive='model' a second time on this System", "give drive='bias' to all but one")

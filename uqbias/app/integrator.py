@@ -8,6 +8,13 @@ from typing import Any
 from uqbias.errors import UqbiasError
 from uqbias.runs.run_files import FINE_STEP
 
+#: What is wrong, and what to do, where a Context does not call the force of a bias.
+NOT_THERE = (
+    "the force of these biases is not in the simulation's System, or came there or changed its group after its Context "
+    "was made",
+    "make the Simulation from the System that they were made with, after it, or reinitialize its context",
+)
+
 
 def current(simulation: Any) -> Any:
     """The integrator that makes the next step: of an openmm.CompoundIntegrator the chosen one."""
@@ -33,7 +40,7 @@ def refuse_idle(simulation: Any, group: int) -> None:
         raise UqbiasError(
             f"{kind} evaluates force groups {{{names}}}, and the force of these biases, in group {group}, never acts",
             f"let the integrator evaluate group {group}, as MTSIntegrator(dt, [({group}, 1), ...]) does, or put the "
-            f"force into another, .force.setForceGroup({min(groups, default=0)})",
+            f"force into another, .force.setForceGroup({min(groups, default=0)}), before the Simulation is made",
         )
 
 

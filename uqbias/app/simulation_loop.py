@@ -11,6 +11,7 @@ from torch import Tensor
 
 from uqbias.app.computation import Computation
 from uqbias.app.host import ALL_GROUPS, BROKEN
+from uqbias.app.integrator import NOT_THERE
 from uqbias.bias.base import Array
 from uqbias.errors import UqbiasError
 from uqbias.md.guards import Violation
@@ -78,10 +79,7 @@ class SimulationLoop(StepLoop):
             self.evaluator.reraise()
             raise
         if self.evaluator.n_calls == calls:
-            raise UqbiasError(
-                "the force of these biases is not in the simulation's System, or came after its Context was made",
-                "make the Simulation from the System that they were made with, after it, or reinitialize its context",
-            )
+            raise UqbiasError(*NOT_THERE)
 
     def variables(self) -> Array:
         """[C] variables of the biases in the latest evaluation."""

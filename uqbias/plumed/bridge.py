@@ -16,12 +16,14 @@ from torch import Tensor
 from torch.func import functional_call
 
 from uqbias.app.computation import load_model
-from uqbias.app.host import value
+from uqbias.app.host import FORCE_NAME, USES, use_once, value
+from uqbias.app.integrator import NOT_THERE, refuse_idle
 from uqbias.compile.graph_inputs import graph_inputs
 from uqbias.compile.runners import CompiledFunction, compile_function
 from uqbias.errors import UqbiasError
 from uqbias.md.stack import check_pythonforce
 from uqbias.plumed.session import PlumedSession, PlumedStop, drop_cut_lines, names_in_use, read_actions
+from uqbias.plumed.step_clock import StepClock, files_written, last_hill
 
 Array = NDArray[np.float64]
 
@@ -137,8 +139,11 @@ class PlumedBridge:
         self._gradients = self._gradients or ["driver"]
         self._inputs, self._graph = _compiled(module, self._gradients, runner, dtype, device, cache_dir)
         self.runner = self._graph.runner
+        paths = [folder / name for name in [*files_written(actions), log]]
+        use = use_once(system, [], paths, "model" if include_energy else "bias")
         if restart:
             drop_cut_lines(actions, folder)
+        self._clock = StepClock(self.timestep, *last_hill(actions, folder, restart=restart))
         self._session = PlumedSession(
             lines,
             self.names,
@@ -152,14 +157,17 @@ class PlumedBridge:
             flush=flush,
         )
         self.last: BridgeValues | None = None
-        self.n_evaluations = 0
+        self.n_evaluations = self._n_calls = 0
+        self._contexts: weakref.WeakSet[Any] = weakref.WeakSet()
         self.exception: BaseException | None = None
         self._simulation: Any = lambda: None
         self._valid = False
         self._answer: tuple[float, Array] = (0.0, np.zeros((0, 3)))
-        self._clock: tuple[int, float] | None = None
         self._periodic = system.usesPeriodicBoundaryConditions() if periodic is None else bool(periodic)
-        self.force = openmm.PythonForce(_Callable(self))
+        function = _Callable(self)
+        self.force = openmm.PythonForce(function)
+        self.force.setName(FORCE_NAME)
+        USES[function] = use
         self.force.setUsesPeriodicBoundaryConditions(self._periodic)
         system.addForce(self.force)
         # Runs when the bridge goes or the interpreter ends, whichever comes first.
@@ -187,7 +195,7 @@ class PlumedBridge:
         UqbiasError
             What stopped an evaluation.
         """
-        self._simulation = weakref.ref(simulation)
+        self._meet(simulation)
         before = simulation.context.getStepCount()
         if not self.stopped:
             try:
@@ -201,10 +209,8 @@ class PlumedBridge:
         try:
             simulation = self._simulation()
             if self._end.alive and simulation is not None and not self.stopped and self.exception is None:
-                try:
-                    simulation.context.getState(energy=True)
-                except Exception as error:
-                    self._reraise(error)
+                with contextlib.suppress(PlumedStop):
+                    self.evaluate(simulation.context.getState(positions=True))
         finally:
             self._end()
 
@@ -218,12 +224,27 @@ class PlumedBridge:
             self._end()
 
     def describeNextReport(self, simulation: Any) -> dict[str, Any]:  # noqa: N802
-        """Called by OpenMM where the bridge is among the reporters; it only remembers the simulation."""
-        self._simulation = weakref.ref(simulation)
+        """Called by OpenMM where the bridge is among the reporters; it only looks whether the force acts."""
+        self._meet(simulation)
         return {"steps": 1_000_000_000, "periodic": None, "include": []}
 
     def report(self, simulation: Any, state: Any) -> None:
         """Called by OpenMM; there is nothing to do."""
+
+    def _meet(self, simulation: Any) -> None:
+        """Remember the simulation, unless PLUMED would not be asked there."""
+        group = self.force.getForceGroup()
+        refuse_idle(simulation, group)
+        if simulation.context not in self._contexts and not self.stopped:
+            calls = self._n_calls
+            try:  # what the integrator asks for first, which is then known
+                simulation.context.getState(forces=True, groups={group})
+            except Exception as error:
+                self._reraise(error)
+            if self._n_calls == calls:
+                raise UqbiasError(*NOT_THERE)
+            self._contexts.add(simulation.context)
+        self._simulation = weakref.ref(simulation)
 
     def _reraise(self, error: Exception) -> None:
         """Raise the original of what OpenMM made an OpenMMException of; a stop by PLUMED is no error."""
@@ -241,11 +262,11 @@ class PlumedBridge:
         UqbiasError
             If PLUMED fails or stops, or the model gives no finite number.
         """
-        session = self._session
+        session, self._n_calls = self._session, self._n_calls + 1
         step, positions = state.getStepCount(), state.getPositions(asNumpy=True)._value
         box = state.getPeriodicBoxVectors(asNumpy=True)._value if self._periodic else None
         if step != session.step:
-            self._check_clock(step, state.getTime()._value)
+            self._clock.check(step, state.getTime()._value)
         elif self._valid and not session.closed and self._same(positions, box):
             return self._answer
         if box is not None:
@@ -289,19 +310,6 @@ class PlumedBridge:
             factors[-1] -= 1.0
         slopes = gradients.to("cpu", torch.float64).numpy()
         return np.asarray(np.dot(factors, slopes.reshape(len(factors), -1))).reshape(-1, 3)
-
-    def _check_clock(self, step: int, time: float) -> None:
-        """Compare the time of the first step with ``timestep``: PLUMED's times and moving biases depend on it."""
-        if self._clock is None:
-            self._clock = (step, time)
-        elif step > self._clock[0] >= 0:
-            taken = (time - self._clock[1]) / (step - self._clock[0])
-            if abs(taken - self.timestep) > 1e-4 * self.timestep:
-                raise UqbiasError(
-                    f"the integrator's step is {taken:.6g} ps, the bridge was made for {self.timestep:.6g} ps",
-                    f"PlumedBridge(..., timestep={taken:.6g})",
-                )
-            self._clock = (-1, 0.0)
 
 
 class _Callable:
