@@ -1,6 +1,9 @@
 """Files that are written whole or not at all."""
 
+import contextlib
+import errno
 import os
+import stat
 
 import pytest
 
@@ -40,6 +43,21 @@ def test_permissions_are_those_of_the_umask_or_of_the_file_before(tmp_path, umas
     assert (tmp_path / "new.txt").stat().st_mode & 0o777 == mode
     assert (tmp_path / "renamed.txt").stat().st_mode & 0o777 == mode
     assert (tmp_path / "old.txt").stat().st_mode & 0o777 == 0o604
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EOPNOTSUPP, errno.EIO])
+def test_drive_that_syncs_no_directory(tmp_path, monkeypatch, code):
+    whole = os.fsync
+
+    def files_only(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        whole(descriptor)
+
+    monkeypatch.setattr(os, "fsync", files_only)
+    with pytest.raises(OSError, match="Input/output") if code == errno.EIO else contextlib.nullcontext():
+        write_text(tmp_path / "a.txt", "x")
+    assert (tmp_path / "a.txt").read_text() == "x"
 
 
 @pytest.mark.parametrize("name", ["model.uqb", "a" * 200 + ".xyz", ".hidden", "no_suffix"])

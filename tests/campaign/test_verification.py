@@ -137,10 +137,10 @@ REFUSED = {
     "first line alone": (lines(lambda all: all[:1]), "1 whole lines of 48"),
     "last line lost": (lines(lambda all: all[:-1]), "47 whole lines of 48"),
     "first line lost": (lines(lambda all: all[1:]), "line 1 does not begin a campaign"),
-    "a line lost": (lines(lambda all: all[:7] + all[8:]), "line 8 does not fit its checksum"),
-    "lines swapped": (lines(lambda all: [*all[:4], all[5], all[4], *all[6:]]), "line 5 does not fit"),
-    "a line twice": (lines(lambda all: all[:6] + all[5:]), "line 7 does not fit"),
-    "a line added": (lines(lambda all: [*all, all[5]]), "line 49 does not fit"),
+    "a line lost": (lines(lambda all: all[:7] + all[8:]), "line 8 does not follow the line before it"),
+    "lines swapped": (lines(lambda all: [*all[:4], all[5], all[4], *all[6:]]), "line 5 does not follow"),
+    "a line twice": (lines(lambda all: all[:6] + all[5:]), "line 7 does not follow"),
+    "a line added": (lines(lambda all: [*all, all[5]]), "line 49 does not follow"),
     "a digit of a label": (lines(lambda all: [*all[:5], digit(all[5]), *all[6:]]), "line 6 does not fit"),
     "a digit of a time": (in_line(25, b'"wall_s": ', b'"wall_s": 1'), "line 26 does not fit"),
     "another identity": (in_line(0, b'"seed": 3', b'"seed": 4'), "line 1 does not fit"),
@@ -282,6 +282,22 @@ def test_labels_in_their_folders_are_kept_to_the_last_bit_and_the_one_lost_is_pa
     old, new = ([[one[place][name] for name in exact] for place in sorted(one)] for one in (labels, rebuilt))
     assert old == new
     assert paid() == 1
+    assert verify(run).faults == []
+
+
+def test_of_an_unfinished_round_only_the_damaged_line_is_paid_again(copied):
+    campaign, run, paid = copied
+    content = (run / NAME).read_bytes().splitlines(keepends=True)
+    place = [i for i, line in enumerate(content) if b'"label", "round": 2' in line]
+    # Killed after four labels of round 2; then the first lost a line, and the third a digit.
+    kept = [*content[: place[0]], content[place[1]], digit(content[place[2]]), content[place[3]]]
+    (run / NAME).write_bytes(b"".join(kept))
+    for name in ("ledger.head", "dataset.xyz", "summary.json", "round_02/model.uqb", "round_02/training.json"):
+        (run / name).unlink()
+    assert len(verify(run).faults) == 2
+    rebuild(run)
+    run_campaign(load_campaign(campaign), run)
+    assert paid() == 3  # the one lost, the one changed, and the one that had not been begun
     assert verify(run).faults == []
 
 

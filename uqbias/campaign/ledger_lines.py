@@ -20,7 +20,8 @@ from uqbias.files import check_json, parse_json
 #: Files of a run directory: the ledger, and how many lines it has had, with the checksum of the last.
 NAME, HEAD = "ledger.jsonl", "ledger.head"
 CURE = "put it back from a copy, or `uqbias verify RUN --rebuild` writes it anew from what is there"
-SUM = re.compile(rb', "sum": "([0-9a-f]{32})"\}\Z')
+#: At the end of a line: checksum of the line before it, and its own.
+SUM = re.compile(rb', "sum": "([0-9a-f]{32}|):([0-9a-f]{32})"\}\Z')
 Vector = Annotated[list[FiniteFloat], Len(3, 3)]
 
 
@@ -84,6 +85,7 @@ class Content:
     ----------
     events : those of the sound lines.
     doubtful : events of lines that are whole but do not fit their checksum.
+    misplaced : events of lines that do, but do not follow the line before them.
     faults : what is wrong, one entry a line.
     sums : checksum that each line states.
     size : bytes of the whole lines.
@@ -92,6 +94,7 @@ class Content:
 
     events: list[dict[str, Any]] = field(default_factory=list)
     doubtful: list[dict[str, Any]] = field(default_factory=list)
+    misplaced: list[dict[str, Any]] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     sums: list[str] = field(default_factory=list)
     size: int = 0
@@ -102,7 +105,7 @@ def to_line(event: dict[str, Any], before: str) -> tuple[bytes, str]:
     """The line of an event, and its checksum, which covers ``before``, that of the line before it."""
     body = json.dumps(event, allow_nan=False)[:-1].encode()
     checksum = _sum(before, body)
-    return body + f', "sum": "{checksum}"}}\n'.encode(), checksum
+    return body + f', "sum": "{before}:{checksum}"}}\n'.encode(), checksum
 
 
 def to_head(sums: Sequence[str]) -> bytes:
@@ -126,7 +129,7 @@ def read_ledger(directory: Path, atoms: int | None = None) -> Content:
     for number, line in enumerate(lines, start=1):
         before = content.sums[-1] if content.sums else ""
         stated = SUM.search(line)
-        content.sums.append(stated[1].decode() if stated else "")
+        content.sums.append(stated[2].decode() if stated else "")
         try:
             event = parse_line(line, f"line {number}", atoms)
         except UqbiasError as error:
@@ -137,8 +140,14 @@ def read_ledger(directory: Path, atoms: int | None = None) -> Content:
             content.faults.append("line 1 does not begin a campaign")
         elif stated is None:
             content.faults.append(f"line {number} has no checksum: of an earlier version, or edited")
-        elif _sum(before, line[: stated.start()]) != content.sums[-1]:
-            content.faults.append(f"line {number} does not fit its checksum: it, or the line before it, was changed")
+        elif _sum(stated[1].decode(), line[: stated.start()]) != content.sums[-1]:
+            content.faults.append(f"line {number} does not fit its checksum: it was changed")
+        elif stated[1].decode() != before:
+            content.faults.append(
+                f"line {number} does not follow the line before it: a line was changed, lost or moved"
+            )
+            content.misplaced.append(event)
+            continue
         else:
             content.events.append(event)
             continue

@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 
 from uqbias.campaign.child import LABEL
 from uqbias.campaign.executors import LabelRequest
-from uqbias.campaign.ledger import Record, label_key, lock_directory
+from uqbias.campaign.ledger import Record, differing_keys, label_key, lock_directory
 from uqbias.campaign.ledger_lines import HEAD, NAME, Vector, parse_line, read_ledger, to_head, to_line
 from uqbias.campaign.phase_files import DATASET, changed, hashes, is_used_again
 from uqbias.campaign.phases import judged, observed, requests_of
@@ -102,11 +102,15 @@ class _Rebuilding:
         legacy = not any(content.sums)
         self.sound = content.doubtful if legacy else content.events
         self.outcomes = [event for event in self.sound if event["event"] in ("label", "failure")]
+        labels = {event["key"]: event for event in content.misplaced if event["event"] == "label"}
+        known = {event["key"] for event in self.outcomes}
+        self.outcomes += [event for key, event in labels.items() if key not in known]
         self.doubtful = [] if legacy else [event for event in content.doubtful if event["event"] == "label"]
         identity = json.loads(json.dumps(file.identity()))
         begun = self.sound[:1] if self.sound and self.sound[0]["event"] == "campaign" else []
-        if begun and begun[0]["identity"] != identity:
-            raise UqbiasError(f"{directory}/campaign.yaml is another campaign than the ledger's", "put it back")
+        if begun and (other := differing_keys(begun[0]["identity"], identity)):
+            fault = f"{directory}/campaign.yaml is another campaign than the ledger's: {', '.join(other[:3])} differ"
+            raise UqbiasError(fault, "put it, or the files that it names, back from a copy")
         self.record = Record(np.array(topology.numbers, dtype=np.int64), begun)
         if not begun:
             facts = {"digest": digest(identity), "seed": file.campaign.seed, "versions": versions()}

@@ -21,8 +21,9 @@ from uqbias.errors import RENAMED, UqbiasError, printable
 BAD_INPUT = 2
 #: Entries of a list that are told one by one.
 NAMED = 5
-#: Errors of files that name none: the disk or the quota is full, or a file larger than the system's limit.
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+#: Errors of files that name none: the disk or the quota is full, a file is larger than the system's limit, a drive has
+#: no locks.
+OF_DRIVES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOLCK, errno.EOPNOTSUPP)
 #: Base of Typer's errors of usage, which has no public name.
 WRONG_USAGE: Any = typer.BadParameter.__base__
 
@@ -54,10 +55,10 @@ class CommandGroup(TyperGroup):
             raise SystemExit(BAD_INPUT) from None
         except OSError as error:
             # A pipe closed by its reader is click's; what names no file may be a fault of the program.
-            if isinstance(error, BrokenPipeError) or not (error.filename or error.errno in NO_SPACE):
+            if isinstance(error, BrokenPipeError) or not (error.filename or error.errno in OF_DRIVES):
                 raise
             name = f"{error.filename}: " if error.filename else ""
-            fail(f"{name}{error.strerror or error}; check the path, its permissions and the space left")
+            fail(f"{name}{error.strerror or error}; check the path, its permissions, locks and the space left")
             raise SystemExit(BAD_INPUT) from None
         except BaseException as error:
             if (code := exit_code(error)) is None:
