@@ -4,11 +4,14 @@ import numpy as np
 import openmm
 import pytest
 from argon_atom import DT, QUIET, coordinate, metadynamics, particle, place, simulate
+from caged_molecule import caged_molecule, sampled
+from caged_molecule import simulate as simulate_caged
 from openmm import app
 
 import uqbias
 from uqbias.bias.fixed import Restraint
 from uqbias.bias.gamd import GaMD
+from uqbias.bias.linear import Linear
 from uqbias.bias.metad import MetaD
 from uqbias.errors import UqbiasError
 
@@ -278,3 +281,11 @@ def test_what_would_act_or_be_written_twice_on_one_system(tmp_path, tiny_model, 
     with pytest.raises(UqbiasError, match="drive='model' a second time"):
         uqbias.Sampling(system, tiny_model, [MetaD()], **atoms)
     uqbias.Sampling(system, tiny_model, [MetaD()], **{**atoms, "drive": "bias"})
+
+
+def test_a_bias_that_weighs_other_forces_has_a_group_of_its_own(tiny_model, tiny_positions):
+    system, topology, x = caged_molecule(tiny_model, tiny_positions)
+    sampling = sampled(system, tiny_model, [Linear(relative=0.2, pace=2)])
+    sampling.force.setForceGroup(0)
+    with pytest.raises(UqbiasError, match="with its force in group 0 among them"):
+        sampling.step(simulate_caged(system, topology, x), 4)

@@ -176,3 +176,23 @@ def test_what_is_no_restart_behind_a_checkpoint(behind_a_checkpoint):
     assert len(times(folder / "COLVAR")) == 19 + 12 + 2
     with pytest.raises(UqbiasError, match="restart='back'"):
         sampled(folder, restart="back")
+
+
+def test_a_simulation_that_is_put_back(tmp_path):
+    """By a checkpoint in the same process; not by a snapshot, and not for another trajectory."""
+    bias, simulation = sampled(tmp_path)
+    bias.step(simulation, 50)
+    simulation.saveCheckpoint(str(tmp_path / "run.chk"))
+    bias.save(simulation, tmp_path / "s.npz")
+    bias.step(simulation, 45)
+    simulation.loadCheckpoint(str(tmp_path / "run.chk"))
+    with pytest.raises(UqbiasError, match=r"put back from 0\.19 to 0\.1 ps.*setTime\(0\)"):
+        bias.step(simulation, 40)
+    assert len(bias.metadynamics.hills) == 9
+    bias.load(simulation, tmp_path / "s.npz")
+    bias.step(simulation, 40)
+    assert len(bias.metadynamics.hills) == len(times(tmp_path / "HILLS")) == 9
+    simulation.context.setTime(0)
+    simulation.currentStep = 0
+    bias.step(simulation, 90)
+    assert len(bias.metadynamics.hills) == len(times(tmp_path / "HILLS")) == 18

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from uqbias.errors import UqbiasError
-from uqbias.runs.run_files import FINE_STEP
+from uqbias.runs.run_files import FINE_STEP, TIME_DIGIT
 
 #: What is wrong, and what to do, where a Context does not call the force of a bias.
 NOT_THERE = (
@@ -32,6 +32,11 @@ def timestep_fs(simulation: Any) -> float:
     return FINE_STEP if hasattr(integrator, "getErrorTolerance") else float(integrator.getStepSize()._value * 1e3)
 
 
+def time_ps(simulation: Any) -> float:
+    """Time of the simulation's Context, ps."""
+    return float(simulation.context.getState().getTime()._value)
+
+
 def refuse_idle(simulation: Any, group: int) -> None:
     """Raise UqbiasError if the integrator does not evaluate a force group: hills would grow and nothing act."""
     groups = _integrated_groups(current(simulation))
@@ -41,6 +46,16 @@ def refuse_idle(simulation: Any, group: int) -> None:
             f"{kind} evaluates force groups {{{names}}}, and the force of these biases, in group {group}, never acts",
             f"let the integrator evaluate group {group}, as MTSIntegrator(dt, [({group}, 1), ...]) does, or put the "
             f"force into another, .force.setForceGroup({min(groups, default=0)}), before the Simulation is made",
+        )
+
+
+def refuse_rewound(time_ps: float, before: float) -> None:
+    """Raise UqbiasError where a Context was put back from a time: what it did since would count twice."""
+    if 0 < time_ps < before - TIME_DIGIT:
+        raise UqbiasError(
+            f"the Simulation was put back from {before:.6g} to {time_ps:.6g} ps, and its bias has hills and rows since",
+            "load a snapshot, which puts the bias back too (.save, .load); for another trajectory "
+            "simulation.context.setTime(0)",
         )
 
 

@@ -144,6 +144,8 @@ class Sampling:
         self._reported = self._begun = -1
         #: Those whose System has the force, and their number of forces: a Context may be made anew.
         self._contexts: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+        #: Time of the latest report in each, ps.
+        self._times: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
         self._in_memory = isinstance(model, torch.nn.Module)
         self._system = system
         self._extended = ExtendedVariables(self.evaluator, self.temperature, elsewhere=tuple(forces))
@@ -182,11 +184,13 @@ class Sampling:
         Raises
         ------
         UqbiasError
-            If the elements of the simulation's atoms are not the model's; if the force does not act there.
+            If the elements of the simulation's atoms are not the model's; if the force does not act there; if the
+            Simulation was put back to an earlier time.
         """
         self._check(simulation)
         step = simulation.currentStep
         host.refuse_going_back(self.bias, self._begun, step)
+        integrator.refuse_rewound(integrator.time_ps(simulation), self._times.get(simulation.context, 0.0))
         if step == self._begun:
             # No step since; it was a minimisation that tried geometries nobody will simulate.
             self.evaluator.broken[:] = False
@@ -219,6 +223,7 @@ class Sampling:
             raise UqbiasError("a report before describeNextReport", "append this object to simulation.reporters")
         self._loop.observe_in(simulation, state.getTime()._value, [self._output])
         self._reported = self._begun = step
+        self._times[simulation.context] = self._loop.time_ps
         if self._snapshot is not None and step % self._snapshot[1] == 0:
             self.save(simulation, self._snapshot[0])
 
@@ -327,6 +332,7 @@ class Sampling:
 
         step = self._loop.load_state(path, simulation.context, host.atomic_numbers(simulation), {}, look_back)["step"]
         self._reported = self._begun = step
+        self._times.pop(simulation.context, None)
         self._output.rewind(timestep)
 
     def serialize(self, system: Any) -> str:
@@ -380,8 +386,7 @@ class Sampling:
     def _open(self, simulation: Any) -> None:
         timestep = self._loop.timestep_fs
         if self._restart:
-            time = simulation.context.getState().getTime()._value
-            self._output.go_on_at(time, timestep, cut=self._restart == "cut")
+            self._output.go_on_at(integrator.time_ps(simulation), timestep, cut=self._restart == "cut")
             self.evaluator.arm_memo(False)  # the bias may be another now
         else:
             self._output.back_up()

@@ -113,6 +113,12 @@ class SimulationLoop(StepLoop):
         These are evaluated when the first bias asks.
         """
         if self._others is None:
+            group = self.force.getForceGroup()
+            if sum(force.getForceGroup() == group for force in self._context.getSystem().getForces()) > 1:
+                raise UqbiasError(
+                    f"a bias that weighs the other forces, with its force in group {group} among them",
+                    "give it a force group of its own, or a fixed tau",
+                )
             others = self._context.getState(forces=True, groups=set(ALL_GROUPS - {self.force.getForceGroup()}))
             forces, atoms = others.getForces(asNumpy=True)._value, self._computation.atoms
             self._others = forces[: self.evaluator.n_atoms] if atoms is None else forces[atoms]
