@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from uqbias.compile.graph_inputs import SHIFT, check_device, copied, graph_inputs, weights_of
-from uqbias.compile.runners import compile_function
+from uqbias.compile.runners import compile_function, disagreement
 from uqbias.errors import UqbiasError
 from uqbias.variables.names import OF_MODEL
 
@@ -21,6 +21,8 @@ from uqbias.variables.names import OF_MODEL
 FORCE_LIMIT = 1e6
 #: State tensors of a bias with this name (after the last dot) may grow along dimension 0 without a new graph.
 GROWING = "table"
+#: Outputs of the graph that have a value for each walker: those of an `Evaluation` but the pull on variables.
+PER_WALKER = 6
 
 
 class BiasLike(Protocol):
@@ -158,7 +160,7 @@ class FusedEvaluator:
             check_inputs=self._check_inputs(),
         )
         self.runner = compiled.runner
-        self._run = compiled.unchecked
+        self._run, self._plain = compiled.unchecked, compiled.plain
 
     def _check_inputs(self) -> list[Tensor]:
         """Inputs with bias grids that span any value and are not zero, and without energy shift, so that all counts."""
@@ -197,6 +199,28 @@ class FusedEvaluator:
         self._broken.logical_or_(broken if broken.device.type == "cpu" else broken.cpu())
         self.n_evaluations += 1
         return self.last
+
+    def verify(self, step: int) -> None:
+        """Compare compiled code and graph at the latest positions, walkers without a finite number in both left out.
+
+        Raises
+        ------
+        UqbiasError
+            If they differ by more than rounding explains.
+        """
+        if self.runner == "eager":
+            return
+        self._bind_state({})
+        values = [self._run(self._inputs)[:PER_WALKER], self._plain(self._inputs)[:PER_WALKER]]
+        finite = [torch.stack([one.isfinite() for one in each[:4]]).all(0) for each in values]
+        compared = finite[0] | finite[1]
+        here, there = ([one[compared] for one in each] for each in values)
+        problem = disagreement(here, there, least=1.0)
+        if compared.any() and problem:
+            raise UqbiasError(
+                f"at step {step} the {self.runner} code of this model does not give what its graph gives: {problem}",
+                "run it with runner eager, and report this",
+            )
 
     def probe(self, state: Mapping[str, Tensor]) -> NDArray[np.float64]:
         """Forces [W, N, 3] kJ/mol/nm at the latest positions, with some state tensors of the bias replaced.

@@ -32,6 +32,7 @@ class CompiledFunction:
     Attributes
     ----------
     runner : ``aoti``, ``torchscript`` or ``eager``: the one in use.
+    plain : the graph as it is, run eagerly; what ``unchecked`` must agree with.
     unchecked : the same without the check of the inputs (a few microseconds), for inner loops. Inputs must match the
         examples in shape, dtype and device and be contiguous; ``aoti`` reads wrong memory otherwise.
 
@@ -48,8 +49,9 @@ class CompiledFunction:
         runner: str,
         example_inputs: Sequence[Tensor],
         dynamic: Mapping[int, int],
+        plain: Callable[[list[Tensor]], Sequence[Tensor]] | None = None,
     ) -> None:
-        self.unchecked = run
+        self.unchecked, self.plain = run, plain or run
         self.runner = runner
         self._expected = [
             (tuple(None if dynamic.get(index) == dim else size for dim, size in enumerate(tensor.shape)), tensor.dtype)
@@ -150,7 +152,7 @@ def compile_function(
                 raise
             logger.warning("compiling %s failed, it runs as TorchScript, about 3 times slower: %s", name, error)
             run, runner = _torchscript(graph_module, example_inputs), "torchscript"
-    return CompiledFunction(run, runner, example_inputs, dynamic)
+    return CompiledFunction(run, runner, example_inputs, dynamic, _eager(graph_module))
 
 
 class _Build(NamedTuple):
@@ -198,10 +200,14 @@ class _Build(NamedTuple):
         )
 
 
-def disagreement(computed: Sequence[Tensor], expected: Sequence[Tensor]) -> str:
+def disagreement(computed: Sequence[Tensor], expected: Sequence[Tensor], least: float = 0.0) -> str:
     """The first output that differs by more than rounding explains, or that proves nothing; empty if there is none.
 
     Outputs agree in shape, and in which of their values are not finite: some must be.
+
+    Parameters
+    ----------
+    least : size of an output below which rounding is not relative to it.
     """
     # What comes in double precision may come from single precision.
     rounding = max((ROUNDING[other.dtype] for other in expected if other.is_floating_point()), default=0.0)
@@ -214,7 +220,7 @@ def disagreement(computed: Sequence[Tensor], expected: Sequence[Tensor]) -> str:
         if (strays := int((torch.isfinite(one) != finite).sum())) or not finite.any():
             where = f"{strays} place(s) where the graph is, or the reverse" if strays else "any place"
             return f"output {index} is not finite in {where}"
-        scale, error = float(other[finite].abs().max()), float((one - other)[finite].abs().max())
+        error, scale = float((one - other)[finite].abs().max()), max(least, float(other[finite].abs().max()))
         if error > rounding * scale:
             return f"output {index} is off by {error:.3g} of {scale:.3g}"
     return ""

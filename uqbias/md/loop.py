@@ -15,6 +15,7 @@ from uqbias.bias.base import Bias
 from uqbias.compile.fused import FusedEvaluator
 from uqbias.errors import UqbiasError
 from uqbias.md.guards import Guard, Violation, refuse_endless
+from uqbias.md.health import Health
 from uqbias.runs.observation import GuardEvent, Observation, Observer
 from uqbias.runs.snapshot import open_snapshot, restore_bias, restore_context, state_of_context, write_snapshot
 
@@ -61,12 +62,14 @@ class StepLoop(ABC):
     safe_frames : [n, N, 3] nm, where stopped walkers restart.
     choose_restart : chooses among them; uniformly at random if None.
     seed : seed of each walker's random numbers.
+    friction_per_ps : of the thermostat, 1/ps; None where there is none, or another program has it.
 
     Attributes
     ----------
     step : MD steps so far.
     bias : the evaluator's bias, or None.
     events : what the guard stopped so far.
+    health : what the looks say of the run as a whole.
     at_once : whether hills act on the very next evaluation, even at the same positions.
     """
 
@@ -81,11 +84,14 @@ class StepLoop(ABC):
         safe_frames: Array | None = None,
         choose_restart: ChooseRestart | None = None,
         seed: int = 0,
+        friction_per_ps: float | None = None,
     ) -> None:
         self.n_walkers, self.timestep_fs, self.temperature = n_walkers, float(timestep_fs), float(temperature)
         self.guard, self.step, self.at_once = guard, 0, False
         self.bias: Bias | None = None if evaluator is None else evaluator.bias  # type: ignore[assignment]
         self.events: list[GuardEvent] = []
+        self.health = Health(n_walkers, self.temperature, friction_per_ps)
+        self._looks = 0
         self.safe_frames = np.zeros((0, 0, 3)) if safe_frames is None else safe_frames
         self._evaluator, self._choose_restart = evaluator, choose_restart
         self._rngs = [np.random.default_rng([seed, walker]) for walker in range(n_walkers)]
@@ -101,6 +107,10 @@ class StepLoop(ABC):
 
     def restart(self, frames: Mapping[int, Array]) -> None:  # noqa: B027
         """Put walkers at positions [N, 3] nm, with thermal velocities; without a guard it is never called."""
+
+    def heat(self, look: Look) -> tuple[Array | None, Array | None]:
+        """Kinetic temperature and conserved energy of the walkers as `Health.note` takes them; here not known."""
+        return None, None
 
     def check(self, look: Look) -> list[Violation]:
         """Walkers to be stopped."""
@@ -169,9 +179,13 @@ class StepLoop(ABC):
     def observe(self, observers: Sequence[Observer]) -> None:
         """Look at the walkers, stop those that the guard objects to, update the bias and call the observers."""
         look = self.look()
+        if self._evaluator is not None and self._looks & (self._looks - 1) == 0:
+            self._evaluator.verify(self.step)
+        self._looks += 1
         violations = self.check(look)
         restarted = np.zeros(self.n_walkers, dtype=bool)
         restarted[[violation.walker for violation in violations]] = True
+        self.health.note(self.time_ps, restarted, *self.heat(look))
         if self._evaluator is not None:
             self._evaluator.broken[:] = False
         if self.bias is not None:

@@ -94,6 +94,7 @@ class Walkers(StepLoop):
             safe_frames=start if safe_frames is None else self._frames(safe_frames, "safe_frames"),
             choose_restart=choose_restart,
             seed=int(seed),
+            friction_per_ps=friction_per_ps,
         )
         self._check_safe_frames()
         self._parked: dict[int, Violation] = {}
@@ -195,6 +196,15 @@ class Walkers(StepLoop):
         freedom = 3 * self.n_atoms - len(self.constraints)
         # The masses are in _sigma: (v/sigma)² has mean 1 per degree of freedom at the temperature of the thermostat.
         return np.asarray(((v / self._sigma) ** 2).sum(axis=(1, 2)) / freedom * self.temperature, dtype=np.float64)
+
+    def heat(self, look: Look) -> tuple[Array | None, Array | None]:
+        temperatures = self.kinetic_temperatures()
+        fixed = self.bias is None or self.bias.frozen or not self.bias.pace
+        if self.health.friction is not None or not fixed or self.evaluator.input_names or self._external is not None:
+            return temperatures, None
+        freedom = 3 * self.n_atoms - len(self.constraints)
+        potential = (look.energy + look.bias) / (freedom * kt(self.temperature))
+        return temperatures, potential + 0.5 * temperatures / self.temperature
 
     def look(self) -> Look:
         import openmm

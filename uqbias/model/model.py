@@ -240,6 +240,9 @@ class UncertaintyModel(nn.Module):
             model.load_state_dict(tensors)
         except RuntimeError as error:
             raise UqbiasError(f"tensors do not match the manifest ({error})", "save the model again") from error
+        bad = [name for name, tensor in model.potential.named_parameters() if not tensor.isfinite().all()]
+        if bad:
+            raise UqbiasError(f"weights that are not finite numbers ({bad[0]})", "train it again")
         model.potential.seen, model.calibrated_on = seen, calibrated_on
         return model.eval()
 

@@ -295,8 +295,13 @@ class RunWriter(Files):
     def _write_part(self, step: int, arrays: Mapping[str, NDArray[Any]], manifest: Mapping[str, Any]) -> None:
         write_arrays(self._part(step), {**arrays, "manifest": np.array(json.dumps(dict(manifest)))})
 
-    def finish(self) -> None:
-        """Join the observations, write the bias as it is at the end, and say that the run is over."""
+    def finish(self, fault: tuple[str, str] | None = None) -> None:
+        """Join the observations, write the bias as it is at the end, and say that the run is over.
+
+        Parameters
+        ----------
+        fault : what is wrong with the run as a whole, and the cure.
+        """
         assert self._walkers is not None
         parts = [_read_part(path)[0] for path in self._parts()]
         if self._seen:
@@ -309,7 +314,7 @@ class RunWriter(Files):
         write_arrays(self.folder / OBSERVATIONS, joined, compressed=True)
         if self._walkers.bias is not None:
             write_arrays(self.folder / BIAS, self._walkers.bias.checkpoint())
-        self.facts["finished"] = self._manifest()
+        self.facts["finished"] = self._manifest() | ({} if fault is None else {"fault": fault})
         self._describe()
         shutil.rmtree(self.folder / PARTS, ignore_errors=True)
 

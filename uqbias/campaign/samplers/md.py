@@ -14,6 +14,7 @@ from uqbias.bias.build import BiasParts, build_bias, completed
 from uqbias.campaign.samplers.base import Advance, Array, Exploration, Sampler
 from uqbias.errors import UqbiasError
 from uqbias.files import content_of, read_arrays, read_json, sha256
+from uqbias.md.health import UnhealthyRunError
 from uqbias.variables.base import build_variables, periods_of
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def begin(job: Exploration, model: Any) -> tuple[Array, dict[str, Any]]:
         If the guard accepts none of the safe frames.
     """
     from uqbias.md.guards import Guard
-    from uqbias.model.inference import stiff_deviations
+    from uqbias.model.inference import evaluate_frames, stiff_deviations
 
     md, limits = job.md, job.guards
     guard = Guard(
@@ -57,6 +58,13 @@ def begin(job: Exploration, model: Any) -> tuple[Array, dict[str, Any]]:
         raise UqbiasError("every labelled frame violates the guards", "widen guards.bond_low, guards.bond_high")
     frames, weights = job.safe_frames[safe], job.safe_weights[safe]
     weights = weights / weights.sum()
+    said = evaluate_frames(model, frames)
+    if not np.isfinite([said.energy, said.driver, said.judge]).all(axis=0).any():
+        raise UqbiasError(
+            f"the model gives no number in any of {len(frames)} start frames: energy {said.energy[0]:.6g} kJ/mol, "
+            f"driver {said.driver[0]:.6g}, judge {said.judge[0]:.6g}",
+            "train it again",
+        )
     first = np.random.default_rng(job.seed).choice(len(frames), md.walkers, p=weights, replace=len(frames) < md.walkers)
     return frames[first], {
         "temperature": md.temperature,
@@ -136,6 +144,8 @@ class MolecularDynamics(Sampler):
                 writer.start(walkers, md.observe_every, md.trajectory_every)
                 run_to_end(job, walkers, writer, advance)
                 done = writer.totals
+            elif fault := writer.finished.get("fault"):
+                raise UnhealthyRunError(*fault)
             else:
                 done = {name: writer.finished[name] for name in ("stopped", "runner", "evaluations")}
         return {"steps": md.steps * md.walkers, **done, "was_finished": writer.finished is not None}
@@ -245,4 +255,6 @@ def run_to_end(job: Exploration, walkers: StepLoop, writer: RunWriter, advance: 
         walkers.run(min(every - walkers.step % every, steps - walkers.step), pace=pace, observers=[writer, tell])
         if job.snapshot_every is not None:
             writer.snapshot()
-    writer.finish()
+    writer.finish(walkers.health.fault)
+    if walkers.health.fault is not None:
+        raise UnhealthyRunError(*walkers.health.fault)
