@@ -209,14 +209,14 @@ class Metadynamics(Sampling):
         if self._shared is None or self._folder is None:
             return
         if simulation.currentStep % self._folder[1] or self.bias.frozen or self.metadynamics.frozen:
-            self._shared.write(self._loop.time_ps)
+            self._shared.write((self._loop.step, self._loop.time_ps))
         else:
-            self._shared.sync(self._loop.time_ps)
+            self._shared.sync((self._loop.step, self._loop.time_ps))
 
     def save(self, simulation: Any, path: str | Path) -> None:
         """As of `Sampling`; with ``biasDir`` the hills are in that folder before the snapshot is."""
         if self._shared is not None:
-            self._shared.write(self._loop.time_ps)
+            self._shared.write((self._loop.step, self._loop.time_ps))
         super().save(simulation, path)
 
     def load(self, simulation: Any, path: str | Path) -> None:

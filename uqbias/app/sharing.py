@@ -7,11 +7,9 @@ import socket
 import uuid
 from pathlib import Path
 
-import numpy as np
-
 from uqbias.bias.metad import MetaD
 from uqbias.errors import UqbiasError
-from uqbias.runs.hills import hills_header, hills_lines, parse_hills
+from uqbias.runs.hills import hill_times, hills_header, hills_lines, parse_hills
 from uqbias.runs.plumed_files import check_tempering
 from uqbias.runs.series import drop_cut_line
 
@@ -54,23 +52,22 @@ class SharedHills:
             self._append(self._header)
         self._own = len(bias.hills)
 
-    def write(self, time_ps: float | None = None) -> None:
+    def write(self, now: tuple[int, float] | None = None) -> None:
         """Append this process's new hills to its file: a kill loses none of them, a power cut those since `sync`.
 
-        Their time is ``time_ps``; that of their step if None.
+        ``now`` is the present step and its time in ps.
         """
         hills = self.bias.hills[self._own :]
         if len(hills):
-            times = hills["step"] * self.timestep_fs * 1e-3 if time_ps is None else np.full(len(hills), time_ps)
-            self._append(hills_lines(hills, times))
+            self._append(hills_lines(hills, hill_times(hills, self.timestep_fs * 1e-3, now)))
             self._own += len(hills)
 
-    def sync(self, time_ps: float | None = None) -> int:
+    def sync(self, now: tuple[int, float] | None = None) -> int:
         """`write`, and take over the hills of the others; returns how many came.
 
         Call it between steps, right after the bias's own update.
         """
-        self.write(time_ps)
+        self.write(now)
         with self.path.open("rb") as stream:
             os.fsync(stream)
         before = len(self.bias.hills)

@@ -125,10 +125,8 @@ class HillsFile(Files):
             self._written = 0
         if len(hills) > self._written:
             new = hills[self._written :]
-            times = new["step"] * self.timestep_ps
-            if observation is not None:  # whose time counts, as steps may be of unequal length
-                times[new["step"] == observation.step] = observation.time_ps
-            self._stream.write(hills_lines(new, times))
+            now = None if observation is None else (observation.step, observation.time_ps)
+            self._stream.write(hills_lines(new, hill_times(new, self.timestep_ps, now)))
             self._written = len(hills)
             self._stream.flush()
 
@@ -142,6 +140,14 @@ def hills_header(bias: MetaD) -> str:
         if period is not None:
             header += f"#! SET min_{name} {-period / 2:.17g}\n#! SET max_{name} {period / 2:.17g}\n"
     return header
+
+
+def hill_times(hills: NDArray[Any], timestep_ps: float, now: tuple[int, float] | None = None) -> Array:
+    """Times [H] in ps of hills, by their steps; of those of the present step its time, whatever the steps were."""
+    times = np.asarray(hills["step"] * timestep_ps, dtype=np.float64)
+    if now is not None:
+        times[hills["step"] == now[0]] = now[1]
+    return times
 
 
 def hills_lines(hills: NDArray[Any], times: Array) -> str:
