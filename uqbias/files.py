@@ -211,7 +211,7 @@ def _check_array(stream: Any, entry: zipfile.ZipInfo) -> None:
     if dtype.kind not in "biufU":
         raise UqbiasError(f"'{entry.filename}' holds {dtype} in place of numbers or names")
     if any(size < 0 for size in shape) or math.prod(shape) * dtype.itemsize != entry.file_size - stream.tell():
-        raise UqbiasError(f"'{entry.filename}' does not hold the {shape} numbers that it says")
+        raise UqbiasError(f"'{entry.filename}' is shorter or longer than its header says")
 
 
 def check_directory(path: Path) -> None:

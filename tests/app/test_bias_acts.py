@@ -287,5 +287,5 @@ def test_a_bias_that_weighs_other_forces_has_a_group_of_its_own(tiny_model, tiny
     system, topology, x = caged_molecule(tiny_model, tiny_positions)
     sampling = sampled(system, tiny_model, [Linear(relative=0.2, pace=2)])
     sampling.force.setForceGroup(0)
-    with pytest.raises(UqbiasError, match="with its force in group 0 among them"):
+    with pytest.raises(UqbiasError, match="but shares force group 0 with them"):
         sampling.step(simulate_caged(system, topology, x), 4)

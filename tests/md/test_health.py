@@ -84,6 +84,34 @@ def test_compiled_code_is_compared_on_visited_frames(wrong):
         evaluator.verify(7)
 
 
+class Shifted(Peroxide):
+    """A total energy, as potentials with a reference have it."""
+
+    def __init__(self):
+        super().__init__()
+        self.potential = torch.nn.Module()
+        self.potential.register_buffer("energy_shift", torch.tensor(-1e6, dtype=torch.float64))
+
+    def forward(self, x):
+        energy, driver, judge = super().forward(x)
+        return energy.double() + self.potential.energy_shift, driver, judge
+
+
+def test_a_wrong_energy_is_seen_behind_a_large_offset():
+    evaluator = FusedEvaluator(Shifted(), None, 2, runner="torchscript", dtype=torch.float32)
+    right = evaluator._run
+    evaluator.evaluate(torch.tensor(peroxide_geometries(2)[:, [2, 0, 1, 3]]))
+    evaluator.verify(0)
+
+    def lying(inputs):
+        energy, *others = right(inputs)
+        return [energy + 5e3, *others]  # half a percent of the total energy
+
+    evaluator._run = lying
+    with pytest.raises(UqbiasError, match="does not give what its graph gives: output 0"):
+        evaluator.verify(1)
+
+
 @pytest.fixture
 def folder(tmp_path):
     model = peroxide_model().float()

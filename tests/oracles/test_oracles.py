@@ -1,7 +1,7 @@
 import pickle
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -87,6 +87,25 @@ def test_import_path_with_a_dot():
 
 def test_numbers_from_a_structure():
     assert len(ASEOracle(calculator=EMT, structure=ALANINE_PDB).numbers) == 22
+
+
+def test_a_calculator_that_writes_files():
+    """ASE's GenericFileIOCalculator (ORCA, Espresso) takes its directory for a Path."""
+    from ase.calculators.genericfileio import GenericFileIOCalculator
+
+    template = SimpleNamespace(
+        name="written",
+        implemented_properties=["energy", "forces"],
+        write_input=lambda directory, **_: (directory / "input").write_text("2"),
+        execute=lambda directory, profile: (directory / "input").rename(directory / "output"),
+        read_results=lambda directory: {
+            "energy": float((directory / "output").read_text()),
+            "forces": np.zeros((3, 3)),
+        },
+    )
+    oracle = ase_oracle()
+    oracle._atoms.calc = GenericFileIOCalculator(template=template, profile="", directory=".", parameters={})
+    assert oracle.label(CO2).energy == pytest.approx(2 * 96.4853321)
 
 
 def test_failure_is_one_line_and_the_next_label_works(monkeypatch):

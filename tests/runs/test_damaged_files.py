@@ -9,6 +9,7 @@ import pytest
 from file_readers import READERS, write_seeds
 
 from uqbias.errors import UqbiasError
+from uqbias.runs.series import last_time
 
 GONE = object()
 
@@ -204,3 +205,11 @@ def test_tables(seeds, tmp_path, reader, text, fault):
     file = folder / reader.upper()
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     assert fault in refused(reader, folder, file)
+
+
+@pytest.mark.parametrize("word", ["abc", "nan"])
+def test_a_last_row_without_a_time(tmp_path, word):
+    path = tmp_path / "COLVAR"
+    path.write_text(f"#! FIELDS time d\n1 2\n{word} 1\n\n# end\n3")
+    with pytest.raises(UqbiasError, match=f"COLVAR, line 3: b'{word}' is not a time"):
+        last_time(path)

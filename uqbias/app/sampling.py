@@ -57,7 +57,7 @@ class Sampling:
     pace : steps between updates of the biases, a divisor of their own paces; None for the greatest.
     stride : steps between rows of COLVAR, a multiple of ``pace``; None for ``pace``.
     hills, colvar : files in PLUMED's format, None to write none. With more than one metadynamics
-        ``HILLS.u``, ``HILLS.phi-psi``, ...
+        ``HILLS.driver``, ``HILLS.phi-psi``, ...
     restart : begin with the hills in these HILLS files and append to the files. ``cut``: without what they have from
         later than the Simulation's time, as behind a checkpoint; the whole files are kept, as ``bck.0.HILLS``.
     snapshot, snapshot_every : write a snapshot to this file every so many steps, a multiple of ``pace``; see `save`.

@@ -116,7 +116,7 @@ class SimulationLoop(StepLoop):
             group = self.force.getForceGroup()
             if sum(force.getForceGroup() == group for force in self._context.getSystem().getForces()) > 1:
                 raise UqbiasError(
-                    f"a bias that weighs the other forces, with its force in group {group} among them",
+                    f"this bias measures the other forces, but shares force group {group} with them",
                     "give it a force group of its own, or a fixed tau",
                 )
             others = self._context.getState(forces=True, groups=set(ALL_GROUPS - {self.force.getForceGroup()}))

@@ -182,7 +182,7 @@ def _lost(head: tuple[int, str], content: Content) -> str:
 def parse_line(line: bytes, name: str, atoms: int | None) -> dict[str, Any]:
     """The event of a line, checked against its schema."""
     where = f"{name} is not a ledger event"
-    event: dict[str, Any] = parse_json(line, _Event, f"{where}: it", CURE)
+    event: dict[str, Any] = parse_json(line, _Event, where, CURE)
     check_json(event, SCHEMAS.get(event["event"], dict), where, CURE)
     if event["event"] == "label" and not len(event["positions"]) == len(event["forces"]) == (
         atoms or len(event["forces"])

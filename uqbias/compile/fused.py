@@ -164,10 +164,7 @@ class FusedEvaluator:
 
     def _check_inputs(self) -> list[Tensor]:
         """Inputs with bias grids that span any value and are not zero, and without energy shift, so that all counts."""
-        inputs = list(self._inputs)
-        if SHIFT in self._weight_names:
-            place = 1 + self._weight_names.index(SHIFT)
-            inputs[place] = torch.zeros_like(inputs[place])
+        inputs = self._without_shift()
         random = torch.Generator().manual_seed(1)
         for index, name in self._state_slots:
             tensor, kind = inputs[index], name.rpartition(".")[2]
@@ -175,6 +172,14 @@ class FusedEvaluator:
                 inputs[index] = torch.rand(tensor.shape, generator=random).to(tensor)
             elif kind in {"origin", "spacing"}:
                 inputs[index] = torch.full_like(tensor, -1e3 if kind == "origin" else 40.0)
+        return inputs
+
+    def _without_shift(self) -> list[Tensor]:
+        """Inputs by which energies begin from 0: an error is compared with their scale, which an offset hides."""
+        inputs = list(self._inputs)
+        if SHIFT in self._weight_names:
+            place = 1 + self._weight_names.index(SHIFT)
+            inputs[place] = torch.zeros_like(inputs[place])
         return inputs
 
     def evaluate(self, positions: Tensor, inputs: Tensor | None = None) -> Evaluation:
@@ -211,16 +216,19 @@ class FusedEvaluator:
         if self.runner == "eager":
             return
         self._bind_state({})
-        values = [self._run(self._inputs)[:PER_WALKER], self._plain(self._inputs)[:PER_WALKER]]
-        finite = [torch.stack([one.isfinite() for one in each[:4]]).all(0) for each in values]
-        compared = finite[0] | finite[1]
-        here, there = ([one[compared] for one in each] for each in values)
-        problem = disagreement(here, there, least=1.0)
-        if compared.any() and problem:
-            raise UqbiasError(
-                f"at step {step} the {self.runner} code of this model does not give what its graph gives: {problem}",
-                "run it with runner eager, and report this",
-            )
+        # As it runs too: a bias on the energy acts at the energies that there are.
+        for inputs in (self._inputs, self._without_shift()):
+            values = [self._run(inputs)[:PER_WALKER], self._plain(inputs)[:PER_WALKER]]
+            finite = [torch.stack([one.isfinite() for one in each[:4]]).all(0) for each in values]
+            compared = finite[0] | finite[1]
+            here, there = ([one[compared] for one in each] for each in values)
+            problem = disagreement(here, there, least=1.0)
+            if compared.any() and problem:
+                raise UqbiasError(
+                    f"at step {step} the {self.runner} code of this model does not give what its graph gives: "
+                    f"{problem}",
+                    "run it with runner eager, and report this",
+                )
 
     def probe(self, state: Mapping[str, Tensor]) -> NDArray[np.float64]:
         """Forces [W, N, 3] kJ/mol/nm at the latest positions, with some state tensors of the bias replaced.

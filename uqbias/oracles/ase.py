@@ -132,7 +132,7 @@ class ASEOracle(Oracle):
         calculator = self._atoms.calc
         with nullcontext(self.folder) if self.folder else tempfile.TemporaryDirectory(prefix="uqbias-") as folder:
             if hasattr(calculator, "directory"):
-                calculator.directory = folder
+                calculator.directory = Path(folder)  # GenericFileIOCalculator joins it by /
             energy, forces = self._atoms.get_potential_energy(), self._atoms.get_forces()
             if not np.array_equal(self._atoms.positions, x):
                 raise OracleError(f"{self.kind} oracle failed: the calculator moved the atoms")

@@ -340,7 +340,7 @@ def join(runs: Sequence[RunFolder]) -> None:
         if run.model != first.model:
             raise UqbiasError(
                 f"{run.path} was driven by another model than {first.path}",
-                "energies and u of two models are not comparable: analyse the runs one by one",
+                "energies and uncertainties of two models are not comparable: analyse the runs one by one",
             )
         for name, description in run.variables.items():
             if variables.setdefault(name, description) != description:

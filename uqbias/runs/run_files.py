@@ -26,7 +26,7 @@ TIME_DIGIT = 1e-6
 def hill_files(path: str | Path | None, biases: Sequence[Bias | None]) -> list[tuple[Path, MetaD]]:
     """HILLS file of each metadynamics among the biases, that of a WTM-eABF included.
 
-    One has the path given; of several each has its variables in the name: ``HILLS.u``, ``HILLS.phi-psi``.
+    One has the path given; of several each has its variables in the name: ``HILLS.driver``, ``HILLS.phi-psi``.
     """
     if path is None:
         return []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, Self, TextIO
@@ -115,12 +116,24 @@ def read_colvar(path: str | Path) -> dict[str, NDArray[np.float64]]:
 
 
 def last_time(path: Path) -> float:
-    """Time of the last whole row of a COLVAR file, whatever its length; -inf without rows."""
+    """Time of the last whole row of a COLVAR file, whatever its length; -inf without rows.
+
+    Raises
+    ------
+    UqbiasError
+        If that row does not begin with a time.
+    """
     with path.open("rb") as stream:
         stream.seek(max(0, path.stat().st_size - 65536))
         lines = stream.read().split(b"\n")[:-1]
     rows = [line for line in lines if line.strip() and not line.startswith(b"#")]
-    return float(rows[-1].split()[0]) if rows else -math.inf
+    word = rows[-1].split()[0] if rows else b"-inf"
+    with suppress(ValueError):
+        if not math.isnan(time := float(word)):
+            return time
+    with path.open("rb") as stream:
+        number = max(number for number, line in enumerate(stream, start=1) if line.rstrip(b"\n") == rows[-1])
+    raise UqbiasError(f"{path}, line {number}: {word!r} is not a time", "remove or repair that line")
 
 
 def is_late(times: NDArray[np.float64], until: float) -> NDArray[np.bool_]:
