@@ -369,7 +369,7 @@ ORACLES = Registry(
     "oracle",
     kinds.ORACLES,
     "uqbias.oracles.base:Oracle",
-    given=("structure", "numbers", "charge", "spin"),
+    given=("structure", "numbers", "charge", "spin", "energy_key", "forces_key"),
     section_base="uqbias.settings.oracle_section:OracleSection",
 )
 SPACES = Registry(

@@ -266,3 +266,46 @@ def test_missing_files_and_other_content(tmp_path):
         (tmp_path / name).write_text("nothing of the sort\n")
         with pytest.raises(UqbiasError, match=f"{name} is not a.* {words.split(' ', 1)[1]}"):
             read_frames(tmp_path / name)
+
+
+def test_two_kinds_of_energy_are_not_mixed(tmp_path, caplog):
+    def write(name, *results):
+        one = [Atoms(numbers=NUMBERS, positions=x) for x in X]
+        for image, values in zip(one, results, strict=False):
+            image.calc = SinglePointCalculator(image, **values, forces=F[0])
+        ase.io.write(tmp_path / name, one[: len(results)], format="extxyz")
+        return tmp_path / name
+
+    mixed = write("mixed.xyz", {"energy": -1.0}, {"energy": -1.5, "free_energy": -2.0})
+    with pytest.raises(UqbiasError, match="frame 1 has a 'free_energy' and frame 0 only an 'energy'; name the one"):
+        read_frames(mixed)
+    np.testing.assert_allclose(read_frames(mixed, keys=LabelKeys("energy")).energies, [-1 * EV, -1.5 * EV])
+    assert read_frames(mixed, labelled=False).energies is None
+    assert "only an 'energy'; energies are not used" in caplog.text
+    caplog.clear()
+    equal = write("equal.xyz", {"energy": -1.0}, {"energy": -2.0, "free_energy": -2.0})
+    np.testing.assert_allclose(read_frames(equal).energies, [-1 * EV, -2 * EV])
+    assert not caplog.records
+    free = write("free.xyz", {"energy": -1.0, "free_energy": -1.0}, {"energy": -1.5, "free_energy": -2.0})
+    np.testing.assert_allclose(read_frames(free).energies, [-1 * EV, -2 * EV])
+    assert "'free_energy' is used, not energy; --energy-key chooses (in a campaign file: system.energy" in caplog.text
+
+
+def test_a_stress_that_nobody_asked_for_is_not_looked_at(tmp_path):
+    text = extended_xyz(tmp_path / "d.xyz").read_text()
+    for stress in ("nan 0 0 0 0 0 0 0 0", "1 0 0 0 1 0 0 0 1"):
+        (tmp_path / "s.xyz").write_text(text.replace("energy=", f'stress="{stress}" energy=', 1))
+        same(read_frames(tmp_path / "s.xyz"))
+        with pytest.raises(UqbiasError, match="stress"):
+            read_frames(tmp_path / "s.xyz", keys=LabelKeys(stress="stress"))
+
+
+def test_words_and_names_of_ordinary_files(tmp_path):
+    text = extended_xyz(tmp_path / "outcar_frames.xyz").read_text()
+    same(read_frames(tmp_path / "outcar_frames.xyz"))
+    (tmp_path / "OUTCAR.extxyz").write_text(text.replace("energy=", "data=3 energy="))
+    same(read_frames(tmp_path / "OUTCAR.extxyz"))
+    for name in ("OUTCAR", "OUTCAR_1", "run.outcar"):
+        (tmp_path / name).write_text("not one\n")
+        with pytest.raises(UqbiasError, match="is not a VASP OUTCAR"):
+            read_frames(tmp_path / name)

@@ -13,6 +13,7 @@ from uqbias.attacks import AttackOptions
 from uqbias.attacks.random import RandomOptions
 from uqbias.campaign.dry_run import check_parts
 from uqbias.campaign.samplers.base import Sampler
+from uqbias.campaign.work import oracle_spec
 from uqbias.errors import UqbiasError
 from uqbias.molecule.frames import Frames, read_frames, write_frames
 from uqbias.molecule.topology import Topology
@@ -20,6 +21,7 @@ from uqbias.options import InputFile, Positive
 from uqbias.oracles.base import OracleError
 from uqbias.registry import ORACLES, SAMPLERS
 from uqbias.settings.file import CampaignFile, check_campaign, load_campaign
+from uqbias.settings.schema import Campaign
 from uqbias.testing import molecule
 
 FILES = {"system": {"structure": "molecule.pdb", "start": "start.xyz"}}
@@ -141,6 +143,30 @@ def test_pool_oracle_finds_labels_by_geometry(tmp_path):
     write_frames(tmp_path / "bare.xyz", Frames(frames.numbers, frames.positions))
     with pytest.raises(UqbiasError, match="frame 0 has no energy"):
         ORACLES.rebuild("pool", {"file": str(tmp_path / "bare.xyz")})
+
+
+def test_pool_oracle_takes_the_labels_that_the_system_section_names(tmp_path):
+    frames = molecule.frames(3)
+    write_frames(tmp_path / "plain.xyz", frames)
+    text = (tmp_path / "plain.xyz").read_text().replace("energy=", "energy=-1e3 dft_energy=")
+    (tmp_path / "pool.xyz").write_text(text.replace("forces:R:3", "dft_forces:R:3"))
+    options = {"file": str(tmp_path / "pool.xyz"), "energy_key": "dft_energy", "forces_key": "dft_forces"}
+    oracle = ORACLES.rebuild("pool", options)
+    assert oracle.options() == options
+    assert oracle.label(frames.positions[1]).energy == pytest.approx(frames.energies[1], abs=1e-3)
+    oracle.check_molecule(options, oracle.numbers)
+    with pytest.raises(UqbiasError, match="frame 0 has no forces"):
+        oracle.check_molecule({"file": options["file"]}, oracle.numbers)
+    campaign = Campaign.model_validate(
+        {
+            "name": "x",
+            "seed": 1,
+            "system": {"structure": "s.pdb", "start": "x.xyz", "energy_key": "dft_energy", "forces_key": "dft_forces"},
+            "oracle": {"kind": "pool", "file": options["file"]},
+            "sampler": {"kind": "pool", "file": options["file"]},
+        }
+    )
+    assert oracle_spec(campaign, molecule.topology()).options == options
 
 
 class Shelves(Sampler):

@@ -27,8 +27,8 @@ def check_parts(file: CampaignFile, topology: Topology, start: Frames) -> None:
     check_exploration(campaign, topology)
     _check_uncertainties(campaign, topology, start)
     SAMPLERS.build(campaign.sampling).check(campaign, topology, start)
-    given_to_oracle(campaign, topology)
-    ORACLES.get(campaign.oracle.kind).check_molecule(campaign.oracle.arguments(), topology.numbers)
+    options = {**campaign.oracle.arguments(), **given_to_oracle(campaign, topology)}
+    ORACLES.get(campaign.oracle.kind).check_molecule(options, topology.numbers)
 
 
 def _check_uncertainties(campaign: Campaign, topology: Topology, start: Frames) -> None:

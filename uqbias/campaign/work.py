@@ -173,7 +173,9 @@ def given_to_oracle(campaign: Campaign, topology: Topology) -> dict[str, Any]:
     """
     system, kind = campaign.system, campaign.oracle.kind
     stated = {name: value for name in ("charge", "spin") if (value := getattr(system, name)) is not None}
-    taken = accepted(ORACLES.get(kind), {"structure": system.structure, "numbers": list(topology.numbers), **stated})
+    keys = {name: value for name in ("energy_key", "forces_key") if (value := getattr(system, name)) is not None}
+    known = {"structure": system.structure, "numbers": list(topology.numbers), **stated, **keys}
+    taken = accepted(ORACLES.get(kind), known)
     for name, value in stated.items():
         if name not in taken:
             raise UqbiasError(f"system.{name} = {value}: the oracle '{kind}' takes no {name}", f"remove system.{name}")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from uqbias.errors import UqbiasError
 from uqbias.files import atomic_path
 from uqbias.molecule.labels import Kind, LabelKeys
-from uqbias.molecule.readers import Image, label_values, missing, read_images, tell_other_labels
+from uqbias.molecule.readers import Image, energy_name, label_values, missing, read_images, tell_other_labels
 from uqbias.units import ANGSTROM, EV, EV_PER_ANGSTROM
 
 Array = NDArray[np.float64]
@@ -129,7 +129,7 @@ def read_frames(
     ----------
     labelled : demand finite energies and forces in every frame; ``"energies"``: energies at least.
     periodic : take frames with a cell too; otherwise they are refused, so that no cell is dropped in silence.
-    keys : names of the labels in the file.
+    keys : names of the labels in the file; a stress is read where its name is given.
 
     Raises
     ------
@@ -150,18 +150,24 @@ def read_frames(
     needed: list[Kind] = ["energy"] if labelled == "energies" else ["energy", "forces"] if labelled else []
     given: list[Kind] = [kind for kind in units if getattr(keys, kind) is not None]
     columns: dict[Kind, Array | None] = {}
+    names: dict[Kind, str | None] = {kind: getattr(keys, kind) or kind for kind in units}
+    names["energy"] = keys.energy or energy_name(path, images, needed=bool(labelled))
+    if keys.stress is None:  # nothing needs it
+        del units["stress"], names["stress"]
     for kind, unit in units.items():
-        values = label_values(path, images, kind, keys)
+        values = label_values(path, images, kind, names[kind])
         without = [index for index, value in enumerate(values) if value is None]
         columns[kind] = None if without else np.stack(values) * unit
         if without and (kind in {*needed, *given} or (labelled and len(without) < len(images))):
-            raise missing(path, images, without[0], ["energy", "forces"] if kind in needed else [kind], keys)
+            raise missing(
+                path, images[without[0]], without[0], ["energy", "forces"] if kind in needed else [kind], names
+            )
         if 0 < len(without) < len(images):
             LOG.warning("%s: %d of %d frames have no %s, which is not used", path, len(without), len(images), kind)
     for kind, column in columns.items():
         if column is not None and not np.isfinite(column).all():
             raise UqbiasError(f"{path}: {kind} is not finite in frame {_first_bad(column)}", "remove that frame")
-    tell_other_labels(path, images, keys, needed=bool(labelled))
+    tell_other_labels(path, images, keys, names, needed=bool(labelled))
     return Frames(
         numbers,
         positions,
@@ -169,7 +175,7 @@ def read_frames(
         columns["forces"] if columns["energy"] is not None else None,
         [dict(image.info) for image in images],
         cells,
-        columns["stress"],
+        columns.get("stress"),
         source=str(path),
     )
 

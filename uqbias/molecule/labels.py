@@ -12,6 +12,8 @@ FORMATS = "extended XYZ, ASE .traj or .db, VASP OUTCAR or vasprun.xml (eV, Å); 
 Kind = Literal["energy", "forces", "stress"]
 #: Options that name a label.
 OPTIONS: dict[Kind, str] = {name: f"--{name}-key" for name in ("energy", "forces", "stress")}
+#: What these options are called in a campaign file.
+IN_CAMPAIGN = " (in a campaign file: system.energy_key, forces_key, stress_key)"
 #: Number in a file for one eV, and for one eV/Å.
 ENERGY_UNITS = {
     "eV": 1.0,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from uqbias.errors import UqbiasError
 from uqbias.files import read_arrays
-from uqbias.molecule.labels import ENERGY_UNITS, FORMATS, OPTIONS, Kind, LabelKeys
+from uqbias.molecule.labels import ENERGY_UNITS, FORMATS, IN_CAMPAIGN, OPTIONS, Kind, LabelKeys
 
 #: Names of the arrays of an NPZ file: atomic numbers, positions, energies, forces (rMD17, then MD17 and sGDML).
 ARCHIVES = (("nuclear_charges", "coords", "energies", "forces"), ("z", "R", "E", "F"))
@@ -22,7 +22,7 @@ ARCHIVES = (("nuclear_charges", "coords", "energies", "forces"), ("z", "R", "E",
 ASE_FORMATS = (
     (r"\.traj$", "traj", "an ASE trajectory"),
     (r"\.db$", "db", "an ASE database"),
-    (r"outcar", "vasp-out", "a VASP OUTCAR"),
+    (r"^outcar(?!.*\.(ext)?xyz$)|\.outcar$", "vasp-out", "a VASP OUTCAR"),
     (r"\.xml$", "vasp-xml", "a vasprun.xml"),
     (r"", "extxyz", "an extended-XYZ file"),
 )
@@ -64,15 +64,6 @@ class Image:
         from ase.symbols import Symbols
 
         return str(Symbols(self.numbers).get_chemical_formula())
-
-    def label(self, kind: Kind, key: str | None = None) -> tuple[str, Any]:
-        """Name and value of a label; the value is None where there is none.
-
-        Without a ``key`` an energy is ``free_energy`` where the file has it: that is the one whose gradient the forces
-        of a calculation with smeared occupations are.
-        """
-        names = [key] if key else ["free_energy", "energy"] if kind == "energy" else [kind]
-        return next(((name, self.values[name]) for name in names if name in self.values), (names[-1], None))
 
     def labels_like(self, kind: Kind) -> list[str]:
         """Names that look like labels of a kind and have its shape."""
@@ -118,12 +109,13 @@ def read_images(path: str | Path) -> list[Image]:
 
 
 def _from_ase(atoms: Any) -> Image:
+    data = atoms.info.get("data")  # of a database's row
     results = {} if atoms.calc is None else dict(atoms.calc.results)
     arrays = {name: value for name, value in atoms.arrays.items() if name not in ("numbers", "positions")}
     return Image(
         np.asarray(atoms.numbers, dtype=np.int64),
         atoms.positions,
-        {**atoms.info, **atoms.info.get("data", {}), **arrays, **results},
+        {**atoms.info, **(data if isinstance(data, dict) else {}), **arrays, **results},
         atoms.info,
         atoms.cell.array,
         atoms.pbc,
@@ -207,18 +199,38 @@ def _stacked(
         raise UqbiasError(f"{path}: arrays that do not fit together ({error})", "write it again") from error
 
 
-def label_values(path: Path, images: Sequence[Image], kind: Kind, keys: LabelKeys) -> list[Any]:
-    """One label of every image, checked for its type and shape; None where an image has none.
+def energy_name(path: Path, images: Sequence[Image], *, needed: bool) -> str | None:
+    """Name of the energies of a file for which no name was given: ``free_energy`` where the frames have it, whose
+    gradient the forces of a calculation with smeared occupations are; None where two are mixed and none is ``needed``.
+
+    Raises
+    ------
+    UqbiasError
+        If some frames have a ``free_energy`` that is not their ``energy``, and others only an ``energy``.
+    """
+    free, usual = ({i for i, one in enumerate(images) if name in one.values} for name in ("free_energy", "energy"))
+    if usual <= free:
+        return "free_energy" if free else "energy"
+    if free <= usual and all(np.array_equal(images[i].values["free_energy"], images[i].values["energy"]) for i in free):
+        return "energy"
+    what = f"{path}: frame {min(free)} has a 'free_energy' and frame {min(usual - free)} only an 'energy'"
+    if needed:
+        raise UqbiasError(what, f"name the one that all have ({OPTIONS['energy']} energy), or label all frames alike")
+    LOG.warning("%s; energies are not used", what)
+    return None
+
+
+def label_values(path: Path, images: Sequence[Image], kind: Kind, name: str | None) -> list[Any]:
+    """The labels of a ``name`` of all images, checked for type and shape; None where an image has none.
 
     Raises
     ------
     UqbiasError
         If a label is no number, or has another shape.
     """
-    key: str | None = getattr(keys, kind)
     values: list[Any] = []
     for index, image in enumerate(images):
-        name, value = image.label(kind, key)
+        value = image.values.get(name or "")
         if value is not None:
             array = np.asarray(value)
             number = array.dtype.kind in "iuf"
@@ -236,29 +248,33 @@ def label_values(path: Path, images: Sequence[Image], kind: Kind, keys: LabelKey
     return values
 
 
-def missing(path: Path, images: Sequence[Image], index: int, kinds: Sequence[Kind], keys: LabelKeys) -> UqbiasError:
+def missing(
+    path: Path, image: Image, index: int, kinds: Sequence[Kind], names: Mapping[Kind, str | None]
+) -> UqbiasError:
     """Error for a frame without labels, which names those that look like them."""
-    image = images[index]
-    absent = [kind for kind in kinds if image.label(kind, getattr(keys, kind))[1] is None]
+    absent = [kind for kind in kinds if names[kind] not in image.values]
     hints = {kind: image.labels_like(kind) for kind in absent}
-    what = f"{path}: frame {index} has no {' or '.join(getattr(keys, kind) or kind for kind in absent)}"
+    what = f"{path}: frame {index} has no {' or '.join(names[kind] or kind for kind in absent)}"
     options = [f"{OPTIONS[kind]} {names[0]}" for kind, names in hints.items() if names]
     if not options:
         alone = "; energies alone: uqbias evaluate, or uqbias train --set training.force_weight=0"
         return UqbiasError(what, "label every frame" + (alone if absent == ["forces"] else ""))
     there = [name for names in hints.values() for name in names]
     gradient = "; a gradient is minus the forces" if any("grad" in name.lower() for name in there) else ""
-    return UqbiasError(f"{what}; it has {', '.join(there)}", f"give {' '.join(options)}{gradient}")
+    return UqbiasError(f"{what}; it has {', '.join(there)}", f"give {' '.join(options)}{gradient}{IN_CAMPAIGN}")
 
 
-def tell_other_labels(path: Path, images: Sequence[Image], keys: LabelKeys, *, needed: bool) -> None:
+def tell_other_labels(
+    path: Path, images: Sequence[Image], keys: LabelKeys, names: Mapping[Kind, str | None], *, needed: bool
+) -> None:
     """Log which labels are used, where a file has several of a kind, or a ``needed`` one under another name."""
-    for kind, option in OPTIONS.items():
-        used, value = images[0].label(kind)
+    for kind, used in names.items():
+        value = images[0].values.get(used or "")
         others = [name for name in images[0].labels_like(kind) if name != used]
         both = [image.values for image in images if {"energy", "free_energy"} <= set(image.values)]
-        if used == "free_energy" and all(values["energy"] == values[used] for values in both):
-            others = [name for name in others if name != "energy"]
-        if others and getattr(keys, kind) is None and (value is not None or needed):
+        if kind == "energy" and all(np.array_equal(values["energy"], values["free_energy"]) for values in both):
+            others = [name for name in others if name not in ("energy", "free_energy")]
+        if others and used and getattr(keys, kind) is None and (value is not None or needed):
             verb = "used" if value is not None else "missing"
-            LOG.warning("%s: '%s' is %s, not %s; %s chooses", path, used, verb, ", ".join(others), option)
+            choice = f"{OPTIONS[kind]} chooses{IN_CAMPAIGN}"
+            LOG.warning("%s: '%s' is %s, not %s; %s", path, used, verb, ", ".join(others), choice)

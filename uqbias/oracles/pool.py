@@ -11,6 +11,7 @@ from scipy.spatial import cKDTree
 from typing_extensions import Doc
 
 from uqbias.molecule.frames import read_frames
+from uqbias.molecule.labels import LabelKeys
 from uqbias.molecule.sense import check_molecule, check_sense
 from uqbias.options import InputFile
 from uqbias.oracles.base import Array, Oracle, OracleError
@@ -56,7 +57,9 @@ class PoolOracle(Oracle):
 
     Parameters
     ----------
-    file : labelled extended-XYZ file (eV, Å). A geometry is found again to `TOLERANCE` in each coordinate.
+    file : labelled frames, in a file that `uqbias train` reads. A geometry is found again to `TOLERANCE` in each
+        coordinate.
+    energy_key, forces_key : names of the labels in it, as the system section states them.
 
     Raises
     ------
@@ -68,19 +71,26 @@ class PoolOracle(Oracle):
     numbers: tuple[int, ...]
     only_known: ClassVar[bool] = True
 
-    def __init__(self, *, file: Annotated[str, InputFile(), Doc("labelled extended-XYZ file (eV, Å)")]) -> None:
-        self.file = str(file)
-        self._frames = read_frames(file)
+    def __init__(
+        self,
+        *,
+        file: Annotated[str, InputFile(), Doc("labelled file of frames, as `uqbias train` reads them")],
+        energy_key: str | None = None,
+        forces_key: str | None = None,
+    ) -> None:
+        self.file, self.energy_key, self.forces_key = str(file), energy_key, forces_key
+        self._frames = read_frames(file, keys=LabelKeys(energy_key, forces_key))
         self.numbers = tuple(int(number) for number in self._frames.numbers)
         self._places = Places(self._frames.positions)
 
     def options(self) -> dict[str, Any]:
         """JSON-able keyword arguments that rebuild this oracle."""
-        return {"file": self.file}
+        keys = {name: value for name in ("energy_key", "forces_key") if (value := getattr(self, name)) is not None}
+        return {"file": self.file, **keys}
 
     @classmethod
     def check_molecule(cls, options: dict[str, Any], numbers: tuple[int, ...]) -> None:
-        check_pool(options["file"], numbers, labelled=True)
+        check_pool(options["file"], numbers, LabelKeys(options.get("energy_key"), options.get("forces_key")))
 
     def _evaluate(self, positions: Array) -> tuple[float, Array]:
         (index,), (apart,) = self._places.find(positions[None])
@@ -93,19 +103,19 @@ class PoolOracle(Oracle):
         return float(energies[index]), forces[index]
 
 
-def check_pool(file: str | Path, numbers: tuple[int, ...], *, labelled: bool) -> None:
+def check_pool(file: str | Path, numbers: tuple[int, ...], keys: LabelKeys | None) -> None:
     """See that a file holds frames of this molecule.
 
     Parameters
     ----------
     numbers : [N] atomic numbers of the molecule.
-    labelled : demand energies and forces.
+    keys : names of its labels; None if it needs none.
 
     Raises
     ------
     UqbiasError
         If it does not.
     """
-    frames = read_frames(file, labelled=labelled)
+    frames = read_frames(file, labelled=keys is not None, keys=keys or LabelKeys())
     check_molecule(frames, numbers, "the structure")
     check_sense(frames)

@@ -24,7 +24,7 @@ class System(Section):
 
     structure: File = Field(description="PDB file with CONECT records: gives atom names and the bond graph")
     start: File = Field(
-        description="file of the frames to begin with, extended XYZ (eV, Å) or what `uqbias train` reads; frames "
+        description="file of the frames to begin with, in a format that `uqbias train` reads (no folder); frames "
         "without energies and forces are labelled by the oracle"
     )
     charge: int | None = Field(
@@ -33,7 +33,7 @@ class System(Section):
     spin: Count | None = Field(default=None, description="spin multiplicity 2S + 1, for the oracle; null: its own")
     energy_key: str | None = Field(default=None, description="name of energies in data; null: free_energy or energy")
     forces_key: str | None = Field(default=None, description="name of the forces in data files; null: forces")
-    stress_key: str | None = Field(default=None, description="name of the stress in data files; null: stress")
+    stress_key: str | None = Field(default=None, description="name of the stress in data files; null: not read")
 
     @property
     def keys(self) -> LabelKeys:

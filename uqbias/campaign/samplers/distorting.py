@@ -147,7 +147,7 @@ class PoolOfFrames(Sampler):
             str,
             InputFile(),
             Doc(
-                "extended-XYZ file (eV, Å); its frames that have no label yet are proposed. Labels in it are not "
+                "file that `uqbias train` reads; those without a label yet are proposed. Labels in it are not "
                 "looked at: for those give the same file to the oracle, {kind: pool, file: frames.xyz}"
             ),
         ],
@@ -155,7 +155,7 @@ class PoolOfFrames(Sampler):
         self.file = file
 
     def check(self, campaign: Campaign, topology: Topology, start: Frames) -> None:
-        check_pool(self.file, topology.numbers, labelled=False)
+        check_pool(self.file, topology.numbers, None)
 
     def explore(self, job: Exploration, advance: Advance | None = None) -> dict[str, Any]:
         model = UncertaintyModel.load(job.model)
