@@ -1,5 +1,7 @@
 import json
+import os
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -173,3 +175,15 @@ def test_outside_a_campaign_a_fault_costs_its_label_too():
     with pytest.raises(OracleError, match="exit code 3"):
         oracle.label(geometry(7))
     assert oracle.label(geometry(len(ALL) - 1)).energy == pytest.approx(spring(geometry(49) / ANGSTROM)[0] * EV)
+
+
+def test_bound_of_memory_ends_with_its_label_and_processes_that_do_not_fit_end(tmp_path, monkeypatch):
+    contained.CHILDREN.close()
+    before = contained.CHILDREN.call(resource.getrlimit, resource.RLIMIT_DATA)
+    spec = faulty(tmp_path, memory_gb=0.8)
+    assert not isinstance(label_one(spec, geometry(len(FAULTS))), str)
+    assert contained.CHILDREN.call(resource.getrlimit, resource.RLIMIT_DATA) == before
+    for number in range(3):
+        monkeypatch.setenv("SURROUNDINGS", str(number))
+        assert contained.CHILDREN.call(os.getenv, "SURROUNDINGS") == str(number)
+    assert len(contained.CHILDREN._idle) == 1

@@ -12,6 +12,7 @@ from counting_oracle import CountingOracle, calls
 from uqbias.campaign import executors
 from uqbias.campaign.executors import LabelRequest, OracleSpec, SerialExecutor, label_all, make_executor
 from uqbias.campaign.ledger import NAME, label_key, open_ledger
+from uqbias.campaign.ledger_lines import HEAD
 from uqbias.errors import UqbiasError
 
 NUMBERS = np.array([1, 1])
@@ -49,11 +50,22 @@ def test_labels_come_back_exactly_and_in_order(tmp_path):
 def test_torn_last_line_never_happened_wherever_it_was_cut(tmp_path):
     with opened(tmp_path) as ledger:
         kept, _ = add(ledger, 0)
-        before = (tmp_path / NAME).stat().st_size
+        before, head = (tmp_path / NAME).stat().st_size, (tmp_path / HEAD).read_bytes()
         add(ledger, 1)
-    whole = (tmp_path / NAME).read_bytes()
+    whole, paid = (tmp_path / NAME).read_bytes(), (tmp_path / HEAD).read_bytes()
     for cut in (before + 1, (before + len(whole)) // 2, len(whole) - 1):
         (tmp_path / NAME).write_bytes(whole[:cut])
+        # The head is written when the line is on the disk: with the new one a label was cut off that was paid.
+        (tmp_path / HEAD).write_bytes(paid)
+        if cut < len(whole) - 1:
+            with pytest.raises(UqbiasError, match="it has 2 whole lines of 3 that were written"):
+                opened(tmp_path)
+        else:
+            with opened(tmp_path) as ledger:
+                assert len(ledger.labels()) == 2
+            assert (tmp_path / NAME).read_bytes() == whole
+            (tmp_path / NAME).write_bytes(whole[:cut])
+        (tmp_path / HEAD).write_bytes(head)
         with opened(tmp_path) as ledger:
             assert len(ledger.labels()) == 1
             assert ledger.has_label(kept)
@@ -84,7 +96,8 @@ def test_directory_of_another_campaign_is_refused_and_left_as_it_is(tmp_path):
     with pytest.raises(UqbiasError, match="new"):
         opened(tmp_path, {**IDENTITY, "new.key": 1})
     assert (tmp_path / NAME).read_bytes() == content
-    opened(tmp_path).close()
+    # A version before this did not have the key.
+    opened(tmp_path, {**IDENTITY, "new.key": None}).close()
 
 
 def test_second_process_is_refused_until_the_first_is_killed(tmp_path):
@@ -107,9 +120,9 @@ def test_second_process_is_refused_until_the_first_is_killed(tmp_path):
 @pytest.mark.parametrize(
     ("code", "fault"),
     [
-        (errno.ENOLCK, "lies on a drive that gives no file locks"),
-        (errno.EOPNOTSUPP, "lies on a drive that gives no file locks"),
-        (errno.ENOSYS, "lies on a drive that gives no file locks"),
+        (errno.ENOLCK, "lies on a drive that does not support file locks"),
+        (errno.EOPNOTSUPP, "lies on a drive that does not support file locks"),
+        (errno.ENOSYS, "lies on a drive that does not support file locks"),
         (errno.EAGAIN, "is in use by the process with pid"),
     ],
 )

@@ -62,8 +62,8 @@ def test_one_frame_through_the_oracle(campaign, tmp_path):
 @pytest.mark.parametrize(
     ("calculator", "system", "says"),
     [
-        ("Gradients", {}, "these are gradients, not forces"),
-        ("Hartree", {}, "the energy is in Hartree"),
+        ("Gradients", {}, "most likely the forces are gradients, with the other sign"),
+        ("Hartree", {}, "most likely the energies are in Hartree"),
         ("Exits", {}, "SystemExit (0)"),
         ("Gradients", {"charge": 1}, "system.charge = 1: the calculator 'trial_calculators:Gradients' takes no charge"),
         ("Charged", {"spin": 2}, "system.spin = 2 with 18 electrons (charge 0)"),

@@ -301,6 +301,37 @@ def test_of_an_unfinished_round_only_the_damaged_line_is_paid_again(copied):
     assert verify(run).faults == []
 
 
+def test_observations_that_were_harvested_may_be_removed(copied):
+    campaign, run, paid = copied
+    for index in (1, 2):
+        (run / f"round_0{index}" / "md" / "observations.npz").unlink()
+    assert run_campaign(load_campaign(campaign), run)["stopped"] == "all 2 rounds are done"
+    assert paid() == 0
+    content("round_01/md/bias.npz", flipped)(run)
+    with pytest.raises(UqbiasError, match=r"md/bias\.npz is not what its phase left"):
+        run_campaign(load_campaign(campaign), run)
+
+
+def test_ledger_of_a_version_without_a_key_that_is_not_stated(copied):
+    campaign, run, paid = copied
+    events = [json.loads(line) for line in (run / NAME).read_text().splitlines()]
+    for key in ("system.charge", "system.energy_key", "system.forces_key", "system.stress_key"):
+        del events[0]["identity"][key]
+    lines, before = [], ""
+    for event in events:
+        del event["sum"]
+        line, before = to_line(event, before)
+        lines.append(line)
+    (run / NAME).write_bytes(b"".join(lines))
+    (run / "ledger.head").unlink()
+    assert run_campaign(load_campaign(campaign), run)["stopped"] == "all 2 rounds are done"
+    (run / NAME).write_bytes(b"".join([*lines[:5], digit(lines[5]), *lines[6:]]))
+    rebuild(run)
+    run_campaign(load_campaign(campaign), run)
+    assert paid() == 0
+    assert verify(run).faults == []
+
+
 class Saboteur(SilentProgress):
     """Damages the run when a phase begins, and keeps what is said."""
 

@@ -90,6 +90,7 @@ def label_here(name: str, positions: Any, folder: str, limits: dict[str, float])
     from uqbias.registry import ORACLES
 
     faulthandler.dump_traceback_later(min(limits["timeout"] + 60, LONGEST), exit=True)
+    before = resource.getrlimit(resource.RLIMIT_DATA)
     try:
         if name not in _oracles:
             _oracles.clear()
@@ -119,6 +120,7 @@ def label_here(name: str, positions: Any, folder: str, limits: dict[str, float])
             draft.replace(draft.with_name(LABEL))
         return facts
     finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)  # the next call may be no label
         faulthandler.cancel_dump_traceback_later()
 
 

@@ -157,12 +157,15 @@ class Children:
         with self._lock:
             self._idle = [child for child in self._idle if child.process.poll() is None]
             fitting = (child for child in self._idle if child.surroundings == surroundings)
-            child = next(fitting, None)
-            if child is not None:
-                self._idle.remove(child)
+            idle = next(fitting, None) or next(iter(self._idle), None)
+            if idle is not None:
+                self._idle.remove(idle)
+        if idle is not None and (self.stopped or idle.surroundings != surroundings):
+            idle.close(patient=False)
+            idle = None
         if self.stopped:
             raise Stopped
-        child = child or Child(surroundings)
+        child = idle or Child(surroundings)
         keep = patient = False
         try:
             result = child.call(function, *arguments, output=output, timeout=timeout)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,6 @@ from uqbias.campaign.contained import CHILDREN, Died, Stopped
 from uqbias.campaign.interrupts import blocked, deferred
 from uqbias.campaign.ledger import Record
 from uqbias.errors import UqbiasError
-from uqbias.registry import named_paths
 
 #: Small models run fastest on one thread.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENMM_CPU_THREADS": "1"}
@@ -95,14 +95,9 @@ class DaskExecutor(Executor):
 
 def _in_process(fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     try:
-        return CHILDREN.call(_apply, named_paths, fn, args, kwargs, environment=ONE_THREAD)
+        return CHILDREN.call(partial(fn, *args, **kwargs), environment=ONE_THREAD)
     except Died as error:
         raise UqbiasError(f"a process of the campaign died: {error}", "run again; see that memory suffices") from None
-
-
-def _apply(names: set[str], fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    named_paths.update(names)  # what the campaign file names may stand in its models
-    return fn(*args, **kwargs)
 
 
 def make_executor(kind: str, workers: int, address: str | None = None) -> Executor:

@@ -145,6 +145,8 @@ class Ledger(Record):
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
             self._descriptors += [os.open(directory / name, flags, 0o666) for name in (NAME, HEAD)]
             sync_directory(directory)
+            if os.fstat(self._descriptors[1]).st_size < self._size:
+                os.pwrite(self._descriptors[1], b"\n", self._size - 1)  # all that the last line lacks
             if content.torn:
                 # A crash in the middle of a write: that event never happened.
                 os.ftruncate(self._descriptors[1], self._size)
@@ -263,8 +265,8 @@ def _compare(ledger: Ledger, new: dict[str, Any]) -> None:
 
 
 def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Keys that two flat mappings do not have in common with the same value."""
-    return [key for key in sorted({*old, *new}) if old.get(key, ...) != new.get(key, ...)]
+    """Keys that two flat mappings do not have in common with the same value; None is as good as absent."""
+    return [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
 
 
 def _brief(value: Any) -> str:
@@ -293,7 +295,7 @@ def lock_directory(directory: Path) -> int:
     Raises
     ------
     UqbiasError
-        If another process holds it, or the drive has no locks.
+        If another process holds it, or the drive does not support locks.
     """
     descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
@@ -303,7 +305,7 @@ def lock_directory(directory: Path) -> int:
         os.close(descriptor)
         if error.errno not in HELD:
             raise UqbiasError(
-                f"{directory} lies on a drive that gives no file locks ({error.strerror})",
+                f"{directory} lies on a drive that does not support file locks ({error.strerror})",
                 "run in a directory on a local drive, or have the drive mounted with locks",
             ) from None
         raise UqbiasError(

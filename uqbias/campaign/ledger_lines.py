@@ -123,6 +123,8 @@ def read_ledger(directory: Path, atoms: int | None = None) -> Content:
     content = Content()
     path, head = directory / NAME, _head(directory / HEAD)  # first, since a campaign may be writing both
     text = path.read_bytes() if path.is_file() else b""
+    if head[1] and (last := SUM.search(text)) and last[2].decode() == head[1]:
+        text += b"\n"
     content.size = text.rfind(b"\n") + 1
     content.torn = content.size < len(text)
     lines = text[: content.size].split(b"\n")[:-1]
@@ -172,7 +174,7 @@ def _lost(head: tuple[int, str], content: Content) -> str:
     """Why the ledger is not the one that was written here last; empty where it is."""
     number, checksum = head
     lines = len(content.sums)
-    if number > lines + content.torn:
+    if number > lines:  # the head is written when the disk has the line
         return f"it has {lines} whole lines of {number} that were written: emptied, cut, or an older copy"
     if 0 < number <= lines and content.sums[number - 1] != checksum:
         return f"its line {number} is not the one that was written: the ledger of another run, or another copy"

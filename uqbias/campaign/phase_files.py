@@ -78,11 +78,18 @@ def refuse_changed(directory: Path, events: Iterable[dict[str, Any]], rounds: It
         With the first file that was changed, replaced or removed.
     """
     folders = None if rounds is None else {folder_name(index) for index in rounds}
-    known = recorded(events)
+    known = recorded(events := list(events))
+    # Observations that were harvested are not read again, and may be removed to save space.
+    harvested = {f"{folder_name(event['round'])}/md/" for event in events if event.get("phase") == "harvest"}
+    spare = {
+        name
+        for name in known
+        if name.endswith("/observations.npz") and name.startswith(tuple(harvested)) and not (directory / name).exists()
+    }
     files = {
         name: digest
         for name, digest in known.items()
-        if is_used_again(name) and (folders is None or name.split("/")[0] in folders)
+        if is_used_again(name) and name not in spare and (folders is None or name.split("/")[0] in folders)
     }
     if faults := changed(directory, files, known):
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""

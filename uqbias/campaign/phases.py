@@ -15,6 +15,7 @@ from typing_extensions import TypedDict
 
 from uqbias.campaign.executors import LabelRequest, label_all
 from uqbias.campaign.ledger import label_key
+from uqbias.campaign.ledger_lines import CURE
 from uqbias.campaign.phase_files import DATASET
 from uqbias.campaign.progress import Announced
 from uqbias.campaign.samplers.base import Exploration, Sampler
@@ -35,8 +36,6 @@ Array = NDArray[np.float64]
 OBSERVED = ("positions", "energy", "driver", "judge")
 #: And where a proposed geometry comes from; see `uqbias.campaign.samplers.distorting`.
 PROPOSED = ("attack", "source", "status", "log_likelihood", "norm", "iterations")
-#: For a file of the campaign's own that is damaged.
-PUT_BACK = "put it back from a copy, or run the campaign in another directory"
 
 
 class _Candidate(TypedDict):
@@ -80,6 +79,10 @@ def explore_phase(work: Work, round_index: int) -> dict[str, Any]:
         "stopped": sum(result["stopped"] for result in results),
         "runner": results[0]["runner"],
     }
+    if faults := [result["fault"] for result in results if result.get("fault")]:
+        # The candidates that pass the filters are geometries like others: their labels may be what the model lacks.
+        facts["fault"] = faults[0]
+        work.progress.message(f"round {round_index}: {faults[0][0]}; its sound frames are used, the campaign goes on")
     return facts | ({} if sampler.walks else {"proposed": sum(result["proposed"] for result in results)})
 
 
@@ -227,9 +230,9 @@ def observed(work: Work, round_index: int) -> dict[str, NDArray[Any]]:
     columns: dict[str, list[NDArray[Any]]] = {}
     for path in sorted(folder.rglob("observations.npz")):
         group = int(path.parent.name.removeprefix("group_")) if path.parent != folder else 0
-        arrays = read_arrays(path, "file of observations", PUT_BACK)
+        arrays = read_arrays(path, "file of observations", CURE)
         proposed = [name for name in PROPOSED if name in arrays]
-        check_observations(path, arrays, (*OBSERVED, *proposed), len(work.topology), PUT_BACK)
+        check_observations(path, arrays, (*OBSERVED, *proposed), len(work.topology), CURE)
         later = arrays["step"] > 0
         step = arrays["step"][later]
         data = {name: arrays[name][later] for name in (*OBSERVED, *proposed)}
@@ -327,14 +330,14 @@ def _adopt(work: Work, requests: list[LabelRequest]) -> None:
 def _harvested_requests(work: Work, round_index: int) -> list[LabelRequest]:
     folder = work.folder(round_index)
     file = folder / "harvest.npz"
-    candidates = read_json(folder / "harvest.json", _Harvest, "list of candidates", PUT_BACK)["candidates"]
-    arrays = read_arrays(file, "file of a harvest", PUT_BACK)
-    with content_of(file, PUT_BACK, "is not a file of a harvest"):
+    candidates = read_json(folder / "harvest.json", _Harvest, "list of candidates", CURE)["candidates"]
+    arrays = read_arrays(file, "file of a harvest", CURE)
+    with content_of(file, CURE, "is not a file of a harvest"):
         positions, chosen = arrays["positions"], arrays["candidate"]
         shape, places = (len(chosen), len(work.topology), 3), {*range(len(candidates))}
         fitting = positions.shape == shape and (positions.dtype.kind, chosen.dtype.kind) == ("f", "i")
         if not (fitting and np.isfinite(positions).all() and {*chosen.tolist()} <= places):
-            raise UqbiasError(f"{positions.shape} positions of {len(candidates)} candidates", PUT_BACK)
+            raise UqbiasError(f"{positions.shape} positions of {len(candidates)} candidates", CURE)
     requests = []
     for index, (x, candidate) in enumerate(zip(positions, chosen, strict=True)):
         entry = candidates[int(candidate)]

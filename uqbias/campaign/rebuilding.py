@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import numpy as np
 from pydantic import FiniteFloat
@@ -50,6 +50,7 @@ class _Proposed(TypedDict):
 class _Walked(TypedDict):
     steps: int
     walkers: int
+    finished: NotRequired[dict[str, Any]]
 
 
 class _Harvest(TypedDict):
@@ -225,6 +226,8 @@ class _Rebuilding:
         runs = [run for path in folder.glob("**/run.json") if (run := self._json(path, schema)) is not None]
         stopped = sum(path.read_bytes().count(b"\n") for path in folder.glob("**/events.jsonl"))
         facts = {"md_steps": sum(run["steps"] * run["walkers"] for run in runs) if walks else 0, "stopped": stopped}
+        if faults := [fault for run in runs if (fault := run.get("finished", {}).get("fault"))]:
+            facts["fault"] = faults[0]
         return facts | {"runner": "unknown"} | ({} if walks else {"proposed": sum(run["proposed"] for run in runs)})
 
     def _harvested(self, index: int) -> dict[str, Any]:

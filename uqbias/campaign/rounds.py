@@ -40,7 +40,7 @@ def run_campaign(file: CampaignFile, directory: str | Path, progress: Progress |
     Returns
     -------
     dict
-        Content of ``summary.json``.
+        Content of ``summary.json``; with ``unhealthy``, a line each, where explorations were no sampling.
 
     Raises
     ------
@@ -51,7 +51,7 @@ def run_campaign(file: CampaignFile, directory: str | Path, progress: Progress |
 
     # Small models run fastest on one thread, and sums in one order make training repeatable.
     torch.set_num_threads(1)
-    directory = Path(directory)
+    directory = Path(directory).absolute()  # workers may have another working directory
     topology = Topology.from_pdb(file.path("system", "structure"))
     start = read_start(file, topology)
     check_parts(file, topology, start)

@@ -126,13 +126,17 @@ def _errors(work: Work, round_index: int, score: Score) -> dict[str, Any]:
 def write_summary(work: Work, **facts: Any) -> dict[str, Any]:
     """Write ``summary.json`` from the score events of the ledger, and return it."""
     latest: dict[int, dict[str, Any]] = {}
+    unhealthy = []
     for event in work.ledger.events("phase"):
+        if fault := event.get("fault"):
+            unhealthy.append(f"round {event['round']}: {fault[0]}")
         if event["phase"] == "score":
             latest[event["round"]] = event["entry"]
     summary = {
         "name": work.campaign.name,
         "seed": work.campaign.seed,
         **facts,
+        **({"unhealthy": unhealthy} if unhealthy else {}),
         "failure_reasons": failure_reasons(work.ledger),
         "rounds": [latest[index] for index in sorted(latest)],
     }

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from uqbias.campaign.child import LABEL
 from uqbias.campaign.executors import OracleSpec, label_one
 from uqbias.errors import UqbiasError
+from uqbias.molecule.labels import likely_units
 from uqbias.registry import ORACLES
 from uqbias.units import EV
 
@@ -22,20 +23,6 @@ from uqbias.units import EV
 STEP = 2e-4
 #: Largest error of the slope, relative to it, and what is added for noise of the energies, kJ/mol/nm.
 TOLERANCE, NOISE = 0.05, 5.0
-#: Ratio of the slope by differences to that by forces, and what it most likely means.
-MEANINGS = {
-    -1.0: "these are gradients, not forces",
-    -51.4221: "these are gradients in Hartree/bohr, not forces",
-    51.4221: "the forces are in Hartree/bohr",
-    27.2114: "the forces are in Hartree/Å",
-    1 / 27.2114: "the energy is in Hartree",
-    1.889726: "the forces are per bohr",
-    0.1: "the forces are per nm",
-    23.0605: "the energy is in kcal/mol",
-    1 / 23.0605: "the forces are in kcal/mol/Å",
-    96.4853: "the energy is in kJ/mol",
-    1 / 96.4853: "the forces are in kJ/mol/Å",
-}
 
 
 def trial_label(spec: OracleSpec, positions: NDArray[np.float64]) -> dict[str, Any]:
@@ -84,12 +71,12 @@ def trial_label(spec: OracleSpec, positions: NDArray[np.float64]) -> dict[str, A
     slope = (ahead - behind) / (2 * STEP)
     result |= {"label_slope_by_forces": by_forces, "label_slope_by_differences": slope}
     if abs(slope - by_forces) > TOLERANCE * max(abs(slope), abs(by_forces)) + NOISE:
-        ratio = slope / by_forces if by_forces else float("inf")
-        likely = [text for value, text in MEANINGS.items() if abs(ratio / value - 1) < TOLERANCE]
+        ratio = slope / by_forces if by_forces else float("nan")
+        likely = likely_units(ratio, None, len(positions)) if by_forces else None
         raise UqbiasError(
             f"the oracle's forces are not minus the gradient of its energy: slope {by_forces:.6g} by forces, "
-            f"{slope:.6g} by differences (kJ/mol/nm, ratio {ratio:.3g}){f'; {likely[0]}' if likely else ''}",
-            "mend units, sign or convergence of the calculator",
+            f"{slope:.6g} by differences (kJ/mol/nm, ratio {ratio:.3g}){f'; {likely.what}' if likely else ''}",
+            "fix the units, sign or convergence of the calculator",
         )
     return result
 

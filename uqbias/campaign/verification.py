@@ -59,7 +59,7 @@ def verify(directory: str | Path) -> Verification:
     elif not content.sums:
         state = "empty" if (directory / NAME).is_file() else "missing"
         result.faults = [f"{NAME} is {state} beside {', '.join(left)}"]
-    if content.torn:
+    if content.torn and not content.faults:
         result.notes.append(f"{NAME}: the last line is torn, as after a kill: it never happened")
     if content.sums and not (directory / HEAD).is_file():
         result.notes.append(f"no {HEAD}: nothing says whether the last lines of the ledger are there")

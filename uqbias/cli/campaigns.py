@@ -129,12 +129,16 @@ def run(
     disk before they are used: after Ctrl-C, a kill or a crash the same command goes on and pays no label twice. At the
     end it prints a summary and writes report.html into the run directory.
 
+    Where an exploration was no sampling (walkers mostly stopped, energy that drifts) the exit code is 2 when all is
+    done.
+
     \b
     Example:
       uqbias run systems/alanine_dipeptide/campaign.yaml -o runs/alanine_dipeptide
     """
     from uqbias.campaign.progress import make_progress
     from uqbias.campaign.rounds import run_campaign
+    from uqbias.md.health import UnhealthyRunError
     from uqbias.report.run_data import RunData
     from uqbias.settings.file import load_campaign
 
@@ -142,13 +146,18 @@ def run(
     directory = Path("runs") / file.campaign.name if output is None else output
     try:
         with make_progress(quiet) as progress:
-            run_campaign(file, directory, progress)
+            summary = run_campaign(file, directory, progress)
         _tell(RunData.load(directory), directory / "report.html", json=json)
     except BaseException as error:
         if (code := exit_code(error)) is None:
             raise
         fail(f"interrupted; every label is kept, `uqbias run {path} -o {directory}` goes on where it stopped")
         raise SystemExit(code) from None
+    if unhealthy := summary.get("unhealthy"):
+        raise UnhealthyRunError(
+            f"the campaign is done, but {unhealthy[0]} ({len(unhealthy)} such rounds)",
+            "its labels are sound; the MD of these rounds is no sampling: change md, bias or guards in a new run",
+        )
 
 
 def report(

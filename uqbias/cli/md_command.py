@@ -108,6 +108,7 @@ def md(
     from uqbias.campaign.samplers.base import Exploration
     from uqbias.campaign.samplers.md import BiasedDynamics
     from uqbias.cli.sampling_options import choose_kinds
+    from uqbias.md.health import UnhealthyRunError
     from uqbias.model.inference import evaluate_frames
     from uqbias.model.model import UncertaintyModel
 
@@ -158,6 +159,8 @@ def md(
     with make_progress(quiet) as progress:
         progress.phase("load or compile the model")
         facts = BiasedDynamics().explore(job, Announced(progress, "MD", settings.md.steps))
+    if facts["fault"] is not None:
+        raise UnhealthyRunError(*facts["fault"])
     _tell(output, facts, settings.md, hints, json=json)
 
 

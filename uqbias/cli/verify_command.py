@@ -51,6 +51,6 @@ def verify(
         for fault in result.faults:
             fail(fault)
         if not result.faults:
-            typer.echo("the ledger is rebuilt: uqbias run goes on" if rebuild else f"{directory} is in order")
+            typer.echo("ledger rebuilt; continue with `uqbias run`" if rebuild else f"{directory} is in order")
     if result.faults:
         raise typer.Exit(BAD_INPUT)

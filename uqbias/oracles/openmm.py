@@ -61,7 +61,7 @@ class OpenMMOracle(Oracle):
         if charge is not None and self.charge != charge:
             raise UqbiasError(
                 f"system.charge = {charge}: the force field gives {self.structure} a charge of {self.charge}",
-                "check the residues (protonation, termini), or mend system.charge",
+                "check the residues (protonation, termini), or correct system.charge",
             )
         self._context = self._make_context()
 

@@ -136,10 +136,7 @@ class CampaignFile:
         """What makes this campaign this campaign: flat ``key: value``, files by their SHA-256, `FREE_KEYS` left out."""
         hashed = with_files(self.campaign, lambda key, name: sha256(self._existing(key, name)))
         flat = flatten(hashed.model_dump())
-        # What the molecule's electrons are is told where it is stated.
-        unstated = {key for key in ("system.charge", "system.spin") if flat[key] is None}
-        left_out = {*FREE_KEYS, *unstated}
-        return {key: value for key, value in sorted(flat.items()) if not {key, key.split(".")[0]} & left_out}
+        return {key: value for key, value in sorted(flat.items()) if not {key, key.split(".")[0]} & {*FREE_KEYS}}
 
     def write(self, path: str | Path) -> None:
         """Write the settings, defaults filled in, with file paths relative to ``path``."""

@@ -106,7 +106,8 @@ class Sampler(ABC):
         -------
         dict
             ``steps`` (MD steps of all walkers), ``stopped`` (walkers stopped, or attempts that failed), ``runner``
-            (what evaluated the model); of a sampler without MD ``proposed`` (geometries asked for) too.
+            (what evaluated the model); of a sampler without MD ``proposed`` (geometries asked for) too. It may have
+            ``fault``, what was wrong with the exploration as a whole, and the cure: the campaign goes on and says so.
 
         Raises
         ------

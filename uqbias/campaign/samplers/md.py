@@ -14,7 +14,6 @@ from uqbias.bias.build import BiasParts, build_bias, completed
 from uqbias.campaign.samplers.base import Advance, Array, Exploration, Sampler
 from uqbias.errors import UqbiasError
 from uqbias.files import content_of, read_arrays, read_json, sha256
-from uqbias.md.health import UnhealthyRunError
 from uqbias.variables.base import build_variables, periods_of
 
 if TYPE_CHECKING:
@@ -97,7 +96,8 @@ class MolecularDynamics(Sampler):
         Returns
         -------
         dict
-            ``steps`` (of all walkers), ``stopped`` (how many times a walker was), ``runner``, ``evaluations``.
+            ``steps`` (of all walkers), ``stopped`` (how many times a walker was), ``runner``, ``evaluations``, and
+            ``fault``: what makes the run no sampling and the cure (see `uqbias.md.health`), None if nothing does.
 
         Raises
         ------
@@ -143,11 +143,10 @@ class MolecularDynamics(Sampler):
                 walkers = Walkers(model.topology, evaluator, positions, **settings)
                 writer.start(walkers, md.observe_every, md.trajectory_every)
                 run_to_end(job, walkers, writer, advance)
-                done = writer.totals
-            elif fault := writer.finished.get("fault"):
-                raise UnhealthyRunError(*fault)
+                done = {**writer.totals, "fault": walkers.health.fault}
             else:
                 done = {name: writer.finished[name] for name in ("stopped", "runner", "evaluations")}
+                done["fault"] = writer.finished.get("fault")
         return {"steps": md.steps * md.walkers, **done, "was_finished": writer.finished is not None}
 
 
@@ -256,5 +255,3 @@ def run_to_end(job: Exploration, walkers: StepLoop, writer: RunWriter, advance: 
         if job.snapshot_every is not None:
             writer.snapshot()
     writer.finish(walkers.health.fault)
-    if walkers.health.fault is not None:
-        raise UnhealthyRunError(*walkers.health.fault)

@@ -55,4 +55,4 @@ class PlumedDynamics(MolecularDynamics):
             writer = stack.enter_context(RunWriter(job.folder, facts))
             writer.start(walkers, job.md.observe_every, job.md.trajectory_every)
             run_to_end(job, walkers, writer, advance)
-            return {"steps": walkers.steps_of_all, **writer.totals}
+            return {"steps": walkers.steps_of_all, **writer.totals, "fault": walkers.health.fault}
