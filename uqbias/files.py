@@ -11,7 +11,7 @@ import secrets
 import stat
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -172,12 +172,29 @@ def _adapter(schema: Any) -> TypeAdapter[Any]:
     return TypeAdapter(schema)
 
 
-def read_arrays(path: Path, what: str, cure: str) -> dict[str, Any]:
+def read_array(path: Path, cure: str) -> Any:
+    """The array of a ``.npy`` file.
+
+    Raises
+    ------
+    UqbiasError
+        If it is missing, cut short, or of another kind.
+    """
+    import numpy as np
+
+    with content_of(path, cure, "is not a whole NumPy array (.npy)"), path.open("rb") as stream:
+        _check_array(stream, path.name, path.stat().st_size)
+        stream.seek(0)
+        return np.lib.format.read_array(stream, allow_pickle=False)
+
+
+def read_arrays(path: Path, what: str, cure: str, only: Collection[str] | None = None) -> dict[str, Any]:
     """All arrays of a ``.npz`` file, by name.
 
     Parameters
     ----------
     what, cure : for the message: what the file should be, and what to do where it is not.
+    only : names of those that are read and checked, the others are None; None for all.
 
     Raises
     ------
@@ -196,22 +213,23 @@ def read_arrays(path: Path, what: str, cure: str) -> dict[str, Any]:
             if claimed > SPARE + UNPACKED * path.stat().st_size:
                 raise UqbiasError(f"it would unpack to {claimed} bytes")
             for entry in archive.infolist():
-                with archive.open(entry) as stream:
-                    _check_array(stream, entry)
+                if only is None or entry.filename.removesuffix(".npy") in only:
+                    with archive.open(entry) as stream:
+                        _check_array(stream, entry.filename, entry.file_size)
         with np.load(path, allow_pickle=False) as content:
-            return dict(content)
+            return {name: content[name] if only is None or name in only else None for name in content.files}
 
 
-def _check_array(stream: Any, entry: zipfile.ZipInfo) -> None:
+def _check_array(stream: Any, name: str, size: int) -> None:
     """NumPy takes the memory that the header of an array asks for before it looks at what follows."""
     from numpy.lib import format as npy
 
     version = npy.read_magic(stream)
     shape, _, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(stream)
-    if dtype.kind not in "biufU":
-        raise UqbiasError(f"'{entry.filename}' holds {dtype} in place of numbers or names")
-    if any(size < 0 for size in shape) or math.prod(shape) * dtype.itemsize != entry.file_size - stream.tell():
-        raise UqbiasError(f"'{entry.filename}' is shorter or longer than its header says")
+    if dtype.kind not in "biufUS":
+        raise UqbiasError(f"'{name}' holds {dtype} in place of numbers or names")
+    if any(side < 0 for side in shape) or math.prod(shape) * dtype.itemsize != size - stream.tell():
+        raise UqbiasError(f"'{name}' is shorter or longer than its header says")
 
 
 def check_directory(path: Path) -> None:

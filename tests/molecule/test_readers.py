@@ -1,5 +1,6 @@
 """Files as people have them, labels under other names, and what is said of a file that cannot be used."""
 
+import io
 import logging
 
 import ase.io
@@ -309,3 +310,62 @@ def test_words_and_names_of_ordinary_files(tmp_path):
         (tmp_path / name).write_text("not one\n")
         with pytest.raises(UqbiasError, match="is not a VASP OUTCAR"):
             read_frames(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"z": np.tile(NUMBERS, (4, 1))},
+        {"name": np.array(b"propanol"), "type": np.array(b"d"), "theory": np.array([None], dtype=object)},
+        {"e_unit": np.array(b"eV"), "r_unit": np.array(b"Ang")},
+        {"R": X.reshape(4, -1), "F": F.reshape(4, -1)},
+    ],
+)
+def test_archives_with_more_than_numbers_and_other_shapes(tmp_path, change):
+    np.savez(tmp_path / "a.npz", **{"z": NUMBERS, "R": X, "E": E, "F": F, "e_unit": "eV"} | change)
+    same(read_frames(tmp_path / "a.npz"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"z": np.array([[1, 1], [1, 8]])}, r"\[\[1 1\] \[1 8\]\] are no atomic numbers"),
+        ({"z": np.full(len(NUMBERS), 200)}, "200 200 200. are no atomic numbers"),
+        ({"z": NUMBERS - 1}, "atomic numbers"),
+        ({"z": NUMBERS + 0.5}, "atomic numbers"),
+        ({"z": NUMBERS[:6], "R": X.reshape(8, 6, 3)[:4]}, r"forces \(4, 12, 3\) of 6 atoms"),
+        ({"z": NUMBERS[:6]}, r"positions \(4, 12, 3\) of 6 atoms"),
+        ({"e_unit": np.array([b"eV", b"eV"])}, "does not name its units"),
+        ({"e_unit": np.array(b"\xff")}, "does not name its units"),
+    ],
+)
+def test_archives_whose_arrays_make_no_frames(tmp_path, change, message):
+    np.savez(tmp_path / "a.npz", **{"z": NUMBERS, "R": X, "E": E, "F": F} | change)
+    with pytest.raises(UqbiasError, match=message):
+        read_frames(tmp_path / "a.npz")
+
+
+def header(shape):
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": "<f8", "fortran_order": False, "shape": shape})
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("set.000/coord.npy", b"", r"coord\.npy is not a whole NumPy array"),
+        ("set.000/coord.npy", b"PK", "not a whole NumPy array"),
+        ("set.000/energy.npy", header((10**13,)), "is shorter or longer than its header says"),
+        ("set.000/real_atom_types.npy", b"", "set.000 is of DeePMD's mixed type"),
+        ("type.raw", "\n".join(["0"] * 11 + ["-1"]).encode(), "type.raw has -1 to 0, type_map.raw 3 elements"),
+        ("type.raw", "\n".join(["0"] * 11 + ["3"]).encode(), "type.raw has 0 to 3, type_map.raw 3 elements"),
+        ("type_map.raw", b"X C O", "atomic numbers"),
+        ("set.000/box.npy", header((4, 9)) + bytes(8 * 36), "arrays that do not fit together"),
+    ],
+)
+def test_damaged_deepmd_folders(tmp_path, name, content, message):
+    deepmd(tmp_path / "d", periodic="box" in name)
+    (tmp_path / "d" / name).write_bytes(content)
+    with pytest.raises(UqbiasError, match=message):
+        read_frames(tmp_path / "d", periodic=True)

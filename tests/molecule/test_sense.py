@@ -61,6 +61,23 @@ def test_lengths_in_another_unit(good, factor, unit, topology):
     assert unit in message
 
 
+@pytest.mark.parametrize(
+    ("numbers", "shortest", "longest"), [((7, 7), 0.9, 4.0), ((1, 9), 0.7, 4.0), ((9, 9), 1.1, 4.0), ((3, 9), 1.2, 5.0)]
+)
+@pytest.mark.parametrize("count", [12, 40])
+def test_a_scan_of_a_bond_is_in_no_other_unit(numbers, shortest, longest, count):
+    x = np.zeros((count, 2, 3))
+    x[:, 1, 0] = np.linspace(shortest, longest, count) / 10
+    check_geometries(x, numbers)
+    check_geometries(x[::-1], numbers)
+    if numbers == (1, 9):
+        with pytest.raises(UqbiasError, match="in bohr"):
+            check_geometries(x[:1] * 1.3 / BOHR, numbers)
+    x[-1, 1, 0] += 0.1  # a step, as a cut makes
+    with pytest.raises(UqbiasError, match="cut by the edge of a periodic box, or has come apart"):
+        check_geometries(x, numbers)
+
+
 def test_atoms_in_another_order_than_the_structure(good):
     order = np.arange(12)
     order[[1, 3]] = order[[3, 1]]  # two carbons

@@ -108,8 +108,9 @@ def _main(
       uqbias md model.uqb -o md/
       uqbias fes md/ --cv phi,psi
 
-    Units: nm, ps, kJ/mol and K while it runs; data files are extended XYZ in eV and Å. Errors are one line, with what
-    to do; exit code 2 for bad input, 130 after Ctrl-C, 143 and 129 after the signals TERM and HUP.
+    Units: nm, ps, kJ/mol and K while it runs; eV and Å in data files. Those are written as extended XYZ and read in the
+    formats that uqbias train --help names. Errors are one line, with what to do; exit code 2 for bad input, 130 after
+    Ctrl-C, 143 and 129 after the signals TERM and HUP.
     """
 
 

@@ -30,7 +30,7 @@ def template(
 ) -> None:
     """Write a commented campaign file: every key, its default and its unit.
 
-    A campaign needs two files of your molecule: a PDB file (names and bonds) and an extended-XYZ file of frames to
+    A campaign needs two files of your molecule: a PDB file (names and bonds) and a file of frames to
     begin with (eV, Å). All other keys have defaults.
 
     \b

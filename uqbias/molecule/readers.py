@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uqbias.errors import UqbiasError
-from uqbias.files import read_arrays
+from uqbias.files import content_of, read_array, read_arrays
 from uqbias.molecule.labels import ENERGY_UNITS, FORMATS, IN_CAMPAIGN, OPTIONS, Kind, LabelKeys
 
 #: Names of the arrays of an NPZ file: atomic numbers, positions, energies, forces (rMD17, then MD17 and sGDML).
@@ -27,6 +27,9 @@ ASE_FORMATS = (
     (r"", "extxyz", "an extended-XYZ file"),
 )
 LOG = logging.getLogger(__name__)
+#: One more than the highest atomic number.
+KNOWN_ELEMENTS = 119
+AGAIN = "download or write it again"
 #: Parts of names that a label may have, in lower case.
 LOOKS: dict[Kind, tuple[str, ...]] = {
     "energy": ("energ",),
@@ -124,14 +127,19 @@ def _from_ase(atoms: Any) -> Image:
 
 def _read_archive(path: Path) -> list[Image]:
     """MD17 and its revision (kcal/mol, Å), or sGDML's files, which name their units."""
-    arrays = read_arrays(path, "NumPy archive (.npz)", "download or write it again")
+    wanted = {name for names in ARCHIVES for name in names} | {"e_unit", "r_unit"}
+    arrays = read_arrays(path, "NumPy archive (.npz)", AGAIN, wanted)
     names = next((names for names in ARCHIVES if all(name in arrays for name in names[:2])), None)
     if names is None:
         raise UqbiasError(
             f"{path} has the arrays {', '.join(arrays)}",
             f"give those of rMD17 or MD17 ({' or '.join(', '.join(names) for names in ARCHIVES)}), or extended XYZ",
         )
-    unit, length = (str(arrays.get(key, usual)) for key, usual in (("e_unit", "kcal/mol"), ("r_unit", "Ang")))
+    with content_of(path, AGAIN, "does not name its units"):
+        unit, length = (
+            np.asarray(arrays.get(key, usual)).astype(str).item()
+            for key, usual in (("e_unit", "kcal/mol"), ("r_unit", "Ang"))
+        )
     if unit not in ENERGY_UNITS or not length.startswith(("Ang", "Å")):
         raise UqbiasError(f"{path}: units {unit} and {length}", f"give Å and one of {', '.join(ENERGY_UNITS)}")
     numbers, positions, energies, forces = (arrays.get(name) for name in names)
@@ -142,26 +150,31 @@ def _read_deepmd(path: Path) -> list[Image]:
     """A DeePMD system (eV, Å): type.raw, type_map.raw, and set.* with coord, energy, force and box."""
     from ase.data import atomic_numbers
 
+    cure = "give one with type.raw, type_map.raw and set.000/coord.npy, energy.npy, force.npy"
     sets = sorted(path.glob("set.*"))
     try:
         kinds = np.loadtxt(path / "type.raw", dtype=int, ndmin=1)
-        names = (path / "type_map.raw").read_text(encoding="utf-8").split()
-        numbers = np.array([atomic_numbers[names[kind]] for kind in kinds])
-        images = []
-        for folder in sets:
-            arrays = {file.stem: np.load(file, allow_pickle=False) for file in folder.glob("*.npy")}
-            box = None if (path / "nopbc").exists() else arrays.get("box")
-            images += _stacked(
-                folder, numbers, arrays["coord"], arrays.get("energy"), arrays.get("force"), arrays.get("virial"), box
-            )
-    except (OSError, KeyError, IndexError, ValueError) as error:
-        raise UqbiasError(
-            f"{path} is not a DeePMD folder ({error})",
-            "give one with type.raw, type_map.raw and set.000/coord.npy, energy.npy, force.npy",
-        ) from error
+        elements = [atomic_numbers[name] for name in (path / "type_map.raw").read_text(encoding="utf-8").split()]
+        images = [image for folder in sets for image in _read_set(folder, kinds, elements, (path / "nopbc").exists())]
+    except (OSError, KeyError, ValueError) as error:
+        raise UqbiasError(f"{path} is not a DeePMD folder ({error})", cure) from error
     if not sets:
         raise UqbiasError(f"{path} is a folder without set.000", f"give {FORMATS}")
     return images
+
+
+def _read_set(folder: Path, kinds: NDArray[np.int64], elements: Sequence[int], in_vacuum: bool) -> list[Image]:
+    if (folder / "real_atom_types.npy").exists():
+        raise UqbiasError(
+            f"{folder} is of DeePMD's mixed type (real_atom_types.npy), which is not read",
+            "write one molecule in the standard format (dpdata: deepmd/npy)",
+        )
+    if not ((kinds >= 0) & (kinds < len(elements))).all():
+        raise ValueError(f"type.raw has {kinds.min()} to {kinds.max()}, type_map.raw {len(elements)} elements")
+    names = ("coord", "energy", "force", "virial", "box")
+    arrays = {file.stem: read_array(file, AGAIN) for file in folder.glob("*.npy") if file.stem in names}
+    coord, energy, force, virial, box = (arrays["coord"], *(arrays.get(name) for name in names[1:]))
+    return _stacked(folder, np.array(elements)[kinds], coord, energy, force, virial, None if in_vacuum else box)
 
 
 def _stacked(
@@ -176,27 +189,29 @@ def _stacked(
     scale: float = 1.0,
 ) -> list[Image]:
     """Images from arrays with one row a frame; ``scale`` is the number for one eV."""
-    try:
-        n_atoms = len(np.ravel(numbers))
-        x = np.asarray(positions, dtype=np.float64).reshape(-1, n_atoms, 3)
+    with content_of(path, AGAIN, "has arrays that do not fit together"):
+        atoms, x = np.asarray(numbers), np.asarray(positions, dtype=np.float64)
+        if atoms.ndim == 2 and len(atoms) and (atoms == atoms[0]).all():  # once for each frame
+            atoms = atoms[0]
+        if atoms.ndim != 1 or atoms.dtype.kind not in "iu" or not ((atoms > 0) & (atoms < KNOWN_ELEMENTS)).all():
+            raise UqbiasError(f"{' '.join(str(atoms).split())[:80]} are no atomic numbers of one molecule")
+        shape = (len(atoms), 3)
+        for name, values in (("positions", x), ("forces", forces)):
+            there = shape if values is None else np.shape(values)
+            if there != shape and there[1:] not in (shape, (3 * len(atoms),)):
+                raise UqbiasError(f"{name} {there} of {len(atoms)} atoms")
+        x = x.reshape(-1, *shape)
         columns = {
-            name: np.asarray(values, dtype=np.float64).reshape(len(x), *shape) / scale
-            for name, values, shape in (
-                ("energy", energies, ()),
-                ("forces", forces, (n_atoms, 3)),
-                ("virial", virials, (3, 3)),
-            )
+            name: np.asarray(values, dtype=np.float64).reshape(len(x), *one) / scale
+            for name, values, one in (("energy", energies, ()), ("forces", forces, shape), ("virial", virials, (3, 3)))
             if values is not None
         }
-        cells = np.zeros((len(x), 3, 3)) if box is None else np.asarray(box, dtype=np.float64).reshape(-1, 3, 3)
-        atoms = np.asarray(numbers, dtype=np.int64).ravel()
-        periodic = np.full(3, box is not None)
+        cells = np.zeros((len(x), 3, 3)) if box is None else np.asarray(box, dtype=np.float64).reshape(len(x), 3, 3)
+        atoms, periodic = atoms.astype(np.int64), np.full(3, box is not None)
         return [
             Image(atoms, x[i], {name: values[i] for name, values in columns.items()}, {}, cells[i], periodic)
             for i in range(len(x))
         ]
-    except (TypeError, ValueError, IndexError) as error:
-        raise UqbiasError(f"{path}: arrays that do not fit together ({error})", "write it again") from error
 
 
 def energy_name(path: Path, images: Sequence[Image], *, needed: bool) -> str | None:

@@ -21,16 +21,20 @@ from uqbias.units import ANGSTROM, EV, EV_PER_ANGSTROM
 Array = NDArray[np.float64]
 #: H, B, C, N, O, F, Si, P, S, Cl, Br, I: atoms that are rarely without a bond.
 COVALENT = (1, 5, 6, 7, 8, 9, 14, 15, 16, 17, 35, 53)
-#: Typical distance to the nearest atom, in sums of covalent radii (1 where all is well), to what the file then is in.
+#: Distance to the nearest atom, in sums of covalent radii (1 where all is well), to what the file then is in: if too
+#: short, in most frames; if too long, in all but the share of `SHORTEST`, since bonds are stretched, but not always.
 LENGTH_UNITS = {
     (0.08, 0.13): "the positions are in nm",
     (0.45, 0.62): "the positions were converted from bohr twice",
-    (1.6, 2.2): "the positions are in bohr",
+    (1.4, 2.2): "the positions are in bohr",
     (8.0, 13.0): "the positions are 10 times too long, Å taken for nm",
     (80.0, 130.0): "the positions are in pm",
 }
+SHORTEST = 0.05
 #: Atoms closer than this are in one place; up to the second they are surely bonded, beyond the last surely not.
 OVERLAP, BONDED, BROKEN = 0.35, 1.15, 2.5
+#: Step between lengths of a bond, in sums of covalent radii, that no scan makes.
+GAP = 0.4
 #: A bond longer than this in nearly every frame is none; bonds of hydrogen are short, and vibrate and jump more.
 NEVER, NEVER_HYDROGEN = 1.45, 1.6
 #: Share of the frames that is nearly all.
@@ -120,8 +124,10 @@ def check_geometries(
         bonded += (ratio < BONDED).sum(axis=0)
     covalent = np.isin(numbers, COVALENT)
     if covalent.any() and (topology is None or topology.bonds):
-        typical = float(np.median(close[:, covalent]))
+        middle = float(np.median(close[:, covalent]))
+        shortest = float(np.median(np.quantile(close[:, covalent], SHORTEST, axis=0)))
         for (low, high), unit in LENGTH_UNITS.items():
+            typical = middle if high < 1 else shortest
             if low < typical < high:
                 raise UqbiasError(
                     f"{source}: the nearest atoms are {typical:.2g} bond lengths apart; most likely {unit}",
@@ -162,7 +168,9 @@ def _check_bonds(positions: Array, topology: Topology, close: Array, source: str
     never = usual > np.where(hydrogen.any(axis=1), NEVER_HYDROGEN, NEVER)
     # A hydrogen that has a neighbour at its usual distance has moved there.
     jumped = (hydrogen & (close[:, bonds] < NEVER)).any(axis=2)
-    apart = (ratio > BROKEN) & ~jumped
+    # A bond that is stretched bit by bit has all lengths, one that is cut has a gap.
+    steps = np.diff(np.sort(np.vstack([np.ones(len(bonds)), ratio]), axis=0), axis=0)
+    apart = (ratio > BROKEN) & ~jumped & (steps.max(axis=0) > GAP)
     if never.any():
         worst = int(np.where(never, usual, 0).argmax())
         frame = 0

@@ -147,7 +147,8 @@ class CampaignFile:
     def _existing(self, key: str, name: str) -> Path:
         path = Path(os.path.abspath(self.folder / name))  # noqa: PTH100 - resolve() would follow links
         if not path.is_file():
-            raise UqbiasError(f"{key} = {name}: no such file ({path})", "give a path relative to the campaign file")
+            what = "a folder, no file" if path.is_dir() else "no such file"
+            raise UqbiasError(f"{key} = {name}: {what} ({path})", "give a path relative to the campaign file")
         return path
 
 

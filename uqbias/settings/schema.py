@@ -227,7 +227,7 @@ Box = Annotated[dict[str, Interval], Field(min_length=1)]
 class Score(Section):
     """Files that the campaign sees only to be scored against."""
 
-    test_set: OptionalFile = Field(default=None, description="labelled extended-XYZ file for the error columns")
+    test_set: OptionalFile = Field(default=None, description="labelled frames for the errors, as `train` reads them")
     surface: OptionalFile = Field(default=None, description="reference free-energy surface for the coverage column")
     coordinates: dict[str, Dihedral] = Field(
         default_factory=dict, description="name of each surface coordinate: the four atom indices of its dihedral"

@@ -37,7 +37,7 @@ OF_KINDS: dict[str, Registry] = {
 }
 HEADER = """\
 # Campaign file of uqbias: an uncertainty-driven active-learning campaign.
-# Paths are relative to this file. Units: nm, ps, kJ/mol, K; extended-XYZ files are in eV and Å.
+# Paths are relative to this file. Units: nm, ps, kJ/mol, K; data files are in eV and Å.
 # Every key but those of `system` may be left out; the values here are the defaults.
 """
 

@@ -147,8 +147,8 @@ class PoolOfFrames(Sampler):
             str,
             InputFile(),
             Doc(
-                "file that `uqbias train` reads; those without a label yet are proposed. Labels in it are not "
-                "looked at: for those give the same file to the oracle, {kind: pool, file: frames.xyz}"
+                "file that `uqbias train` reads (eV, Å); its frames without a label yet are proposed. Labels in it "
+                "are not looked at: for those give the same file to the oracle, {kind: pool, file: frames.xyz}"
             ),
         ],
     ) -> None:
