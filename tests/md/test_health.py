@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from command_line import call, refused
+from peroxide_oracle import make_system
 from toy_walkers import Peroxide, make
 
 from uqbias.compile.fused import FusedEvaluator
 from uqbias.errors import UqbiasError
+from uqbias.md import health as room
 from uqbias.md.health import HOT, LOOKS, Health
 from uqbias.molecule.frames import Frames, write_frames
 from uqbias.testing.peroxide import peroxide_geometries, peroxide_model
@@ -142,6 +144,31 @@ def test_a_run_whose_walkers_are_stopped_ends_with_a_line(folder):
     assert (folder / "often" / "observations.npz").is_file()
     assert json.loads((folder / "often" / "run.json").read_text())["finished"]["fault"]
     assert refused(*often, "--resume") == line
+
+
+def test_a_campaign_goes_on_and_says_it_at_its_end(tmp_path, monkeypatch):
+    """Its labels are paid once, also where it is run again; the folder may be relative."""
+    monkeypatch.setattr(room, "LOOKS", 1)
+    monkeypatch.setattr(room, "MOSTLY", -1.0)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PEROXIDE_CALLS", str(tmp_path / "calls"))
+    campaign = make_system(tmp_path, "serial")
+    first = call("run", campaign, "-o", "run", "-q")
+    assert first.exit_code == 2, first.output
+    line = first.stderr.splitlines()[-1]
+    assert f"round 1: {STOPPED} 0% of 22 observations" in line
+    assert "(2 such rounds)" in line
+    monkeypatch.setattr(room, "MOSTLY", 0.5)
+    again = call("run", campaign, "-o", "run", "-q")
+    assert again.exit_code == 2, again.output
+    assert again.stderr.splitlines()[-1] == line
+    assert len((tmp_path / "calls").read_text().split()) == 24 + 2 * 5
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["stopped"] == "all 2 rounds are done"
+    assert [fault[:7] for fault in summary["unhealthy"]] == ["round 1", "round 2"]
+    assert (tmp_path / "run" / "report.html").is_file()
+    described = json.loads((tmp_path / "run" / "round_02" / "md" / "run.json").read_text())
+    assert described["model"]["path"] == str(tmp_path / "run" / "round_01" / "model.uqb")
 
 
 def test_a_model_that_gives_nan(folder):
