@@ -28,7 +28,14 @@ def deep(levels):
 
 def mutate(content, name, draw):
     """Damaged copy of a file's bytes; ``name`` tells what is in it, ``draw`` is a `random.Random`."""
-    structured = {".json": in_json, ".jsonl": in_lines, ".yaml": in_yaml, ".npz": in_arrays, ".uqb": in_model}
+    structured = {
+        ".json": in_json,
+        ".jsonl": in_lines,
+        ".yaml": in_yaml,
+        ".npz": in_arrays,
+        ".npy": in_array,
+        ".uqb": in_model,
+    }
     suffix = name[name.rfind(".") :] if "." in name else ""
     ways = [in_bytes, structured.get(suffix, in_text), structured.get(suffix, in_text)]
     for _ in range(draw.choice((1, 1, 1, 2, 3))):
@@ -172,6 +179,19 @@ def in_arrays(content, draw):
     except Exception:
         return in_bytes(content, draw)
     return stream.getvalue() if way < 7 else with_claim(stream, f"{name}.npy", str(arrays[name].shape).encode(), draw)
+
+
+def in_array(content, draw):
+    """An array of another shape or type, or a header that claims more than there is."""
+    stream = io.BytesIO()
+    try:
+        array = np.load(io.BytesIO(content))
+        if draw.random() < 0.2:
+            return content.replace(str(array.shape).encode(), draw.choice((b"(10**13,)", b"(-1, 2)", b"(9, 9)")))
+        np.save(stream, other_array(array, draw))
+    except Exception:
+        return in_bytes(content, draw)
+    return stream.getvalue()
 
 
 def other_array(array, draw):

@@ -3,6 +3,7 @@
 import contextlib
 from types import SimpleNamespace
 
+import ase.io
 import numpy as np
 import torch
 from molecules import PEROXIDE, peroxide, write_pdb
@@ -14,7 +15,8 @@ from uqbias.campaign.ledger import label_key, open_ledger
 from uqbias.campaign.phases import _harvested_requests, observed
 from uqbias.errors import UqbiasError
 from uqbias.model.model import UncertaintyModel
-from uqbias.molecule.frames import Frames, write_frames
+from uqbias.molecule.frames import Frames, read_frames, write_frames
+from uqbias.molecule.sense import check_sense
 from uqbias.potentials.power_spectrum import PowerSpectrum
 from uqbias.registry import UNCERTAINTIES
 from uqbias.runs.hills import HillsFile, load_hills, read_hills
@@ -22,6 +24,7 @@ from uqbias.runs.reader import RunFolder
 from uqbias.runs.series import read_colvar, rows_until
 from uqbias.runs.snapshot import open_snapshot, restore_bias, write_snapshot
 from uqbias.settings.file import load_campaign
+from uqbias.units import EV, EV_PER_ANGSTROM
 
 IDENTITY = {"seed": 1, "md.steps": 100}
 
@@ -81,6 +84,8 @@ def write_seeds(folder):
     values = {name: np.ones(shape) for name in ("energy", "driver", "judge")}
     np.savez(seen / "observations.npz", step=np.arange(3), positions=np.ones((*shape, 4, 3)), **values)
 
+    write_data(folder, x)
+
     bias = hills_bias()
     arrays = {
         "positions": x[0],
@@ -96,6 +101,25 @@ def write_seeds(folder):
         hills()
     rows = "".join(f"{t:14.6f} 1.0 2.0 3.0 0.5 0\n" for t in range(20))
     (folder / "colvar" / "COLVAR").write_text("#! FIELDS time driver energy judge bias restarted\n" + rows)
+
+
+def write_data(folder, x):
+    """Frames of springs between all atoms in each format; ``x`` [n, N, 3] nm."""
+    x = 10 * x
+    apart = x[:, :, None] - x[:, None]
+    length = np.linalg.norm(apart, axis=-1) + np.eye(x.shape[1])
+    stretch = length - length.mean(axis=0)
+    forces = -20 * (stretch / length)[..., None] * apart
+    labels = {"R": x, "E": 5 * np.square(stretch).sum(axis=(1, 2)), "F": forces.sum(axis=2)}
+    values = labels["E"] * EV, labels["F"] * EV_PER_ANGSTROM
+    write_frames(folder / "xyz" / "frames.xyz", Frames(np.array(PEROXIDE.numbers), x / 10, *values))
+    ase.io.write(folder / "traj" / "frames.traj", ase.io.read(folder / "xyz" / "frames.xyz", ":"))
+    np.savez(folder / "npz" / "frames.npz", z=PEROXIDE.numbers, **labels, e_unit="eV", r_unit=np.array(b"Ang"))
+    (folder / "deepmd" / "set.000").mkdir()
+    for name, values in zip(("coord", "energy", "force"), labels.values(), strict=True):
+        np.save(folder / "deepmd" / "set.000" / f"{name}.npy", values.reshape(len(x), -1))
+    (folder / "deepmd" / "type.raw").write_text(" ".join(str(int(number == 1)) for number in PEROXIDE.numbers))
+    (folder / "deepmd" / "type_map.raw").write_text("O H")
 
 
 CAMPAIGN = """
@@ -148,6 +172,11 @@ def read_the_colvar(folder):
     rows_until(folder / "COLVAR", ["driver"], 10.0)
 
 
+def read_data(path):
+    check_sense(read_frames(path, labelled=False))
+    check_sense(read_frames(path))
+
+
 def work(folder):
     return SimpleNamespace(folder=lambda _: folder, topology=PEROXIDE, oracle_identity="oracle")
 
@@ -163,4 +192,8 @@ READERS = {
     "snapshot": read_snapshot,
     "hills": read_the_hills,
     "colvar": read_the_colvar,
+    "xyz": lambda folder: read_data(folder / "frames.xyz"),
+    "traj": lambda folder: read_data(folder / "frames.traj"),
+    "npz": lambda folder: read_data(folder / "frames.npz"),
+    "deepmd": read_data,
 }

@@ -251,6 +251,7 @@ def test_several_molecules_are_counted_by_name(tmp_path):
         ("energy=", 'energy="1 2 3" old=', r"'energy' of frame 0 is an array \(3,\)"),
         ("forces:R:3", "forces:R:1:more:R:2", r"'forces' of frame 0 is an array \(12,\) of float64"),
         ("energy=", "energy=inf old=", "energy is not finite in frame 0"),
+        ("energy=", "energy=-1e300 old=", r"energy is absurdly large \(1e\+300\) in frame 0"),
     ],
 )
 def test_labels_of_another_type_or_shape(tmp_path, old, new, message):

@@ -18,6 +18,8 @@ from uqbias.units import ANGSTROM, EV, EV_PER_ANGSTROM
 
 Array = NDArray[np.float64]
 LOG = logging.getLogger(__name__)
+#: No coordinate or label, in eV and Å, is so large.
+ABSURD = 1e15
 #: Energies, forces and stresses under their usual names.
 USUAL = LabelKeys()
 
@@ -144,8 +146,7 @@ def read_frames(
     numbers = _one_molecule(path, images)
     cells = _cells(path, images, periodic)
     positions = np.stack([image.positions for image in images]) * ANGSTROM
-    if not np.isfinite(positions).all():
-        raise UqbiasError(f"{path}: positions are not finite in frame {_first_bad(positions)}", "remove that frame")
+    _check_size(path, "positions are", positions)
     units: dict[Kind, float] = {"energy": EV, "forces": EV_PER_ANGSTROM, "stress": EV / ANGSTROM**3}
     needed: list[Kind] = ["energy"] if labelled == "energies" else ["energy", "forces"] if labelled else []
     given: list[Kind] = [kind for kind in units if getattr(keys, kind) is not None]
@@ -154,10 +155,10 @@ def read_frames(
     names["energy"] = keys.energy or energy_name(path, images, needed=bool(labelled))
     if keys.stress is None:  # nothing needs it
         del units["stress"], names["stress"]
-    for kind, unit in units.items():
+    for kind in units:
         values = label_values(path, images, kind, names[kind])
         without = [index for index, value in enumerate(values) if value is None]
-        columns[kind] = None if without else np.stack(values) * unit
+        columns[kind] = None if without else np.stack(values)
         if without and (kind in {*needed, *given} or (labelled and len(without) < len(images))):
             raise missing(
                 path, images[without[0]], without[0], ["energy", "forces"] if kind in needed else [kind], names
@@ -165,8 +166,9 @@ def read_frames(
         if 0 < len(without) < len(images):
             LOG.warning("%s: %d of %d frames have no %s, which is not used", path, len(without), len(images), kind)
     for kind, column in columns.items():
-        if column is not None and not np.isfinite(column).all():
-            raise UqbiasError(f"{path}: {kind} is not finite in frame {_first_bad(column)}", "remove that frame")
+        if column is not None:
+            _check_size(path, f"{kind} is", column)
+            columns[kind] = column * units[kind]
     tell_other_labels(path, images, keys, names, needed=bool(labelled))
     return Frames(
         numbers,
@@ -237,5 +239,10 @@ def _cells(path: Path, images: list[Image], allowed: bool) -> Array | None:
     return np.stack([image.cell for image in images]) * ANGSTROM if all(periodic) else None
 
 
-def _first_bad(values: Array) -> int:
-    return int(np.argmin(np.isfinite(values.reshape(len(values), -1)).all(axis=1)))
+def _check_size(path: Path, what: str, values: Array) -> None:
+    largest = np.abs(values.reshape(len(values), -1)).max(axis=1, initial=0)
+    bad = ~(largest < ABSURD)
+    if bad.any():
+        index = int(bad.argmax())
+        size = f"absurdly large ({largest[index]:.3g})" if np.isfinite(largest[index]) else "not finite"
+        raise UqbiasError(f"{path}: {what} {size} in frame {index}", "remove that frame")

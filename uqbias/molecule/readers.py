@@ -153,10 +153,10 @@ def _read_deepmd(path: Path) -> list[Image]:
     cure = "give one with type.raw, type_map.raw and set.000/coord.npy, energy.npy, force.npy"
     sets = sorted(path.glob("set.*"))
     try:
-        kinds = np.loadtxt(path / "type.raw", dtype=int, ndmin=1)
+        kinds = np.array((path / "type.raw").read_text(encoding="utf-8").split(), dtype=np.int64)
         elements = [atomic_numbers[name] for name in (path / "type_map.raw").read_text(encoding="utf-8").split()]
         images = [image for folder in sets for image in _read_set(folder, kinds, elements, (path / "nopbc").exists())]
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, OverflowError) as error:
         raise UqbiasError(f"{path} is not a DeePMD folder ({error})", cure) from error
     if not sets:
         raise UqbiasError(f"{path} is a folder without set.000", f"give {FORMATS}")
