@@ -234,8 +234,23 @@ def test_what_another_user_can_have_written_is_not_loaded(tmp_path, harm):
         assert cache.is_cached(folder, "x.pt2")
 
 
-def test_a_cache_folder_of_mine_is_closed_to_others(tmp_path):
-    tmp_path.chmod(0o777)
-    cache.load_or_build(tmp_path, "x.pt2", lambda path: path.write_bytes(b"mine"), Path.read_bytes)
-    assert tmp_path.stat().st_mode & 0o777 == 0o755
-    assert cache.is_cached(tmp_path, "x.pt2")
+@pytest.mark.parametrize(("mode", "kept"), [(0o1777, True), (0o3777, True), (0o2775, True), (0o777, False)])
+def test_a_folder_that_others_write_to_stays_theirs(tmp_path, monkeypatch, caplog, mode, kept):
+    tmp_path.chmod(mode)
+    monkeypatch.setenv("UQBIAS_CACHE", str(tmp_path))
+    for _ in range(2):
+        directory = cache.default_cache_dir()
+        cache.load_or_build(directory, "x.pt2", lambda path: path.write_bytes(b"mine"), Path.read_bytes)
+    assert tmp_path.stat().st_mode & 0o7777 == mode
+    assert directory == (tmp_path / f"uqbias-{os.geteuid()}" if kept else tmp_path)
+    assert cache.is_cached(directory, "x.pt2") == kept
+    assert caplog.text.count("compiling without it") == (0 if kept else 1)
+
+
+def test_a_new_cache_folder_is_closed_to_others(tmp_path):
+    before = os.umask(0)
+    try:
+        cache.make_private(tmp_path / "cache")
+    finally:
+        os.umask(before)
+    assert cache.is_private(tmp_path / "cache")

@@ -1,4 +1,4 @@
-"""A run that is no sampling ends with a line; one in good health does not."""
+"""A run that is not meaningful sampling ends with a line; one in good health does not."""
 
 import json
 
@@ -54,9 +54,36 @@ def test_energy_without_a_thermostat(step, healthy):
 def test_a_thermostat_keeps_a_run_healthy():
     walkers = make(n_walkers=4, friction_per_ps=20.0, timestep_fs=0.5)
     walkers.run(2000, pace=20)
-    assert len(walkers.health._hot) > 300
-    assert np.mean(walkers.health._hot) == pytest.approx(300.0, rel=0.1)
+    assert walkers.health._settled > 300
+    assert walkers.health._heat / walkers.health._settled == pytest.approx(300.0, rel=0.1)
     assert walkers.health.fault is None
+
+
+@pytest.mark.parametrize("friction", [20.0, None])
+def test_a_resumed_run_is_judged_as_a_whole(tmp_path, friction):
+    def begin():
+        return make(n_walkers=2, friction_per_ps=friction, timestep_fs=0.5, guard=None, platform="Reference")
+
+    whole = begin()  # one after the other: the Reference platform has one series of random numbers for all
+    whole.run(600, pace=20)
+    killed = begin()
+    killed.run(400, pace=20)
+    killed.save(tmp_path / "snapshot.npz")
+    resumed = begin()
+    resumed.load(tmp_path / "snapshot.npz")
+    resumed.run(200, pace=20)
+    assert resumed.health.state() == whole.health.state()
+    assert whole.health.state()["settled" if friction else "drift"] > 0
+
+
+def test_a_walker_that_begins_anew_does_so_behind_a_snapshot_too():
+    health, other = Health(2, 300.0, None), Health(2, 300.0, None)
+    health.note(0.0, np.array([False, True]), conserved=np.array([1.0, 2.0]))
+    other.restore(json.loads(json.dumps(health.state())))
+    for each in (health, other):
+        each.note(0.1, np.zeros(2, dtype=bool), conserved=np.array([1.1, 9.0]))
+    assert health.state() == other.state()
+    assert other.state()["drift"] == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("wrong", ["nan", "off", "nothing"])

@@ -26,8 +26,6 @@ DYNAMICS = options_from(
 MACHINERY = options_from(MD, "constraints", "backend", "runner", "platform")
 #: nats; how far above the wall a walker is stopped.
 CAP_ABOVE_WALL = 2.0
-#: Share of the observations at which walkers were stopped that is no sampling any more.
-OFTEN = 0.2
 
 
 def md(
@@ -257,6 +255,8 @@ def _start_frames(model: Any, path: Path, start: Path | None) -> Any:
 def _tell(folder: Path, facts: dict[str, Any], md: MD, hints: Sequence[str], *, json: bool) -> None:
     """Print what was sampled."""
     import numpy as np
+
+    from uqbias.md.health import OFTEN
 
     with np.load(folder / "observations.npz") as seen:
         # Where a walker was stopped, its values are those of a broken geometry.

@@ -28,12 +28,12 @@ T = TypeVar("T")
 
 
 def default_cache_dir() -> Path:
-    """``$UQBIAS_CACHE``, or ``uqbias`` in the platform's cache directory; not created here."""
+    """`private_part` of ``$UQBIAS_CACHE``, or of ``uqbias`` in the platform's cache directory; not created here."""
     if chosen := os.environ.get("UQBIAS_CACHE"):
-        return Path(chosen).expanduser()
+        return private_part(Path(chosen).expanduser())
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "uqbias"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "uqbias"
+        return private_part(Path.home() / "Library" / "Caches" / "uqbias")
+    return private_part(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "uqbias")
 
 
 def graph_key(
@@ -66,8 +66,8 @@ def load_or_build(directory: Path, name: str, build: Callable[[Path], None], loa
 
     Parameters
     ----------
-    directory : cache directory, created here at the first write. Where it cannot be written, the entry is built in a
-        temporary directory and lost at exit.
+    directory : cache directory, created here at the first write. Where it cannot be written, or others can write
+        there, the entry is built in a temporary directory and lost at exit.
     name : file name of the entry, unique for its content.
     build : writes the entry to the path given.
     load : reads the entry from the path given. It may raise for a damaged entry, which is then rebuilt once.
@@ -80,7 +80,7 @@ def load_or_build(directory: Path, name: str, build: Callable[[Path], None], loa
         lock = FileLock(target.with_name(target.name + ".lock"))
         lock.acquire()
     except OSError as error:
-        logger.warning("cannot write the compilation cache %s (%s); compiling without it", directory, error)
+        _say_once(f"cannot use the compilation cache {directory} ({error}); compiling without it")
         with tempfile.TemporaryDirectory(prefix="uqbias-") as scratch:
             build(Path(scratch) / name)
             return load(Path(scratch) / name)
@@ -93,6 +93,7 @@ def load_or_build(directory: Path, name: str, build: Callable[[Path], None], loa
             build(temporary)
             temporary.chmod(0o644)
             digest = sha256(temporary)
+            _digest_path(target).unlink(missing_ok=True)  # written over, it would keep its permissions
             temporary.replace(target)
             write_text(_digest_path(target), digest + "\n")
         finally:
@@ -119,19 +120,32 @@ def is_private(path: Path) -> bool:
     return status.st_uid in {os.geteuid(), 0} and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
+def private_part(directory: Path) -> Path:
+    """The directory, or where others may write to it a folder of this user in it, if they cannot put away that one."""
+    try:
+        status = directory.stat()
+    except OSError:
+        return directory
+    safe = status.st_uid in {os.geteuid(), 0} and (status.st_mode & stat.S_ISVTX or not status.st_mode & stat.S_IWOTH)
+    return directory if is_private(directory) or not safe else directory / f"uqbias-{os.geteuid()}"
+
+
 def make_private(directory: Path) -> None:
-    """Make a directory that `is_private`.
+    """Make a directory that `is_private`; one that is there keeps its permissions.
 
     Raises
     ------
     PermissionError
-        If it is there and another user's.
+        If it is there, and another user's or open to others.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
     if not is_private(directory):
-        directory.chmod(0o755)
-    if not is_private(directory):
-        raise PermissionError(errno.EPERM, "it belongs to another user", str(directory))
+        raise PermissionError(errno.EPERM, "others can write there; name a directory of yours", str(directory))
+
+
+@cache
+def _say_once(warning: str) -> None:
+    logger.warning(warning)
 
 
 def _load_valid(target: Path, load: Callable[[Path], T]) -> T | None:

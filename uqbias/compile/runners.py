@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from uqbias.compile.cache import default_cache_dir, graph_key, is_cached, load_or_build, make_private
+from uqbias.compile.cache import default_cache_dir, graph_key, is_cached, load_or_build, make_private, private_part
 from uqbias.compile.flatten import TensorFunction, check_dynamic, flatten
 from uqbias.compile.scatter import without_index_add
 from uqbias.errors import UqbiasError, did_you_mean
@@ -127,7 +127,7 @@ def compile_function(
             raise UqbiasError(f"example input {index} of {name} is not contiguous", "call .contiguous() on it")
     requested = runner
     dynamic = dict(dynamic or {})
-    directory = default_cache_dir() if cache_dir is None else Path(cache_dir)
+    directory = default_cache_dir() if cache_dir is None else private_part(Path(cache_dir))
     graph_module = flatten(function, example_inputs)
     build = _Build(name, directory, example_inputs, dynamic, {"cpp.threads": threads}, check_inputs or example_inputs)
     cached = runner in {"auto", "aoti"} and is_cached(directory, build.entry(graph_module))
@@ -296,10 +296,13 @@ def _build_aoti(
 
 def _own_workplace() -> None:
     """Keep torch from compiling in a folder of a known name below /tmp that another user made before."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir as torch_cache_dir
 
+    # Before torch makes it, open to the user's group where the umask says so.
+    directory = private_part(Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or torch_cache_dir()))
     try:
-        make_private(Path(cache_dir()))
+        make_private(directory)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(directory)
     except PermissionError:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="uqbias-")
 

@@ -105,11 +105,11 @@ def _compiler() -> Row:
 
 
 def _cache() -> Row:
-    from uqbias.compile.cache import default_cache_dir
+    from uqbias.compile.cache import default_cache_dir, make_private
 
     what, directory = "cache of compiled graphs", default_cache_dir()
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_private(directory)
         with tempfile.TemporaryFile(dir=directory):
             pass
     except OSError as error:

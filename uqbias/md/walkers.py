@@ -153,6 +153,7 @@ class Walkers(StepLoop):
             "in_a_row": self._in_a_row.tolist(),
             "random": [rng.bit_generator.state for rng in self._rngs],
             "walkers": self.n_walkers,
+            "health": self.health.state(),
         }
         self.save_state(path, self.context, self.topology.numbers, facts)
 
@@ -169,6 +170,7 @@ class Walkers(StepLoop):
         facts = self.load_state(path, self.context, self.topology.numbers, {"walkers": self.n_walkers})
         self._observed_start = facts["observed_start"]
         self._in_a_row = np.array(facts["in_a_row"], dtype=int)
+        self.health.restore(facts.get("health", {}))
         for rng, state in zip(self._rngs, facts["random"], strict=True):
             rng.bit_generator.state = state
 

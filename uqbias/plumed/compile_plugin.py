@@ -47,7 +47,8 @@ def build_plugin(directory: Path, kernel: Kernel | None = None) -> Path:
     """
     kernel = kernel or find_kernel()
     cached = _cached_directory(kernel)
-    cached.mkdir(parents=True, exist_ok=True)
+    for place in (default_cache_dir(), cached):
+        place.mkdir(mode=0o755, parents=True, exist_ok=True)
     with FileLock(str(cached) + ".lock"):
         if not (cached / FACTS_NAME).is_file() or not (cached / PLUGIN_NAME).is_file():
             _compile(cached, kernel)
