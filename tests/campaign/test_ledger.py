@@ -12,8 +12,8 @@ from counting_oracle import CountingOracle, calls
 from uqbias.campaign import executors
 from uqbias.campaign.executors import LabelRequest, OracleSpec, SerialExecutor, label_all, make_executor
 from uqbias.campaign.ledger import NAME, label_key, open_ledger
-from uqbias.campaign.ledger_lines import HEAD
 from uqbias.errors import UqbiasError
+from uqbias.runs.ledger_lines import HEAD
 
 NUMBERS = np.array([1, 1])
 IDENTITY = {"seed": 0, "md.walkers": 8}

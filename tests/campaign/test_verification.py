@@ -9,13 +9,13 @@ import pytest
 from peroxide_oracle import make_system
 
 from uqbias.campaign import rounds
-from uqbias.campaign.ledger_lines import NAME, to_line
 from uqbias.campaign.progress import SilentProgress
 from uqbias.campaign.rebuilding import rebuild
 from uqbias.campaign.rounds import run_campaign
 from uqbias.campaign.verification import verify
 from uqbias.errors import UqbiasError
 from uqbias.molecule.frames import read_frames
+from uqbias.runs.ledger_lines import NAME, to_line
 from uqbias.settings.file import load_campaign
 
 LABELS = 24 + 2 * 5

@@ -20,6 +20,7 @@ from uqbias.report.page import SECTIONS, write_figures, write_report
 from uqbias.report.run_data import RunData
 from uqbias.report.summary import campaign_story, print_summary, round_table, summary_json
 from uqbias.runs.hills import load_hills
+from uqbias.runs.ledger_lines import to_line
 
 SYSTEM = Path(__file__).parents[2] / "systems/alanine_dipeptide"
 SCORE = yaml.safe_load((SYSTEM / "campaign.yaml").read_text())["score"]
@@ -502,6 +503,30 @@ def test_damaged_files_are_said_and_not_fatal(complete, tmp_path, monkeypatch):
     assert run.rounds[1].scores == {}
     assert any("scores.npz" in note for note in run.notes)
     assert "scores.npz could not be read" in write_report(run).read_text()
+
+
+@pytest.mark.parametrize("name", ["summary.json", "campaign.yaml", "ledger.jsonl"])
+def test_deep_nesting_is_said(complete, tmp_path, name):
+    (tmp_path / "campaign.yaml").write_text("{}")
+    (tmp_path / name).write_text("[" * 100_000 + "\n" + "{}\n")
+    (note,) = RunData.load(tmp_path).notes
+    assert note.startswith(f"{name} could not be read")
+
+
+def test_a_changed_ledger_is_said(tmp_path):
+    events = [{"event": "campaign", "identity": {}}]
+    events += [{"event": "phase", "round": 0, "phase": name, "wall_s": 1.0} for name in ("label", "train")]
+    lines, checksum = [], ""
+    for event in events:
+        line, checksum = to_line(event, checksum)
+        lines.append(line)
+    (tmp_path / "ledger.jsonl").write_bytes(b"".join(lines))
+    run = RunData.load(tmp_path)
+    assert (run.events, run.notes) == (events, [])
+    (tmp_path / "ledger.jsonl").write_bytes(b"".join(lines).replace(b'"wall_s": 1.0', b'"wall_s": 9.0', 1))
+    run = RunData.load(tmp_path)
+    assert run.notes == ["ledger.jsonl is not whole: line 2 does not fit its checksum: it was changed"]
+    assert len(run.events) == 3
 
 
 def test_not_a_run_directory(tmp_path):

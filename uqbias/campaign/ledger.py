@@ -15,10 +15,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from uqbias.campaign.ledger_lines import CURE, HEAD, NAME, SCHEMAS, Content, read_ledger, to_head, to_line
 from uqbias.errors import UqbiasError
 from uqbias.files import clear_temporaries, sync_directory
 from uqbias.molecule.frames import Frames
+from uqbias.runs.ledger_lines import CURE, HEAD, NAME, SCHEMAS, Content, read_ledger, to_head, to_line
 
 LOCK = "ledger.lock"
 #: A drive's answers to a lock that another process holds.

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from uqbias.campaign.ledger_lines import CURE
 from uqbias.errors import UqbiasError
 from uqbias.files import sha256
+from uqbias.runs.ledger_lines import CURE
 
 DATASET = "dataset.xyz"
 #: Phases in their order, and the files of each in the folder of its round.

@@ -15,7 +15,6 @@ from typing_extensions import TypedDict
 
 from uqbias.campaign.executors import LabelRequest, label_all
 from uqbias.campaign.ledger import label_key
-from uqbias.campaign.ledger_lines import CURE
 from uqbias.campaign.phase_files import DATASET
 from uqbias.campaign.progress import Announced
 from uqbias.campaign.samplers.base import Exploration, Sampler
@@ -28,6 +27,7 @@ from uqbias.model.model import UncertaintyModel
 from uqbias.molecule.frames import Frames, write_frames
 from uqbias.molecule.physical import PHYSICAL, PhysicalFilter
 from uqbias.registry import SAMPLERS
+from uqbias.runs.ledger_lines import CURE
 from uqbias.runs.reader import check_observations
 
 Array = NDArray[np.float64]

@@ -16,7 +16,6 @@ from typing_extensions import TypedDict
 from uqbias.campaign.child import LABEL
 from uqbias.campaign.executors import LabelRequest
 from uqbias.campaign.ledger import Record, differing_keys, label_key, lock_directory
-from uqbias.campaign.ledger_lines import HEAD, NAME, Vector, parse_line, read_ledger, to_head, to_line
 from uqbias.campaign.phase_files import DATASET, changed, hashes, is_used_again
 from uqbias.campaign.phases import judged, observed, requests_of
 from uqbias.campaign.progress import SilentProgress
@@ -29,6 +28,7 @@ from uqbias.model.model import read_manifest
 from uqbias.molecule.frames import Frames, write_frames
 from uqbias.molecule.topology import Topology
 from uqbias.registry import SAMPLERS
+from uqbias.runs.ledger_lines import HEAD, NAME, Vector, parse_line, read_ledger, to_head, to_line
 from uqbias.settings.file import digest, load_campaign
 
 #: Where a label is from, to its last bit.

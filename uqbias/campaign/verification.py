@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from uqbias.campaign.ledger import differing_keys, remains
-from uqbias.campaign.ledger_lines import HEAD, NAME, Content, read_ledger
 from uqbias.campaign.phase_files import DATASET, changed, recorded
 from uqbias.errors import UqbiasError
 from uqbias.molecule.frames import Frames, read_frames
+from uqbias.runs.ledger_lines import HEAD, NAME, Content, read_ledger
 from uqbias.units import ANGSTROM, EV, EV_PER_ANGSTROM
 
 #: Digits of the data set: largest differences in nm, relative of energies, and in kJ/mol/nm.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,16 +9,17 @@ from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from uqbias.errors import UqbiasError
-from uqbias.files import read_arrays
+from uqbias.files import parse_json, read_arrays
 from uqbias.molecule.frames import read_frames
 from uqbias.molecule.surface import ReferenceSurface
 from uqbias.registry import SAMPLERS
 from uqbias.report.map_axes import MapAxes, Region, dihedral_coordinates, principal_components, regions_of
 from uqbias.runs.hills import Hills, load_hills
+from uqbias.runs.ledger_lines import NAME, read_ledger
+from uqbias.settings.file import read_yaml
 
 Array = NDArray[np.float64]
 T = TypeVar("T")
@@ -238,9 +238,9 @@ class _Reader:
     def read(self) -> RunData:
         run = self.run
         run.config_text = self.file(self.path / "campaign.yaml", lambda path: path.read_text(encoding="utf-8")) or ""
-        run.config = self.mapping(self.path / "campaign.yaml", yaml.safe_load)
+        run.config = self.mapping(self.path / "campaign.yaml", read_yaml)
         run.summary = self.mapping(self.path / "summary.json")
-        run.events = self.json_lines(self.path / "ledger.jsonl")
+        run.events = self.ledger()
         run.labels, run.numbers = self.labels()
         run.rounds = self.rounds()
         self.scoring_files()
@@ -252,12 +252,21 @@ class _Reader:
             return None
         try:
             return read(path)
-        except (UqbiasError, ValueError, KeyError, OSError, yaml.YAMLError) as error:
+        except (UqbiasError, ValueError, KeyError, OSError) as error:
             self.note(path, error)
             return None
 
     def note(self, path: Path, error: object) -> None:
         self.run.notes.append(f"{path.name} could not be read: {error}".replace("\n", " "))
+
+    def ledger(self) -> list[dict[str, Any]]:
+        """Events of the ledger; its faults are noted. One of a version without checksums is taken as it is."""
+        content = read_ledger(self.path)
+        if not any(content.sums):
+            return self.json_lines(self.path / NAME)
+        for fault in content.faults:
+            self.run.notes.append(f"{NAME} is not whole: {fault}")
+        return [*content.events, *content.doubtful, *content.misplaced]
 
     def json_lines(self, path: Path) -> list[dict[str, Any]]:
         """Events of a line-by-line file; a torn last line is normal after a kill, any other is noted."""
@@ -265,8 +274,8 @@ class _Reader:
         lines, events = text.splitlines(), []
         for number, line in enumerate(lines):
             try:
-                events.append(json.loads(line))
-            except ValueError as error:
+                events.append(_json(line))
+            except UqbiasError as error:
                 if number < len(lines) - 1 and line.strip():
                     self.note(path, f"line {number + 1}: {error}")
         return [event for event in events if isinstance(event, dict)]
@@ -280,9 +289,9 @@ class _Reader:
 
         return self.file(path, read) or {}
 
-    def mapping(self, path: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, Any]:
+    def mapping(self, path: Path, parse: Callable[[str], Any] | None = None) -> dict[str, Any]:
         """The mapping in a file; empty for a file that holds something else."""
-        content = self.file(path, lambda path: parse(path.read_text(encoding="utf-8")))
+        content = self.file(path, lambda path: (parse or _json)(path.read_text(encoding="utf-8")))
         return content if isinstance(content, dict) else {}
 
     def labels(self) -> tuple[Labels | None, NDArray[np.int64] | None]:
@@ -360,6 +369,10 @@ class _Reader:
             self.run.notes.append(f"{name} is named in the configuration and not found from here")
             return None
         return self.path / name
+
+
+def _json(text: str) -> Any:
+    return parse_json(text, Any, "content", "")
 
 
 def _joined(groups: list[dict[str, Array]]) -> Observations | None:
