@@ -279,7 +279,7 @@ def test_two_kinds_of_energy_are_not_mixed(tmp_path, caplog):
         return tmp_path / name
 
     mixed = write("mixed.xyz", {"energy": -1.0}, {"energy": -1.5, "free_energy": -2.0})
-    with pytest.raises(UqbiasError, match="frame 1 has a 'free_energy' and frame 0 only an 'energy'; name the one"):
+    with pytest.raises(UqbiasError, match="a 'free_energy' and frame 0 only an 'energy'; --energy-key energy "):
         read_frames(mixed)
     np.testing.assert_allclose(read_frames(mixed, keys=LabelKeys("energy")).energies, [-1 * EV, -1.5 * EV])
     assert read_frames(mixed, labelled=False).energies is None

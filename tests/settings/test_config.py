@@ -177,6 +177,9 @@ def test_paths_are_relative_to_the_file_and_must_exist(tmp_path):
     (tmp_path / "start.xyz").unlink()
     with pytest.raises(UqbiasError, match=r"system\.start = start\.xyz: no such file"):
         load_campaign(path)
+    (tmp_path / "start.xyz").mkdir()
+    with pytest.raises(UqbiasError, match=r"system\.start = start\.xyz: a folder, no file"):
+        load_campaign(path)
 
 
 def test_resolved_file_says_the_same_from_another_folder(tmp_path):

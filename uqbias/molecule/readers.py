@@ -230,7 +230,8 @@ def energy_name(path: Path, images: Sequence[Image], *, needed: bool) -> str | N
         return "energy"
     what = f"{path}: frame {min(free)} has a 'free_energy' and frame {min(usual - free)} only an 'energy'"
     if needed:
-        raise UqbiasError(what, f"name the one that all have ({OPTIONS['energy']} energy), or label all frames alike")
+        cure = f"{OPTIONS['energy']} energy{IN_CAMPAIGN}, if all have it" if free <= usual else "label all frames alike"
+        raise UqbiasError(what, cure)
     LOG.warning("%s; energies are not used", what)
     return None
 
