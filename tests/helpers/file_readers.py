@@ -1,6 +1,7 @@
 """Every reader of a file, and one sound file for each: for tests that damage them."""
 
 import contextlib
+import shutil
 from types import SimpleNamespace
 
 import ase.io
@@ -19,6 +20,7 @@ from uqbias.molecule.frames import Frames, read_frames, write_frames
 from uqbias.molecule.sense import check_sense
 from uqbias.potentials.power_spectrum import PowerSpectrum
 from uqbias.registry import UNCERTAINTIES
+from uqbias.report.run_data import RunData
 from uqbias.runs.hills import HillsFile, load_hills, read_hills
 from uqbias.runs.reader import RunFolder
 from uqbias.runs.series import read_colvar, rows_until
@@ -64,6 +66,12 @@ def write_seeds(folder):
             ledger.append("label", **common, positions=frame, energy=1.0, forces=0 * frame, info={"reason": "start"})
         ledger.append("failure", round=0, index=3, key="0" * 32, reason="no convergence")
         ledger.append("phase", round=0, phase="label", wall_s=0.1, labelled=3)
+
+    report = folder / "report"
+    for name in ("ledger.jsonl", "ledger.head"):
+        shutil.copy(folder / "ledger" / name, report)
+    (report / "campaign.yaml").write_text(CAMPAIGN)
+    (report / "summary.json").write_text('{"stopped": "", "rounds": [{"round": 0, "labels": 3, "coverage": 0.5}]}')
 
     run = folder / "run"
     parts = [
@@ -145,6 +153,13 @@ def read_ledger(folder):
         ledger.phase_done(0, "label")
 
 
+def read_report(folder):
+    run = RunData.load(folder)
+    run.learned("coverage")
+    if run.notes:
+        raise UqbiasError(run.notes[0])
+
+
 def read_run(folder):
     run = RunFolder(folder)
     for name in [*run.names(), "d:0-1"]:
@@ -186,6 +201,7 @@ READERS = {
     "model": lambda folder: UncertaintyModel.load(folder / "model.uqb"),
     "campaign": lambda folder: load_campaign(folder / "campaign.yaml"),
     "ledger": read_ledger,
+    "report": read_report,
     "harvest": lambda folder: _harvested_requests(work(folder), 1),
     "observations": lambda folder: observed(work(folder), 1),
     "run": read_run,

@@ -10,6 +10,8 @@ from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import NonNegativeInt
+from typing_extensions import TypedDict
 
 from uqbias.errors import UqbiasError
 from uqbias.files import parse_json, read_arrays
@@ -129,8 +131,7 @@ class RunData:
         if not path.is_dir():
             raise UqbiasError(f"no such run directory: {path}", cure)
         if not any((path / name).is_file() for name in ("campaign.yaml", "ledger.jsonl", "summary.json")):
-            fault = f"{path} is not a run directory (no campaign.yaml, ledger.jsonl or summary.json)"
-            raise UqbiasError(fault, cure)
+            raise UqbiasError(f"{path} is not a run directory (no campaign.yaml, ledger.jsonl or summary.json)", cure)
         return _Reader(path).read()
 
     @property
@@ -238,8 +239,8 @@ class _Reader:
     def read(self) -> RunData:
         run = self.run
         run.config_text = self.file(self.path / "campaign.yaml", lambda path: path.read_text(encoding="utf-8")) or ""
-        run.config = self.mapping(self.path / "campaign.yaml", read_yaml)
-        run.summary = self.mapping(self.path / "summary.json")
+        run.config = self.mapping(self.path / "campaign.yaml", None)
+        run.summary = self.mapping(self.path / "summary.json", _Summary)
         run.events = self.ledger()
         run.labels, run.numbers = self.labels()
         run.rounds = self.rounds()
@@ -264,8 +265,7 @@ class _Reader:
         content = read_ledger(self.path)
         if not any(content.sums):
             return self.json_lines(self.path / NAME)
-        for fault in content.faults:
-            self.run.notes.append(f"{NAME} is not whole: {fault}")
+        self.run.notes += [f"{NAME} is not whole: {fault}" for fault in content.faults]
         return [*content.events, *content.doubtful, *content.misplaced]
 
     def json_lines(self, path: Path) -> list[dict[str, Any]]:
@@ -274,7 +274,7 @@ class _Reader:
         lines, events = text.splitlines(), []
         for number, line in enumerate(lines):
             try:
-                events.append(_json(line))
+                events.append(parse_json(line, Any, "content", ""))
             except UqbiasError as error:
                 if number < len(lines) - 1 and line.strip():
                     self.note(path, f"line {number + 1}: {error}")
@@ -289,9 +289,10 @@ class _Reader:
 
         return self.file(path, read) or {}
 
-    def mapping(self, path: Path, parse: Callable[[str], Any] | None = None) -> dict[str, Any]:
-        """The mapping in a file; empty for a file that holds something else."""
-        content = self.file(path, lambda path: (parse or _json)(path.read_text(encoding="utf-8")))
+    def mapping(self, path: Path, schema: Any = Any) -> dict[str, Any]:
+        """The mapping in a file of JSON, or without a schema of YAML; empty for a file that holds something else."""
+        read = read_yaml if schema is None else lambda text: parse_json(text, schema, "content", "")
+        content = self.file(path, lambda path: read(path.read_text(encoding="utf-8")))
         return content if isinstance(content, dict) else {}
 
     def labels(self) -> tuple[Labels | None, NDArray[np.int64] | None]:
@@ -363,16 +364,19 @@ class _Reader:
 
     def named(self, name: Any) -> Path | None:
         """A file named in the configuration, relative to the run directory."""
-        if not isinstance(name, str):
-            return None
-        if not (self.path / name).is_file():
+        if isinstance(name, str) and (self.path / name).is_file():
+            return self.path / name
+        if isinstance(name, str):
             self.run.notes.append(f"{name} is named in the configuration and not found from here")
-            return None
-        return self.path / name
+        return None
 
 
-def _json(text: str) -> Any:
-    return parse_json(text, Any, "content", "")
+class _Row(TypedDict, total=False):
+    round: NonNegativeInt
+
+
+class _Summary(TypedDict, total=False):
+    rounds: list[_Row]
 
 
 def _joined(groups: list[dict[str, Array]]) -> Observations | None:
