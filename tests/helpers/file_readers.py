@@ -29,6 +29,23 @@ from uqbias.settings.file import load_campaign
 from uqbias.units import EV, EV_PER_ANGSTROM
 
 IDENTITY = {"seed": 1, "md.steps": 100}
+#: Put in the place of an entry that is to be removed.
+GONE = object()
+
+
+def put(value, key, entry):
+    """Change what stands at a dotted key of nested mappings and lists."""
+    *above, last = [int(name) if name.isdecimal() else name for name in key.split(".")] if key else [None]
+    if last is None:
+        return entry
+    holder = value
+    for name in above:
+        holder = holder[name]
+    if entry is GONE:
+        del holder[last]
+    else:
+        holder[last] = entry
+    return value
 
 
 def hills_bias():

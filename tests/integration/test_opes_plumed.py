@@ -6,32 +6,16 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from plumed_kernel import needs_kernel
 
 from uqbias.bias.opes import OPES
-from uqbias.errors import UqbiasError
-from uqbias.plumed.kernel import find_kernel, make_plumed
 from uqbias.plumed.session import PlumedSession
 
 torch.set_num_threads(1)
 TEMPERATURE, BARRIER, PACE, STEPS = 310.0, 32.0, 10, 6000
 
 
-def _kernel_fault():
-    try:
-        kernel = find_kernel()
-        make_plumed(kernel)
-    except UqbiasError as error:
-        return str(error)
-    return None if "opes" in kernel.modules or not kernel.modules else "its module opes is off"
-
-
-FAULT = _kernel_fault()
-pytestmark = [
-    pytest.mark.plumed,
-    pytest.mark.skipif(
-        FAULT is not None, reason=f"set PLUMED_KERNEL or put plumed on PATH, and install the wrapper: {FAULT}"
-    ),
-]
+pytestmark = [pytest.mark.plumed, needs_kernel("opes")]
 
 
 class Reference(NamedTuple):

@@ -15,6 +15,7 @@ import torch  # isort: skip  (before OpenMM, whose plugin for torch links its li
 
 import numpy as np
 import openmm
+import plumed_kernel
 import pytest
 from openmm import app
 
@@ -26,7 +27,7 @@ from uqbias.compile.fused import FusedEvaluator
 from uqbias.errors import UqbiasError
 from uqbias.model.model import UncertaintyModel
 from uqbias.plumed.bridge import PlumedBridge
-from uqbias.plumed.kernel import environment, find_kernel, make_plumed
+from uqbias.plumed.kernel import environment, find_kernel
 from uqbias.runs.hills import HillsFile, read_hills
 from uqbias.runs.series import read_colvar
 from uqbias.units import kt
@@ -42,19 +43,8 @@ METAD = (
 )
 
 
-def _kernel_fault():
-    try:
-        make_plumed(find_kernel())
-    except UqbiasError as error:
-        return str(error)
-    return None
-
-
-FAULT = _kernel_fault()
 pytestmark = pytest.mark.plumed
-needs_kernel = pytest.mark.skipif(
-    FAULT is not None, reason=f"set PLUMED_KERNEL or put plumed on PATH, and install the wrapper: {FAULT}"
-)
+needs_kernel = plumed_kernel.needs_kernel()
 
 
 def bare_system(model):

@@ -6,13 +6,12 @@ import struct
 
 import pytest
 import torch
-from file_readers import write_seeds
+from file_readers import GONE, put, write_seeds
 from safetensors.torch import load, save
 
 from uqbias.errors import UqbiasError
 from uqbias.model.model import UncertaintyModel, _digest
 
-GONE = object()
 LATENTS = "judge.options.features"
 #: Dotted key of the manifest, what stands there instead, part of the message.
 MANIFESTS = [
@@ -123,14 +122,7 @@ def refused(path):
 @pytest.mark.parametrize(("key", "value", "fault"), MANIFESTS, ids=range(len(MANIFESTS)))
 def test_a_manifest_that_somebody_wrote(model, tmp_path, key, value, fault):
     _, manifest, tensors = parts(model)
-    *above, last = key.split(".")
-    holder = manifest
-    for name in above:
-        holder = holder[name]
-    if value is GONE:
-        del holder[last]
-    else:
-        holder[last] = value
+    put(manifest, key, value)
     write(tmp_path / "model.uqb", manifest, tensors)
     assert fault in refused(tmp_path / "model.uqb")
 

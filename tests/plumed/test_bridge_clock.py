@@ -2,6 +2,7 @@
 
 import numpy as np
 import openmm
+import plumed_kernel
 import pytest
 import torch
 from openmm import app
@@ -9,7 +10,6 @@ from openmm import app
 import uqbias
 from uqbias.errors import UqbiasError
 from uqbias.plumed.bridge import PlumedBridge
-from uqbias.plumed.kernel import find_kernel, make_plumed
 from uqbias.plumed.session import read_actions
 from uqbias.plumed.step_clock import files_written, last_hill
 from uqbias.runs.series import read_colvar
@@ -17,15 +17,7 @@ from uqbias.runs.series import read_colvar
 DT = 0.0005
 
 
-def _kernel_fault():
-    try:
-        make_plumed(find_kernel())
-    except UqbiasError as error:
-        return str(error)
-    return None
-
-
-needs_kernel = pytest.mark.skipif(_kernel_fault() is not None, reason="set PLUMED_KERNEL or put plumed on PATH")
+needs_kernel = plumed_kernel.needs_kernel()
 pytestmark = pytest.mark.plumed
 
 

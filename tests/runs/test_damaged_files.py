@@ -6,12 +6,10 @@ import zipfile
 
 import numpy as np
 import pytest
-from file_readers import READERS, write_seeds
+from file_readers import GONE, READERS, put, write_seeds
 
 from uqbias.errors import UqbiasError
 from uqbias.runs.series import last_time
-
-GONE = object()
 
 
 @pytest.fixture(scope="module")
@@ -19,21 +17,6 @@ def seeds(tmp_path_factory):
     folder = tmp_path_factory.mktemp("seeds")
     write_seeds(folder)
     return folder
-
-
-def put(value, key, entry):
-    """Change what stands at a dotted key of nested mappings and lists."""
-    *above, last = [int(name) if name.isdecimal() else name for name in key.split(".")] if key else [None]
-    if last is None:
-        return entry
-    holder = value
-    for name in above:
-        holder = holder[name]
-    if entry is GONE:
-        del holder[last]
-    else:
-        holder[last] = entry
-    return value
 
 
 def refused(reader, folder, file):

@@ -276,10 +276,17 @@ def _brief(value: Any) -> str:
 
 def refuse(path: Path, content: Content) -> None:
     """Raise UqbiasError for a ledger with a fault, or without a line beside what a campaign left."""
-    if not content.sums and (paths := remains(path.parent)):
-        raise UqbiasError(f"{path} is {'empty' if path.is_file() else 'missing'} beside {', '.join(paths)}", CURE)
+    if fault := unwritten(path.parent, content):
+        raise UqbiasError(f"{path} {fault}", CURE)
     if content.faults:
         raise UqbiasError(f"{path}: {content.faults[0]}", CURE)
+
+
+def unwritten(directory: Path, content: Content) -> str:
+    """Why a ledger without a line is at fault, beside what a campaign left; empty where it is not."""
+    if content.sums or not (left := remains(directory)):
+        return ""
+    return f"is {'empty' if (directory / NAME).is_file() else 'missing'} beside {', '.join(left)}"
 
 
 def remains(directory: Path) -> list[str]:

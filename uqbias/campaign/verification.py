@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from uqbias.campaign.ledger import differing_keys, remains
+from uqbias.campaign.ledger import differing_keys, remains, unwritten
 from uqbias.campaign.phase_files import DATASET, changed, recorded
 from uqbias.errors import UqbiasError
 from uqbias.molecule.frames import Frames, read_frames
@@ -48,17 +48,16 @@ def verify(directory: str | Path) -> Verification:
     directory = Path(directory)
     if not directory.is_dir():
         raise UqbiasError(f"no such run directory: {directory}", RUN_CURE)
-    left = remains(directory)
-    if not left and not (directory / NAME).exists():
+    if not remains(directory) and not (directory / NAME).exists():
         raise UqbiasError(f"{directory} holds no run", RUN_CURE)
     result = Verification()
     content = read_ledger(directory)
-    result.faults += [f"{NAME}: {fault}" for fault in content.faults]
-    if not content.sums and not left:
-        result.notes.append("no round was begun")
-    elif not content.sums:
-        state = "empty" if (directory / NAME).is_file() else "missing"
-        result.faults = [f"{NAME} is {state} beside {', '.join(left)}"]
+    if fault := unwritten(directory, content):
+        result.faults = [f"{NAME} {fault}"]
+    else:
+        result.faults += [f"{NAME}: {fault}" for fault in content.faults]
+        if not content.sums:
+            result.notes.append("no round was begun")
     if content.torn and not content.faults:
         result.notes.append(f"{NAME}: the last line is torn, as after a kill: it never happened")
     if content.sums and not (directory / HEAD).is_file():
