@@ -119,12 +119,12 @@ class Sampling:
         paths = [*self._output.paths, *([] if snapshot is None else [Path(snapshot)])]
         for path in paths:
             check_file(path)
-        use = host.use_once(system, self.bias.biases, paths, drive)
         graph, forces = host.sort_variables(self.bias, variables or {}, with_model=model is not None)
         needed = model is not None or bool(graph)
         self._atoms = host.choose_atoms(system, atoms if needed else (), None)
         module = load_model(model, system.getNumParticles() if self._atoms is None else len(self._atoms))
         host.choose_atoms(system, self._atoms, len(module.numbers))  # type: ignore[arg-type]
+        use = host.use_once(system, self.bias.biases, paths, drive)
         # Copied before the extended variables join the System.
         external = ForceVariables(system, forces, force_platform) if forces else None
         periodic = bool(system.usesPeriodicBoundaryConditions()) or (external is not None and external.periodic)

@@ -189,7 +189,7 @@ class RunFiles(Files):
         for path, bias in self.hills:
             times = bias.hills["step"] * timestep_fs * 1e-3
             if path.is_file():
-                recorded = _times_of_this_run(path, bias, self._until - timestep_fs * 1e-3)
+                recorded = _times_of_this_run(path, bias, self._until)
                 if recorded is None:
                     back_up(path)
                 else:
