@@ -46,6 +46,8 @@ class Uncertainty(Part, Memory, nn.Module, ABC):
     wall : value of u, in its unit, beyond which a geometry is taken for broken: where a wall begins, a walker is
         stopped and a frame is not worth a label; None where that depends on the system.
     bootstrap : whether each committee member is to be trained on its own resample of the frames.
+    part_names : descriptions of K parts of the molecule (``"torsion C5-N7"``) that have an uncertainty each, which
+        `local` gives in this order; fixed at construction. Empty for a kind that is one number.
     """
 
     kind: str
@@ -57,6 +59,7 @@ class Uncertainty(Part, Memory, nn.Module, ABC):
     hill_width: ClassVar[float | None] = None
     wall: ClassVar[float | None] = None
     bootstrap: bool = False
+    part_names: tuple[str, ...] = ()
     features: Features | None
 
     def __init__(self, features: Features | None = None) -> None:
@@ -164,6 +167,10 @@ class Uncertainty(Part, Memory, nn.Module, ABC):
         latents : [M, W, N, F].
         forces : [M, W, N, 3] kJ/mol/nm of each member; given where `requires_forces`.
         """
+
+    def local(self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None) -> Tensor:
+        """Uncertainty of each of the K `part_names`, [W, K] in `unit`; arguments as of `forward`."""
+        return positions.new_zeros(len(positions), 0)
 
     def per_atom(
         self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None
