@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from uqbias.campaign.dry_run import check_parts
-from uqbias.campaign.work import read_start
+from uqbias.campaign.work import read_molecule
 from uqbias.model.model import UncertaintyModel
 from uqbias.molecule.frames import Frames, write_frames
 from uqbias.molecule.topology import Topology
@@ -42,8 +42,7 @@ def test_every_arm_is_in_order_at_equal_labels(samplers, name):
     for arm in system.arms:
         campaign = check_campaign(samplers.settings(system, arm, 7, {}))
         file = CampaignFile(campaign, FOLDER)
-        topology = Topology.from_pdb(file.path("system", "structure"))
-        check_parts(file, topology, read_start(file, topology))
+        check_parts(file, *read_molecule(file))
         assert campaign.seed == 7
         budgets.add((campaign.harvest.labels_per_round, campaign.stop.rounds, campaign.stop.labels))
         same = {"potential": campaign.potential, "training": campaign.training, "judge": campaign.judge}

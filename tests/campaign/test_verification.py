@@ -15,6 +15,7 @@ from uqbias.campaign.rounds import run_campaign
 from uqbias.campaign.verification import verify
 from uqbias.errors import UqbiasError
 from uqbias.molecule.frames import read_frames
+from uqbias.molecule.topology import Topology
 from uqbias.runs.ledger_lines import NAME, to_line
 from uqbias.settings.file import load_campaign
 
@@ -264,7 +265,7 @@ def test_labels_in_their_folders_are_kept_to_the_last_bit_and_the_one_lost_is_pa
         (run / name).unlink()
     shutil.rmtree(run / "labels")
     work = rounds.Work(
-        load_campaign(campaign), run, None, rounds.Topology.from_pdb(campaign.parent / "structure.pdb"), None, None
+        load_campaign(campaign), run, None, Topology.from_pdb(campaign.parent / "structure.pdb"), None, None
     )
     oracle = json.dumps([work.oracle.kind, work.oracle.options], sort_keys=True)
     for (index, place), event in labels.items():

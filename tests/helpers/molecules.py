@@ -61,3 +61,19 @@ def write_pdb(path, topology, positions):
     for index, neighbours in enumerate(topology.neighbours):
         lines.append("CONECT" + "".join(f"{atom + 1:5d}" for atom in (index, *sorted(neighbours))))
     path.write_text("\n".join([*lines, "END", ""]))
+
+
+def malonaldehyde(moved=False):
+    """Bond graph of the enol, its hydrogen on the first O, and positions [9, 3] nm of a frame; ``moved``: on the other.
+
+    O, C, C, C, O, the mobile H, three H of the carbons; planar, symmetric about x = 0 but for the hydrogen.
+    """
+    from uqbias.molecule.protons import with_mobile_protons
+
+    half = [(1.28, 1.30), (1.20, 0.0), (0.0, -0.70)]
+    heavy = [*half, (-1.20, 0.0), (-1.28, 1.30)]
+    rest = [(2.12, -0.60), (0.0, -1.78), (-2.12, -0.60)]
+    proton = (-0.32 if moved else 0.32, 1.55)
+    x = 0.1 * np.pad(np.array([*heavy, proton, *rest]), ((0, 0), (0, 1)))
+    bonds = ((0, 1), (1, 2), (2, 3), (3, 4), (0, 5), (1, 6), (2, 7), (3, 8))
+    return with_mobile_protons(Topology((8, 6, 6, 6, 8, 1, 1, 1, 1), bonds), x[None]), x

@@ -4,9 +4,8 @@ import pytest
 import yaml
 
 from uqbias.campaign.dry_run import check_parts
-from uqbias.campaign.work import read_start
+from uqbias.campaign.work import read_molecule
 from uqbias.errors import UqbiasError
-from uqbias.molecule.topology import Topology
 from uqbias.registry import BIASES, FEATURES, UNCERTAINTIES, VARIABLES
 from uqbias.settings.file import check_campaign, flatten, load_campaign, read_yaml
 from uqbias.settings.template import OF_KINDS, campaign_template, example_campaign, kinds_template
@@ -224,8 +223,7 @@ def test_campaigns_of_the_package_are_in_order(path):
     if not (path.parent / start).is_file():
         pytest.skip(f"{start} is not here: {path.name} runs on data that are not part of this project")
     file = load_campaign(path)
-    topology = Topology.from_pdb(file.path("system", "structure"))
-    check_parts(file, topology, read_start(file, topology))
+    check_parts(file, *read_molecule(file))
 
 
 def test_the_published_method_is_as_published():

@@ -21,7 +21,7 @@ from uqbias.campaign.phases import judged, observed, requests_of
 from uqbias.campaign.progress import SilentProgress
 from uqbias.campaign.rounds import versions
 from uqbias.campaign.verification import POSITION, Verification, by_place, is_same
-from uqbias.campaign.work import Work, read_start
+from uqbias.campaign.work import Work, read_molecule
 from uqbias.errors import UqbiasError
 from uqbias.files import atomic_path, read_json, sha256
 from uqbias.model.model import read_manifest
@@ -87,16 +87,16 @@ def rebuild(directory: str | Path) -> Verification:
     """
     directory = Path(directory)
     file = load_campaign(directory / "campaign.yaml")
-    topology = Topology.from_pdb(file.path("system", "structure"))
+    topology, start = read_molecule(file)
     lock = lock_directory(directory)
     try:
-        return _Rebuilding(directory, file, topology).run()
+        return _Rebuilding(directory, file, topology, start).run()
     finally:
         os.close(lock)
 
 
 class _Rebuilding:
-    def __init__(self, directory: Path, file: Any, topology: Topology) -> None:
+    def __init__(self, directory: Path, file: Any, topology: Topology, start: Frames) -> None:
         self.directory, self.result = directory, Verification()
         content = read_ledger(directory, len(topology))
         # A ledger of a version without checksums is taken as it is.
@@ -119,7 +119,7 @@ class _Rebuilding:
         for event in self.sound:
             if event["event"] == "versions":
                 self.record.add(event)
-        self.work = Work(file, directory, self.record, topology, read_start(file, topology), SilentProgress())
+        self.work = Work(file, directory, self.record, topology, start, SilentProgress())
         self.frames: dict[tuple[int, int], Frames] = {}
         if (directory / DATASET).is_file():
             try:

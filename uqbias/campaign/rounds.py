@@ -16,8 +16,7 @@ from uqbias.campaign.dry_run import check_parts
 from uqbias.campaign.ledger import differing_keys, open_ledger
 from uqbias.campaign.phase_files import hashes, refuse_changed
 from uqbias.campaign.progress import Progress, SilentProgress
-from uqbias.campaign.work import Work, read_start, read_test_set
-from uqbias.molecule.topology import Topology
+from uqbias.campaign.work import Work, read_molecule, read_test_set
 from uqbias.registry import SAMPLERS
 from uqbias.settings.file import CampaignFile, digest
 
@@ -52,8 +51,7 @@ def run_campaign(file: CampaignFile, directory: str | Path, progress: Progress |
     # Small models run fastest on one thread, and sums in one order make training repeatable.
     torch.set_num_threads(1)
     directory = Path(directory).absolute()  # workers may have another working directory
-    topology = Topology.from_pdb(file.path("system", "structure"))
-    start = read_start(file, topology)
+    topology, start = read_molecule(file)
     check_parts(file, topology, start)
     read_test_set(file, topology)  # before anything is paid
     identity = file.identity()

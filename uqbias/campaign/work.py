@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from uqbias.errors import UqbiasError
 from uqbias.files import sha256
 from uqbias.model.fit import Split, split_by_role
 from uqbias.molecule.frames import Frames, read_frames
-from uqbias.molecule.sense import check_sense
+from uqbias.molecule.protons import with_mobile_protons
+from uqbias.molecule.sense import check_molecule, check_sense
 from uqbias.molecule.topology import Topology
 from uqbias.options import KindSection, accepted
 from uqbias.registry import ORACLES
@@ -188,17 +189,25 @@ def given_to_oracle(campaign: Campaign, topology: Topology) -> dict[str, Any]:
     return taken
 
 
-def read_start(file: CampaignFile, topology: Topology) -> Frames:
-    """Read the start frames and see that they are of the molecule.
+def read_molecule(file: CampaignFile) -> tuple[Topology, Frames]:
+    """Read the structure and the start frames, see that they are of one molecule, and note its mobile protons.
+
+    Constraints hold bonds with hydrogen, so that with them no mobile proton is looked for.
 
     Raises
     ------
     UqbiasError
         If the file cannot be read, holds other atoms than the structure, or frames that make no sense.
     """
-    start = read_frames(file.path("system", "start"), labelled=False, keys=file.campaign.system.keys)
+    topology, settings = Topology.from_pdb(file.path("system", "structure")), file.campaign
+    start = read_frames(file.path("system", "start"), labelled=False, keys=settings.system.keys)
+    check_molecule(start, topology.numbers, "system.structure")
+    if (listed := settings.system.mobile_protons) is not None:
+        topology = replace(topology, mobile=tuple((d, h, a) for d, h, a in listed))
+    elif settings.md.constraints == "none":
+        topology = with_mobile_protons(topology, start.positions)
     check_sense(start, topology, "system.structure")
-    return start
+    return topology, start
 
 
 def read_test_set(file: CampaignFile, topology: Topology) -> Frames | None:
@@ -207,7 +216,7 @@ def read_test_set(file: CampaignFile, topology: Topology) -> Frames | None:
     Raises
     ------
     UqbiasError
-        As `read_start`, and if a frame has no label.
+        As `read_molecule`, and if a frame has no label.
     """
     score, system = file.campaign.score, file.campaign.system
     if score is None or score.test_set is None:

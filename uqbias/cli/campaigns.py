@@ -75,21 +75,20 @@ def validate(
     """
     from uqbias.campaign.dry_run import check_parts
     from uqbias.campaign.trial_label import trial_label
-    from uqbias.campaign.work import oracle_spec, read_start, read_test_set
-    from uqbias.molecule.topology import Topology
+    from uqbias.campaign.work import oracle_spec, read_molecule, read_test_set
     from uqbias.registry import SAMPLERS
     from uqbias.settings.file import load_campaign
 
     file = load_campaign(path)
     campaign = file.resolved
     sampling = campaign.sampling
-    topology = Topology.from_pdb(file.path("system", "structure"))
-    start = read_start(file, topology)
+    topology, start = read_molecule(file)
     check_parts(file, topology, start)
     facts: dict[str, Any] = {
         "campaign": campaign.name,
         "atoms": len(topology),
         "bonds": len(topology.bonds),
+        **({"mobile_protons": [list(three) for three in topology.mobile]} if topology.mobile else {}),
         "start_frames": len(start),
         "start_frames_labelled": start.labelled,
         "oracle": campaign.oracle.kind,

@@ -11,7 +11,7 @@ import typer
 from uqbias.cli.part_options import options_from
 from uqbias.cli.printing import Json, ModelPath, print_json
 from uqbias.molecule.labels import FORMATS, LabelKeys
-from uqbias.settings.schema import System
+from uqbias.settings.system_section import System
 
 LABEL_KEYS = options_from(System, "energy_key", "forces_key", "stress_key")
 Labelled = Annotated[Path, typer.Argument(metavar="DATA", help=f"Labelled frames: {FORMATS}.")]

@@ -135,10 +135,12 @@ def info(model: ModelPath, json: Json = False) -> None:
     loaded = UncertaintyModel.load(model)
     driver = manifest["driver"] or manifest["judge"]
     residues = [name for name in dict.fromkeys(manifest["topology"].get("residues", [])) if name]
+    mobile = loaded.topology.mobile
     pairs: list[tuple[str, Any]] = [
         ("file", f"{model}, format {manifest['format_version']}, SHA-256 {manifest['sha256'][:16]}"),
         ("molecule", f"{_formula(manifest['atomic_numbers'])}, {len(manifest['topology']['bonds'])} bonds"),
         *([("residues", " ".join(residues))] if residues else []),
+        *([("mobile protons", f"{mobile} (donor, hydrogen, acceptor)")] if mobile else []),
         ("potential", f"{manifest['potential']['kind']}, {loaded.potential.n_members} member(s), {manifest['dtype']}"),
         ("parameters", sum(weight.numel() for weight in loaded.potential.parameters())),
         ("driver", _describe(driver)),

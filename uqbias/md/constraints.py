@@ -45,13 +45,19 @@ def choose_constraints(topology: Topology, positions: NDArray[Any], kind: str) -
     Raises
     ------
     UqbiasError
-        If the kind is unknown.
+        If the kind is unknown, or bonds are held in a molecule with a mobile proton.
     """
     if kind not in KINDS:
         raise UqbiasError(f"unknown constraints '{kind}'", did_you_mean(kind, KINDS))
     frames = np.asarray(positions, dtype=np.float64).reshape(-1, len(topology), 3)
     if kind == "none":
         return []
+    if topology.mobile:
+        _, hydrogen, acceptor = topology.mobile[0]
+        raise UqbiasError(
+            f"constraints '{kind}' would hold hydrogen {hydrogen}, which may move to atom {acceptor}",
+            "take constraints: none and steps of 0.5 fs; in a campaign, system.mobile_protons: [] keeps it in place",
+        )
     bonds = [
         pair
         for pair in topology.bonds

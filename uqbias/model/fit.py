@@ -16,8 +16,9 @@ from uqbias.model.model import UncertaintyModel
 from uqbias.model.score import score_model
 from uqbias.model.training import Progress, train
 from uqbias.molecule.frames import Frames
+from uqbias.molecule.protons import with_mobile_protons
 from uqbias.molecule.seen import invariants, is_in
-from uqbias.molecule.sense import check_sense
+from uqbias.molecule.sense import check_molecule, check_sense
 from uqbias.molecule.topology import Topology
 from uqbias.potentials.base import Potential
 from uqbias.potentials.prediction import predict
@@ -83,8 +84,13 @@ def fit_model(
             f"{frames.source} without {'energies' if frames.energies is None else 'forces'}",
             "label them, or set training.force_weight to 0 to learn from the energies alone",
         )
+    if topology is not None:
+        check_molecule(frames, topology.numbers, "the structure")
+        topology = with_mobile_protons(topology, frames.positions)
     check_sense(frames, topology)
-    topology = topology or Topology.from_positions(frames.numbers.tolist(), frames.positions[0])
+    topology = topology or with_mobile_protons(
+        Topology.from_positions(frames.numbers.tolist(), frames.positions[0]), frames.positions
+    )
     split = _deal(frames, campaign)
     if frames.forces is not None:
         check_calibration_frames(split, campaign.calibration.alpha)

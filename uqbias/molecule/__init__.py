@@ -18,6 +18,7 @@ __getattr__, __dir__, __all__ = exports(
         ),
         "physical": ("Limits", "PhysicalFilter"),
         "labels": ("LabelKeys",),
+        "protons": ("mobile_protons",),
         "readers": ("read_images",),
         "sense": ("check_geometries", "check_labels", "check_molecule", "check_sense"),
         "sameness": ("NearFeatures", "NearGeometry", "NoSameness", "Sameness", "rmsd"),

@@ -33,7 +33,8 @@ class Shape:
 
     Parameters
     ----------
-    topology : bond graph.
+    topology : bond graph. A mobile hydrogen is judged by the bond to donor or acceptor that is shorter relative to its
+        reference; angles at it are not judged, nor is it too close to either or to their neighbours.
     reference : [n, N, 3] nm; lengths and angles are compared with their means, handedness with that of the majority.
     bonds : shortest and longest bond as multiples of its reference length.
     angle : largest deviation of an angle, degrees; None for no such test.
@@ -55,10 +56,18 @@ class Shape:
         self._bond_range, self._angle_tolerance = bonds, angle
         self._bonds = np.array(topology.bonds, dtype=np.int64).reshape(-1, 2)
         self._lengths = distances(x, self._bonds).mean(axis=0)
-        angles = [] if angle is None else topology.angles()
+        mobile = np.array(topology.mobile, dtype=np.int64).reshape(-1, 3)
+        hydrogens = mobile[:, 1]
+        self._moving = np.array([topology.bonds.index((min(d, h), max(d, h))) for d, h, _ in topology.mobile], int)
+        self._accepted = mobile[:, 1:]
+        self._lengths[self._moving], self._accepted_lengths = _side_lengths(topology, x)
+        angles = [] if angle is None else [three for three in topology.angles() if not np.isin(three, hydrogens).any()]
         self._angles = np.array(angles, dtype=np.int64).reshape(-1, 3)
         self._bent = bond_angles(x, self._angles).mean(axis=0)
         far = np.triu(topology.bond_separation() >= 3, k=1)
+        either = topology.either_side().bond_separation() >= 3
+        far[hydrogens] &= either[hydrogens]
+        far[:, hydrogens] &= either[:, hydrogens]
         self._far = np.argwhere(far if contacts is not None else np.zeros_like(far))
         self._nearest = np.empty(0) if contacts is None else contacts[self._far[:, 0], self._far[:, 1]]
         centres = topology.chiral_centres() if keep_chirality else []
@@ -82,6 +91,8 @@ class Shape:
         """Kind of fault, atoms [K, ...], measures [n, K], how bad each is [n, K], and from where on that is a fault."""
         low, high = self._bond_range
         ratio = distances(x, self._bonds) / self._lengths
+        accepted = distances(x, self._accepted) / self._accepted_lengths
+        ratio[:, self._moving] = np.minimum(ratio[:, self._moving], accepted)
         yield "bond", self._bonds, ratio, np.maximum(ratio / high, low / np.maximum(ratio, 1e-12)), 1.0
         if self._angle_tolerance is not None:
             off = np.abs(bond_angles(x, self._angles) - self._bent)
@@ -90,6 +101,22 @@ class Shape:
         yield "clash", self._far, distance, -distance / self._nearest, -1.0
         inverted = -chirality(x, self._centres) * self._handedness
         yield "chirality", self._centres, inverted, inverted, 0.0
+
+
+def _side_lengths(topology: Topology, x: Array) -> tuple[Array, Array]:
+    """Mean lengths of mobile hydrogens' bonds to donor and acceptor, [M] nm each, over the frames on that side.
+
+    Where there are none the sum of the covalent radii.
+    """
+    from ase.data import covalent_radii
+
+    sides = np.array([[(d, h), (a, h)] for d, h, a in topology.mobile], dtype=np.int64).reshape(-1, 2)
+    usual = covalent_radii[np.array(topology.numbers)[sides]].sum(axis=1).reshape(-1, 2) * ANGSTROM
+    lengths = distances(x, sides).reshape(len(x), -1, 2)
+    there = (lengths / usual).argmin(axis=2)[..., None] == np.arange(2)
+    count = there.sum(axis=0)
+    mean = np.where(count > 0, (lengths * there).sum(axis=0) / np.maximum(count, 1), usual)
+    return mean[:, 0], mean[:, 1]
 
 
 def covalent_contacts(numbers: Sequence[int], share: float) -> Array:

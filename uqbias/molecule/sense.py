@@ -15,6 +15,7 @@ from uqbias.errors import UqbiasError
 from uqbias.molecule.frames import Frames
 from uqbias.molecule.labels import likely_units
 from uqbias.molecule.measures import distances
+from uqbias.molecule.protons import with_mobile_protons
 from uqbias.molecule.topology import Topology
 from uqbias.units import ANGSTROM, EV, EV_PER_ANGSTROM
 
@@ -142,10 +143,11 @@ def check_geometries(
             "leave that frame out, or check how it was made",
         )
     if topology is None:
-        topology = Topology.from_positions(numbers, positions[0])
+        topology = with_mobile_protons(Topology.from_positions(numbers, positions[0]), positions)
     _check_bonds(positions, topology, close, source)
     always = np.triu(bonded >= NEARLY_ALL * len(positions)) & covalent & covalent[:, None]
-    missing = [(i, j) for i, j in np.argwhere(always).tolist() if j not in topology.neighbours[i]]
+    bonds = topology.either_side().bonds
+    missing = [(i, j) for i, j in np.argwhere(always).tolist() if (i, j) not in bonds]
     if missing:
         length = float(np.median(distances(positions, np.array(missing[:1])))) / ANGSTROM
         raise UqbiasError(
@@ -162,6 +164,9 @@ def _check_bonds(positions: Array, topology: Topology, close: Array, source: str
         return
     bonds, elements = np.array(topology.bonds), np.array(topology.numbers)
     lengths = distances(positions, bonds)
+    for d, h, a in topology.mobile:
+        place = topology.bonds.index((min(d, h), max(d, h)))
+        lengths[:, place] = np.minimum(lengths[:, place], distances(positions, np.array([(a, h)]))[:, 0])
     ratio = lengths / (covalent_radii[elements[bonds]] * ANGSTROM).sum(axis=1)
     hydrogen = elements[bonds] == 1
     usual = np.quantile(ratio, 1 - NEARLY_ALL, axis=0)

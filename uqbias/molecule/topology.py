@@ -40,6 +40,7 @@ class Bonds(TypedDict):
     bonds: list[Annotated[list[int], Len(2, 2)]]
     names: NotRequired[list[str]]
     residues: NotRequired[list[str]]
+    mobile: NotRequired[list[Annotated[list[int], Len(3, 3)]]]
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,15 @@ class Topology:
     names : [N] atom names (``"CA"``), ``""`` where unknown.
     residues : [N] residue name, number and insertion code (``"ALA2"``, ``"GLY52A"``), ``""`` where unknown; with the
         chain (``"B:ALA2"``) where residues would have one name.
+    mobile : (donor, hydrogen, acceptor) of each hydrogen that may sit on either; ``bonds`` has it on the donor. See
+        `uqbias.molecule.protons`.
     """
 
     numbers: tuple[int, ...]
     bonds: tuple[Pair, ...]
     names: tuple[str, ...] = ()
     residues: tuple[str, ...] = ()
+    mobile: tuple[Triple, ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.numbers)
@@ -71,6 +75,13 @@ class Topology:
         if bad:
             raise UqbiasError(f"bond {bad[0]} in a molecule of {n} atoms", "bonds join two atoms numbered from 0")
         object.__setattr__(self, "bonds", tuple(sorted({(min(i, j), max(i, j)) for i, j in self.bonds})))
+        for donor, hydrogen, acceptor in self.mobile:
+            inside = 0 <= hydrogen < n and 0 <= acceptor < n and self.numbers[hydrogen] == 1
+            if not inside or self.neighbours[hydrogen] != (donor,) or acceptor in (donor, hydrogen):
+                raise UqbiasError(
+                    f"mobile proton {(donor, hydrogen, acceptor)} in a molecule of {n} atoms",
+                    "give (donor, hydrogen, acceptor): the hydrogen is bonded to its donor alone; atoms count from 0",
+                )
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -135,11 +146,13 @@ class Topology:
 
     def to_dict(self) -> dict[str, list[Any]]:
         """JSON-able form, as the model manifest holds it."""
+        mobile = {"mobile": [list(triple) for triple in self.mobile]} if self.mobile else {}
         return {
             "numbers": list(self.numbers),
             "bonds": [list(bond) for bond in self.bonds],
             "names": list(self.names),
             "residues": list(self.residues),
+            **mobile,
         }
 
     @classmethod
@@ -150,6 +163,7 @@ class Topology:
             bonds=tuple((int(i), int(j)) for i, j in values["bonds"]),
             names=tuple(values.get("names", ())),
             residues=tuple(values.get("residues", ())),
+            mobile=tuple((int(d), int(h), int(a)) for d, h, a in values.get("mobile", ())),
         )
 
     @cached_property
@@ -189,8 +203,12 @@ class Topology:
     def bond_separation(self) -> NDArray[np.int64]:
         """[N, N] number of bonds on the shortest path; N (more than any path) where there is none."""
         n = len(self)
-        steps = shortest_path(self.graph(), directed=False, unweighted=True)
+        steps = shortest_path(self.graph().tocsr(), directed=False, unweighted=True)
         return np.where(np.isfinite(steps), steps, n).astype(np.int64)
+
+    def either_side(self) -> Topology:
+        """The graph with each mobile hydrogen bonded to donor and acceptor."""
+        return Topology(self.numbers, self.bonds + tuple((h, a) for _, h, a in self.mobile))
 
     def graph(self, without: Pair | None = None) -> coo_array:
         """Bonds as a sparse [N, N] matrix of ones, each in one of its two directions; ``without`` leaves one out."""
@@ -200,11 +218,12 @@ class Topology:
     def chiral_centres(self) -> list[Quadruple]:
         """Stereocentres as (centre, a, b, c).
 
-        A centre has four neighbours of which no two are equivalent in the bond graph; a, b and c are three of
+        A centre has four neighbours of which no two are equivalent in the bond graph, a mobile hydrogen on either side
+        of its bond; a, b and c are three of
         them, the lightest left out, in order of index. The sign of (a - centre) · [(b - centre) × (c - centre)]
         tells the two enantiomers apart; see `uqbias.molecule.measures.chirality`.
         """
-        classes = self._equivalence_classes()
+        classes = self.either_side()._equivalence_classes()
         centres = []
         for centre, around in enumerate(self.neighbours):
             if self.numbers[centre] not in TETRAHEDRAL or len(around) != 4:

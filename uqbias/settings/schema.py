@@ -1,4 +1,4 @@
-"""The campaign file's sections that belong to the campaign itself: system, training, MD, stop, score."""
+"""The campaign file's sections that belong to the campaign itself: training, MD, stop, score."""
 
 from __future__ import annotations
 
@@ -7,38 +7,15 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
 
 from uqbias.errors import UqbiasError
-from uqbias.molecule.labels import LabelKeys
 from uqbias.options import Count, InputFile, KindSection, Positive, Runner, Section, of_kind
 from uqbias.registry import BIASES, ORACLES, POTENTIALS, SAMPLERS, UNCERTAINTIES
 from uqbias.settings.bias_checks import Variables, check_biases
 from uqbias.settings.harvest_sections import DRIVER, Harvest, usual_wall
 from uqbias.settings.oracle_section import OracleSection
+from uqbias.settings.system_section import System
 
-File = Annotated[str, InputFile()]
 OptionalFile = Annotated[str | None, InputFile()]
 Dihedral = Annotated[list[int], Field(min_length=4, max_length=4)]
-
-
-class System(Section):
-    """What is simulated."""
-
-    structure: File = Field(description="PDB file with CONECT records: gives atom names and the bond graph")
-    start: File = Field(
-        description="file of the frames to begin with, in a format that `uqbias train` reads (no folder); frames "
-        "without energies and forces are labelled by the oracle"
-    )
-    charge: int | None = Field(
-        default=None, description="total charge in e, which the oracle is given; null: what the oracle takes by itself"
-    )
-    spin: Count | None = Field(default=None, description="spin multiplicity 2S + 1, for the oracle; null: its own")
-    energy_key: str | None = Field(default=None, description="name of energies in data; null: free_energy or energy")
-    forces_key: str | None = Field(default=None, description="name of the forces in data files; null: forces")
-    stress_key: str | None = Field(default=None, description="name of the stress in data files; null: not read")
-
-    @property
-    def keys(self) -> LabelKeys:
-        """Names of the labels in the files."""
-        return LabelKeys(self.energy_key, self.forces_key, self.stress_key)
 
 
 class TrainingOptions(Section):

@@ -20,7 +20,8 @@ from uqbias.registry import (
     VARIABLES,
     Registry,
 )
-from uqbias.settings.schema import Campaign, Score, System
+from uqbias.settings.schema import Campaign, Score
+from uqbias.settings.system_section import System
 
 WIDTH = 110
 #: Registries of the sections whose ``kind`` decides which keys they have.
