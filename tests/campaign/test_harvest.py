@@ -119,14 +119,51 @@ def test_strategies_keep_the_budget_and_the_seed(kind):
     assert len(few) == 60
 
 
-def test_mixed_is_half_farthest_half_random():
+def test_a_share_of_the_budget_is_thermal():
     given = candidates(np.random.default_rng(1).normal(size=(50, 2)))
-    _, reasons = select(given, np.zeros((1, 2)), 10, SelectionOptions(kind="mixed"), seed=1)
-    assert reasons.count("taken: farthest point") == 5
-    assert reasons.count("taken: random") == 5
+    options = SelectionOptions(kind="farthest_point", thermal_share=0.3)
+    _, reasons = select(given, np.zeros((1, 2)), 10, options, seed=1)
+    assert reasons.count("taken: farthest point") == 7
+    assert reasons.count("taken: random") == 3
 
 
-@pytest.mark.parametrize("kind", ["farthest_point", "random", "mixed"])
+def torsions(*degrees):
+    angles = np.radians(np.array(degrees, dtype=float))
+    return np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+
+
+def test_no_new_conformer_stays_without_a_label():
+    """One basin at low energy, three frames each of two conformers 200 kJ/mol above it."""
+    basin = [[-60 + i, -40 - i] for i in range(20)]
+    new = [[60, 40], [70, 45], [65, 42], [60, 170], [62, 172], [64, 174]]
+    energy = np.array([0.0] * 20 + [203.0, 201.0, 202.0, 205.0, 204.0, 206.0])
+    angles = torsions(*basin, *new)
+    given = candidates(angles.reshape(len(angles), -1), energy=energy, conformers=angles)
+    known = angles[:2]
+    args = (given, known.reshape(2, -1), 5, SelectionOptions(energy_temperature=1000.0))
+    picks, _ = select(*args, seed=0)
+    assert picks.max() < 20
+    picks, reasons = select(*args, seed=0, known_conformers=known)
+    assert picks[-2:].tolist() == [21, 24]
+    assert [reasons[pick] for pick in picks] == ["taken: farthest point"] * 3 + ["taken: new conformer"] * 2
+    # With one label the better of the two, and nothing that is the only one of its conformer gives way to the other.
+    picks, _ = select(*args[:2], 1, args[3], seed=0, known_conformers=known)
+    assert picks.tolist() == [21]
+    labelled = torsions([-60, -40], [80, 60], [60, -170])
+    picks, _ = select(*args, seed=0, known_conformers=labelled)
+    assert picks.max() < 20
+
+
+@pytest.mark.parametrize(("n_atoms", "factor"), [(4, 1.0), (22, 1.0), (88, 2.0)])
+def test_the_scale_of_the_energies_grows_as_their_spread(n_atoms, factor):
+    energy = np.repeat([0.0, factor * 8.314462618e-3 * 300 * np.log(3)], 4000)
+    given = candidates(np.random.default_rng(5).random(size=(8000, 2)), energy=energy, n_atoms=n_atoms)
+    options = SelectionOptions(kind="random", energy_temperature=300.0, minimum_distance=0.0)
+    picks, _ = select(given, np.zeros((0, 2)), 400, options, seed=5)
+    assert abs((energy[picks] == 0).mean() - 0.75) < 4 * np.sqrt(0.75 * 0.25 / 400)
+
+
+@pytest.mark.parametrize("kind", ["farthest_point", "random"])
 def test_energy_weights_prefer_low_energies(kind):
     random = np.random.default_rng(2)
     energy = np.repeat([0.0, 100.0], 100)
@@ -137,15 +174,6 @@ def test_energy_weights_prefer_low_energies(kind):
     free, _ = select(given, np.zeros((1, 2)), 20, indifferent, seed=3)
     assert energy[picks].mean() < 10.0
     assert energy[free].mean() > 25.0
-
-
-def test_random_weights_are_boltzmann():
-    energy = np.repeat([0.0, 8.314462618e-3 * 300 * np.log(3)], 4000)
-    given = candidates(np.random.default_rng(5).random(size=(8000, 2)), energy=energy)
-    options = SelectionOptions(kind="random", energy_temperature=300.0, minimum_distance=0.0)
-    picks, _ = select(given, np.zeros((0, 2)), 400, options, seed=5)
-    low = (energy[picks] == 0).mean()
-    assert abs(low - 0.75) < 4 * np.sqrt(0.75 * 0.25 / 400)
 
 
 def test_unknown_strategy_is_refused():

@@ -22,7 +22,7 @@ from uqbias.campaign.selection import Candidates, select
 from uqbias.campaign.work import Work
 from uqbias.errors import UqbiasError
 from uqbias.files import content_of, read_arrays, read_json, write_arrays, write_text
-from uqbias.model.inference import evaluate_frames, selection_features, stiff_deviations
+from uqbias.model.inference import conformers, evaluate_frames, selection_features, stiff_deviations
 from uqbias.model.model import UncertaintyModel
 from uqbias.molecule.frames import Frames, write_frames
 from uqbias.molecule.physical import PHYSICAL, PhysicalFilter
@@ -201,6 +201,8 @@ def _chosen(
             selection_features(model, positions, space),
             verdicts,
             positions,
+            conformers(model, positions),
+            len(work.topology),
         ),
         selection_features(model, known.positions, space),
         budget,
@@ -209,6 +211,7 @@ def _chosen(
         driver_window=options.driver_window,
         judge_window=options.judge_window,
         known_positions=known.positions,
+        known_conformers=conformers(model, known.positions),
         superpose=model.potential.invariant,
     )
     return verdicts, picks, reasons

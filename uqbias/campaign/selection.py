@@ -19,6 +19,11 @@ Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
 Window = Sequence[float | None]
 
+#: Atoms for which ``energy_temperature`` is meant: at any temperature the energy of N atoms spreads as √N.
+FEW_ATOMS = 22
+#: Two frames are of one conformer if no soft torsion differs by more than 60°, which is this chord of the unit circle.
+CONFORMER = 1.0
+
 
 @dataclass(frozen=True)
 class Candidates:
@@ -32,6 +37,8 @@ class Candidates:
     features : [n, D] space in which diversity is measured.
     verdicts : n verdicts of the physical filter, empty where physical.
     positions : [n, N, 3] nm; needed only where duplicates are told by their RMSD.
+    conformers : [n, T, 2] unit vectors of the soft torsions; None where there are none.
+    n_atoms : N.
     """
 
     driver: Array
@@ -40,6 +47,8 @@ class Candidates:
     features: Array
     verdicts: Sequence[str]
     positions: Array | None = None
+    conformers: Array | None = None
+    n_atoms: int = FEW_ATOMS
 
     def __len__(self) -> int:
         return len(self.driver)
@@ -55,18 +64,24 @@ class CandidatePool:
     known : [m, D] features of the labelled frames.
     weight : [n] preference for low energies, in (0, 1].
     judge : [n] kJ/mol/nm.
+    energy : [n] kJ/mol.
     same : tells which frames are the same.
     options : as given.
     random : for the choices at random.
+    conformers : [n, T, 2] as of `Candidates`.
+    new : [n] whether no labelled frame is of the frame's conformer.
     """
 
     features: Array
     known: Array
     weight: Array
     judge: Array
+    energy: Array
     same: Sameness
     options: SelectionOptions
     random: np.random.Generator
+    conformers: Array | None
+    new: NDArray[np.bool_]
 
 
 class Picks:
@@ -86,6 +101,13 @@ class Picks:
         """Take a frame that is open."""
         self.taken.append((index, reason))
         self.open &= ~self.pool.same.as_candidate(index)
+
+    def give_back(self, place: int) -> None:
+        """Take the pick at ``place`` back."""
+        del self.taken[place]
+        self.open[:] = True
+        for index, _ in self.taken:
+            self.open &= ~self.pool.same.as_candidate(index)
 
 
 #: A strategy takes up to ``left`` frames more.
@@ -111,12 +133,6 @@ def highest_uncertainty(picks: Picks) -> None:
     _take_in_order(picks, np.argsort(-pool.judge * pool.weight, kind="stable"), "highest uncertainty")
 
 
-def mixed(picks: Picks) -> None:
-    """Fill a share of the budget by farthest point, the rest at random."""
-    _take_farthest(picks, min(picks.left, picks.budget - round(picks.pool.options.random_share * picks.budget)))
-    random_choice(picks)
-
-
 def cluster(picks: Picks) -> None:
     """Take from each of as many k-means clusters as there are frames to take the one of the highest weighted
     uncertainty, so that many alike frames of high uncertainty count once (Schwalbe-Koda et al., Nat. Commun. 12, 5104,
@@ -136,11 +152,40 @@ def cluster(picks: Picks) -> None:
         _take_in_order(picks, np.array(sorted(best, key=lambda row: -preference[row])), "best of its cluster")
 
 
+def cover_conformers(picks: Picks) -> None:
+    """See to it that no new conformer stays without a label, each by its frame of lowest energy.
+
+    Conformers are taken by that energy. Once the budget is spent, a frame gives way whose conformer has another label;
+    where every frame is the only one of its conformer, the budget is too small.
+    """
+    pool = picks.pool
+    conformers = pool.conformers
+    if conformers is None:
+        return
+
+    def alike(index: int) -> NDArray[np.bool_]:
+        return same_conformer(conformers, conformers[index])
+
+    missing = pool.new.copy()
+    for index, _ in picks.taken:
+        missing &= ~alike(index)
+    for index in np.argsort(pool.energy, kind="stable"):
+        if not (missing[index] and picks.open[index]):
+            continue
+        if not picks.left:
+            taken = np.array([pick for pick, _ in picks.taken], dtype=np.int64)
+            spare = [place for place, pick in enumerate(taken) if not pool.new[pick] or alike(pick)[taken].sum() > 1]
+            if not spare:
+                return
+            picks.give_back(spare[-1])
+        picks.take(int(index), "new conformer")
+        missing &= ~alike(index)
+
+
 STRATEGIES: dict[str, Strategy] = {
     "farthest_point": farthest_point,
     "random": random_choice,
     "highest_uncertainty": highest_uncertainty,
-    "mixed": mixed,
     "cluster": cluster,
 }
 
@@ -155,6 +200,7 @@ def select(
     driver_window: Window = (None, None),
     judge_window: Window = (None, None),
     known_positions: NDArray[Any] | None = None,
+    known_conformers: NDArray[Any] | None = None,
     superpose: bool = True,
 ) -> tuple[Indices, list[str]]:
     """Choose frames to label.
@@ -168,6 +214,8 @@ def select(
     seed : seed of the random choices.
     driver_window, judge_window : lowest and highest value of a frame that may be taken, None for open.
     known_positions : [m, N, 3] nm of the labelled frames, for duplicates by RMSD.
+    known_conformers : [m, T, 2] unit vectors of their soft torsions; where given, no new conformer stays without a
+        label while the budget allows.
     superpose : take the RMSD after superposition; False for particles in a field that is fixed in space.
 
     Returns
@@ -198,17 +246,27 @@ def select(
     left = _open(reasons)
     picks = np.empty(0, dtype=np.int64)
     if len(left) and budget > 0:
+        conformers = None if known_conformers is None or candidates.conformers is None else candidates.conformers[left]
+        new = np.full(len(left), conformers is not None)
+        for labelled in () if conformers is None or known_conformers is None else known_conformers:
+            new &= ~same_conformer(conformers, labelled)
         pool = CandidatePool(
             features[left],
             known,
-            _weights(candidates.energy[left], options.energy_temperature),
+            _weights(candidates.energy[left], options.energy_temperature, candidates.n_atoms),
             candidates.judge[left],
+            candidates.energy[left],
             sameness(),
             options,
             np.random.default_rng(seed),
+            conformers,
+            new,
         )
-        chosen = Picks(pool, budget)
+        chosen = Picks(pool, budget - round(options.thermal_share * budget))
         STRATEGIES[options.kind](chosen)
+        cover_conformers(chosen)
+        chosen.budget = budget
+        random_choice(chosen)
         picks = left[np.array([index for index, _ in chosen.taken], dtype=np.int64)]
         for pick, (_, reason) in zip(picks, chosen.taken, strict=True):
             reasons[pick] = f"taken: {reason}"
@@ -234,12 +292,23 @@ def _refuse_outside(reasons: list[str], values: Array, window: Window, name: str
             reasons[index] = f"refused: {name} {value:.3g}{unit} above window"
 
 
-def _weights(energy: Array, temperature: float | None) -> Array:
-    """Boltzmann-like weights in (0, 1]; energies below the 5 % quantile count as equal: no outlier sets the scale."""
+def same_conformer(conformers: Array | None, one: Array) -> NDArray[np.bool_]:
+    """Which of ``conformers`` [n, T, 2] differ from ``one`` [T, 2] by 60° at most in every torsion, [n]."""
+    assert conformers is not None
+    same: NDArray[np.bool_] = (np.linalg.norm(conformers - one, axis=2) <= CONFORMER).all(axis=1)
+    return same
+
+
+def _weights(energy: Array, temperature: float | None, n_atoms: int) -> Array:
+    """Boltzmann-like weights in (0, 1]; energies below the 5 % quantile count as equal: no outlier sets the scale.
+
+    Above 22 atoms the scale grows with √N, as the spread of the energies of one conformer does: else the mere thermal
+    noise of a large molecule decides, and what is new in it is starved.
+    """
     if temperature is None:
         return np.ones(len(energy))
     excess = np.maximum(energy - np.quantile(energy, 0.05), 0.0)
-    return np.asarray(np.exp(-np.minimum(excess / kt(temperature), 600.0)))
+    return np.asarray(np.exp(-np.minimum(excess / (kt(temperature) * max(1.0, n_atoms / FEW_ATOMS) ** 0.5), 600.0)))
 
 
 def _sameness(

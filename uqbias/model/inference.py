@@ -109,6 +109,18 @@ def selection_features(model: UncertaintyModel, positions: NDArray[Any], space: 
     return _joined(rows)
 
 
+def conformers(model: UncertaintyModel, positions: NDArray[Any]) -> Array | None:
+    """Unit vectors [n, T, 2] of the soft torsions among the driver's features; None where they are not angles."""
+    features = getattr(model.driver, "features", None)
+    if features is None or not features.angular:
+        return None
+    values = selection_features(model, positions, "driver_features").reshape(len(positions), 2, -1).transpose(0, 2, 1)
+    length = np.linalg.norm(values, axis=2, keepdims=True)
+    soft = (length > 0).any(axis=(0, 2))
+    unit: Array = values[:, soft] / np.maximum(length[:, soft], 1e-12)
+    return unit
+
+
 def stiff_deviations(model: UncertaintyModel, positions: NDArray[Any]) -> Array:
     """Largest turn of a stiff torsion of the driver's or the judge's features, [n] degrees (0 where there is none)."""
     largest = np.zeros(len(positions))

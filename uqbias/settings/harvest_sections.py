@@ -23,20 +23,27 @@ def usual_wall() -> float | None:
 class SelectionOptions(Section):
     """Which of the frames that passed the filters are labelled."""
 
-    kind: Literal["mixed", "farthest_point", "random", "highest_uncertainty", "cluster"] = Field(
+    kind: Literal["farthest_point", "random", "highest_uncertainty", "cluster"] = Field(
         default="farthest_point",
-        description="farthest_point, random, highest_uncertainty, mixed (farthest points and a random rest) or cluster "
-        "(of each of as many k-means clusters as labels the frame of highest uncertainty)",
+        description="farthest_point, random, highest_uncertainty or cluster (of each of as many k-means clusters as "
+        "labels the frame of highest uncertainty)",
     )
     space: Literal["driver_features", "latents"] = Field(
         default="driver_features",
         description="where distances are measured: driver_features (the driver's) or latents (mean over atoms)",
     )
-    random_share: float = Field(default=0.5, ge=0, le=1, description="share of the budget that `mixed` fills at random")
+    thermal_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of the budget for thermal frames: drawn at random from the visited ones, with the energy "
+        "weights, whatever the kind",
+    )
     energy_temperature: float | None = Field(
         default=3000.0,
         gt=0,
-        description="K; weigh frames by their model energy, Boltzmann-like at this temperature; null: no preference",
+        description="K; weigh frames by their model energy, Boltzmann-like at this temperature, times the root of N/22 "
+        "for N > 22 atoms; null: no preference",
     )
     duplicates: Literal["features", "rmsd", "none"] = Field(
         default="features",

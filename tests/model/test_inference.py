@@ -1,0 +1,21 @@
+"""What a harvest asks a model of many frames."""
+
+import numpy as np
+
+from uqbias.model.inference import conformers
+from uqbias.model.model import UncertaintyModel
+from uqbias.molecule.measures import dihedral_angles
+
+
+def test_conformers_are_the_soft_torsions_of_the_driver(alanine_model, alanine_frames):
+    features = alanine_model.driver.features
+    soft = [four for four, weight in zip(features.dihedrals, features.weights, strict=True) if weight]
+    assert 0 < len(soft) < len(features.dihedrals)
+    angles = dihedral_angles(alanine_frames.positions, soft)
+    expected = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    np.testing.assert_allclose(conformers(alanine_model, alanine_frames.positions), expected, atol=1e-3)
+
+
+def test_without_angles_there_are_no_conformers(alanine_model, alanine_frames):
+    model = UncertaintyModel(alanine_model.potential, alanine_model.judge, alanine_model.topology)
+    assert conformers(model, alanine_frames.positions[:2]) is None
