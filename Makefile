@@ -1,4 +1,4 @@
-# make demo | test | test-quick | fuzz | lint | bench | bench-samplers | bench-training | bench-uq | bench-plumed | bench-fes | bench-biases | bench-directions | bench-attacks | gpu | clean
+# make demo | test | test-quick | fuzz | lint | bench | bench-samplers | bench-exploration | bench-training | bench-uq | bench-plumed | bench-fes | bench-biases | bench-directions | bench-attacks | gpu | clean
 # Everything is installed into .venv from PyPI; set PYTHON to choose the interpreter it is made with.
 
 SHELL := bash
@@ -16,7 +16,7 @@ ONE := OMP_NUM_THREADS=1
 # Tests run in two processes, a file in one of them, so that its fixtures are made once.
 TWO := --numprocesses=2 --dist=loadfile
 
-.PHONY: help demo test test-quick fuzz lint bench bench-samplers bench-training bench-uq bench-plumed bench-fes bench-biases bench-directions bench-attacks gpu clean
+.PHONY: help demo test test-quick fuzz lint bench bench-samplers bench-exploration bench-training bench-uq bench-plumed bench-fes bench-biases bench-directions bench-attacks gpu clean
 
 help:
 	@echo "make demo            the campaign on alanine dipeptide, report at the end (about a quarter of an hour)"
@@ -26,6 +26,7 @@ help:
 	@echo "make lint            ruff and mypy"
 	@echo "make bench           cost of an MD step, against the ordinary way"
 	@echo "make bench-samplers  samplers at equal labels on four systems, five seeds (hours)"
+	@echo "make bench-exploration  exploration against the simplest things, five molecules, three seeds (a day; resumable)"
 	@echo "make bench-training  force error after two minutes of training on one core"
 	@echo "make bench-uq        every uncertainty kind on three data sets (an hour and a half)"
 	@echo "make bench-plumed    cost of PLUMED's CV: bridge and plugin (needs a PLUMED kernel)"
@@ -70,6 +71,10 @@ bench: $(VENV)/.installed
 bench-samplers: $(VENV)/.installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[torchforce,xtb,dev]'
 	@$(ONE) $(BIN)/python tests/benchmarks/samplers.py
+
+bench-exploration: $(VENV)/.installed
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[torchforce,xtb,dev]'
+	@$(ONE) $(BIN)/python tests/benchmarks/exploration.py
 
 bench-training: $(VENV)/.installed
 	@$(ONE) $(BIN)/python tests/benchmarks/training.py

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from molecules import ALANINE_PDB
+
 from uqbias import registry
 from uqbias.attacks import distort
 from uqbias.attacks.base import DistortionSpace
@@ -258,6 +260,7 @@ def test_straight_angles_are_left_out():
         ({"kind": "variables", "names": ["turn", "turn"]}, "each variable once"),
         ({"kind": "variables", "variables": {}}, "unknown option 'variables'"),
         ({"kind": "internal", "torsions": False}, "of nothing"),
+        ({"kind": "internal", "torsions": "soft"}, "of soft torsions: this molecule"),
         ({"kind": "pathlib:Path"}, "is not a space"),
     ],
 )
@@ -289,3 +292,10 @@ class Breathing(DistortionSpace):
 def test_a_space_of_ones_own():
     chosen = build_space(f"{__name__}:Breathing", TOPOLOGY, BASE[0])
     np.testing.assert_allclose(distort(chosen, BASE, np.full((4, 1), 0.5)), 1.5 * BASE)
+
+
+def test_soft_torsions_are_those_of_single_bonds_between_heavy_atoms(alanine_frames):
+    """φ and ψ of alanine dipeptide; not the amides, nor the methyl groups."""
+    topology = Topology.from_pdb(ALANINE_PDB)
+    chosen = build_space({"kind": "internal", "torsions": "soft"}, topology, alanine_frames.positions[0])
+    assert chosen.labels == ("torsion 6-8", "torsion 8-14")

@@ -21,6 +21,8 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -45,6 +47,10 @@ EARLY = 3
 PATHS = {"system": ("structure", "start"), "score": ("test_set", "surface")}
 #: Rounds of one campaign, campaigns by seed, seeds by arm.
 Results = dict[str, dict[int, list[dict[str, float]]]]
+
+
+def _shipped(name: str, _: Path) -> System:
+    return SYSTEMS[name]
 
 
 def settings(system: System, arm: str, seed: int, changes: dict) -> dict:
@@ -126,7 +132,7 @@ def table(name: str, system: System, results: Results) -> list[str]:
     """Medians and quartiles of the last round as Markdown, an arm a line, and ratios against the reference arm."""
     titles = {**system.columns, "oracle_calls": "oracle calls", "failures": "failed", "rejected_all": "rejected"}
     early = {arm: sum(rounds[-1].get("early", 0) > 0 for rounds in runs.values()) for arm, runs in results.items()}
-    lines = [f"{name}: {system.file}, {len(next(iter(results.values())))} seeds", ""]
+    lines = [f"{name}: {system.file}, {max(map(len, results.values()))} seeds", ""]
     lines += ["| sampler | " + " | ".join(titles.values()) + " |", "|" + "---|" * (len(titles) + 1)]
     for arm, runs in results.items():
         cells = []
@@ -137,6 +143,7 @@ def table(name: str, system: System, results: Results) -> list[str]:
                 values = last(runs, key)
             cells.append(written(values))
         noted = f"{arm} [{early[arm]} ended early]" if early[arm] else arm
+        noted += f" [{len(runs)} seeds]" if len(runs) < max(map(len, results.values())) else ""
         lines.append(f"| {noted} | " + " | ".join(cells) + " |")
     if system.reference in results:
         lines += ["", f"medians, divided by those of '{system.reference}':"]
@@ -180,33 +187,51 @@ def draw(system: System, results: Results, path: Path) -> None:
     plt.close(figure)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS))
+def main(
+    systems: Mapping[str, Callable[[Path], System]],
+    description: str | None,
+    *,
+    output: str,
+    figures: str,
+    seeds: int = 5,
+) -> None:
+    """The command line of a benchmark of samplers.
+
+    Parameters
+    ----------
+    systems : what makes each system, in a folder for data that it may need.
+    description : text of the help.
+    output : folder of the runs, below ``runs``.
+    figures : what the names of the figures begin with.
+    seeds : how many seeds by default.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--systems", nargs="+", choices=list(systems), default=list(systems))
     parser.add_argument("--arms", nargs="+", help="of each system that has them; all by default")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=seeds)
     parser.add_argument("--first-seed", type=int, default=100)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes of every campaign file")
     parser.add_argument("--jobs", type=int, default=2, help="campaigns at the same time")
-    parser.add_argument("-o", "--output", type=Path, default=ROOT / "runs" / "benchmark_samplers")
+    parser.add_argument("--finished", action="store_true", help="run nothing: tables and figures of what has finished")
+    parser.add_argument("-o", "--output", type=Path, default=ROOT / "runs" / output)
     parser.add_argument("--json", type=Path, help="write all rounds of all runs")
-    parser.add_argument("--figures", type=Path, help="folder for samplers_SYSTEM.png; the output directory by default")
+    parser.add_argument("--figures", type=Path, help=f"folder for {figures}_SYSTEM.png; the output directory by default")
     arguments = parser.parse_args()
     changes = {key: yaml.safe_load(value) for key, _, value in (entry.partition("=") for entry in arguments.set)}
-    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+    wanted = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     everything: dict[str, Results] = {}
-    reports = []
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
         for name in arguments.systems:
-            system = SYSTEMS[name]
+            system = systems[name](arguments.output / "data" / name)
             arms = [arm for arm in system.arms if not arguments.arms or arm in arguments.arms]
             jobs = {}
             begun = time.perf_counter()
-            for seed in seeds:
+            for seed in wanted:
                 for arm in arms:
                     content = settings(system, arm, seed, changes)
                     place = arguments.output / name / f"{folder(arm)}_{seed}"
-                    jobs[pool.submit(run, system, place, content)] = (arm, seed)
+                    if (place / "scores.json").is_file() or not arguments.finished:
+                        jobs[pool.submit(run, system, place, content)] = (arm, seed)
             found: Results = {arm: {} for arm in arms}
             for future in concurrent.futures.as_completed(jobs):
                 arm, seed = jobs[future]
@@ -214,13 +239,15 @@ def main() -> None:
                 scores = ", ".join(f"{key} {last({0: found[arm][seed]}, key)[0]:.3g}" for key in system.columns)
                 print(f"{name} {arm:20s} seed {seed}: {scores}", flush=True)
             results = {arm: {seed: runs[seed] for seed in sorted(runs)} for arm, runs in found.items() if runs}
+            if not results:
+                continue
             everything[name] = results
-            reports.append("\n".join([*table(name, system, results), f"({time.perf_counter() - begun:.0f} s)"]))
-            print("\n" + reports[-1] + "\n", flush=True)
-            draw(system, results, (arguments.figures or arguments.output) / f"samplers_{name}.png")
+            report = [*table(name, system, results), f"({time.perf_counter() - begun:.0f} s)"]
+            print("\n" + "\n".join(report) + "\n", flush=True)
+            draw(system, results, (arguments.figures or arguments.output) / f"{figures}_{name}.png")
             if arguments.json:
                 write_text(arguments.json, json.dumps(everything, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    main({name: partial(_shipped, name) for name in SYSTEMS}, __doc__, output="benchmark_samplers", figures="samplers")

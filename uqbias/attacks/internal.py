@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from typing_extensions import Doc
 from uqbias.attacks.base import DistortionSpace, checked_reference
 from uqbias.attacks.moves import Move, RigidMoves, rigid_move
 from uqbias.errors import UqbiasError
+from uqbias.molecule.rotors import rotors
 from uqbias.molecule.topology import Topology, Triple
 
 #: Sine of an angle below which it counts as straight: it has no plane to be bent in, and no dihedral about its bonds.
@@ -60,7 +61,10 @@ class Internal(DistortionSpace):
         topology: Topology,
         reference: NDArray[Any],
         *,
-        torsions: Annotated[bool, Doc("turn about the bonds that are in no ring")] = True,
+        torsions: Annotated[
+            bool | Literal["soft"],
+            Doc("turn about the bonds that are in no ring; soft: about single bonds between heavy atoms alone"),
+        ] = True,
         bonds: Annotated[bool, Doc("stretch bonds; 0.1 nm counts as 1 rad")] = False,
         angles: Annotated[bool, Doc("bend angles")] = False,
     ) -> Self:
@@ -74,9 +78,9 @@ class Internal(DistortionSpace):
         reference = checked_reference(topology, reference)
         candidates: list[Move | None] = []
         if torsions:
-            candidates += [
-                rigid_move(topology, "turn", *bond) for bond in topology.bonds if _turns(topology, bond, reference)
-            ]
+            soft = [rotor.bond for rotor in rotors(topology, reference) if rotor.soft]
+            turning = soft if torsions == "soft" else topology.bonds
+            candidates += [rigid_move(topology, "turn", *bond) for bond in turning if _turns(topology, bond, reference)]
         if bonds:
             candidates += [rigid_move(topology, "stretch", *bond) for bond in topology.bonds]
         if angles:
@@ -85,7 +89,7 @@ class Internal(DistortionSpace):
             ]
         moves = [move for move in candidates if move is not None]
         if not moves:
-            switches = (("torsions", torsions), ("bonds", bonds), ("angles", angles))
+            switches = (("soft torsions" if torsions == "soft" else "torsions", torsions), ("bonds", bonds), ("angles", angles))
             wanted = " and ".join(name for name, on in switches if on) or "nothing"
             raise UqbiasError(
                 f"space 'internal' of {wanted}: this molecule of {len(topology)} atoms has no such coordinate outside "
