@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-
 from molecules import ALANINE_PDB
 
 from uqbias import registry
@@ -260,7 +259,6 @@ def test_straight_angles_are_left_out():
         ({"kind": "variables", "names": ["turn", "turn"]}, "each variable once"),
         ({"kind": "variables", "variables": {}}, "unknown option 'variables'"),
         ({"kind": "internal", "torsions": False}, "of nothing"),
-        ({"kind": "internal", "torsions": "soft"}, "of soft torsions: this molecule"),
         ({"kind": "pathlib:Path"}, "is not a space"),
     ],
 )

@@ -262,7 +262,7 @@ def acac(folder: Path) -> None:
     family = acac_families(np.array([frame.positions for frame in frames]))
     first = relaxed(frames[int(np.flatnonzero(family == 0)[0])])
     # GFN2-xTB's barrier is 13.6 kJ/mol: at 300 K the proton moves by itself now and then.
-    frames = thermal(first, 150, 80, 1)
+    frames = thermal(first, 200, 80, 1)
     family = acac_families(np.array([frame.positions for frame in frames]))
     start = [frame for frame, side in zip(frames, family, strict=True) if side == 0][:100]
     write_molecule(folder, start, tested("acetylacetone_train_600K.xyz", 250), first)

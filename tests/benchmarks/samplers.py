@@ -215,7 +215,7 @@ def main(
     parser.add_argument("--finished", action="store_true", help="run nothing: tables and figures of what has finished")
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "runs" / output)
     parser.add_argument("--json", type=Path, help="write all rounds of all runs")
-    parser.add_argument("--figures", type=Path, help=f"folder for {figures}_SYSTEM.png; the output directory by default")
+    parser.add_argument("--figures", type=Path, help=f"folder for {figures}_SYSTEM.png; default: the output")
     arguments = parser.parse_args()
     changes = {key: yaml.safe_load(value) for key, _, value in (entry.partition("=") for entry in arguments.set)}
     wanted = range(arguments.first_seed, arguments.first_seed + arguments.seeds)

@@ -80,7 +80,9 @@ class Internal(DistortionSpace):
         if torsions:
             soft = [rotor.bond for rotor in rotors(topology, reference) if rotor.soft]
             turning = soft if torsions == "soft" else topology.bonds
-            candidates += [rigid_move(topology, "turn", *bond) for bond in turning if _turns(topology, bond, reference)]
+            candidates += [
+                rigid_move(topology, "turn", *bond) for bond in turning if _turns(topology, bond, reference)
+            ]
         if bonds:
             candidates += [rigid_move(topology, "stretch", *bond) for bond in topology.bonds]
         if angles:
