@@ -1,9 +1,9 @@
 """What explores best: uncertainty-driven MD and jumps against the simplest things that a user would do instead.
 
 Every arm has the same start frames (of few families of conformers), training, filters, labels and, where it runs MD,
-MD steps; see `exploration_systems.py` for the molecules and `arms_of` for the arms. Force and energy errors are those on an
-independent test set, "unseen" on the families that the start frames do not have. Campaigns run in processes of their
-own; finished ones in the output directory are not run again, so that hours can be split.
+MD steps; see `exploration_systems.py` for the molecules and `arms_of` for the arms. Force and energy errors are those
+on an independent test set, "unseen" on the families that the start frames do not have. Campaigns run in processes of
+their own; finished ones in the output directory are not run again, so that hours can be split.
 
     python tests/benchmarks/exploration.py [--systems ...] [--arms ...] [--seeds 3] [--finished]
         [-o runs/benchmark_exploration] [--json PATH] [--figures tests/benchmarks]

@@ -80,9 +80,7 @@ class Internal(DistortionSpace):
         if torsions:
             soft = [rotor.bond for rotor in rotors(topology, reference) if rotor.soft]
             turning = soft if torsions == "soft" else topology.bonds
-            candidates += [
-                rigid_move(topology, "turn", *bond) for bond in turning if _turns(topology, bond, reference)
-            ]
+            candidates += [rigid_move(topology, "turn", *bond) for bond in turning if _turns(topology, bond, reference)]
         if bonds:
             candidates += [rigid_move(topology, "stretch", *bond) for bond in topology.bonds]
         if angles:
@@ -91,7 +89,8 @@ class Internal(DistortionSpace):
             ]
         moves = [move for move in candidates if move is not None]
         if not moves:
-            switches = (("soft torsions" if torsions == "soft" else "torsions", torsions), ("bonds", bonds), ("angles", angles))
+            turns = "soft torsions" if torsions == "soft" else "torsions"
+            switches = ((turns, torsions), ("bonds", bonds), ("angles", angles))
             wanted = " and ".join(name for name, on in switches if on) or "nothing"
             raise UqbiasError(
                 f"space 'internal' of {wanted}: this molecule of {len(topology)} atoms has no such coordinate outside "
