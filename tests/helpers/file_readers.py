@@ -63,7 +63,7 @@ def write_seeds(folder):
     numbers = PEROXIDE.numbers
     potential = PowerSpectrum(numbers, n_radial=3, n_channels=2, l_max=1, hidden=(4, 3))
     judge = UNCERTAINTIES.build("gmm", {"n_components": 1}, topology=PEROXIDE, n_latents=3)
-    density = {"features": {"kind": "torsions", "heavy_only": False, "stiff_below": 0.0}, "capacity": 8}
+    density = {"features": {"kind": "torsions", "heavy_only": False}, "capacity": 8}
     driver = UNCERTAINTIES.build("kernel_density", density, topology=PEROXIDE, n_latents=3)
     positions = torch.tensor(x, dtype=torch.float32)
     with torch.no_grad():

@@ -12,11 +12,12 @@ from uqbias.errors import UqbiasError
 from uqbias.molecule.atoms import select_atoms
 from uqbias.molecule.topology import Topology
 from uqbias.registry import FEATURES
+from uqbias.uncertainty.features.torsions import Torsions
 
 N_LATENTS = 3
 SPECS = [
     {"kind": "torsions"},
-    {"kind": "torsions", "heavy_only": False, "stiff_below": 0.0},
+    {"kind": "torsions", "heavy_only": False},
     {"kind": "pair_distances"},
     {"kind": "concatenated", "parts": ["torsions", {"kind": "pair_distances", "scale": 10.0}]},
     {"kind": "latents", "atoms": "heavy"},
@@ -76,9 +77,7 @@ def test_torsions_are_those_of_mdtraj(butane):
 
 def test_torsion_products_are_weighted_cosines(butane):
     topology, positions = butane
-    features = FEATURES.build(
-        {"kind": "torsions", "heavy_only": False, "stiff_below": 0.0}, topology=topology, n_latents=0
-    ).double()
+    features = FEATURES.build({"kind": "torsions", "heavy_only": False}, topology=topology, n_latents=0).double()
     x = frames(positions, 4, 0.02)
     f = features(x, latents_of(x))
     trajectory = mdtraj.Trajectory(x.numpy(), topology.to_mdtraj())
@@ -117,23 +116,57 @@ def test_stiff_torsions_get_no_weight():
     assert features.stiff_deviation(torch.tensor(flipped)).item() > 150
 
 
-def test_all_torsions_stiff_is_an_error(butane):
+def test_narrow_start_frames_make_no_torsion_stiff(butane):
+    """A rotor in one well is as narrow as an amide: the bond decides, not the start frames."""
     topology, positions = butane
     features = FEATURES.build("torsions", topology=topology, n_latents=0)
-    with pytest.raises(UqbiasError, match=r"all 1 torsions are stiff over 30 start frames.*stiff_below 20"):
-        features.prepare(frames(positions, 30, 0.001))
+    features.prepare(frames(positions, 30, 0.001))
+    assert features.weights.tolist() == [1.0]
+    assert features.stiff_deviation(frames(positions, 2, 0.001)).tolist() == [0.0, 0.0]
 
 
-def test_collinear_chain_is_left_out_and_finite():
-    atoms = molecule("2-butyne")
+def test_a_stiff_torsion_that_the_start_frames_have_both_ways_is_not_watched():
+    cis, trans = (_butene(sign) for sign in (1, -1))
+    topology = Topology.from_positions(*cis)
+    features = FEATURES.build({"kind": "torsions", "heavy_only": False}, topology=topology, n_latents=0).double()
+    assert len(features.stiff) == 4
+    x = torch.tensor(np.stack([cis[1], trans[1]]))
+    features.prepare(x[:1])
+    assert features.stiff_deviation(x).tolist() == pytest.approx([0.0, 180.0], abs=1.0)
+    features.prepare(x)
+    assert features.stiff_deviation(x).tolist() == [0.0, 0.0]
+
+
+def _butene(sign):
+    """Flat 2-butene with its methyl groups on one side or on two: numbers and positions in nm."""
+    flat = [[0.067, 0.0], [-0.067, 0.0], [0.14, 0.13], [-0.14, 0.13], [0.12, -0.095], [-0.12, -0.095]]
+    x = np.concatenate([np.array(flat), np.zeros((6, 1))], axis=1)
+    x[[3, 5], 1] *= sign
+    numbers = [6, 6, 6, 6, 1, 1] + [1] * 6
+    tops = []
+    for carbon, other in ((2, 0), (3, 1)):
+        away = (x[carbon] - x[other]) / np.linalg.norm(x[carbon] - x[other])
+        side = np.cross(away, [0.0, 0.0, 1.0])
+        for turn in (0.0, 2.1, 4.2):
+            direction = 0.33 * away + 0.94 * (np.cos(turn) * side + np.sin(turn) * np.array([0.0, 0.0, 1.0]))
+            tops.append(x[carbon] + 0.109 * direction)
+    return numbers, np.concatenate([x, tops])
+
+
+@pytest.mark.parametrize(("name", "reason"), [("2-butyne", "linear"), ("C6H6", "flat ring"), ("C2H4", "double bond")])
+def test_no_torsion_that_turns_is_an_error(name, reason):
+    atoms = molecule(name)
     topology = Topology.from_positions(atoms.numbers.tolist(), atoms.positions * 0.1)
-    features = FEATURES.build(
-        {"kind": "torsions", "heavy_only": False, "stiff_below": 5.0}, topology=topology, n_latents=0
-    ).double()
-    x = frames(atoms.positions * 0.1, 30, 0.002).requires_grad_(True)
-    with pytest.raises(UqbiasError, match="stiff"):
-        features.prepare(x)  # every dihedral of 2-butyne has a linear flank
-    straight = torch.tensor(atoms.positions * 0.1)[None].requires_grad_(True)
+    with pytest.raises(UqbiasError, match=f"no torsion turns about a single bond: .*{reason}.*pair_distances"):
+        FEATURES.build({"kind": "torsions", "heavy_only": False}, topology=topology, n_latents=0)
+
+
+def test_collinear_flank_is_finite():
+    atoms = molecule("trans-butane")
+    features = Torsions([(0, 1, 2, 3)], len(atoms)).double()
+    straight = torch.zeros(1, len(atoms), 3, dtype=torch.float64)
+    straight[0, :, 0] = torch.arange(len(atoms)) * 0.15
+    straight.requires_grad_(True)
     (gradient,) = torch.autograd.grad(features(straight, latents_of(straight)).sum(), straight)
     assert torch.isfinite(gradient).all()
 
@@ -167,7 +200,8 @@ def test_function_by_name(butane):
     ("spec", "message"),
     [
         ("torsion", "did you mean 'torsions'"),
-        ({"kind": "torsions", "stiff": 3}, "unknown option 'stiff'.*did you mean 'stiff_below'"),
+        ({"kind": "torsions", "stiff": 3}, "unknown option 'stiff'.*valid: heavy_only"),
+        ({"kind": "torsions", "stiff_below": 3.0}, "unknown option 'stiff_below'.*valid: heavy_only"),
         ({"kind": "latents", "atoms": [99]}, "99 in a molecule of 14 atoms"),
         ({"kind": "latents", "atoms": ["CA"]}, "no atom is called 'CA'"),
         ({"kind": "pair_distances", "min_separation": 9}, "no such atom pair"),

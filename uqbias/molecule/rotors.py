@@ -22,8 +22,9 @@ PAIRED, CHARGE = 1.0, 0.7
 #: Usual number of bonds of the elements that make double ones; sulphur and phosphorus make more with bare oxygens.
 VALENCE = {6: 4, 7: 3, 8: 2, 15: 3, 16: 2, 34: 2}
 CHALCOGENS = (8, 16, 34)
-SINGLE, DOUBLE, CONJUGATED, RING, LINEAR = "single bond", "double bond", "conjugated", "ring", "linear"
-#: Reasons of bonds that neither turn nor hold still: a ring puckers, and a linear group has no torsion.
+SINGLE, DOUBLE, CONJUGATED, LINEAR = "single bond", "double bond", "conjugated", "linear"
+RING, FLAT = "ring", "flat ring"
+#: Reasons of bonds that neither turn nor hold still: saturated rings pucker, a linear group has no torsion.
 UNDECIDED = (RING, LINEAR)
 
 
@@ -36,7 +37,7 @@ class Rotor:
     bond : its atoms, in ascending order.
     soft : whether it turns at an affordable price in energy.
     reason : ``single bond`` if it does; else ``double bond``, ``conjugated`` (double in another resonance structure),
-        ``amide``, ``ester``, ``ring`` or ``linear``.
+        ``amide``, ``ester``, ``flat ring``, ``ring`` or ``linear``.
     """
 
     bond: Pair
@@ -67,23 +68,26 @@ def bond_reasons(topology: Topology, positions: NDArray[Any] | None = None) -> d
     ----------
     positions : as of `rotors`.
     """
-    orders = _BondOrders(topology, positions)
-    rings = _rings(topology)
-    cyclic = {frozenset(pair) for ring in rings for pair in zip(ring, ring[1:] + ring[:1], strict=True)}
+    orders, rings = _BondOrders(topology, positions), _rings(topology)
+    cyclic: dict[frozenset[int], str] = {}
+    for ring in rings:
+        for pair in zip(ring, ring[1:] + ring[:1], strict=True):
+            if cyclic.get(frozenset(pair)) != FLAT:
+                cyclic[frozenset(pair)] = RING if orders.puckers(ring) else FLAT
     bonds = [bond for bond in topology.bonds if all(len(topology.neighbours[i]) > 1 for i in bond)]
-    return {bond: RING if frozenset(bond) in cyclic else orders.reason(bond, rings) for bond in bonds}
+    return {bond: cyclic.get(frozenset(bond)) or orders.reason(bond, rings) for bond in bonds}
 
 
 def ring_systems(topology: Topology) -> list[tuple[int, ...]]:
     """Atoms of each ring that puckers, in ring order: five or more, two neighbouring ones saturated, no bridge."""
     orders, rings = _BondOrders(topology), _rings(topology)
-    result = []
-    for ring in rings:
-        bridged = any(len({*ring} & {*other}) > 2 for other in rings if other != ring)
-        saturated = [orders.is_saturated(i) for i in ring]
-        if len(ring) > 4 and not bridged and any(saturated[k - 1] and saturated[k] for k in range(len(ring))):
-            result.append(ring)
-    return result
+    return [
+        ring
+        for ring in rings
+        if len(ring) > 4
+        and orders.puckers(ring)
+        and all(len({*ring} & {*other}) < 3 for other in rings if other != ring)
+    ]
 
 
 def _rings(topology: Topology) -> list[tuple[int, ...]]:
@@ -163,6 +167,11 @@ class _BondOrders:
         number, around = self.topology.numbers[atom], self.topology.neighbours[atom]
         pair = number in CHALCOGENS or (number == 7 and len(around) < 4)
         return not self.free[atom] and not (pair and any(self.free[i] for i in around))
+
+    def puckers(self, ring: tuple[int, ...]) -> bool:
+        """Whether a ring has two neighbouring atoms that are saturated."""
+        saturated = [self.is_saturated(i) for i in ring]
+        return any(saturated[k - 1] and saturated[k] for k in range(len(ring)))
 
     def _atoms(self) -> zip[tuple[int, tuple[int, ...]]]:
         """Atomic number and neighbours of each atom."""

@@ -1,10 +1,10 @@
-"""Sines and cosines of the heavy-atom torsions, with the stiff ones left out."""
+"""Sines and cosines of the torsions about bonds that turn."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -13,8 +13,8 @@ from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError
 from uqbias.molecule.measures import dihedral_angles
-from uqbias.molecule.topology import Topology
-from uqbias.options import NotNegative
+from uqbias.molecule.rotors import SINGLE, UNDECIDED, bond_reasons
+from uqbias.molecule.topology import Quadruple, Topology
 from uqbias.uncertainty.base import set_buffers
 from uqbias.uncertainty.features.base import Features
 
@@ -22,8 +22,8 @@ from uqbias.uncertainty.features.base import Features
 SHORT = 1e-4
 #: A torsion with a collinear flank has no angle: its unit vector shrinks to zero as sin α sin β falls below this.
 COLLINEAR = 1e-2
-#: A torsion whose mean sin α sin β over the start frames is below this runs along a linear group and is left out.
-LINEAR = 0.1
+#: Length of the mean unit vector of a stiff torsion over the start frames below which these hold it in several places.
+HELD = 0.5
 
 
 class Torsions(Features):
@@ -31,61 +31,43 @@ class Torsions(Features):
 
     √w_t (cos θ_t, sin θ_t) of T proper dihedrals, so that ``f·f' = Σ_t w_t cos(θ_t − θ'_t)``.
     The weight of a dihedral is one over the number of dihedrals on the same central bond, so each bond counts once.
-    `prepare` gives weight 0 to stiff torsions (amides, rings, double bonds): a density over them would only measure
-    how far a stiff mode is heated.
+    Left out are stiff torsions, by `uqbias.molecule.rotors` (amides, double bonds, flat rings), since a density over
+    them would only measure how far a stiff mode is heated, rings that pucker, and linear groups.
 
     Parameters
     ----------
     dihedrals : [T, 4] atom indices.
     n_atoms : atoms of the molecule, N.
-    stiff_below : 0 keeps all torsions.
+    stiff : [S, 4] atom indices of the stiff torsions, for `stiff_deviation`.
 
     Attributes
     ----------
-    weights : [T] w_t; 0 for stiff torsions.
-    stiff : [T] 1 for stiff torsions, else 0.
-    start_angles : [T] rad, circular mean over the start frames.
+    weights : [T] w_t.
+    start_angles : [S] rad, circular mean of the stiff torsions over the start frames.
+    held : [S] 1 for stiff torsions that the start frames have in one place, else 0.
     """
 
     kind = "torsions"
     angular: ClassVar[bool] = True
     weights: Tensor
-    stiff: Tensor
     start_angles: Tensor
+    held: Tensor
     prepared: Tensor
     incidence: Tensor
+    stiff_incidence: Tensor
 
-    def __init__(
-        self,
-        dihedrals: Sequence[Sequence[int]],
-        n_atoms: int,
-        *,
-        stiff_below: Annotated[
-            NotNegative,
-            Doc("degrees; a torsion with a smaller circular deviation over the start frames is stiff, weight 0"),
-        ] = 20.0,
-    ) -> None:
+    def __init__(self, dihedrals: Sequence[Sequence[int]], n_atoms: int, stiff: Sequence[Sequence[int]] = ()) -> None:
         super().__init__()
-        if not dihedrals:
-            raise UqbiasError(
-                "the molecule has no such dihedral", "set heavy_only: false, or choose the features pair_distances"
-            )
         self.dihedrals = tuple((int(i), int(j), int(k), int(m)) for i, j, k, m in dihedrals)
+        self.stiff = tuple((int(i), int(j), int(k), int(m)) for i, j, k, m in stiff)
         self.n_atoms = n_atoms
-        self.stiff_below = float(stiff_below)
         self.dim = 2 * len(self.dihedrals)
-        count = len(self.dihedrals)
-        self.register_buffer("weights", torch.tensor(self._multiplicity_weights(), dtype=torch.get_default_dtype()))
-        self.register_buffer("stiff", torch.zeros(count))
-        self.register_buffer("start_angles", torch.zeros(count))
+        self.register_buffer("weights", torch.tensor(bond_weights(self.dihedrals), dtype=torch.get_default_dtype()))
+        self.register_buffer("start_angles", torch.zeros(len(self.stiff)))
+        self.register_buffer("held", torch.zeros(len(self.stiff)))
         self.register_buffer("prepared", torch.zeros(()))
-        # Bond vectors as one matrix product: no index and no atomic addition in the backward pass.
-        incidence = torch.zeros(3, count, n_atoms)
-        for t, atoms in enumerate(self.dihedrals):
-            for bond in range(3):
-                incidence[bond, t, atoms[bond]] = -1.0
-                incidence[bond, t, atoms[bond + 1]] = 1.0
-        self.register_buffer("incidence", incidence.reshape(3 * count, n_atoms), persistent=False)
+        self.register_buffer("incidence", incidence_of(self.dihedrals, n_atoms), persistent=False)
+        self.register_buffer("stiff_incidence", incidence_of(self.stiff, n_atoms), persistent=False)
 
     @classmethod
     def build(
@@ -94,76 +76,89 @@ class Torsions(Features):
         n_latents: int,
         *,
         heavy_only: Annotated[bool, Doc("only torsions of four heavy atoms")] = True,
-        **options: Any,
     ) -> Torsions:
-        """Take the proper dihedrals of the bond graph."""
-        return cls(topology.proper_dihedrals(heavy_only=heavy_only), len(topology.numbers), **options)
-
-    @property
-    def is_prepared(self) -> bool:
-        """Whether the stiff torsions are known."""
-        return bool(self.prepared.item())
-
-    def prepare(self, positions: Tensor) -> None:
-        """Find the stiff torsions: circular standard deviation √(−2 ln R) below `stiff_below` over the start frames.
-
-        Parameters
-        ----------
-        positions : [n, N, 3] nm.
+        """Take the proper dihedrals of the bond graph.
 
         Raises
         ------
         UqbiasError
-            If no torsion is soft.
+            If none of them is soft.
         """
-        x = positions.detach().cpu().numpy().astype(np.float64)
-        angles = dihedral_angles(x, self.dihedrals)
-        resultant = np.exp(1j * angles).mean(axis=0)
-        deviation = np.degrees(np.sqrt(-2.0 * np.log(np.clip(np.abs(resultant), 1e-12, 1.0))))
-        linear = _sine_products(x, self.dihedrals).mean(axis=0) < LINEAR
-        stiff = (deviation < self.stiff_below) & ~linear
-        weights = np.where(stiff | linear, 0.0, self._multiplicity_weights())
-        if not weights.any():
+        dihedrals = torsion_reasons(topology, heavy_only)
+        soft = [four for four, reason in dihedrals.items() if reason == SINGLE]
+        if not soft:
+            held = ", ".join(f"{count} {reason}" for reason, count in Counter(dihedrals.values()).items())
             raise UqbiasError(
-                f"all {len(weights)} torsions are stiff over {len(x)} start frames: largest circular standard "
-                f"deviation {deviation.max():.1f} degrees, stiff_below {self.stiff_below:g}",
-                "give more diverse start frames, a smaller stiff_below, or the features pair_distances",
+                f"no torsion turns about a single bond: {held}" if held else "the molecule has no such dihedral",
+                "set heavy_only: false, or choose the features pair_distances, or driver: auto",
             )
-        set_buffers(self, weights=weights, stiff=stiff, start_angles=np.angle(resultant), prepared=1.0)
+        stiff = [four for four, reason in dihedrals.items() if reason not in (SINGLE, *UNDECIDED)]
+        return cls(soft, len(topology), stiff)
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether it is known where the stiff torsions are."""
+        return bool(self.prepared.item())
+
+    def prepare(self, positions: Tensor) -> None:
+        """Take the places of the stiff torsions from the start frames [n, N, 3] nm."""
+        angles = dihedral_angles(positions.detach().cpu().numpy(), self.stiff)
+        resultant = np.exp(1j * angles).mean(axis=0)
+        set_buffers(self, start_angles=np.angle(resultant), held=np.abs(resultant) > HELD, prepared=1.0)
 
     def stiff_deviation(self, positions: Tensor) -> Tensor:
         """Largest deviation of a stiff torsion from its start mean, [n] degrees (0 to 180; 0 if none is stiff)."""
         with torch.no_grad():
-            cosine, sine = self._unit_vectors(positions.to(self.weights.dtype))
+            positions = positions.to(self.weights.dtype)
+            if not self.stiff:
+                return positions.new_zeros(len(positions))
+            cosine, sine = unit_vectors(self.stiff_incidence, positions, len(self.stiff))
             away = torch.atan2(sine, cosine) - self.start_angles
             wrapped = torch.atan2(away.sin(), away.cos()).abs()
-            return torch.rad2deg((wrapped * self.stiff).amax(-1))
+            return torch.rad2deg((wrapped * self.held).amax(-1))
 
     def forward(self, positions: Tensor, latents: Tensor) -> Tensor:
         """Weighted cosines, then weighted sines, [W, 2T]."""
-        return torch.cat(self._unit_vectors(positions), dim=-1) * self.weights.sqrt().repeat(2)
-
-    def _unit_vectors(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine [W, T], IUPAC sign (0 is cis)."""
-        bonds = (self.incidence @ positions).reshape(-1, 3, len(self.dihedrals), 3)
-        bonds = bonds / ((bonds * bonds).sum(-1, keepdim=True) + SHORT**2).sqrt()
-        first, axis, last = bonds.unbind(1)
-        normal = torch.linalg.cross(axis, last)
-        x = (torch.linalg.cross(first, axis) * normal).sum(-1)
-        y = (first * normal).sum(-1)
-        norm = (x * x + y * y + COLLINEAR**2).rsqrt()
-        return x * norm, y * norm
-
-    def _multiplicity_weights(self) -> list[float]:
-        """One over the number of dihedrals on the same central bond, [T]."""
-        counts = Counter(frozenset(four[1:3]) for four in self.dihedrals)
-        return [1.0 / counts[frozenset(four[1:3])] for four in self.dihedrals]
+        vectors = unit_vectors(self.incidence, positions, len(self.dihedrals))
+        return torch.cat(vectors, dim=-1) * self.weights.sqrt().repeat(2)
 
 
-def _sine_products(x: np.ndarray[Any, np.dtype[np.float64]], dihedrals: Sequence[Sequence[int]]) -> Any:
-    """Product of the sines of the two bond angles of each dihedral, [n, T]."""
-    index = np.asarray(dihedrals)
-    steps = [x[:, index[:, bond + 1]] - x[:, index[:, bond]] for bond in range(3)]
-    units = [step / np.maximum(np.linalg.norm(step, axis=-1, keepdims=True), 1e-12) for step in steps]
-    sines = [np.linalg.norm(np.cross(units[bond], units[bond + 1]), axis=-1) for bond in range(2)]
-    return sines[0] * sines[1]
+def torsion_reasons(topology: Topology, heavy_only: bool = True) -> dict[Quadruple, str]:
+    """Why each proper dihedral turns or does not, by its middle bond; see `uqbias.molecule.rotors.Rotor`."""
+    reasons = bond_reasons(topology)
+    return {four: reasons[four[1], four[2]] for four in topology.proper_dihedrals(heavy_only=heavy_only)}
+
+
+def unit_vectors(incidence: Tensor, positions: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Cosine and sine [W, T] of torsions, IUPAC sign (0 is cis).
+
+    Parameters
+    ----------
+    incidence : [3T, N], from `incidence_of`.
+    positions : [W, N, 3] nm.
+    count : T.
+    """
+    bonds = (incidence @ positions).reshape(-1, 3, count, 3)
+    bonds = bonds / ((bonds * bonds).sum(-1, keepdim=True) + SHORT**2).sqrt()
+    first, axis, last = bonds.unbind(1)
+    normal = torch.linalg.cross(axis, last)
+    x = (torch.linalg.cross(first, axis) * normal).sum(-1)
+    y = (first * normal).sum(-1)
+    norm = (x * x + y * y + COLLINEAR**2).rsqrt()
+    return x * norm, y * norm
+
+
+def incidence_of(dihedrals: Sequence[Sequence[int]], n_atoms: int) -> Tensor:
+    """Matrix [3T, N] that gives bond vectors as one product: no index and no atomic addition in the backward pass."""
+    incidence = torch.zeros(3, len(dihedrals), n_atoms)
+    for t, atoms in enumerate(dihedrals):
+        for bond in range(3):
+            incidence[bond, t, atoms[bond]] = -1.0
+            incidence[bond, t, atoms[bond + 1]] = 1.0
+    return incidence.reshape(3 * len(dihedrals), n_atoms)
+
+
+def bond_weights(dihedrals: Sequence[Sequence[int]]) -> list[float]:
+    """One over the number of dihedrals on the same central bond, [T]."""
+    counts = Counter(frozenset(four[1:3]) for four in dihedrals)
+    return [1.0 / counts[frozenset(four[1:3])] for four in dihedrals]
