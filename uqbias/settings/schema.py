@@ -165,7 +165,10 @@ class Guards(Section):
     bond_low: float = Field(default=0.7, gt=0, lt=1, description="shortest bond, as a multiple of the reference length")
     bond_high: float = Field(default=1.4, gt=1, description="longest bond, as a multiple of the reference length")
     stiff_torsion: float = Field(
-        default=60.0, gt=0, le=180, description="degrees that a stiff torsion (amide, ester, double bond, flat ring) may turn"
+        default=60.0,
+        gt=0,
+        le=180,
+        description="degrees that a stiff torsion (amide, ester, double bond, flat ring) may turn",
     )
     chirality: bool = Field(default=True, description="stop a walker whose stereocentre flips")
 
