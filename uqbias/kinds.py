@@ -25,6 +25,7 @@ UNCERTAINTIES = {
 }
 BIASES = {
     "metadynamics": "uqbias.bias.metad:MetaD",
+    "parallel_metadynamics": "uqbias.bias.parallel:ParallelMetaD",
     "opes": "uqbias.bias.opes:OPES",
     "eabf": "uqbias.bias.eabf:ExtendedABF",
     "wtm_eabf": "uqbias.bias.eabf:WellTemperedExtendedABF",

@@ -267,7 +267,52 @@ class Bias(Part, ABC):
         """Forget the history; the base class has none."""
 
 
-class BiasSum(Bias):
+class CompositeBias(Bias):
+    """A bias made of others, the terms; the state keys of term ``i`` carry the prefix ``"i."``.
+
+    Parameters
+    ----------
+    terms : the biases; kept as the same list.
+    variables : see `Bias`.
+    """
+
+    def __init__(self, terms: list[Any], variables: Sequence[str]) -> None:
+        super().__init__(variables)
+        self._terms: list[Bias] = terms
+        self._collect()
+
+    def state(self) -> dict[str, Tensor]:
+        self._collect()
+        return self._state
+
+    def _collect(self) -> None:
+        for index, term in enumerate(self._terms):
+            self._state |= prefixed(f"{index}.", term.state())
+
+    def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Self:
+        for term in self._terms:
+            term.to(dtype, device)
+        self._collect()
+        return self
+
+    def checkpoint(self) -> dict[str, NDArray[Any]]:
+        arrays: dict[str, NDArray[Any]] = {}
+        for index, term in enumerate(self._terms):
+            arrays |= prefixed(f"{index}.", term.checkpoint())
+        return arrays
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        for index, term in enumerate(self._terms):
+            term.restore(within(f"{index}.", arrays))
+        self._collect()
+
+    def reset(self) -> None:
+        for term in self._terms:
+            term.reset()
+        self._collect()
+
+
+class BiasSum(CompositeBias):
     """Sum of biases; the state keys of bias ``i`` carry the prefix ``"i."``.
 
     Its variables are those of all terms, in the order in which they first appear.
@@ -282,24 +327,15 @@ class BiasSum(Bias):
     def __init__(self, biases: Sequence[Bias] = ()) -> None:
         self.biases = list(biases)
         names = tuple(dict.fromkeys(name for bias in self.biases for name in bias.variables))
-        super().__init__(names or ("driver",))
+        super().__init__(self.biases, names or ("driver",))
         self.extended = tuple(dict.fromkeys(one for bias in self.biases for one in bias.extended))
         self._columns = [[self.variables.index(name) for name in bias.variables] for bias in self.biases]
-        self._collect()
 
     @property
     def pace(self) -> int | None:  # type: ignore[override]
         """Greatest common divisor of the paces of the terms that are not frozen."""
         paces = [bias.pace for bias in self.biases if bias.pace and not bias.frozen]
         return int(np.gcd.reduce(paces)) if paces else None
-
-    def state(self) -> dict[str, Tensor]:
-        self._collect()
-        return self._state
-
-    def _collect(self) -> None:
-        for index, bias in enumerate(self.biases):
-            self._state |= prefixed(f"{index}.", bias.state())
 
     def energy(self, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         total = torch.zeros_like(x[:, 0])
@@ -313,28 +349,6 @@ class BiasSum(Bias):
             return
         for index, bias in enumerate(self.biases):
             bias.update(step, x[:, self._columns[index]], None if probe is None else _of_term(probe, index))
-
-    def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Self:
-        for bias in self.biases:
-            bias.to(dtype, device)
-        self._collect()
-        return self
-
-    def checkpoint(self) -> dict[str, NDArray[Any]]:
-        arrays: dict[str, NDArray[Any]] = {}
-        for index, bias in enumerate(self.biases):
-            arrays |= prefixed(f"{index}.", bias.checkpoint())
-        return arrays
-
-    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        for index, bias in enumerate(self.biases):
-            bias.restore(within(f"{index}.", arrays))
-        self._collect()
-
-    def reset(self) -> None:
-        for bias in self.biases:
-            bias.reset()
-        self._collect()
 
 
 def parts_of(bias: Bias | None) -> list[Bias]:

@@ -36,6 +36,16 @@ POINTS_PER_SIGMA = (10, 5, 2)
 #: A hill ends where it has fallen to exp(-6²/2) = 1.5e-8 of its height.
 SUPPORT = 6.0
 Kernel = Literal["gaussian", "stretched-gaussian"]
+Height = Annotated[Positive, Doc("height of a new hill, kJ/mol")]
+HillWidth = Annotated[
+    Width,
+    Doc(
+        "width of a hill, in units of the variable (or a list); wide hills on the driver trap walkers at its lower end"
+    ),
+]
+BiasFactor = Annotated[float | None, Gt(1), Doc("γ; the variable moves as if at γ T; null: hills keep their height")]
+HillPace = Annotated[Count, Doc("steps between hills of one walker; a multiple of md.pace")]
+HillKernel = Annotated[Kernel, Doc("gaussian, or stretched-gaussian as PLUMED's METAD has them")]
 #: PLUMED's kernels end where Σ (x - x_k)²/2σ² is 6.25; they are stretched so that they fall to zero there.
 CUTOFF = 6.25
 STRETCH = 1.0 / (1.0 - math.exp(-CUTOFF))
@@ -85,19 +95,11 @@ class MetaD(KernelBias):
         self,
         *,
         variables: Names = ("driver",),
-        height: Annotated[Positive, Doc("height of a new hill, kJ/mol")] = 1.0,
-        sigma: Annotated[
-            Width,
-            Doc(
-                "width of a hill, in units of the variable (or a list); wide hills on the driver trap walkers at its "
-                "lower end"
-            ),
-        ] = 0.3,
-        biasfactor: Annotated[
-            float | None, Gt(1), Doc("γ; the variable moves as if at γ T; null: hills keep their height")
-        ] = 10.0,
-        pace: Annotated[Count, Doc("steps between hills of one walker; a multiple of md.pace")] = 50,
-        kernel: Annotated[Kernel, Doc("gaussian, or stretched-gaussian as PLUMED's METAD has them")] = "gaussian",
+        height: Height = 1.0,
+        sigma: HillWidth = 0.3,
+        biasfactor: BiasFactor = 10.0,
+        pace: HillPace = 50,
+        kernel: HillKernel = "gaussian",
         reflect_at: Reflection = "lowest",
         grid_range: Annotated[
             Sequence[Annotated[Sequence[float], MinLen(2), MaxLen(2)] | None] | None,
@@ -140,10 +142,12 @@ class MetaD(KernelBias):
         return self._hills[: self._count]
 
     def update(self, step: int, x: NDArray[Any], probe: Probe | None = None) -> None:
-        centres = self._due(step, x, self.pace)
-        if not len(centres):
-            return
-        heights = np.full(len(centres), self.height)
+        if len(centres := self._due(step, x, self.pace)):
+            self.add(step, centres, np.ones(len(centres)))
+
+    def add(self, step: int, centres: Array, weights: Array) -> None:
+        """Add a hill at each of ``centres`` [n, D], its height times ``weights`` [n], as of MD step ``step``."""
+        heights = self.height * weights
         if self.biasfactor is not None:
             heights *= np.exp(-self.value(centres) / (kt(self.temperature) * (self.biasfactor - 1)))
         centres, heights = self._with_images(centres, heights)
@@ -263,6 +267,9 @@ def sum_of_hills(
 
 
 def metadynamics_parts(biases: Sequence[Bias | None]) -> list[MetaD]:
-    """Each metadynamics among the biases, that inside a WTM-eABF included."""
-    candidates = [bias if isinstance(bias, MetaD) else getattr(bias, "metadynamics", None) for bias in biases]
-    return [part for part in candidates if isinstance(part, MetaD)]
+    """Each metadynamics among the biases, that inside a WTM-eABF and those of a parallel bias included."""
+    candidates: list[MetaD] = []
+    for bias in biases:
+        inner = getattr(bias, "metadynamics", bias)
+        candidates += [part for part in (inner if isinstance(inner, list) else [inner]) if isinstance(part, MetaD)]
+    return candidates

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 from uqbias.bias.base import Bias
-from uqbias.bias.metad import MetaD
+from uqbias.bias.metad import MetaD, metadynamics_parts
 from uqbias.errors import UqbiasError
 from uqbias.free_energy.result import Axis, FreeEnergy
 from uqbias.free_energy.reweighting import free_energy_of
-from uqbias.free_energy.weighted_frames import Pool, WeightedFrames, deposition_steps
+from uqbias.free_energy.weighted_frames import Pool, WeightedFrames, deposition_steps, tempered
 
 Array = NDArray[np.float64]
 
@@ -43,15 +43,13 @@ def free_energy_from_bias(pool: Pool, axes: tuple[Axis, ...], description: str, 
         raise UqbiasError(f"the bias of {len(pool.frames)} runs", "give one run, or --method mbar")
     one = pool.frames[0]
     names = [axis.name for axis in axes]
-    filling = [
-        part for part in one.run.parts if part.free_energy_factor is not None and set(names) <= set(part.variables)
-    ]
+    filling = [part for part in tempered(one.run.parts) if set(names) <= set(part.variables)]
     if len(filling) != 1:
         raise UqbiasError(
             f"{len(filling)} biases of {one.run.path} (metadynamics, opes) act on {', '.join(names)}",
             "method bias takes exactly one",
         )
-    part, place = filling[0], one.run.parts.index(filling[0])
+    part = filling[0]
     grids = [_points(one, name, axes[names.index(name)] if name in names else None) for name in part.variables]
     if (points := math.prod(map(len, grids))) > MOST_POINTS:
         raise UqbiasError(f"{points} points of a bias on {len(grids)} variables for these bins", "give fewer --bins")
@@ -73,7 +71,7 @@ def free_energy_from_bias(pool: Pool, axes: tuple[Axis, ...], description: str, 
 
     counts = pool.counts()
     visited = counts > 0
-    F = surface(one.run.energy_of(place, columns.__getitem__))
+    F = surface(one.run.energy_of(part, columns.__getitem__))
     shape = tuple(axis.bins for axis in axes)
     error = np.full(F.shape, np.nan)
     if part.estimator == "tiwary-parrinello" and len(cast(MetaD, part).hills):
@@ -105,7 +103,7 @@ def _beside(one: WeightedFrames, part: Bias) -> list[int]:
     """
     places = []
     for index, other in enumerate(one.run.parts):
-        if other is part:
+        if other is part or part in metadynamics_parts([other]):
             continue
         fixed = index in one.on_molecule and index not in (*one.changing, *one.boosts)
         if not fixed or not set(other.variables) <= set(part.variables):

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import logsumexp
 
 from uqbias.bias.base import Bias
 from uqbias.bias.metad import MetaD, metadynamics_parts
@@ -181,13 +181,30 @@ def tiwary_parrinello_offset(frames: WeightedFrames) -> Array:
             f"{frames.run.path}: tiwary-parrinello takes one metadynamics, the biases that changed are {kinds}",
             "use --method last-bias",
         )
-    part = cast(MetaD, parts[0])
-    hills, step = part.hills, deposition_steps(part)
-    if _was_fixed(frames, step):
+    hills = metadynamics_parts(parts)
+    if _was_fixed(frames, [deposition_steps(part) for part in hills]):
         return np.zeros(len(frames))
+    offsets = [_offset_of(part, frames) for part in hills]
+    # Several are joined as the biases are, see `uqbias.bias.parallel.ParallelMetaD`.
+    return offsets[0] if len(offsets) == 1 else -frames.kt * _log_mean_exp(-np.stack(offsets) / frames.kt)
+
+
+def _log_mean_exp(exponents: Array) -> Array:
+    return np.asarray(logsumexp(exponents, axis=0) - math.log(len(exponents)))
+
+
+def _offset_of(part: MetaD, frames: WeightedFrames) -> Array:
+    """[n] kJ/mol: c(t) of one metadynamics at each frame."""
+    hills = part.hills
     steps, c = reweighting_offset(
         HillHistory(
-            step, hills["centre"], hills["sigma"], hills["height"], part.biasfactor, part.periods, part.reflect_at
+            deposition_steps(part),
+            hills["centre"],
+            hills["sigma"],
+            hills["height"],
+            part.biasfactor,
+            part.periods,
+            part.reflect_at,
         ),
         frames.kt,
     )
@@ -203,9 +220,9 @@ def deposition_steps(part: MetaD) -> Indices:
     return np.asarray(step)
 
 
-def _was_fixed(frames: WeightedFrames, step: Indices) -> bool:
+def _was_fixed(frames: WeightedFrames, steps: Sequence[Indices]) -> bool:
     """Whether the bias at the end is the one that acted all along: hills of an earlier run, used without update."""
-    if not len(step) or step[-1] < frames.step[0]:
+    if all(not len(step) or step[-1] < frames.step[0] for step in steps):
         return True
     tolerance = 1e-3 * max(1.0, float(np.abs(frames.bias).max()))
     return bool(np.abs(frames.last_bias() - frames.bias).max() < tolerance)

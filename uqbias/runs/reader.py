@@ -297,11 +297,12 @@ class RunFolder:
             values = torch.cat([variable(block) for block in torch.split(flat, 4096)]).numpy()
         return Column(values.reshape(self.restarted.shape), variable.unit, variable.period)
 
-    def energy_of(self, index: int, columns: Callable[[str], Array]) -> Array:
-        """Bias ``index`` as it was at the end, in kJ/mol.
+    def energy_of(self, which: int | Bias, columns: Callable[[str], Array]) -> Array:
+        """A bias as it was at the end, in kJ/mol.
 
         Parameters
         ----------
+        which : its place among ``parts``, or the bias.
         columns : gives the values [n] of a variable.
 
         Returns
@@ -310,7 +311,7 @@ class RunFolder:
         """
         import torch
 
-        part = self.parts[index]
+        part = self.parts[which] if isinstance(which, int) else which
         x = torch.from_numpy(np.stack([columns(name) for name in part.variables], axis=1))
         with content_of(self.path / "bias.npz", AGAIN), torch.no_grad():
             values = [part.energy(block, part.state()) for block in torch.split(x, 65536)]

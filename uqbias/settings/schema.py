@@ -304,8 +304,8 @@ class Campaign(Section):
     bias: list[Annotated[KindSection, of_kind(BIASES, "metadynamics")]] = Field(
         default=["metadynamics", "upper_wall"],
         validate_default=True,
-        description="the parts of the bias, which add up; kinds: metadynamics, opes, eabf, wtm_eabf, gamd, linear, "
-        "udd, upper_wall, lower_wall, restraint",
+        description="the parts of the bias, which add up; kinds: parallel_metadynamics, metadynamics, opes, eabf, "
+        "wtm_eabf, gamd, linear, udd, upper_wall, lower_wall, restraint",
     )
     old_bias: Literal["fresh", "keep"] = Field(
         default="fresh",
