@@ -148,7 +148,7 @@ def test_every_kind_is_listed_with_its_keys(section):
             assert "#" in line or lines[number - 1].lstrip().startswith("#"), line
     if section == "bias":  # what has all keys that it needs is a section as it stands
         whole = [entry for entry in entries if None not in (entry.get("at", 0), entry.get("kappa", 0))]
-        assert len(whole) == 8
+        assert len(whole) == 9
         for entry in whole:
             assert check_campaign({**MINIMAL, "bias": [entry]}).bias[0].kind == entry["kind"]
 
