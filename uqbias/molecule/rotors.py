@@ -68,7 +68,7 @@ def bond_reasons(topology: Topology, positions: NDArray[Any] | None = None) -> d
     ----------
     positions : as of `rotors`.
     """
-    orders, rings = _BondOrders(topology, positions), _rings(topology)
+    orders, rings = BondOrders(topology, positions), _rings(topology)
     cyclic: dict[frozenset[int], str] = {}
     for ring in rings:
         for pair in zip(ring, ring[1:] + ring[:1], strict=True):
@@ -80,7 +80,7 @@ def bond_reasons(topology: Topology, positions: NDArray[Any] | None = None) -> d
 
 def ring_systems(topology: Topology) -> list[tuple[int, ...]]:
     """Atoms of each ring that puckers, in ring order: five or more, two neighbouring ones saturated, no bridge."""
-    orders, rings = _BondOrders(topology), _rings(topology)
+    orders, rings = BondOrders(topology), _rings(topology)
     return [
         ring
         for ring in rings
@@ -109,7 +109,7 @@ def _rings(topology: Topology) -> list[tuple[int, ...]]:
     return [*rings.values()]
 
 
-class _BondOrders:
+class BondOrders:
     """Lewis structures of a molecule: where second and third bonds can be, as an integer program.
 
     A structure is worth `PAIRED` for each such bond less `CHARGE` for each charged nitrogen or oxygen (nitro,
