@@ -10,12 +10,14 @@ POTENTIALS = {
 FEATURES = {
     "latents": "uqbias.uncertainty.features.latents:Latents",
     "torsions": "uqbias.uncertainty.features.torsions:Torsions",
+    "local_angles": "uqbias.uncertainty.features.local_angles:LocalAngles",
     "pair_distances": "uqbias.uncertainty.features.pair_distances:PairDistances",
     "concatenated": "uqbias.uncertainty.features.concatenated:Concatenated",
 }
 UNCERTAINTIES = {
     "gmm": "uqbias.uncertainty.gmm:GaussianMixture",
     "kernel_density": "uqbias.uncertainty.kernel_density:KernelDensity",
+    "local_densities": "uqbias.uncertainty.local_densities:LocalDensities",
     "committee": "uqbias.uncertainty.committee:Committee",
     "shallow_ensemble": "uqbias.uncertainty.shallow_ensemble:ShallowEnsemble",
     "mve": "uqbias.uncertainty.mve:MeanVarianceEstimation",

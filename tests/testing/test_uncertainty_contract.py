@@ -35,6 +35,7 @@ KINDS = {
     "gmm_distances": ("gmm", {"features": NEAR, "squash": "softplus_sqrt", "reg_covar": 1e-2}),
     "kernel_density": ("kernel_density", {}),
     "kernel_gaussian": ("kernel_density", {"features": NEAR, "kernel": "gaussian"}),
+    "local_densities": ("local_densities", {}),
     "committee": ("committee", {}),
     "committee_forces": ("committee", {"quantity": "forces", "bootstrap": True, "aggregation": "max"}),
     "shallow_ensemble": ("shallow_ensemble", {}),

@@ -14,7 +14,7 @@ from typing_extensions import Doc
 from uqbias.bias.base import Bias, OneName, Periods, nearest_image
 from uqbias.errors import UqbiasError
 from uqbias.options import Count, Positive
-from uqbias.uncertainty.kernel_density import WALL
+from uqbias.uncertainty.base import WALL
 
 Stiffness = Annotated[Positive, Doc("kJ/mol per squared unit of the variable")]
 WallBegins = Annotated[float, Doc("value of the variable where the wall begins")]

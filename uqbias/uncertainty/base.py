@@ -22,6 +22,8 @@ from uqbias.uncertainty.features.base import Features
 PADDING = -1e9
 #: Frames per evaluation while fitting, to bound the memory.
 CHUNK = 512
+#: nats; a geometry of a larger u of a density of one or two torsions is broken, not unknown.
+WALL = 14.0
 
 
 class Uncertainty(Part, Memory, nn.Module, ABC):
@@ -44,7 +46,8 @@ class Uncertainty(Part, Memory, nn.Module, ABC):
         ``log_density``.
     hill_width : width of a hill that suits u as driver, in its unit; None where that depends on the system.
     wall : value of u, in its unit, beyond which a geometry is taken for broken: where a wall begins, a walker is
-        stopped and a frame is not worth a label; None where that depends on the system.
+        stopped and a frame is not worth a label; None where that depends on the system. An instance may know better
+        than its kind.
     bootstrap : whether each committee member is to be trained on its own resample of the frames.
     part_names : descriptions of K parts of the molecule (``"torsion C5-N7"``) that have an uncertainty each, which
         `local` gives in this order; fixed at construction. Empty for a kind that is one number.
@@ -57,7 +60,7 @@ class Uncertainty(Part, Memory, nn.Module, ABC):
     fewest_members: ClassVar[int] = 1
     most_members: ClassVar[int | None] = None
     hill_width: ClassVar[float | None] = None
-    wall: ClassVar[float | None] = None
+    wall: float | None = None
     bootstrap: bool = False
     part_names: tuple[str, ...] = ()
     features: Features | None
@@ -171,6 +174,13 @@ class Uncertainty(Part, Memory, nn.Module, ABC):
     def local(self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None) -> Tensor:
         """Uncertainty of each of the K `part_names`, [W, K] in `unit`; arguments as of `forward`."""
         return positions.new_zeros(len(positions), 0)
+
+    def with_local(
+        self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`forward` and `local`, from one evaluation."""
+        arguments = positions, energy, latents, forces
+        return self(*arguments), self.local(*arguments)
 
     def per_atom(
         self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None

@@ -14,12 +14,9 @@ from uqbias.errors import UqbiasError
 from uqbias.molecule.topology import Topology
 from uqbias.options import Count, OfKind, Positive
 from uqbias.registry import FEATURES
-from uqbias.uncertainty.base import PADDING, Uncertainty, set_buffers
+from uqbias.uncertainty.base import PADDING, WALL, Uncertainty, set_buffers
 from uqbias.uncertainty.features.base import Features, FeatureSpec
 from uqbias.uncertainty.whitening import Components, Whiten, Whitening
-
-#: nats; a geometry of a larger u is broken, not unknown.
-WALL = 14.0
 
 
 class KernelDensity(Uncertainty):
@@ -42,7 +39,7 @@ class KernelDensity(Uncertainty):
 
     kind = "kernel_density"
     hill_width: ClassVar[float | None] = 0.3
-    wall: ClassVar[float | None] = WALL
+    wall: float | None = WALL
     features: Features
     references: Tensor
     offsets: Tensor
@@ -76,7 +73,9 @@ class KernelDensity(Uncertainty):
         self.whitening_kind = whitening
         self.whitening = Whitening(features.dim, whitening, dims) if kernel == "gaussian" else None
         width = features.dim if self.whitening is None else self.whitening.dim
-        self._allocate(_power_of_two(capacity), width)
+        if kernel == "von_mises":
+            self.wall = wall_of_angles(self.kappa, features)
+        self._allocate(power_of_two(capacity), width)
         self.register_buffer("median", torch.zeros(()))
 
     @classmethod
@@ -112,7 +111,7 @@ class KernelDensity(Uncertainty):
         features = self._training_features(positions, latents)
         count = len(features)
         if count > self.capacity:
-            self._allocate(_power_of_two(count), self.references.shape[1], self.references)
+            self._allocate(power_of_two(count), self.references.shape[1], self.references)
         if self.whitening is not None:
             self.whitening.fit(features)
             features = self.whitening.transform(features)
@@ -142,6 +141,15 @@ class KernelDensity(Uncertainty):
         return self_term - torch.logsumexp(kernels, -1) - self.median
 
 
-def _power_of_two(count: int) -> int:
+def power_of_two(count: int) -> int:
     """Smallest power of two that is not below ``count``."""
     return 1 << (int(count) - 1).bit_length()
+
+
+def wall_of_angles(kappa: float, features: Features) -> float:
+    """Where a von Mises density has its wall: the range of u, 2 κ Σ_t w_t, grows with the number of angles.
+
+    It is `WALL` for two torsions, or fewer, of κ = 5.
+    """
+    weights: Tensor = getattr(features, "weights", torch.zeros(0))
+    return WALL * max(1.0, kappa * float(weights.sum()) / 10.0)

@@ -92,8 +92,7 @@ class Torsions(Features):
                 f"no torsion turns about a single bond: {held}" if held else "the molecule has no such dihedral",
                 "set heavy_only: false, or choose the features pair_distances, or driver: auto",
             )
-        stiff = [four for four, reason in dihedrals.items() if reason not in (SINGLE, *UNDECIDED)]
-        return cls(soft, len(topology), stiff)
+        return cls(soft, len(topology), stiff_torsions(topology, heavy_only))
 
     @property
     def is_prepared(self) -> bool:
@@ -127,6 +126,12 @@ def torsion_reasons(topology: Topology, heavy_only: bool = True) -> dict[Quadrup
     """Why each proper dihedral turns or does not, by its middle bond; see `uqbias.molecule.rotors.Rotor`."""
     reasons = bond_reasons(topology)
     return {four: reasons[four[1], four[2]] for four in topology.proper_dihedrals(heavy_only=heavy_only)}
+
+
+def stiff_torsions(topology: Topology, heavy_only: bool = True) -> list[Quadruple]:
+    """Dihedrals [S, 4] about bonds that hold still."""
+    reasons = torsion_reasons(topology, heavy_only)
+    return [four for four, reason in reasons.items() if reason not in (SINGLE, *UNDECIDED)]
 
 
 def unit_vectors(incidence: Tensor, positions: Tensor, count: int) -> tuple[Tensor, Tensor]:
