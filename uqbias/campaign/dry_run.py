@@ -7,6 +7,7 @@ import numpy as np
 from uqbias.bias.build import build_bias, completed
 from uqbias.campaign.work import given_to_oracle
 from uqbias.errors import UqbiasError
+from uqbias.md.constraints import check_constraints
 from uqbias.molecule.frames import Frames
 from uqbias.molecule.topology import Topology
 from uqbias.registry import ORACLES, SAMPLERS
@@ -26,7 +27,13 @@ def check_parts(file: CampaignFile, topology: Topology, start: Frames) -> None:
     campaign = file.resolved
     check_exploration(campaign, topology)
     _check_uncertainties(campaign, topology, start)
-    SAMPLERS.build(campaign.sampling).check(campaign, topology, start)
+    sampler = SAMPLERS.build(campaign.sampling)
+    sampler.check(campaign, topology, start)
+    if sampler.walks:
+        try:
+            check_constraints(topology, start.positions, campaign.md.constraints)
+        except UqbiasError as error:
+            raise UqbiasError(f"md.constraints = {campaign.md.constraints}: {error.what}", error.cure) from None
     options = {**campaign.oracle.arguments(), **given_to_oracle(campaign, topology)}
     ORACLES.get(campaign.oracle.kind).check_molecule(options, topology.numbers)
 

@@ -131,7 +131,8 @@ class Projector:
         Raises
         ------
         UqbiasError
-            If the lengths cannot be reached from this geometry.
+            If the lengths cannot be reached from this geometry. OpenMM's solver (CCMA) takes the angles between
+            constraints as constant, but those of the angles in a chain change with its torsions: it then diverges.
         """
         if not self.constraints:
             return positions, velocities
@@ -142,10 +143,29 @@ class Projector:
         state = self._context.getState(positions=True, velocities=True)
         x = np.asarray(state.getPositions(asNumpy=True)._value, dtype=np.float64)
         v = np.asarray(state.getVelocities(asNumpy=True)._value, dtype=np.float64)
-        worst = max(abs(float(np.linalg.norm(x[i] - x[j])) / length - 1) for i, j, length in self.constraints)
+        # Of NaN and numbers Python's max gives either.
+        worst = float(np.max([abs(np.linalg.norm(x[i] - x[j]) / length - 1) for i, j, length in self.constraints]))
+        if not np.isfinite(worst):
+            raise UqbiasError(
+                f"OpenMM's solver diverges with the {len(self.constraints)} constraints of this molecule",
+                "take constraints: bonds; bonds_angles works for angles about one centre, not along a chain",
+            )
         if not worst < 100 * TOLERANCE:
             raise UqbiasError(
                 f"constraints off by {worst:.1e} after projection",
                 "start from a geometry nearer to the constrained one",
             )
         return x, v
+
+
+def check_constraints(topology: Topology, positions: Array, kind: str) -> None:
+    """Put each of ``positions`` [n, N, 3] nm onto the constraints once, so that what cannot be held is said early.
+
+    Raises
+    ------
+    UqbiasError
+        As `choose_constraints` and `Projector`.
+    """
+    project = Projector(topology.masses(), choose_constraints(topology, positions, kind))
+    for geometry in positions:
+        project(geometry, np.zeros_like(geometry))

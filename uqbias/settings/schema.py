@@ -123,7 +123,9 @@ class MD(Section):
         "(any labelled frame) or sparse (labelled frames, those where the driver is high more often)",
     )
     constraints: Literal["none", "hbonds", "bonds", "bonds_angles"] = Field(
-        default="none", description="held rigid during exploration: none, hbonds, bonds, bonds_angles"
+        default="none",
+        description="held rigid during exploration: none, hbonds, bonds, or "
+        "bonds_angles (angles about one centre: along a chain they are refused)",
     )
     engine: Literal["openmm", "plumed"] = Field(
         default="openmm",
