@@ -41,7 +41,7 @@ from uqbias.molecule.seen import invariants, is_in
 from uqbias.molecule.topology import Topology
 from uqbias.settings.file import check_campaign
 from uqbias.settings.schema import TrainingOptions
-from uqbias.uncertainty.calibration import Conformal
+from uqbias.uncertainty.conformal import Conformal
 from uqbias.units import EV_PER_ANGSTROM
 
 ROOT = Path(__file__).parents[2]

@@ -21,7 +21,7 @@ from uqbias.potentials.power_spectrum import PowerSpectrum
 from uqbias.registry import UNCERTAINTIES
 from uqbias.uncertainty.aggregation import Aggregation
 from uqbias.uncertainty.base import rebuild_uncertainty
-from uqbias.uncertainty.calibration import Conformal
+from uqbias.uncertainty.conformal import Conformal
 
 N_LATENTS = 3
 TORSIONS = {"kind": "torsions", "heavy_only": False}

@@ -29,7 +29,7 @@ from uqbias.options import KindSection, accepted
 from uqbias.registry import ORACLES
 from uqbias.settings.file import CampaignFile, with_files
 from uqbias.settings.schema import Campaign
-from uqbias.uncertainty.calibration import frames_needed
+from uqbias.uncertainty.conformal import frames_needed
 
 Array = NDArray[np.float64]
 

@@ -112,7 +112,7 @@ def print_errors(scores: Mapping[str, Any]) -> None:
 
 def _print_coverage(scores: Mapping[str, Any]) -> None:
     from uqbias.model.score import ALPHAS
-    from uqbias.uncertainty.calibration import frames_needed
+    from uqbias.uncertainty.conformal import frames_needed
 
     keys = {alpha: f"coverage_{alpha:g}" for alpha in ALPHAS}
     if scores["calibration"] == "conformal":

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from uqbias.errors import UqbiasError
-from uqbias.model.inference import atoms_with_values, residuals
+from uqbias.model.inference import Evaluated, atoms_with_values, residuals
 from uqbias.model.model import UncertaintyModel
 from uqbias.model.score import score_model
 from uqbias.model.training import Progress, train
@@ -25,7 +25,8 @@ from uqbias.potentials.prediction import predict
 from uqbias.registry import POTENTIALS, UNCERTAINTIES
 from uqbias.settings.schema import CalibrationSettings
 from uqbias.uncertainty.base import Uncertainty
-from uqbias.uncertainty.calibration import Calibration, frames_needed
+from uqbias.uncertainty.calibration import Calibration, HeldOut
+from uqbias.uncertainty.conformal import frames_needed
 
 if TYPE_CHECKING:
     from uqbias.options import KindSection
@@ -191,7 +192,8 @@ def complete_model(
     settings = campaign.calibration
     calibrated = {}
     if split.training.forces is not None:  # the judge is calibrated as an error of forces
-        calibrated = calibrate(model, split.calibration, alpha=settings.alpha, kind=settings.kind)
+        options = settings.model_dump(exclude={"fraction"})
+        calibrated = calibrate(model, split.calibration, shape_frames=split.validation, **options)
     counts = {f"{name}_frames".removeprefix("training_"): len(part) for name, part in split._asdict().items()}
     model.provenance.update(**counts, **calibrated, dataset_sha256=_digest(split.training))
     return model, counts | calibrated
@@ -206,7 +208,13 @@ def fit_uncertainty(potential: Potential, part: Uncertainty, frames: Frames, see
 
 
 def calibrate(
-    model: UncertaintyModel, held_out: Frames, *, alpha: float = CALIBRATION.alpha, kind: str = CALIBRATION.kind
+    model: UncertaintyModel,
+    held_out: Frames,
+    *,
+    alpha: float = CALIBRATION.alpha,
+    kind: str = CALIBRATION.kind,
+    shape: str = CALIBRATION.shape,
+    shape_frames: Frames | None = None,
 ) -> dict[str, float]:
     """Calibrate a model's judge, per structure and per atom, in place.
 
@@ -216,7 +224,10 @@ def calibrate(
     Parameters
     ----------
     held_out : labelled frames that neither trained the potential nor stopped its training; 1/α or more.
-    alpha, kind : see `uqbias.uncertainty.calibration.Calibration`.
+    alpha, kind, shape : see `uqbias.uncertainty.calibration.Calibration`.
+    shape_frames : labelled frames that the shape is fitted to: none of ``held_out``, so that the bound on top keeps its
+        guarantee, and none that the judge was fitted to. Those that stopped the training serve: their errors are a
+        little small, but how errors grow with u is theirs. None: the exponent is that which is expected.
 
     Returns
     -------
@@ -242,14 +253,22 @@ def calibrate(
         )
     if not len(held_out):
         raise UqbiasError("no frame is left for calibration", "give more frames")
-    calibration = Calibration(kind, alpha, model.judge.statistic).to(next(model.parameters()))
+    calibration = Calibration(kind, alpha, model.judge.statistic, shape, model.numbers).to(next(model.parameters()))
     evaluated, errors = residuals(model, held_out)
     raw_atoms = evaluated.raw_atom_uncertainty
-    atoms: tuple[np.typing.NDArray[np.float64], ...] = ()
-    if raw_atoms is not None:
-        valued = atoms_with_values(raw_atoms)
-        atoms = (raw_atoms[:, valued], np.sqrt(np.square(errors[:, valued]).mean(axis=2)))
-    calibration._fit(evaluated.raw_judge, np.sqrt(np.square(errors).mean(axis=(1, 2))), *atoms)
+    valued = None if raw_atoms is None else atoms_with_values(raw_atoms)
+
+    def known_of(evaluated: Evaluated, errors: np.typing.NDArray[np.float64]) -> HeldOut:
+        known = HeldOut(evaluated.raw_judge, np.sqrt(np.square(errors).mean(axis=(1, 2))))
+        if evaluated.raw_atom_uncertainty is None or valued is None:
+            return known
+        atoms = evaluated.raw_atom_uncertainty[:, valued], np.sqrt(np.square(errors[:, valued]).mean(axis=2))
+        return HeldOut(*known[:2], *atoms, np.array(model.numbers)[valued])
+
+    learn = shape_frames is not None and len(shape_frames) > 0 and shape != "linear"
+    calibration._fit(
+        known_of(evaluated, errors), known_of(*residuals(model, shape_frames)) if learn and shape_frames else None
+    )
     model.calibration = calibration
     model.calibrated_on = invariants(held_out.positions)
     return {"calibration_force_rmse": float(np.sqrt(np.square(errors).mean()))}

@@ -11,7 +11,7 @@ import json
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NotRequired
 
 import torch
 from pydantic import NonNegativeInt
@@ -150,7 +150,8 @@ class UncertaintyModel(nn.Module):
         parts = [part.describe() for part in (self.judge, self.driver)]
         for part in parts:
             part["options"].pop("capacity", None)
-        return json.dumps([self.potential.kind, potential, parts, self.calibration.kind], sort_keys=True)
+        calibration = [self.calibration.kind, self.calibration.shape]
+        return json.dumps([self.potential.kind, potential, parts, *calibration], sort_keys=True)
 
     def manifest(self) -> dict[str, Any]:
         """The JSON manifest, without the hash of the tensors."""
@@ -259,8 +260,10 @@ class _Calibration(TypedDict):
     frames: NonNegativeInt
     unit: str
     meaning: str
+    shape: NotRequired[str]
+    numbers: NotRequired[list[Element] | None]
     structure_quantiles: dict[str, float]
-    atom_quantiles: dict[str, float]
+    atom_quantiles: dict[str, float | list[float]]
 
 
 class Manifest(TypedDict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,8 @@ from uqbias.model.model import UncertaintyModel
 from uqbias.molecule.frames import Frames
 from uqbias.molecule.seen import is_in
 from uqbias.molecule.sense import check_molecule
-from uqbias.uncertainty.calibration import Conformal, VarianceScaling
+from uqbias.uncertainty.calibration import VarianceScaling
+from uqbias.uncertainty.conformal import Conformal
 from uqbias.units import EV, EV_PER_ANGSTROM
 
 Array = NDArray[np.float64]
@@ -104,10 +106,10 @@ def score_model(model: UncertaintyModel, frames: Frames, large: float = LARGE) -
     maps = calibration.structure_bound, calibration.structure_deviation
     scores |= _uncertainty_scores(evaluated.raw_judge, components, *maps, calibration.kind, large)
     if raw_atoms is not None:
-        has_value = atoms_with_values(raw_atoms)
-        scores["atoms"] = int(has_value.sum())
+        valued = atoms_with_values(raw_atoms)
+        scores["atoms"] = int(valued.sum())
         maps = calibration.atom_bound, calibration.atom_deviation
-        of_atoms = _uncertainty_scores(raw_atoms[:, has_value], error[:, has_value], *maps, calibration.kind, large)
+        of_atoms = _uncertainty_scores(raw_atoms, error, *maps, calibration.kind, large, valued)
         scores |= {f"atom_{name}": value for name, value in of_atoms.items()}
     return scores
 
@@ -139,7 +141,13 @@ def _energy_scores(model: UncertaintyModel, frames: Frames) -> dict[str, Any]:
 
 
 def _uncertainty_scores(
-    raw: Array, components: Array, bound: Conformal, deviation: VarianceScaling, kind: str, large: float
+    raw: Array,
+    components: Array,
+    bound: Conformal,
+    deviation: VarianceScaling,
+    kind: str,
+    large: float,
+    valued: NDArray[np.bool_] | None = None,
 ) -> dict[str, float]:
     """Scores of frames, or of atoms.
 
@@ -149,20 +157,28 @@ def _uncertainty_scores(
     components : [..., k] the errors of the k force components that each is about, meV/Å.
     bound, deviation : the conformal map and the variance scaling of these uncertainties, fitted or not.
     kind : which of the two the model uses.
+    valued : [N] which atoms have uncertainties of their own; None for frames.
     """
+
+    def mapped(function: Callable[[Tensor], Tensor]) -> Array:
+        return _mapped(function, raw)[..., every]
+
+    every: Any = slice(None) if valued is None else valued
+    if valued is not None:
+        components = components[:, valued]
     error = np.sqrt(np.square(components).mean(axis=-1))
-    # Calibration maps do not change ranks.
-    scores = {"spearman": spearman(raw, error), "auroc": auroc(raw, error, large)}
     chosen = bound if kind == "conformal" else deviation
+    # Of structures no map changes ranks; of atoms each element has a bound of its own.
+    ranked = raw[..., every] if valued is None or not chosen.fitted else mapped(chosen)
+    scores = {"spearman": spearman(ranked, error), "auroc": auroc(ranked, error, large)}
     if chosen.fitted:
-        scores["coverage"] = coverage(_mapped(chosen, raw), error)
+        scores["coverage"] = coverage(mapped(chosen), error)
     if bound.fitted:
-        positive = _mapped(bound.positive, raw)
         for alpha in ALPHAS:
             if alpha in bound.quantiles:
-                scores[f"coverage_{alpha:g}"] = coverage(bound.quantiles[alpha] * positive, error)
+                scores[f"coverage_{alpha:g}"] = coverage(mapped(partial(bound.at, alpha)), error)
     if deviation.fitted:
-        sigma = _mapped(deviation, raw)
+        sigma = mapped(deviation)
         scores |= {
             "miscalibration_area": miscalibration_area(components, sigma[..., None]),
             "nll": gaussian_nll(components, sigma[..., None]),

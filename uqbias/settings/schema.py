@@ -90,6 +90,11 @@ class CalibrationSettings(Section):
         description="conformal (a force error that is exceeded with probability alpha) or variance_scaling (the "
         "expected root mean square force error)",
     )
+    shape: Literal["linear", "power"] = Field(
+        default="power",
+        description="how the conformal bound grows with the judge: linear (in proportion) or power (with an exponent "
+        "that is fitted to the validation frames)",
+    )
     fraction: float = Field(
         default=0.1, gt=0, lt=0.5, description="share of the labelled frames kept from training for calibration"
     )

@@ -8,7 +8,8 @@ __getattr__, __dir__, __all__ = exports(
     {
         "aggregation": ("Aggregation",),
         "base": ("Uncertainty",),
-        "calibration": ("Calibration", "Conformal", "VarianceScaling"),
+        "calibration": ("Calibration", "VarianceScaling"),
+        "conformal": ("Conformal",),
     },
     UNCERTAINTIES.values(),
 )

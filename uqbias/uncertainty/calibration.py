@@ -2,132 +2,35 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.uncertainty.base import set_buffers
+from uqbias.uncertainty.conformal import Conformal, PositivePart, checked_pair
 
 KINDS = ("conformal", "variance_scaling")
-STATISTICS = ("deviation", "variance", "log_density")
-#: Miscoverages whose conformal quantile is kept in the model file, where the calibration frames suffice.
-ALPHAS = (0.01, 0.05, 0.1, 0.2, 0.32, 0.5)
 
 
-class PositivePart(nn.Module):
-    """The smooth positive function s(u) that every calibration starts from.
-
-    - u a log-density, whose zero means nothing: s = (x + √(x² + 4δ²))/2 with x = u − min u and
-      δ = (median − minimum)/2, over the calibration frames.
-    - u a deviation or a variance: s = √(u² + δ²), δ a quarter of the median.
-
-    Far above δ it is u (from its minimum). Without the rounding, frames at the minimum would have an error infinitely
-    larger than s, and own every statistic.
-
-    Parameters
-    ----------
-    statistic : what the uncertainty is like: ``deviation``, ``variance`` or ``log_density``.
-    numbers : further buffers, as they are before `fit`.
+class HeldOut(NamedTuple):
+    """What is known of frames that the judge has not seen, n of them.
 
     Attributes
     ----------
-    shift : smallest u of the calibration frames; 0 for a deviation or a variance.
-    width : δ.
-    fitted : 1 after `fit`, else 0.
+    u, error : [n] judge and root-mean-square force error of each frame, kJ/mol/nm.
+    atom_u, atom_error : [n, A] the same for atoms; None for a judge without per-atom values.
+    numbers : [A] atomic numbers.
     """
 
-    shift: Tensor
-    width: Tensor
-    fitted: Tensor
-
-    def __init__(self, statistic: str, **numbers: float) -> None:
-        super().__init__()
-        if statistic not in STATISTICS:
-            raise UqbiasError(f"unknown statistic '{statistic}' of u", did_you_mean(statistic, STATISTICS))
-        self.statistic = statistic
-        for name, number in {"shift": 0.0, "width": 1.0, "fitted": 0.0, **numbers}.items():
-            self.register_buffer(name, torch.tensor(number))
-
-    def _set_shift(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Set shift and width from u and return s."""
-        median, shift = float(np.median(values)), 0.0
-        if self.statistic == "log_density":
-            shift = float(values.min())
-            width = 0.5 * (median - shift)
-        else:
-            width = 0.25 * abs(median)
-        set_buffers(self, shift=shift, width=max(width, 1e-6 * max(1.0, abs(median))))
-        with torch.no_grad():
-            above_zero: NDArray[np.float64] = self.positive(torch.as_tensor(values).to(self.width.device)).cpu().numpy()
-        return above_zero
-
-    def positive(self, u: Tensor) -> Tensor:
-        """Smooth positive part s, any shape."""
-        if self.statistic == "log_density":
-            above = u - self.shift
-            return 0.5 * (above + (above * above + 4 * self.width * self.width).sqrt())
-        return (u * u + self.width * self.width).sqrt()
-
-
-class Conformal(PositivePart):
-    """Bound u_cal = q̂ · s(u) of the force error, kJ/mol/nm, exceeded with probability α; s as in `PositivePart`.
-
-    q̂ is the ⌈(n+1)(1−α)⌉/n quantile of |error| / s over the calibration frames. Coverage is that of split conformal
-    prediction (Vovk et al. 2005; Angelopoulos & Bates, arXiv:2107.07511), but for shift and width, which come from the
-    same frames: a percent for ten frames, nothing for fifty. Before `fit` it is the identity.
-
-    Attributes
-    ----------
-    scale : q̂, kJ/mol/nm per unit of u.
-    quantiles : q̂ at other miscoverages, ``{α: q̂}``, for those of `ALPHAS` that the calibration frames suffice for.
-    """
-
-    scale: Tensor
-
-    def __init__(self, statistic: str = "log_density") -> None:
-        super().__init__(statistic, scale=1.0)
-        self.quantiles: dict[float, float] = {}
-
-    def fit(self, u: Tensor | NDArray[Any], error: Tensor | NDArray[Any], alpha: float = 0.1) -> None:
-        """Calibrate on frames that were not trained on.
-
-        Parameters
-        ----------
-        u : uncertainties, one per frame (or per atom), any shape.
-        error : root-mean-square force errors, kJ/mol/nm, same shape.
-        alpha : share of errors that may be above the calibrated uncertainty.
-
-        Raises
-        ------
-        UqbiasError
-            If the frames are fewer than 1/α, or a value is not finite.
-        """
-        if not 0 < alpha < 1:
-            raise UqbiasError(f"alpha: {alpha}", "give a share between 0 and 1")
-        values, errors = checked_pair(u, error)
-        if len(values) < frames_needed(alpha):
-            raise UqbiasError(
-                f"{len(values)} calibration frames for alpha {alpha:g}",
-                f"hold out at least {frames_needed(alpha)}, or raise alpha",
-            )
-        scores = errors / self._set_shift(values)
-        scale = conformal_quantile(scores, alpha)
-        if not scale > 0:
-            raise UqbiasError(f"the force errors of {len(errors)} calibration frames are zero", "hold out other frames")
-        set_buffers(self, scale=scale, fitted=1.0)
-        self.quantiles = {
-            level: conformal_quantile(scores, level) for level in ALPHAS if len(scores) >= frames_needed(level)
-        }
-
-    def forward(self, u: Tensor) -> Tensor:
-        """Calibrate u of any shape; kJ/mol/nm, above zero once fitted."""
-        return self.scale * (self.fitted * self.positive(u) + (1.0 - self.fitted) * (u - self.shift))
+    u: NDArray[Any]
+    error: NDArray[Any]
+    atom_u: NDArray[Any] | None = None
+    atom_error: NDArray[Any] | None = None
+    numbers: NDArray[Any] | None = None
 
 
 class VarianceScaling(PositivePart):
@@ -196,9 +99,18 @@ class Calibration(nn.Module):
     kind : ``conformal`` or ``variance_scaling``.
     alpha : miscoverage of the conformal map.
     statistic : what the judge's u is like, see `PositivePart`.
+    shape : how the conformal bound grows with u, see `Conformal`.
+    numbers : atomic numbers, so that atoms have a bound for each element; None: one for all.
     """
 
-    def __init__(self, kind: str = "conformal", alpha: float = 0.1, statistic: str = "log_density") -> None:
+    def __init__(
+        self,
+        kind: str = "conformal",
+        alpha: float = 0.1,
+        statistic: str = "log_density",
+        shape: str = "linear",
+        numbers: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
         if kind not in KINDS:
             raise UqbiasError(f"unknown calibration '{kind}'", did_you_mean(kind, KINDS))
@@ -206,32 +118,32 @@ class Calibration(nn.Module):
         self.alpha = float(alpha)
         self.frames = 0
         self.statistic = statistic
-        self.structure_bound, self.atom_bound = Conformal(statistic), Conformal(statistic)
+        self.shape = shape
+        self.numbers = None if numbers is None else [int(z) for z in numbers]
+        self.structure_bound, self.atom_bound = Conformal(statistic, shape), Conformal(statistic, shape, self.numbers)
         self.structure_deviation, self.atom_deviation = VarianceScaling(statistic), VarianceScaling(statistic)
 
-    def _fit(
-        self,
-        u: NDArray[Any],
-        error: NDArray[Any],
-        atom_u: NDArray[Any] | None = None,
-        atom_error: NDArray[Any] | None = None,
-    ) -> None:
+    def _fit(self, held_out: HeldOut, shape: HeldOut | None = None) -> None:
         """Fit every map; called by `uqbias.model.fit.calibrate`, which sees to it that the frames were held out.
 
         Parameters
         ----------
-        u, error : [n] judge and root-mean-square force error of each frame, kJ/mol/nm.
-        atom_u, atom_error : the same for each atom, any shape; None for a judge without per-atom values.
+        held_out : the calibration frames.
+        shape : other frames that the judge has not seen, for the shape of the bound; None: it is what is expected.
         """
-        self.structure_bound.fit(u, error, self.alpha)
-        self.structure_deviation.fit(u, error)
-        if atom_u is not None and atom_error is not None:
-            self.atom_bound.fit(atom_u, atom_error, self.alpha)
-            self.atom_deviation.fit(atom_u, atom_error)
+        if shape is not None:
+            self.structure_bound.fit_shape(shape.u, shape.error)
+        self.structure_bound.fit(held_out.u, held_out.error, self.alpha)
+        self.structure_deviation.fit(held_out.u, held_out.error)
+        if held_out.atom_u is not None and held_out.atom_error is not None:
+            if shape is not None and shape.atom_u is not None and shape.atom_error is not None:
+                self.atom_bound.fit_shape(shape.atom_u, shape.atom_error, shape.numbers)
+            self.atom_bound.fit(held_out.atom_u, held_out.atom_error, self.alpha, held_out.numbers)
+            self.atom_deviation.fit(held_out.atom_u, held_out.atom_error)
             # Atoms of one frame err together: their number is no more proof than that of the frames.
             allowed = self.structure_bound.quantiles
             self.atom_bound.quantiles = {a: q for a, q in self.atom_bound.quantiles.items() if a in allowed}
-        self.frames = len(u)
+        self.frames = len(held_out.u)
 
     @property
     def fitted(self) -> bool:
@@ -267,6 +179,8 @@ class Calibration(nn.Module):
             "kind": self.kind,
             "alpha": self.alpha,
             "statistic": self.statistic,
+            "shape": self.shape,
+            "numbers": self.numbers,
             "frames": self.frames,
             "unit": "kJ/mol/nm",
             "meaning": self.meaning,
@@ -277,34 +191,10 @@ class Calibration(nn.Module):
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> Calibration:
         """Inverse of `describe`; the tensors still have to be loaded."""
-        calibration = cls(description["kind"], description["alpha"], description["statistic"])
+        # Files of before there were shapes lack both keys.
+        more = (description.get("shape", "linear"), description.get("numbers"))
+        calibration = cls(description["kind"], description["alpha"], description["statistic"], *more)
         calibration.frames = description["frames"]
         for part, of in ((calibration.structure_bound, "structure"), (calibration.atom_bound, "atom")):
             part.quantiles = {float(level): q for level, q in description[f"{of}_quantiles"].items()}
         return calibration
-
-
-def frames_needed(alpha: float) -> int:
-    """Fewest calibration frames for which the conformal quantile at ``alpha`` exists."""
-    return math.ceil(1 / alpha - 1e-9)
-
-
-def conformal_quantile(scores: NDArray[Any], alpha: float) -> float:
-    """The ⌈(n+1)(1−α)⌉-th smallest of n scores; the largest if that is beyond n."""
-    rank = min(math.ceil((len(scores) + 1) * (1 - alpha) - 1e-9), len(scores))
-    return float(np.sort(scores)[max(rank, 1) - 1])
-
-
-def checked_pair(
-    u: Tensor | NDArray[Any], error: Tensor | NDArray[Any]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Flat float64 arrays of u and |error|, of one length and finite."""
-    values, errors = (
-        np.asarray(x.detach().cpu().numpy() if isinstance(x, Tensor) else x, dtype=np.float64).reshape(-1)
-        for x in (u, error)
-    )
-    if values.shape != errors.shape:
-        raise UqbiasError(f"{len(values)} uncertainties and {len(errors)} errors", "give one error per uncertainty")
-    if not (np.isfinite(values).all() and np.isfinite(errors).all()):
-        raise UqbiasError("an uncertainty or error of the calibration frames is not finite", "remove that frame")
-    return values, np.abs(errors)
