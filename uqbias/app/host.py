@@ -18,7 +18,7 @@ from uqbias.bias.gamd import GaMD
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.md.loop import check_pace
 from uqbias.md.stack import choose_backend
-from uqbias.variables.names import OF_MODEL, is_of_torch, is_taken
+from uqbias.variables.names import OF_MODEL, is_of_model, is_of_torch, is_taken
 
 #: Steps between observations where no bias has a pace.
 PACE = 50
@@ -108,7 +108,9 @@ def sort_variables(
         If a bias acts on something that nobody gives, or does not know the period of a variable; if the name of a
         variable is taken; if a bias is to adapt to forces that it does not see.
     """
-    given = {*variables, *(one.name for one in bias.extended), *(OF_MODEL if with_model else ())}
+    given = {*variables, *(one.name for one in bias.extended)}
+    # Which parts a driver has is known, and checked, where the model is.
+    given |= {name for name in (*OF_MODEL, *bias.variables) if with_model and is_of_model(name)}
     for name in variables:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise UqbiasError(f"a variable called '{name}'", "choose another name, of letters, digits and underscores")
@@ -121,7 +123,7 @@ def sort_variables(
     for part in bias.biases:
         for name in part.variables:
             if name not in given:
-                model = " (there is no model)" if name in OF_MODEL else ""
+                model = " (there is no model)" if is_of_model(name) else ""
                 raise UqbiasError(
                     f"{part.kind} acts on '{name}', a variable that nobody defines{model}",
                     did_you_mean(name, given) + "; or define it among the variables",
@@ -138,7 +140,7 @@ def sort_variables(
         if name in used:
             (modules if isinstance(one, torch.nn.Module) else forces)[name] = one
     _check_periods(bias, modules)
-    _check_adapted(bias, {*modules, *OF_MODEL})
+    _check_adapted(bias, modules)
     return modules, forces
 
 
@@ -158,11 +160,11 @@ def _check_periods(bias: BiasSum, modules: Mapping[str, torch.nn.Module]) -> Non
                 )
 
 
-def _check_adapted(bias: BiasSum, in_graph: set[str]) -> None:
+def _check_adapted(bias: BiasSum, modules: Mapping[str, torch.nn.Module]) -> None:
     for part in bias.biases:
         name = part.variables[0]
         # A probe sees the forces on the model's atoms only, of which a variable from outside has none.
-        if part.feels_atoms(part.options()) and not part.frozen and name not in in_graph:
+        if part.feels_atoms(part.options()) and not part.frozen and name not in modules and not is_of_model(name):
             raise UqbiasError(
                 f"{part.kind} with an adapted tau on '{name}', whose forces on the atoms it cannot see",
                 "give it a fixed tau, or a variable of the model or a CollectiveVariable",

@@ -216,5 +216,5 @@ class _ModelInSpace(torch.nn.Module):
 
     def forward(self, base: Tensor, delta: Tensor) -> tuple[Tensor, ...]:
         positions = self.space(base, delta)
-        energy, driver, judge = self.model(positions)
+        energy, driver, judge, *_ = self.model(positions)
         return positions, energy.type_as(positions), driver, judge

@@ -11,24 +11,27 @@ import numpy as np
 import torch
 from annotated_types import MaxLen, MinLen
 from numpy.typing import NDArray
+from pydantic import BeforeValidator
 from torch import Tensor
 from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError
 from uqbias.options import Positive, options_of, parameters_of
 from uqbias.registry import Part
+from uqbias.variables.names import LOCAL
 
 Array = NDArray[np.float64]
 _Values = TypeVar("_Values", Array, Tensor)
 #: Marks an option that is one value for all variables, or a list with one for each.
 ONE_EACH = "one value, or a list with one for each variable"
-Names = Annotated[
-    Sequence[str],
-    MinLen(1),
-    MaxLen(3),
-    Doc("names of the variables: driver, judge, energy, or any of `variables`"),
-]
-OneName = Annotated[Sequence[str], MinLen(1), MaxLen(1), Doc("name of the one variable")]
+_Listed = BeforeValidator(lambda names: [names] if isinstance(names, str) else names)
+_NAMES = Doc(
+    "names of the variables: driver, judge, energy, driver_1, driver_2, ... (parts of a driver that has them), local "
+    "(all of these, or the driver), or any of `variables`"
+)
+Names = Annotated[Sequence[str], MinLen(1), MaxLen(3), _Listed, _NAMES]
+ManyNames = Annotated[Sequence[str], MinLen(1), _Listed, _NAMES]
+OneName = Annotated[Sequence[str], MinLen(1), MaxLen(1), _Listed, Doc("name of the one variable")]
 Width = Annotated[Positive | Sequence[Positive], ONE_EACH]
 Periods = Annotated[
     Positive | Sequence[Positive | None] | None, ONE_EACH, Doc("periods of the variables, None where there is none")
@@ -119,7 +122,9 @@ class Bias(Part, ABC):
         UqbiasError
             If they do not: a list marked `ONE_EACH` has another length than that of the variables.
         """
-        count = len(options["variables"]) if "variables" in options else 0
+        count = len(names := options.get("variables", ()))
+        if LOCAL in names:  # how many these are is known with the model
+            return
         for name, option in options_of(cls).items():
             value = options.get(name)
             if ONE_EACH in option.marks() and isinstance(value, list | tuple | np.ndarray) and len(value) != count:
@@ -268,13 +273,7 @@ class Bias(Part, ABC):
 
 
 class CompositeBias(Bias):
-    """A bias made of others, the terms; the state keys of term ``i`` carry the prefix ``"i."``.
-
-    Parameters
-    ----------
-    terms : the biases; kept as the same list.
-    variables : see `Bias`.
-    """
+    """A bias made of others, of a list that it keeps; the state keys of term ``i`` carry the prefix ``"i."``."""
 
     def __init__(self, terms: list[Any], variables: Sequence[str]) -> None:
         super().__init__(variables)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
-from annotated_types import MinLen
 from numpy.typing import NDArray
 from scipy.special import softmax
 from torch import Tensor
-from typing_extensions import Doc
 
-from uqbias.bias.base import Array, CompositeBias, Periods, Probe, Reflection, Temperature, finite, within
+from uqbias.bias.base import Array, CompositeBias, ManyNames, Periods, Probe, Reflection, Temperature, finite, within
 from uqbias.bias.metad import BiasFactor, Height, HillKernel, HillPace, HillWidth, MetaD
 from uqbias.units import kt
+from uqbias.variables.names import LOCAL
 
 
 class ParallelMetaD(CompositeBias):
@@ -54,11 +53,7 @@ class ParallelMetaD(CompositeBias):
     def __init__(
         self,
         *,
-        variables: Annotated[
-            Sequence[str],
-            MinLen(1),
-            Doc("names of the variables, as many as you like: driver, judge, energy, or any of `variables`"),
-        ] = ("driver",),
+        variables: ManyNames = (LOCAL,),
         height: Height = 1.0,
         sigma: HillWidth = 0.3,
         biasfactor: BiasFactor = 10.0,

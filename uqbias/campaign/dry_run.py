@@ -25,8 +25,7 @@ def check_parts(file: CampaignFile, topology: Topology, start: Frames) -> None:
         With the key of the fault.
     """
     campaign = file.resolved
-    check_exploration(campaign, topology)
-    _check_uncertainties(campaign, topology, start)
+    check_exploration(campaign, topology, _driver_parts(campaign, topology, start))
     sampler = SAMPLERS.build(campaign.sampling)
     sampler.check(campaign, topology, start)
     if sampler.walks:
@@ -38,12 +37,13 @@ def check_parts(file: CampaignFile, topology: Topology, start: Frames) -> None:
     ORACLES.get(campaign.oracle.kind).check_molecule(options, topology.numbers)
 
 
-def _check_uncertainties(campaign: Campaign, topology: Topology, start: Frames) -> None:
-    """Build driver and judge, as each training does; a molecule may lack what they are defined by."""
+def _driver_parts(campaign: Campaign, topology: Topology, start: Frames) -> int:
+    """Build driver and judge, as each training does, and count the driver's parts; a molecule may lack these."""
     from uqbias.model.fit import make_potential, make_uncertainties
 
     try:
-        make_uncertainties(campaign, topology, make_potential(campaign, topology, 0), start, start)
+        potential = make_potential(campaign, topology, 0)
+        return len(make_uncertainties(campaign, topology, potential, start, start)[1].part_names)
     except UqbiasError as error:
         if topology.proper_dihedrals(heavy_only=False) or "no such dihedral" not in error.what:
             raise
@@ -56,8 +56,12 @@ def _check_uncertainties(campaign: Campaign, topology: Topology, start: Frames) 
         raise UqbiasError(f"driver: {error.what}, of {len(topology)} atoms", cure) from None
 
 
-def check_exploration(campaign: Campaign, topology: Topology) -> None:
+def check_exploration(campaign: Campaign, topology: Topology, driver_parts: int = 0) -> None:
     """Build the variables and biases of a campaign once, so that what is wrong with them is said before any work.
+
+    Parameters
+    ----------
+    driver_parts : number of parts that the driver has.
 
     Raises
     ------
@@ -72,7 +76,11 @@ def check_exploration(campaign: Campaign, topology: Topology) -> None:
     for index, section in enumerate(campaign.bias):
         try:
             part = completed(
-                ((section.kind, section.arguments()),), campaign.md.temperature, periods_of(variables), lowest=0.0
+                ((section.kind, section.arguments()),),
+                campaign.md.temperature,
+                periods_of(variables),
+                lowest=0.0,
+                local=[0.0] * driver_parts,
             )
             build_bias(part, campaign.md.temperature)
         except UqbiasError as error:

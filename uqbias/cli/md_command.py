@@ -204,10 +204,10 @@ def _settings(
     from uqbias.settings.file import check_campaign
 
     defined = parse_variables(variables)
-    biases = bias_sections(kinds, names, defined, sections["md"]["pace"], short)
+    biases = bias_sections(kinds, names, defined, sections["md"]["pace"], short, len(model.local_names))
     if wall is not None and "upper_wall" in kinds:
         raise UqbiasError(f"--wall {wall:g} with a bias upper_wall", "leave one out")
-    on_driver = any("driver" in section["variables"] for section in biases)
+    on_driver = any({"driver", *model.local_names} & {*section["variables"]} for section in biases)
     if wall is None and on_driver and "upper_wall" not in kinds:
         wall = model.driver.wall
     if wall is not None:
@@ -224,7 +224,7 @@ def _settings(
             {"system": {"structure": "-", "start": "-"}, "variables": defined, "bias": biases, **sections},
             "options",
         )
-        check_exploration(settings, model.topology)
+        check_exploration(settings, model.topology, len(model.local_names))
     except UqbiasError as error:
         what, cure = error.what, error.cure
         for index, section in enumerate(biases):

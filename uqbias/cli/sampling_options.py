@@ -11,6 +11,7 @@ from uqbias.cli.printing import split_names
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.options import Option, options_of
 from uqbias.registry import BIASES, VARIABLES
+from uqbias.variables.names import LOCAL, OF_MODEL, expanded, local_names
 
 #: Width of hills on the driver, in nats for a density. On purpose wider than a campaign's, `Uncertainty.hill_width`:
 #: a single run is to fill u fast, a campaign begins again and again at its lower end, where wide hills trap walkers.
@@ -76,14 +77,16 @@ def bias_sections(
     variables: Mapping[str, Mapping[str, Any]],
     pace: int,
     short: Mapping[str, Any],
+    driver_parts: int = 0,
 ) -> list[dict[str, Any]]:
     """Sections of the biases, with defaults that fit the variables.
 
     Parameters
     ----------
-    names : names of the variables that they act on; None for the driver.
+    names : names of the variables that they act on; None for ``local`` where that is a bias's default, else driver.
     variables : sections of those that are not the model's.
     short : values of the options in `SHORT`; None where not given.
+    driver_parts : number of parts that the driver has.
 
     Raises
     ------
@@ -96,9 +99,9 @@ def bias_sections(
     if names is not None and all(_of_energy(part) for part in parts.values()):
         cure = "it boosts the energy; leave --on out, or use --set gamd.variables=[NAME]" if kinds else "leave it out"
         raise UqbiasError(f"--on {','.join(names)} {asked}", cure)
-    names = ["driver"] if names is None else names
-    valid = ["driver", "judge", "energy", *variables]
-    for name in names:
+    parts_of_driver = local_names(driver_parts)
+    valid = [*OF_MODEL, LOCAL, *parts_of_driver, *variables]
+    for name in names or ():
         if name not in valid:
             cure = f"{did_you_mean(name, valid)}; define one with --variable {name}=dihedral:i,j,k,l"
             raise UqbiasError(f"--on {name}: no such variable", cure)
@@ -107,10 +110,13 @@ def bias_sections(
             raise UqbiasError(f"--{option} {value} {asked}", "leave it out, or use --set KIND.KEY=VALUE")
     # None is known for the width of hills on a plain function.
     classes = {name: VARIABLES.get(str(section["kind"])) for name, section in variables.items()}
-    widths = {name: getattr(part, "hill_width", None) for name, part in classes.items()} | {"driver": DRIVER_WIDTH}
+    widths = {name: getattr(part, "hill_width", None) for name, part in classes.items()}
+    widths |= dict.fromkeys(("driver", *parts_of_driver), DRIVER_WIDTH)
     sections = []
     for kind, part in parts.items():
-        each = [list(names)] if _takes_several(part) else [[name] for name in names]
+        default = [LOCAL] if _variables(part).default == (LOCAL,) else ["driver"]
+        chosen = expanded(default if names is None else names, driver_parts)
+        each = [chosen] if _takes_several(part) else [[name] for name in chosen]
         for group in [["energy"]] if _of_energy(part) else each:
             section: dict[str, Any] = {"kind": kind, "variables": group}
             section |= {key: pace for key in ("pace", "hill_pace") if key in options_of(part, BIASES.given)}

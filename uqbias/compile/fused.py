@@ -15,7 +15,7 @@ from torch.func import functional_call
 from uqbias.compile.graph_inputs import SHIFT, check_device, copied, graph_inputs, weights_of
 from uqbias.compile.runners import compile_function, disagreement
 from uqbias.errors import UqbiasError
-from uqbias.variables.names import OF_MODEL
+from uqbias.variables.names import by_name, is_of_model, missing_part
 
 #: Forces beyond this, in kJ/mol/nm, mark a walker as broken: 1e6 is ten thousand times a typical force.
 FORCE_LIMIT = 1e6
@@ -64,7 +64,8 @@ class FusedEvaluator:
     Parameters
     ----------
     model : `uqbias.model.model.UncertaintyModel`, or a module with ``numbers`` and
-        ``forward(positions [W, N, 3]) -> (energy [W], driver [W], judge [W])``.
+        ``forward(positions [W, N, 3]) -> (energy [W], driver [W], judge [W])``, perhaps with the parts of the driver
+        [W, K] as fourth and their names as ``local_names``.
     bias : ``bias.energy(x, state)`` is added to the energy; None for no bias. Its state is moved to float64, in which a
         total energy of -10⁸ kJ/mol has its digits, and to ``device``.
     n_walkers : W, fixed.
@@ -93,7 +94,7 @@ class FusedEvaluator:
     Raises
     ------
     UqbiasError
-        If the sizes, the dtype, the device or the runner are invalid.
+        If the sizes, the dtype, the device or the runner are invalid, or the driver lacks a part that the bias acts on.
     """
 
     def __init__(
@@ -128,7 +129,9 @@ class FusedEvaluator:
 
         self.names: tuple[str, ...] = () if self.bias is None else tuple(self.bias.variables)
         modules = {name: module for name, module in (variables or {}).items() if name in self.names}
-        self.input_names = tuple(name for name in self.names if name not in modules and name not in OF_MODEL)
+        if lacking := missing_part(self.names, len(getattr(model, "local_names", ()))):
+            raise UqbiasError(f"a bias acts on {lacking[0]}", lacking[1])
+        self.input_names = tuple(name for name in self.names if name not in modules and not is_of_model(name))
         self._signature = _signature(model)
         # Weights of the model first: these are what load_model replaces.
         self._weight_names, self._inputs = graph_inputs(model, n_walkers, dtype, self.device)
@@ -386,6 +389,6 @@ class _ModelAndVariables(torch.nn.Module):
         self.variables = torch.nn.ModuleDict(dict(variables))
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        energy, driver, judge = self.model(positions)
-        values = {name: module(positions) for name, module in self.variables.items()}
-        return energy, driver, judge, {"driver": driver, "judge": judge, "energy": energy} | values
+        values = by_name(self.model(positions))
+        values |= {name: module(positions) for name, module in self.variables.items()}
+        return values["energy"], values["driver"], values["judge"], values

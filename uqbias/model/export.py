@@ -20,7 +20,7 @@ from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.files import atomic_path
 from uqbias.model.model import UncertaintyModel
 from uqbias.molecule.geometry import Geometry
-from uqbias.variables.names import OF_MODEL
+from uqbias.variables.names import by_name, is_of_model, missing_part
 
 #: What an exported module may give, and its unit.
 OUTPUTS = {
@@ -57,15 +57,16 @@ def export_torchscript(
     ----------
     model : `uqbias.model.model.UncertaintyModel`, or a module of that contract.
     path : file to write, by custom ``.pt``.
-    output : ``judge`` (the judge), ``driver`` (the driver), ``energy``, or ``biased`` (energy + bias).
+    output : ``judge`` (the judge), ``driver`` (the driver), a part of it as ``driver_1``, ``energy``, or ``biased``
+        (energy + bias).
     with_forces : see above.
     bias : for ``biased``: its state as of now is written into the file and stays fixed.
     variables : collective variables by name that the bias acts on beside u, uncertainty and energy.
     periodic : the module takes the box (rows are lattice vectors) as second argument, as a TorchForce hands it in after
         ``setUsesPeriodicBoundaryConditions(True)``.
-    components : further outputs of the file, of ``energy``, ``driver``, ``judge`` and ``max`` (the largest calibrated
-        uncertainty of an atom): the module then gives a tensor [1 + K], ``output`` first, for PLUMED's COMPONENTS. Not
-        together with forces.
+    components : further outputs of the file, of ``energy``, ``driver`` and its parts, ``judge`` and ``max`` (the
+        largest calibrated uncertainty of an atom): the module then gives a tensor [1 + K], ``output`` first, for
+        PLUMED's COMPONENTS. Not together with forces.
     example_positions : [N, 3] nm, a geometry to trace with; a zigzag chain if None.
 
     Raises
@@ -74,15 +75,19 @@ def export_torchscript(
         If ``output`` or a component is unknown, ``biased`` and ``bias`` do not come together, or the bias acts on a
         variable that is not given.
     """
-    if output not in OUTPUTS:
-        raise UqbiasError(f"unknown output '{output}'", did_you_mean(output, OUTPUTS))
+    parts: tuple[str, ...] = getattr(model, "local_names", ())
+    if output not in (*OUTPUTS, *parts):
+        raise UqbiasError(f"unknown output '{output}'", did_you_mean(output, (*OUTPUTS, *parts)))
     if (output == "biased") != (bias is not None):
         raise UqbiasError(
             f"output '{output}' with" + ("out a bias" if bias is None else " a bias"),
             "give a bias with output 'biased', and only with it",
         )
     _check_components(model, output, components, with_forces)
-    missing = [name for name in (bias.variables if bias else ()) if name not in {*OF_MODEL, *(variables or {})}]
+    acted_on = bias.variables if bias else ()
+    if lacking := missing_part(acted_on, len(parts)):
+        raise UqbiasError(f"the bias acts on {lacking[0]}", lacking[1])
+    missing = [name for name in acted_on if not is_of_model(name) and name not in (variables or {})]
     if missing:
         raise UqbiasError(f"the bias acts on '{missing[0]}', which is not given", "name its module in variables")
     numbers = [int(number) for number in model.numbers]  # type: ignore[union-attr, arg-type]
@@ -118,17 +123,16 @@ def unit_of(model: torch.nn.Module, output: str) -> str:
     """Unit of an output, as the model states it."""
     if hasattr(model, "manifest"):
         units = model.manifest()["units"]  # type: ignore[operator]
+        units |= dict.fromkeys(getattr(model, "local_names", ()), units["driver"])
         return str(units.get("judge" if output == "max" else output, OUTPUTS.get(output, "")))
     return OUTPUTS.get(output, "")
 
 
 def _check_components(model: torch.nn.Module, output: str, components: Sequence[str], with_forces: bool) -> None:
+    valid = [other for other in (*COMPONENTS, *getattr(model, "local_names", ())) if other != output]
     for name in components:
-        if name not in COMPONENTS or name == output:
-            raise UqbiasError(
-                f"component '{name}' beside output '{output}'",
-                did_you_mean(name, [other for other in COMPONENTS if other != output]),
-            )
+        if name not in valid:
+            raise UqbiasError(f"component '{name}' beside output '{output}'", did_you_mean(name, valid))
         if name == "max" and not _values_for_all_atoms(model):
             raise UqbiasError(
                 "component 'max' of a judge without a calibrated value for every atom",
@@ -174,19 +178,17 @@ class _Scalar(torch.nn.Module):
     def forward(self, positions: Tensor, box: Tensor | None = None) -> Tensor:
         points = positions.float().unsqueeze(0)
         arguments = (points,) if box is None else (points, Geometry(box.float().unsqueeze(0)))
-        of_atoms: dict[str, Tensor] = {}
         if "max" in self._components:
-            (energy, driver, judge), each = self.model.with_atoms(*arguments)  # type: ignore[operator]
-            of_atoms["max"] = each.amax(-1)
+            prediction, each = self.model.with_atoms(*arguments)  # type: ignore[operator]
+            values = {"max": each.amax(-1)} | by_name(prediction)
         else:
-            energy, driver, judge = self.model(*arguments)
+            values = by_name(self.model(*arguments))
         if self._bias is not None:
             state = {name: getattr(self, kept) for name, kept in self._state_names.items()}
-            columns = {"driver": driver, "judge": judge, "energy": energy}
-            columns |= {name: module(points) for name, module in self.variables.items()}
+            columns = values | {name: module(points) for name, module in self.variables.items()}
             x = torch.stack([columns[name].double() for name in self._bias.variables], dim=1)
-            energy = energy + self._bias.energy(x, state)
-        values = {"driver": driver, "judge": judge, "energy": energy, "biased": energy} | of_atoms
+            values["energy"] = values["energy"] + self._bias.energy(x, state)
+        values["biased"] = values["energy"]
         chosen = [values[name].squeeze(0).type_as(positions) for name in (self._output, *self._components)]
         # type_as, since .to(dtype) would be traced as the dtype of the example.
         return torch.stack(chosen) if self._components else chosen[0]

@@ -29,6 +29,7 @@ class Evaluated:
     driver : [n] driver.
     judge : [n] calibrated judge, kJ/mol/nm.
     raw_judge : [n] judge before calibration.
+    local : [n, K] parts of the driver.
     forces : [n, N, 3] kJ/mol/nm, or None where not asked for.
     raw_atom_uncertainty : [n, N] judge of each atom before calibration, or None where not asked for or where the
         judge has no values per atom.
@@ -38,6 +39,7 @@ class Evaluated:
     driver: Array
     judge: Array
     raw_judge: Array
+    local: Array
     forces: Array | None = None
     raw_atom_uncertainty: Array | None = None
 
@@ -47,13 +49,15 @@ def evaluate_frames(
 ) -> Evaluated:
     """Evaluate ``positions`` [n, N, 3] in nm, with forces and with per-atom uncertainties if asked for."""
     wanted: Literal["none", "mean", "members"] = "mean" if forces else "none"
-    blocks: dict[str, list[Tensor]] = {name: [] for name in ("energy", "driver", "judge", "raw", "forces", "raw_atoms")}
+    kept = ("energy", "driver", "judge", "raw", "local", "forces", "raw_atoms")
+    blocks: dict[str, list[Tensor]] = {name: [] for name in kept}
     for block in _blocks(model, positions):
         prediction = predict(model.potential, block, BLOCK, forces="members" if model.requires_forces else wanted)
         terms = (prediction.energy, prediction.latents, prediction.member_forces)
         with torch.no_grad():
             raw, driver = model.judge_and_driver(block, *terms)
             blocks["judge"].append(model.calibration(raw))
+            blocks["local"].append(model.driver.local(block, *terms))
             each = model.judge.per_atom(block, *terms) if atoms else None
         energy = prediction.energy.mean(0).double() + model.potential.energy_shift
         for name, values in (("energy", energy), ("driver", driver), ("raw", raw), ("raw_atoms", each)):
@@ -66,6 +70,7 @@ def evaluate_frames(
         _joined(blocks["driver"]),
         _joined(blocks["judge"]),
         _joined(blocks["raw"]),
+        _joined(blocks["local"]),
         _joined(blocks["forces"]) if forces else None,
         _joined(blocks["raw_atoms"]) if blocks["raw_atoms"] else None,
     )

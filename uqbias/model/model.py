@@ -29,6 +29,7 @@ from uqbias.potentials.prediction import with_member_forces
 from uqbias.registry import POTENTIALS, names_of_file
 from uqbias.uncertainty.base import Uncertainty, rebuild_uncertainty
 from uqbias.uncertainty.calibration import Calibration
+from uqbias.variables.names import local_names
 
 FORMAT_VERSION = 3
 UNITS = {"length": "nm", "energy": "kJ/mol", "force": "kJ/mol/nm"}
@@ -49,6 +50,8 @@ class Prediction(NamedTuple):
     driver: Tensor
     #: [W] the judge, kJ/mol/nm of expected force error.
     judge: Tensor
+    #: [W, K] parts of the driver, see `Uncertainty.part_names`; K is 0 for one that has none.
+    local: Tensor
 
 
 class UncertaintyModel(nn.Module):
@@ -125,7 +128,13 @@ class UncertaintyModel(nn.Module):
     def _prediction(self, positions: Tensor, terms: tuple[Tensor, ...]) -> Prediction:
         judged, driver = self.judge_and_driver(positions, *terms)
         shift = self.potential.energy_shift
-        return Prediction(terms[0].mean(0).to(shift.dtype) + shift, driver, self.calibration(judged))
+        energy = terms[0].mean(0).to(shift.dtype) + shift
+        return Prediction(energy, driver, self.calibration(judged), self.driver.local(positions, *terms))
+
+    @property
+    def local_names(self) -> tuple[str, ...]:
+        """Names of the K parts of the driver, as variables."""
+        return local_names(len(self.driver.part_names))
 
     @property
     def requires_forces(self) -> bool:
@@ -213,7 +222,7 @@ class UncertaintyModel(nn.Module):
                 model = cls._restored(manifest, tensors)
             if len(model.numbers) <= LARGE and model.potential.needs == "dense":
                 shapes = [tuple(part.shape) for part in model(_line(model))]
-                if shapes != [(1,)] * len(shapes):
+                if shapes != [(1,), (1,), (1,), (1, len(model.local_names))]:
                     raise UqbiasError(f"it gives {shapes} for one geometry", REPLACE)
         return model
 

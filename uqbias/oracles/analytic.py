@@ -59,7 +59,7 @@ class DoubleWell(torch.nn.Module):
     Examples
     --------
     >>> well = DoubleWell(1)
-    >>> energy, driver, judge = well(torch.tensor([[[-1.0, 0.0, 0.0]]]))
+    >>> energy, driver, *_ = well(torch.tensor([[[-1.0, 0.0, 0.0]]]))
     >>> energy, driver
     (tensor([-6.5000]), tensor([-1.]))
     """
@@ -88,7 +88,8 @@ class DoubleWell(torch.nn.Module):
         x = positions[:, 0]
         c = self.coefficients.to(x.dtype)
         terms = c[:, 0] + x * (c[:, 1] + x * (c[:, 2] + x * (c[:, 3] + x * c[:, 4])))
-        return Prediction(terms.sum(1), positions[:, 0, 0], torch.zeros_like(positions[:, 0, 0]))
+        zero = torch.zeros_like(positions[:, 0, 0])
+        return Prediction(terms.sum(1), positions[:, 0, 0], zero, positions.new_zeros(len(positions), 0))
 
     def temperature(self, barrier: float) -> float:
         """Temperature in K at which the barrier is ``barrier`` k_B T high."""

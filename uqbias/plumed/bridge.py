@@ -24,6 +24,7 @@ from uqbias.errors import UqbiasError
 from uqbias.md.stack import check_pythonforce
 from uqbias.plumed.session import PlumedSession, PlumedStop, drop_cut_lines, names_in_use, read_actions
 from uqbias.plumed.step_clock import StepClock, files_written, last_hill
+from uqbias.variables.names import by_name, missing_part
 
 Array = NDArray[np.float64]
 
@@ -126,6 +127,8 @@ class PlumedBridge:
         actions = read_actions(lines, folder)
         self.names = names_in_use(actions)
         module = load_model(model, 0)
+        if lacking := missing_part(self.names, len(getattr(module, "local_names", ()))):
+            raise UqbiasError(f"EXTRACV of {lacking[0]}", lacking[1])
         self.numbers = tuple(int(number) for number in module.numbers)  # type: ignore[union-attr, arg-type]
         self._particles = _chosen(particles, len(self.numbers), system.getNumParticles())
         self._whole = particles is None or self._particles.tolist() == list(range(system.getNumParticles()))
@@ -137,7 +140,8 @@ class PlumedBridge:
         if include_energy or "energy" in self.names:
             self._gradients.append("energy")
         self._gradients = self._gradients or ["driver"]
-        self._inputs, self._graph = _compiled(module, self._gradients, runner, dtype, device, cache_dir)
+        self._values = [*dict.fromkeys(("energy", "driver", "judge", *self._gradients))]
+        self._inputs, self._graph = _compiled(module, self._values, self._gradients, runner, dtype, device, cache_dir)
         self.runner = self._graph.runner
         paths = [folder / name for name in [*files_written(actions), log]]
         use = use_once(system, [], paths, "model" if include_energy else "bias")
@@ -276,15 +280,16 @@ class PlumedBridge:
         selected = positions if self._whole else positions[self._particles]
         self._inputs[0].copy_(torch.from_numpy(selected))
         numbers, gradients = self._graph.unchecked(self._inputs)
-        energy, driver, judge = numbers.tolist()
+        values = dict(zip(self._values, numbers.tolist(), strict=True))
+        energy, driver, judge = values["energy"], values["driver"], values["judge"]
         self.n_evaluations += 1
-        if not math.isfinite(energy + driver + judge):
+        if not math.isfinite(sum(values.values())):
             raise UqbiasError(
                 f"at step {step} the model gives energy {energy:.6g} kJ/mol, driver {driver:.6g}, uncertainty "
                 f"{judge:.6g}",
                 "use a shorter timestep, lower hills or an upper wall (UPPER_WALLS) on the uncertainty",
             )
-        session.calculate(positions, {"energy": energy, "driver": driver, "judge": judge})
+        session.calculate(positions, values)
         forces = session.forces.copy()
         model_forces = self._own_forces(gradients)
         if self._whole:
@@ -369,24 +374,24 @@ def _charges(system: Any) -> Array:
 
 def _compiled(
     model: torch.nn.Module,
+    numbers: Sequence[str],
     gradients: Sequence[str],
     runner: str,
     dtype: torch.dtype,
     device: torch.device | str,
     cache_dir: Path | None,
 ) -> tuple[list[Tensor], CompiledFunction]:
-    """Inputs (positions [1, N, 3] first) and graph: energy, driver, judge [3] and gradients [K, N, 3]."""
+    """Inputs (positions [1, N, 3] first) and graph: ``numbers`` and ``gradients`` [K, N, 3] of what is named."""
     names, inputs = graph_inputs(model, 1, dtype, device)
 
     def function(given: list[Tensor]) -> tuple[Tensor, ...]:
         positions = given[0].detach().requires_grad_()
-        energy, driver, judge = functional_call(model, dict(zip(names, given[1:], strict=True)), (positions,))
-        values = {"energy": energy, "driver": driver, "judge": judge}
+        values = by_name(functional_call(model, dict(zip(names, given[1:], strict=True)), (positions,)))
         slopes = [
             torch.autograd.grad(values[name].sum(), positions, retain_graph=index + 1 < len(gradients))[0][0]
             for index, name in enumerate(gradients)
         ]
-        return torch.cat([energy, driver, judge]), torch.stack(slopes)
+        return torch.cat([values[name] for name in numbers]), torch.stack(slopes)
 
     compiled = compile_function(
         function, inputs, runner=runner, name="bridge-" + "-".join(gradients), cache_dir=cache_dir

@@ -16,6 +16,7 @@ from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.plumed.kernel import find_kernel, make_plumed
 from uqbias.runs.series import drop_cut_line
 from uqbias.units import kt
+from uqbias.variables.names import LOCAL, is_of_model
 
 Array = NDArray[np.float64]
 
@@ -78,7 +79,7 @@ def _action(words: list[str], line: int, folder: Path) -> list[Action]:
 
 
 def names_in_use(actions: Sequence[Action]) -> tuple[str, ...]:
-    """Which of `EXTRA` the input asks for.
+    """Which of `EXTRA`, and which parts of the driver, the input asks for.
 
     Raises
     ------
@@ -96,7 +97,7 @@ def names_in_use(actions: Sequence[Action]) -> tuple[str, ...]:
             )
         if action.name == "EXTRACV":
             name = action.options.get("NAME", "")
-            if name not in EXTRA:
+            if name not in EXTRA and (name == LOCAL or not is_of_model(name)):
                 raise UqbiasError(f"plumed.dat, line {action.line}: EXTRACV NAME={name}", did_you_mean(name, EXTRA))
             used.append(name)
     # The plugin's action computes the uncertainty itself.
@@ -104,7 +105,7 @@ def names_in_use(actions: Sequence[Action]) -> tuple[str, ...]:
         raise UqbiasError(
             "plumed.dat has no line that uses the uncertainty", f"add one such as '{LINE_TO_PASTE}' and use u in ARG"
         )
-    return tuple(name for name in EXTRA if name in used)
+    return tuple(name for name in dict.fromkeys((*EXTRA, *used)) if name in used)
 
 
 def _check_units(action: Action) -> None:

@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.options import KindSection, of_kind
 from uqbias.registry import BIASES, VARIABLES
-from uqbias.variables.names import EXTENDED, OF_MODEL, is_taken
+from uqbias.variables.names import EXTENDED, LOCAL, OF_MODEL, is_of_model, is_taken
 
 
 def check_name(name: str) -> str:
@@ -32,7 +32,7 @@ Variables = dict[Name, Annotated[KindSection, of_kind(VARIABLES)]]
 
 def known_names(variables: dict[str, Any], extended: tuple[str, ...] = ()) -> list[str]:
     """What a bias may act on: the model's, the defined, and those that follow one of them."""
-    return [*OF_MODEL, *variables, *(f"{EXTENDED}{name}" for name in extended)]
+    return [*OF_MODEL, LOCAL, *variables, *(f"{EXTENDED}{name}" for name in extended)]
 
 
 def check_biases(sections: Sequence[Any], variables: dict[str, Any], pace: int, steps: int) -> None:
@@ -61,7 +61,7 @@ def check_biases(sections: Sequence[Any], variables: dict[str, Any], pace: int, 
     for index, section in enumerate(sections):
         names: Sequence[str] = getattr(section, "variables", ())
         for name in (names,) if isinstance(names, str) else names:
-            if name not in valid:
+            if name not in valid and not is_of_model(name):
                 hint = did_you_mean(str(name), valid)
                 raise ValueError(
                     f"bias.{index}.variables = {list(names)}: no variable '{name}' is defined; {hint}; or define it: "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NotRequired
 
 import numpy as np
 from pydantic import FiniteFloat
@@ -120,14 +120,16 @@ class MolecularDynamics(Sampler):
         model = UncertaintyModel.load(job.model)
         variables = build_variables(job.variables, model.topology, job.reference)
         at_start = evaluate_frames(model, job.safe_frames)
-        lowest = _lowest(job, at_start)
-        parts = completed(job.biases, md.temperature, periods_of(variables), lowest)
+        lowest, local = _lowest(job, at_start)
+        parts = completed(job.biases, md.temperature, periods_of(variables), lowest, local)
         # What can be refused is, before a run.json says that there is a run.
         _check(job, at_start, variables)
         bias = build_bias(parts, md.temperature) if parts else None
         positions, settings = begin(job, model)
         with RunWriter(
-            job.folder, {**describe_run(job, model, parts, variables), "lowest_u": lowest}, resume=job.resume
+            job.folder,
+            {**describe_run(job, model, parts, variables), "lowest_u": lowest, "lowest_local": local},
+            resume=job.resume,
         ) as writer:
             if writer.finished is None:
                 if bias is not None and job.earlier_bias is not None:
@@ -188,14 +190,16 @@ def _device(md: MD) -> str:
 
 class _Earlier(TypedDict):
     lowest_u: FiniteFloat
+    lowest_local: NotRequired[list[FiniteFloat]]
 
 
-def _lowest(job: Exploration, at_start: Evaluated) -> float:
-    """Driver's lowest value over the labelled frames; of a bias that is carried on, the one that it began with."""
+def _lowest(job: Exploration, at_start: Evaluated) -> tuple[float, list[float]]:
+    """Lowest value of driver and its parts over the labelled frames; of a bias carried on, those it began with."""
     if job.earlier_bias is not None:
         file = job.earlier_bias.parent / "run.json"
-        return float(read_json(file, _Earlier, "description of a run", "put it back from a copy")["lowest_u"])
-    return float(at_start.driver.min())
+        earlier = read_json(file, _Earlier, "description of a run", "put it back from a copy")
+        return float(earlier["lowest_u"]), list(earlier.get("lowest_local", []))
+    return float(at_start.driver.min()), at_start.local.min(axis=0).tolist()
 
 
 def describe_run(
