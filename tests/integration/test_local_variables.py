@@ -97,7 +97,7 @@ def test_md_command(campaign, tmp_path):
     ("changes", "says"),
     [
         ({"bias": [{"kind": "metadynamics", "variables": "driver_3"}]}, "bias.0: metadynamics on 'driver_3', the"),
-        ({"bias": [{"kind": "upper_wall", "variables": "local", "at": 3.0}]}, "'upper_wall' with variables ['driver_1'"),
+        ({"bias": [{"kind": "upper_wall", "variables": "local", "at": 3}]}, "'upper_wall' with variables ['driver_1'"),
         ({"variables": {"driver_1": {"kind": "distance", "atoms": [0, 1]}}}, "'driver_1' is taken; choose another"),
         ({"variables": {"local": {"kind": "distance", "atoms": [0, 1]}}}, "'local' is taken; choose another name"),
         ({"bias": [{"kind": "metadynamics", "variables": ["locals"]}]}, "no variable 'locals' is defined"),
