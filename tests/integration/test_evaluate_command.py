@@ -95,6 +95,9 @@ def test_errors_that_are_samples_of_the_prediction(model, held_out):
     assert scores["force_mae_meV_per_A"] == pytest.approx(np.abs(error).mean(), rel=1e-6)
     assert scores["force_rmse_meV_per_A"] == pytest.approx(np.sqrt((error**2).mean()), rel=1e-6)
     # The noise is in the family of the variance scaling, so that what it found is the truth within sampling error.
+    thirds = [scores[f"coverage_{third}"] for third in ("low", "middle", "high")]
+    assert np.mean(thirds) == pytest.approx(scores["coverage"])
+    assert min(thirds) < max(thirds)
     assert scores["miscalibration_area"] < 0.02
     entropy = 0.5 * np.log(2 * np.pi * np.e) + np.log(sigma).mean()
     assert scores["nll"] == pytest.approx(entropy, abs=0.03)

@@ -120,9 +120,7 @@ def conformers(model: UncertaintyModel, positions: NDArray[Any]) -> Array | None
     if features is None or not features.angular:
         return None
     values = selection_features(model, positions, "driver_features").reshape(len(positions), 2, -1).transpose(0, 2, 1)
-    length = np.linalg.norm(values, axis=2, keepdims=True)
-    soft = (length > 0).any(axis=(0, 2))
-    unit: Array = values[:, soft] / np.maximum(length[:, soft], 1e-12)
+    unit: Array = values / np.maximum(np.linalg.norm(values, axis=2, keepdims=True), 1e-12)
     return unit
 
 

@@ -60,7 +60,8 @@ def score_model(model: UncertaintyModel, frames: Frames, large: float = LARGE) -
           ``energy_rmse_meV_per_atom``;
         - ``judge``, kind of the judge; ``large``; ``driver_spearman`` of the driver; ``spearman``, ``auroc``;
         - of a calibrated model ``calibration``, its kind, ``alpha``, ``calibration_frames``, and ``coverage``, the
-          share of frames whose error is not above the calibrated uncertainty; ``coverage_0.05`` and
+          share of frames whose error is not above the calibrated uncertainty, ``coverage_low``, ``coverage_middle`` and
+          ``coverage_high``, the same of the thirds of six or more frames by their uncertainty; ``coverage_0.05`` and
           ``coverage_0.32``, the same of the conformal bound at that miscoverage, if the calibration frames sufficed;
         - of the signed force components as samples of N(0, σ²), σ from the variance scaling: ``miscalibration_area``;
           ``nll``, nats per component with errors in meV/Å; ``crps_meV_per_A``; ``sharpness_meV_per_A``;
@@ -173,6 +174,9 @@ def _uncertainty_scores(
     scores = {"spearman": spearman(ranked, error), "auroc": auroc(ranked, error, large)}
     if chosen.fitted:
         scores["coverage"] = coverage(mapped(chosen), error)
+        thirds = np.array_split(np.argsort(raw), 3) if valued is None and len(raw) >= 6 else []
+        for name, rows in zip(("low", "middle", "high"), thirds, strict=False):
+            scores[f"coverage_{name}"] = coverage(mapped(chosen)[rows], error[rows])
     if bound.fitted:
         for alpha in ALPHAS:
             if alpha in bound.quantiles:
