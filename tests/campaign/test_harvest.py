@@ -119,6 +119,17 @@ def test_strategies_keep_the_budget_and_the_seed(kind):
     assert len(few) == 60
 
 
+def test_many_far_frames_come_before_one_that_is_farther():
+    crowd = np.linspace(3.0, 4.0, 20)
+    given = candidates(np.append(crowd, 16.0)[:, None])
+    known = np.array([[0.0], [10.0]])
+    picks, reasons = select(given, known, 2, SelectionOptions(kind="largest_cluster"), seed=0)
+    assert picks.tolist() == [19, 20]
+    assert reasons[19] == "taken: largest cluster"
+    picks, _ = select(given, known, 2, SelectionOptions(kind="farthest_point"), seed=0)
+    assert picks.tolist() == [20, 19]
+
+
 def test_a_share_of_the_budget_is_thermal():
     given = candidates(np.random.default_rng(1).normal(size=(50, 2)))
     options = SelectionOptions(kind="farthest_point", thermal_share=0.3)

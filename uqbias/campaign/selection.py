@@ -182,11 +182,33 @@ def cover_conformers(picks: Picks) -> None:
         missing &= ~alike(index)
 
 
+def largest_cluster(picks: Picks) -> None:
+    """Take again and again, of the frames nearest to one labelled or taken frame, the farthest: in the cluster with the
+    largest sum of squared distances, weighted by energy (LCMD; Holzmüller et al., JMLR 24, 164, 2023).
+    """
+    pool = picks.pool
+    square, centre = np.full(len(pool.features), np.inf), np.zeros(len(pool.features), dtype=np.int64)
+    centres = [*pool.known] or [pool.features.mean(axis=0)]
+    for number in range(len(centres) + picks.left):
+        if number >= len(centres):
+            if not picks.left:
+                break
+            score = np.where(picks.open, square * pool.weight + np.finfo(np.float64).tiny, 0.0)
+            largest = centre == np.bincount(centre, weights=score).argmax()
+            best = int(np.where(picks.open & largest, score, -1.0).argmax())
+            picks.take(best, "largest cluster")
+            centres.append(pool.features[best])
+        away = np.square(pool.features - centres[number]).sum(axis=1)
+        centre[away < square] = number
+        square = np.minimum(square, away)
+
+
 STRATEGIES: dict[str, Strategy] = {
     "farthest_point": farthest_point,
     "random": random_choice,
     "highest_uncertainty": highest_uncertainty,
     "cluster": cluster,
+    "largest_cluster": largest_cluster,
 }
 
 

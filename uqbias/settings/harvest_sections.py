@@ -23,10 +23,11 @@ def usual_wall() -> float | None:
 class SelectionOptions(Section):
     """Which of the frames that passed the filters are labelled."""
 
-    kind: Literal["farthest_point", "random", "highest_uncertainty", "cluster"] = Field(
+    kind: Literal["farthest_point", "random", "highest_uncertainty", "cluster", "largest_cluster"] = Field(
         default="farthest_point",
-        description="farthest_point, random, highest_uncertainty or cluster (of each of as many k-means clusters as "
-        "labels the frame of highest uncertainty)",
+        description="farthest_point, largest_cluster (the farthest of the frames nearest to one label, where these are "
+        "many and far), random, highest_uncertainty or cluster (of each of as many k-means clusters as labels the "
+        "frame of highest uncertainty)",
     )
     space: Literal["driver_features", "latents"] = Field(
         default="driver_features",
