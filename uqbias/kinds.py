@@ -15,6 +15,7 @@ FEATURES = {
     "concatenated": "uqbias.uncertainty.features.concatenated:Concatenated",
 }
 UNCERTAINTIES = {
+    "auto": "uqbias.uncertainty.auto:Automatic",
     "gmm": "uqbias.uncertainty.gmm:GaussianMixture",
     "kernel_density": "uqbias.uncertainty.kernel_density:KernelDensity",
     "local_densities": "uqbias.uncertainty.local_densities:LocalDensities",

@@ -276,7 +276,8 @@ class Registry:
         if self.functions is not None:
             given |= {"kind": name, "function": self.get(name)}
         result = factory_of(part)(**{**accepted(part, given), **values})
-        if isinstance(result, Part) or ":" in name:
+        chosen = isinstance(part, type) and not isinstance(result, part)  # a part that is of another kind
+        if (isinstance(result, Part) or ":" in name) and not chosen:
             result.kind = name  # the name by which it is found again
         return result
 

@@ -132,12 +132,14 @@ def test_template_is_a_campaign_file(folder, tmp_path):
     assert "structure.pdb: no such file" in refused("validate", path)
     for name in ("structure.pdb", "data.xyz"):
         (tmp_path / name.replace("data", "start")).write_bytes((folder / name).read_bytes())
-    assert "no such dihedral" in refused("validate", path), "the default driver does not fit this molecule"
-    path.write_text(path.read_text().replace("heavy_only: true", "heavy_only: false"))
+    shown = call("validate", path)
+    assert "auto chose kernel_density on pair_distances, since no bond turns" in shown.stdout, shown.output
     done = call("validate", path, "--json")
     assert done.exit_code == 0, done.output
     facts = json.loads(done.stdout)
     assert (facts["atoms"], facts["start_frames"], facts["labels_at_most"]) == (4, 40, 240)
+    assert facts["driver"] == "auto"
+    assert "; ".join(facts["driver_story"]) in shown.stdout
     text = path.read_text().replace("walkers:", "wakers:")
     path.write_text(text)
     assert "did you mean 'walkers'" in refused("validate", path)

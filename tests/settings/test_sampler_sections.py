@@ -83,7 +83,7 @@ def test_the_window_of_the_driver_is_open_without_md():
     def window(**settings):
         return check_campaign({**FILES, **settings}).harvest.driver_window
 
-    assert window() == window(sampler="md") == [None, 14.0]
+    assert window() == window(sampler="md") == [None, "wall"]
     assert window(sampler="attack") == [None, None]
     assert window(sampler="random", harvest={"labels_per_round": 3}) == [None, None]
     assert window(sampler="attack", harvest={"driver_window": [0.5, 14.0]}) == [0.5, 14.0]
@@ -96,14 +96,15 @@ def parts(folder, settings, topology, positions):
     check_parts(file, topology, read_frames(folder / "start.xyz", labelled=False))
 
 
-def test_molecules_without_torsions_get_a_cure_that_works(tmp_path):
+def test_molecules_without_torsions_have_a_driver_and_get_a_cure_that_works(tmp_path):
     numbers = (7, 1, 1, 1)
     topology = Topology.from_positions(numbers, AMMONIA_POSITIONS)
     positions = AMMONIA_POSITIONS + np.random.default_rng(0).normal(0, 0.005, (20, 4, 3))
+    parts(tmp_path, {"sampler": "attack"}, topology, positions)
     with pytest.raises(
         UqbiasError, match=r"driver: the molecule has no such dihedral, of 4 atoms; give `driver` the content"
     ):
-        parts(tmp_path, {"sampler": "attack"}, topology, positions)
+        parts(tmp_path, {"sampler": "attack", "driver": "kernel_density"}, topology, positions)
     judge = {"kind": "committee", "quantity": "forces"}
     parts(tmp_path, {"sampler": "attack", "driver": judge, "judge": judge}, topology, positions)
     distances = {"kind": "pair_distances", "min_separation": 1, "heavy_only": False}

@@ -33,6 +33,7 @@ KINDS = {
     "gmm_elements": ("gmm", {"per_element": True, "choose_components": "bic", "n_components": 3}),
     "gmm_local": ("gmm", {"aggregation": {"kind": "local_mean_max", "atoms": "heavy"}}),
     "gmm_distances": ("gmm", {"features": NEAR, "squash": "softplus_sqrt", "reg_covar": 1e-2}),
+    "auto": ("auto", {}),
     "kernel_density": ("kernel_density", {}),
     "kernel_gaussian": ("kernel_density", {"features": NEAR, "kernel": "gaussian"}),
     "local_densities": ("local_densities", {}),

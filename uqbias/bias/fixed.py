@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Ge
@@ -107,8 +107,16 @@ class UpperWall(LowerWall):
     kind = "upper_wall"
     side = 1.0
 
-    def __init__(self, *, at: WallBegins = WALL, **options: Any) -> None:
-        super().__init__(at=at, **options)
+    def __init__(
+        self,
+        *,
+        at: Annotated[
+            float | Literal["wall"],
+            Doc("value of the variable where the wall begins; wall: the driver's own, 14 where none is known"),
+        ] = "wall",
+        **options: Any,
+    ) -> None:
+        super().__init__(at=WALL if at == "wall" else at, **options)
 
 
 class UDD(FixedBias):

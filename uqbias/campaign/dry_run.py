@@ -45,7 +45,7 @@ def _driver_parts(campaign: Campaign, topology: Topology, start: Frames) -> int:
         potential = make_potential(campaign, topology, 0)
         return len(make_uncertainties(campaign, topology, potential, start, start)[1].part_names)
     except UqbiasError as error:
-        if topology.proper_dihedrals(heavy_only=False) or "no such dihedral" not in error.what:
+        if topology.proper_dihedrals(heavy_only=False) or "the molecule has no such" not in error.what:
             raise
         cure = (
             "give `driver` the content of `judge`, or driver: {kind: kernel_density, kernel: gaussian, features: "

@@ -29,6 +29,7 @@ from uqbias.molecule.physical import PHYSICAL, PhysicalFilter
 from uqbias.registry import SAMPLERS
 from uqbias.runs.ledger_lines import CURE
 from uqbias.runs.reader import check_observations
+from uqbias.uncertainty.base import WALL, at_wall
 
 Array = NDArray[np.float64]
 
@@ -128,7 +129,9 @@ def _exploration(work: Work, sampler: Sampler, round_index: int, group: int, gro
 def _sparseness(model: UncertaintyModel, driver: Array) -> Array:
     """Weights [n] of frames by their driver: one over the density where it is the logarithm of one."""
     if model.driver.unit == "nats":
-        return np.asarray(np.exp(np.minimum(driver - driver.max(), 0.0)))
+        # As for two torsions: with more, the range of u is larger and one frame would be all.
+        range_of_u = at_wall("wall", model.driver) / WALL
+        return np.asarray(np.exp(np.minimum(driver - driver.max(), 0.0) / range_of_u))
     # Of another driver only the order is known to mean something: twice as often at the top as in the middle.
     ranks = np.argsort(np.argsort(driver, kind="stable"), kind="stable")
     return np.asarray((1.0 + ranks) / len(driver))
@@ -208,7 +211,7 @@ def _chosen(
         budget,
         options.selection,
         work.seed(round_index, "harvest"),
-        driver_window=options.driver_window,
+        driver_window=[at_wall(value, model.driver) for value in options.driver_window],
         judge_window=options.judge_window,
         known_positions=known.positions,
         known_conformers=conformers(model, known.positions),

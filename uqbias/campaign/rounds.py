@@ -19,6 +19,7 @@ from uqbias.campaign.progress import Progress, SilentProgress
 from uqbias.campaign.work import Work, read_molecule, read_test_set
 from uqbias.registry import SAMPLERS
 from uqbias.settings.file import CampaignFile, digest
+from uqbias.uncertainty.auto import driver_story
 
 Phase = Callable[[Work, int], dict[str, Any]]
 
@@ -63,6 +64,8 @@ def run_campaign(file: CampaignFile, directory: str | Path, progress: Progress |
             work.progress.message(f"{ledger.path}: its last line was torn when it was written, and is left out")
         refuse_changed(directory, ledger.events())
         _note_versions(work, facts["versions"])
+        if not ledger.phase_done(0, "train"):
+            work.progress.message("driver: " + "; ".join(driver_story(file.campaign.driver, topology)))
         file.write(directory / "campaign.yaml")
         return _rounds(work)
     finally:

@@ -78,6 +78,7 @@ def validate(
     from uqbias.campaign.work import oracle_spec, read_molecule, read_test_set
     from uqbias.registry import SAMPLERS
     from uqbias.settings.file import load_campaign
+    from uqbias.uncertainty.auto import driver_story
 
     file = load_campaign(path)
     campaign = file.resolved
@@ -94,6 +95,7 @@ def validate(
         "oracle": campaign.oracle.kind,
         "potential": campaign.potential.kind,
         "driver": campaign.driver.kind,
+        "driver_story": driver_story(campaign.driver, topology),
         "judge": campaign.judge.kind,
         "sampler": sampling.kind,
         "rounds": campaign.stop.rounds,
@@ -112,6 +114,7 @@ def validate(
     if json:
         print_json(facts)
         return
+    facts["driver"] = "; ".join(facts.pop("driver_story"))
     print_pairs((name.replace("_", " "), value) for name, value in facts.items())
     typer.echo(f"{path} is in order: uqbias run {path}")
 

@@ -24,7 +24,8 @@ from uqbias.potentials.base import Potential
 from uqbias.potentials.prediction import predict
 from uqbias.registry import POTENTIALS, UNCERTAINTIES
 from uqbias.settings.schema import CalibrationSettings
-from uqbias.uncertainty.base import Uncertainty
+from uqbias.uncertainty.auto import driver_story
+from uqbias.uncertainty.base import Uncertainty, at_wall
 from uqbias.uncertainty.calibration import Calibration, HeldOut
 from uqbias.uncertainty.conformal import frames_needed
 
@@ -182,7 +183,7 @@ def complete_model(
     Returns
     -------
     model : the model.
-    facts : JSON-able counts of frames and the force error on the calibration frames.
+    facts : JSON-able counts of frames, the force error on the calibration frames, and what the driver is.
     """
     model = UncertaintyModel(potential, judge, topology, driver=None if judge is driver else driver).eval()
     # The judge must not know the frames that it is calibrated on; the driver is to be pushed away from every frame.
@@ -194,9 +195,11 @@ def complete_model(
     if split.training.forces is not None:  # the judge is calibrated as an error of forces
         options = settings.model_dump(exclude={"fraction"})
         calibrated = calibrate(model, split.calibration, shape_frames=split.validation, **options)
+    story = driver_story(campaign.driver, topology)
+    model.provenance["driver_choice"] = "; ".join(story)
     counts = {f"{name}_frames".removeprefix("training_"): len(part) for name, part in split._asdict().items()}
     model.provenance.update(**counts, **calibrated, dataset_sha256=_digest(split.training))
-    return model, counts | calibrated
+    return model, counts | calibrated | {"driver_story": story, "driver_wall": at_wall("wall", driver)}
 
 
 def fit_uncertainty(potential: Potential, part: Uncertainty, frames: Frames, seed: int) -> None:

@@ -232,6 +232,7 @@ def render(run: RunData) -> str:
         parts=parts,
         notes=run.notes,
         regions=run.regions,
+        driver="; ".join(run.rounds[0].training.get("driver_story", [])) if run.rounds else "",
         configuration=run.config_text,
         versions=_versions(run),
     )

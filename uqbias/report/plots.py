@@ -131,6 +131,7 @@ def walkers_in_time(run: RunData) -> Figure | None:
     figure, axes = panels(rows, len(shown), 0.7 + 1.95 * rows, width=WIDTH, sharex="col", sharey="row")
     timestep = float(section(run.config, "md").get("timestep_fs", 0.5)) / 1000.0
     cap = section(run.config, "guards").get("driver_cap")
+    cap = run.rounds[0].training.get("driver_wall") if cap == "wall" else cap
     for column, entry in enumerate(shown):
         seen = entry.observations
         assert seen is not None

@@ -8,16 +8,11 @@ from pydantic import Field
 
 from uqbias.molecule.limits import Limits
 from uqbias.options import Count, Positive, Section
-from uqbias.registry import UNCERTAINTIES
 
 #: Kind of the driver where a campaign names none.
-DRIVER = "kernel_density"
-
-
-def usual_wall() -> float | None:
-    """Value of the default driver beyond which a geometry is taken for broken."""
-    wall: float | None = UNCERTAINTIES.get(DRIVER).wall
-    return wall
+DRIVER = "auto"
+#: A value of the driver, or its ``wall``: where its kind takes a geometry for broken.
+DriverValue = float | Literal["wall"] | None
 
 
 class SelectionOptions(Section):
@@ -63,12 +58,12 @@ class Harvest(Limits):
     """The way from visited frames to frames that are worth a label."""
 
     labels_per_round: Count = Field(default=50, description="labels bought in a round, at most")
-    driver_window: list[float | None] = Field(
-        default_factory=lambda: [None, usual_wall()],
+    driver_window: list[DriverValue] = Field(
+        default=[None, "wall"],
         min_length=2,
         max_length=2,
-        description="[lowest, highest] value of the driver CV; null: open, as is the default of the samplers attack, "
-        "random and pool, whatever the driver",
+        description="[lowest, highest] value of the driver CV; wall: the driver's own; null: open, as is the "
+        "default of the samplers attack, random and pool, whatever the driver",
     )
     judge_window: list[float | None] = Field(
         default=[None, None],

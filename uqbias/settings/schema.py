@@ -10,7 +10,7 @@ from uqbias.errors import UqbiasError
 from uqbias.options import Count, InputFile, KindSection, Positive, Runner, Section, of_kind
 from uqbias.registry import BIASES, ORACLES, POTENTIALS, SAMPLERS, UNCERTAINTIES
 from uqbias.settings.bias_checks import Variables, check_biases
-from uqbias.settings.harvest_sections import DRIVER, Harvest, usual_wall
+from uqbias.settings.harvest_sections import DRIVER, DriverValue, Harvest
 from uqbias.settings.oracle_section import OracleSection
 from uqbias.settings.system_section import System
 
@@ -167,7 +167,10 @@ class MD(Section):
 class Guards(Section):
     """When a walker is stopped, recorded and restarted from a labelled frame."""
 
-    driver_cap: float | None = Field(default_factory=usual_wall, description="value of the driver CV; null: no cap")
+    driver_cap: DriverValue = Field(
+        default="wall",
+        description="value of the driver CV; wall: the driver's own, which grows with the torsions; null: no cap",
+    )
     judge_cap: float | None = Field(default=None, gt=0, description="calibrated uncertainty, kJ/mol/nm; null: no cap")
     bond_low: float = Field(default=0.7, gt=0, lt=1, description="shortest bond, as a multiple of the reference length")
     bond_high: float = Field(default=1.4, gt=1, description="longest bond, as a multiple of the reference length")

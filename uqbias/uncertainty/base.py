@@ -237,6 +237,13 @@ def rebuild_uncertainty(manifest: Mapping[str, Any]) -> Uncertainty:
     return uncertainty
 
 
+def at_wall(value: Any, driver: Uncertainty) -> Any:
+    """A setting of a campaign, with a number for ``wall``: the driver's, `WALL` where its kind has none."""
+    if not (isinstance(value, str) and value == "wall"):
+        return value
+    return WALL if driver.wall is None else driver.wall
+
+
 def energy_unit(n_atoms: int) -> float:
     """Energy error that counts as much as a force error of 1 in training, nm: 0.1 √N."""
     return 0.1 * math.sqrt(n_atoms)

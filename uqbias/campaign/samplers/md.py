@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, NotRequired
 
 import numpy as np
@@ -14,6 +15,7 @@ from uqbias.bias.build import BiasParts, build_bias, completed
 from uqbias.campaign.samplers.base import Advance, Array, Exploration, Sampler
 from uqbias.errors import UqbiasError
 from uqbias.files import content_of, read_arrays, read_json, sha256
+from uqbias.uncertainty.base import at_wall
 from uqbias.variables.base import build_variables, periods_of
 
 if TYPE_CHECKING:
@@ -22,7 +24,15 @@ if TYPE_CHECKING:
     from uqbias.runs.observation import ExternalBias, Observation
     from uqbias.runs.writer import RunWriter
     from uqbias.settings.schema import MD
+    from uqbias.uncertainty.base import Uncertainty
     from uqbias.variables.base import CollectiveVariable
+
+
+def with_wall(job: Exploration, driver: Uncertainty) -> Exploration:
+    """The job with the driver's wall in place of the word."""
+    biases = [(kind, {name: at_wall(value, driver) for name, value in options.items()}) for kind, options in job.biases]
+    cap = at_wall(job.guards.driver_cap, driver)
+    return replace(job, biases=tuple(biases), guards=job.guards.model_copy(update={"driver_cap": cap}))
 
 
 def begin(job: Exploration, model: Any) -> tuple[Array, dict[str, Any]]:
@@ -45,7 +55,7 @@ def begin(job: Exploration, model: Any) -> tuple[Array, dict[str, Any]]:
         model.topology,
         job.reference,
         bond_range=(limits.bond_low, limits.bond_high),
-        driver_cap=limits.driver_cap,
+        driver_cap=at_wall(limits.driver_cap, model.driver),
         judge_cap=limits.judge_cap,
         turned=lambda positions: stiff_deviations(model, positions),
         max_turn=limits.stiff_torsion,
@@ -118,6 +128,7 @@ class MolecularDynamics(Sampler):
         if external is not None and (job.resume or job.snapshot_every):
             raise UqbiasError("snapshots of a run with external forces", "leave snapshot_every and resume out")
         model = UncertaintyModel.load(job.model)
+        job = with_wall(job, model.driver)
         variables = build_variables(job.variables, model.topology, job.reference)
         at_start = evaluate_frames(model, job.safe_frames)
         lowest, local = _lowest(job, at_start)
@@ -170,7 +181,7 @@ def _check(job: Exploration, at_start: Evaluated, variables: Mapping[str, Collec
         check_platform(platform, backend)
     check_device(_device(job.md))
     cap, lowest = job.guards.driver_cap, at_start.driver.min()
-    if cap is not None and lowest > cap:
+    if isinstance(cap, int | float) and lowest > cap:
         raise UqbiasError(
             f"guards.driver_cap = {cap:g} is below the driver in all start frames, {lowest:.4g} at least",
             "raise it, or null for none (of uqbias md: --cap, or --wall, which it follows)",

@@ -27,7 +27,7 @@ Grouping = Annotated[
 ]
 
 
-class Part(NamedTuple):
+class LocalPart(NamedTuple):
     """Part of a molecule that has a density by itself.
 
     Attributes
@@ -44,13 +44,15 @@ class Part(NamedTuple):
     proton: Triple | None = None
 
 
-def parts_of(topology: Topology, grouping: str = "bonds") -> list[Part]:
-    """Soft bonds, singly or in pairs, rings that pucker and mobile protons of a molecule."""
+def atom_list(topology: Topology, atoms: Sequence[int]) -> str:
+    """Atoms by element and number, as ``C5-N7``."""
     from ase.data import chemical_symbols
 
-    def name(atoms: Sequence[int]) -> str:
-        return "-".join(f"{chemical_symbols[topology.numbers[i]]}{i}" for i in atoms)
+    return "-".join(f"{chemical_symbols[topology.numbers[i]]}{i}" for i in atoms)
 
+
+def parts_of(topology: Topology, grouping: str = "bonds") -> list[LocalPart]:
+    """Soft bonds, singly or in pairs, rings that pucker and mobile protons of a molecule."""
     on_bond: dict[Pair, list[Quadruple]] = {}
     for four in topology.proper_dihedrals():
         on_bond.setdefault((four[1], four[2]), []).append(four)
@@ -62,13 +64,14 @@ def parts_of(topology: Topology, grouping: str = "bonds") -> list[Part]:
             bonds.append(near[0])
             left.remove(near[0])
         torsions = tuple(four for bond in bonds for four in on_bond[bond])
-        word = "torsion" if len(bonds) == 1 else "torsions"
-        parts.append(Part(f"{word} {' '.join(map(name, bonds))}", torsions, tuple(bond_weights(torsions))))
+        names = " ".join(atom_list(topology, bond) for bond in bonds)
+        name = f"torsion{'s' * (len(bonds) > 1)} {names}"
+        parts.append(LocalPart(name, torsions, tuple(bond_weights(torsions))))
     for ring in ring_systems(topology):
         around = tuple((*ring, *ring[:3])[k : k + 4] for k in range(len(ring)))
         fours = tuple((i, j, k, m) for i, j, k, m in around)
-        parts.append(Part(f"ring {name(ring)}", fours, (RING_WEIGHT / len(ring),) * len(ring)))
-    return parts + [Part(f"proton {name(three)}", proton=three) for three in topology.mobile]
+        parts.append(LocalPart(f"ring {atom_list(topology, ring)}", fours, (RING_WEIGHT / len(ring),) * len(ring)))
+    return parts + [LocalPart(f"proton {atom_list(topology, three)}", proton=three) for three in topology.mobile]
 
 
 class LocalAngles(Torsions):
