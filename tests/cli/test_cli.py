@@ -166,7 +166,7 @@ def test_train_and_info(folder):
     assert model.driver.kind == "kernel_density"
     assert model.calibration.fitted
     text = call("info", folder / "m.uqb").stdout
-    for part in ("H2O2, 4 atoms", "3 bonds", "kernel_density on torsions", "gmm on latents", "torch"):
+    for part in ("H2O2, 4 atoms", "3 bonds", "kernel_density on torsions", "gmm on latents", "driver choice", "torch"):
         assert part in text
     manifest = json.loads(call("info", folder / "m.uqb", "--json").stdout)
     assert manifest["provenance"]["calibration_frames"] == 10

@@ -131,7 +131,13 @@ def make_run(path, n_rounds=4, *, crossing=True, reference=True, seed=0):
         for phase, wall in (("md", 22.0 if index else 0.0), ("label", 0.3), ("train", 16.0 - index), ("score", 1.2)):
             events.append({"event": "phase", "round": index, "phase": phase, "wall_s": wall})
         (folder / "training.json").write_text(
-            json.dumps({"history": [{"epoch": 0, "validation_force_mae": 100.0}], "wall_s": 16.0 - index})
+            json.dumps(
+                {
+                    "history": [{"epoch": 0, "validation_force_mae": 100.0}],
+                    "wall_s": 16.0 - index,
+                    "driver_story": ["auto chose local_densities", "it acts on torsion N6-C8"],
+                }
+            )
         )
         separation = (test_angles[:, None] - labelled[None] + 180) % 360 - 180
         distance = np.sqrt(((separation / 30.0) ** 2).sum(-1)).min(axis=1)
@@ -429,6 +435,7 @@ def test_report_holds_the_numbers_and_nothing_from_elsewhere(run, tmp_path):
         for text in (f"{row['force_mae_meV_per_A']:.1f}", f"{row['energy_mae_meV_per_atom']:.2f}", str(row["labels"])):
             assert f"<td>{text}</td>" in page
     assert "reached C7ax in round 1" in page
+    assert "Driver: auto chose local_densities; it acts on torsion N6-C8." in page
     assert "No barrier was crossed" not in page
     assert page.count("data:image/svg+xml;base64,") == len(SECTIONS)
     assert "Nothing to show" not in page
