@@ -53,7 +53,7 @@ def test_either_map_can_be_the_models_uncertainty(model, alanine_frames, kind, t
     assert facts["calibration_force_rmse"] > 0
     part = model.calibration.structure_bound if kind == "conformal" else model.calibration.structure_deviation
     x = torch.tensor(alanine_frames.positions[:5])
-    raw, _ = model.judge_and_driver(x, *model.potential(x))
+    raw, *_ = model.uncertainties(x, *model.potential(x))
     assert torch.equal(model(x).judge, part(raw))
     model.save(tmp_path / "model.uqb")
     loaded = UncertaintyModel.load(tmp_path / "model.uqb")

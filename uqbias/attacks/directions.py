@@ -271,7 +271,7 @@ def uncertainty_gradient(model: UncertaintyModel, positions: NDArray[Any], of: s
     for block in torch.split(torch.as_tensor(positions).to(weights), BLOCK):
         x = block.clone().requires_grad_()
         terms = with_member_forces(model.potential, x) if model.requires_forces else model.potential(x)
-        judge, driver = model.judge_and_driver(x, *terms)
+        judge, driver, _ = model.uncertainties(x, *terms)
         parts.append(torch.autograd.grad((judge if of == "judge" else driver).sum(), x)[0])
     return np.asarray(torch.cat(parts).double().cpu().numpy())
 

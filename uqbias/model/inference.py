@@ -55,9 +55,9 @@ def evaluate_frames(
         prediction = predict(model.potential, block, BLOCK, forces="members" if model.requires_forces else wanted)
         terms = (prediction.energy, prediction.latents, prediction.member_forces)
         with torch.no_grad():
-            raw, driver = model.judge_and_driver(block, *terms)
+            raw, driver, local = model.uncertainties(block, *terms)
             blocks["judge"].append(model.calibration(raw))
-            blocks["local"].append(model.driver.local(block, *terms))
+            blocks["local"].append(local)
             each = model.judge.per_atom(block, *terms) if atoms else None
         energy = prediction.energy.mean(0).double() + model.potential.energy_shift
         for name, values in (("energy", energy), ("driver", driver), ("raw", raw), ("raw_atoms", each)):

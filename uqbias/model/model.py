@@ -126,10 +126,10 @@ class UncertaintyModel(nn.Module):
         return self.potential(positions, geometry)
 
     def _prediction(self, positions: Tensor, terms: tuple[Tensor, ...]) -> Prediction:
-        judged, driver = self.judge_and_driver(positions, *terms)
+        judged, driver, local = self.uncertainties(positions, *terms)
         shift = self.potential.energy_shift
         energy = terms[0].mean(0).to(shift.dtype) + shift
-        return Prediction(energy, driver, self.calibration(judged), self.driver.local(positions, *terms))
+        return Prediction(energy, driver, self.calibration(judged), local)
 
     @property
     def local_names(self) -> tuple[str, ...]:
@@ -141,12 +141,13 @@ class UncertaintyModel(nn.Module):
         """Whether an uncertainty needs the forces of every committee member."""
         return self.judge.requires_forces or self.driver.requires_forces
 
-    def judge_and_driver(
+    def uncertainties(
         self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Uncalibrated judge and driver, [W] each; arguments as in `Uncertainty.forward`."""
-        judged = self.judge(positions, energy, latents, forces)
-        return judged, judged if self.driver is self.judge else self.driver(positions, energy, latents, forces)
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Uncalibrated judge and driver, [W] each, and the driver's parts [W, K]; arguments as in `Uncertainty`."""
+        driver, local = self.driver.with_local(positions, energy, latents, forces)
+        judged = driver if self.driver is self.judge else self.judge(positions, energy, latents, forces)
+        return judged, driver, local
 
     @property
     def seen(self) -> Array:
