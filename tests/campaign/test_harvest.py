@@ -130,6 +130,14 @@ def test_many_far_frames_come_before_one_that_is_farther():
     assert picks.tolist() == [20, 19]
 
 
+@pytest.mark.parametrize("kind", ["farthest_point", "largest_cluster"])
+def test_distances_are_weighed_by_the_judge(kind):
+    given = candidates([[1.0], [-1.5]], judge=np.array([20.0, 10.0]))
+    for power, first in ((0.0, 1), (1.0, 0)):
+        picks, _ = select(given, np.array([[0.0]]), 1, SelectionOptions(kind=kind, judge_power=power), seed=0)
+        assert picks.tolist() == [first]
+
+
 def test_a_share_of_the_budget_is_thermal():
     given = candidates(np.random.default_rng(1).normal(size=(50, 2)))
     options = SelectionOptions(kind="farthest_point", thermal_share=0.3)

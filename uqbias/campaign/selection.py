@@ -189,11 +189,12 @@ def largest_cluster(picks: Picks) -> None:
     pool = picks.pool
     square, centre = np.full(len(pool.features), np.inf), np.zeros(len(pool.features), dtype=np.int64)
     centres = [*pool.known] or [pool.features.mean(axis=0)]
+    preference = _preference(pool)
     for number in range(len(centres) + picks.left):
         if number >= len(centres):
             if not picks.left:
                 break
-            score = np.where(picks.open, square * pool.weight + np.finfo(np.float64).tiny, 0.0)
+            score = np.where(picks.open, square * preference + np.finfo(np.float64).tiny, 0.0)
             largest = centre == np.bincount(centre, weights=score).argmax()
             best = int(np.where(picks.open & largest, score, -1.0).argmax())
             picks.take(best, "largest cluster")
@@ -351,13 +352,19 @@ def _sameness(
     return NearGeometry(candidates.positions[rows], known_positions, options.minimum_rmsd, superpose=superpose)
 
 
+def _preference(pool: CandidatePool) -> Array:
+    """Factor of a squared distance: energy weight, and judge to the power that the options give."""
+    power = pool.options.judge_power
+    return pool.weight * np.maximum(pool.judge, 0.0) ** (2 * power) if power else pool.weight
+
+
 def _take_farthest(picks: Picks, count: int) -> None:
     pool = picks.pool
     distance = nearest(pool.features, pool.known)
     for index, _ in picks.taken:
         distance = np.minimum(distance, np.linalg.norm(pool.features - pool.features[index], axis=1))
     distance[~np.isfinite(distance)] = np.finfo(np.float64).max ** 0.25
-    preference = np.sqrt(pool.weight)
+    preference = np.sqrt(_preference(pool))
     for _ in range(count):
         if not picks.left:
             break

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from uqbias.molecule.limits import Limits
-from uqbias.options import Count, Positive, Section
+from uqbias.options import Count, NotNegative, Positive, Section
 
 #: Kind of the driver where a campaign names none.
 DRIVER = "auto"
@@ -27,6 +27,11 @@ class SelectionOptions(Section):
     space: Literal["driver_features", "latents"] = Field(
         default="driver_features",
         description="where distances are measured: driver_features (the driver's) or latents (mean over atoms)",
+    )
+    judge_power: NotNegative = Field(
+        default=0.0,
+        description="farthest_point and largest_cluster multiply a frame's distance by its judge to this power: the "
+        "errors of far frames count, too",
     )
     thermal_share: float = Field(
         default=0.0,
