@@ -18,6 +18,7 @@ from uqbias.campaign.ledger import label_key
 from uqbias.campaign.phase_files import DATASET
 from uqbias.campaign.progress import Announced
 from uqbias.campaign.samplers.base import Exploration, Sampler
+from uqbias.campaign.samplers.jumps import settled
 from uqbias.campaign.selection import Candidates, select
 from uqbias.campaign.work import Work
 from uqbias.errors import UqbiasError
@@ -84,7 +85,24 @@ def explore_phase(work: Work, round_index: int) -> dict[str, Any]:
         # The candidates that pass the filters are geometries like others: their labels may be what the model lacks.
         facts["fault"] = faults[0]
         work.progress.message(f"round {round_index}: {faults[0][0]}; its sound frames are used, the campaign goes on")
+    if jumps := [result["jumps"] for result in results if "jumps" in result]:
+        facts["jumps"] = _jumped(work, round_index, jumps)
     return facts | ({} if sampler.walks else {"proposed": sum(result["proposed"] for result in results)})
+
+
+def _jumped(work: Work, round_index: int, groups: list[dict[str, Any]]) -> dict[str, Any]:
+    """Facts of the jumps of all groups of walkers, and a line about them."""
+    if "none" in groups[0]:
+        if round_index == 1:
+            work.progress.message(f"no jumps: {groups[0]['none']}")
+        return {"none": groups[0]["none"]}
+    facts = {name: sum(group[name] for group in groups) for name in ("proposed", "relaxed", "passed")}
+    refused: Counter[str] = sum((Counter(group["refused"]) for group in groups), Counter())
+    reasons = ", ".join(f"{reason} {count}" for reason, count in refused.most_common()) or "none"
+    rest = "" if facts["passed"] else "; all walkers go on from labelled frames"
+    text = "{proposed} jumps tried, {relaxed} relaxed, {passed} passed".format(**facts)
+    work.progress.message(f"round {round_index}: {text} (refused: {reasons}){rest}")
+    return {**facts, "refused": dict(refused.most_common())}
 
 
 def _exploration(work: Work, sampler: Sampler, round_index: int, group: int, groups: int) -> Exploration:
@@ -112,7 +130,7 @@ def _exploration(work: Work, sampler: Sampler, round_index: int, group: int, gro
         model=work.model_path(round_index - 1),
         folder=partial / f"group_{group}" if several else partial,
         biases=tuple((section.kind, section.arguments()) for section in biases),
-        md=campaign.md,
+        md=campaign.md.in_campaign(),
         guards=campaign.guards,
         safe_frames=frames.positions,
         safe_weights=weights / weights.sum(),
@@ -123,6 +141,7 @@ def _exploration(work: Work, sampler: Sampler, round_index: int, group: int, gro
         energies=accepted.labels()[0],
         names=tuple(f"{entry['round']}/{entry['index']}" for entry in frames.info),
         known=_asked(work, round_index),
+        physical=_filter(work),
     )
 
 
@@ -227,7 +246,7 @@ def _plain(value: Any) -> Any:
 
 
 def observed(work: Work, round_index: int) -> dict[str, NDArray[Any]]:
-    """Recorded frames of all groups as flat columns, without the frames that the walkers began from.
+    """Recorded frames of all groups as flat columns, without where walkers began and what follows a jump at once.
 
     Beside positions, energy, driver and judge they hold where each comes from: ``group``, ``walker`` and ``step`` of
     MD, or the columns of a sampler that proposes geometries, such as ``source``.
@@ -247,8 +266,11 @@ def observed(work: Work, round_index: int) -> dict[str, NDArray[Any]]:
             data["step"] = np.repeat(step[:, None], walkers, axis=1)
             data["walker"] = np.tile(np.arange(walkers), (len(step), 1))
             data["group"] = np.full((len(step), walkers), group)
+        kept = np.ones((len(step), walkers), dtype=bool)
+        if not proposed:
+            kept = settled(path.with_name("run.json"), work.campaign.md.timestep_fs, data["step"], data["walker"])
         for name, values in data.items():
-            columns.setdefault(name, []).append(values.reshape(-1, *values.shape[2:]))
+            columns.setdefault(name, []).append(values[kept])
     return {name: np.concatenate(parts) for name, parts in columns.items()}
 
 

@@ -12,7 +12,7 @@ from uqbias.cli.part_options import options_from
 from uqbias.cli.printing import Json, ModelPath, Quiet, output_option, print_json, split_names
 from uqbias.errors import UqbiasError
 from uqbias.registry import BIASES
-from uqbias.settings.schema import MD
+from uqbias.settings.md_sections import MD
 
 if TYPE_CHECKING:
     from uqbias.model.model import UncertaintyModel

@@ -71,6 +71,13 @@ def free_energy(
     if not 1 <= len(variables) <= 2 or len(set(variables)) < len(variables):
         raise UqbiasError(f"variables {list(variables)}", "name one or two different ones")
     runs = [RunFolder(path) for path in paths]
+    for run in runs:
+        if run.jumping:
+            raise UqbiasError(
+                f"{run.path}: {len(run.jumping)} of its walkers were placed on turned frames again and again, which is "
+                "no sampling of an ensemble",
+                "take a run without jumps, of uqbias md or under md.jumps: {share: 0}",
+            )
     if options.temperature not in (None, runs[0].temperature):
         raise UqbiasError(
             f"temperature {options.temperature:g} K, {runs[0].path} is of {runs[0].temperature:g} K",

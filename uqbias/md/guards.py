@@ -13,7 +13,7 @@ from uqbias.errors import UqbiasError
 from uqbias.molecule.measures import Fault, Shape, covalent_contacts
 from uqbias.molecule.topology import BOND_TOLERANCE, Topology
 from uqbias.runs.observation import GuardEvent
-from uqbias.settings.schema import Guards
+from uqbias.settings.md_sections import Guards
 
 Array = NDArray[np.float64]
 #: Largest turn of a stiff torsion per walker: positions [W, N, 3] nm -> [W] degrees.

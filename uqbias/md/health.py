@@ -68,14 +68,17 @@ class Health:
         stopped: NDArray[np.bool_],
         kinetic: Array | None = None,
         conserved: Array | None = None,
+        *,
+        leaving: NDArray[np.bool_] | None = None,
     ) -> None:
         """Take note of one look.
 
         Parameters
         ----------
-        stopped : [W], walkers that begin anew after it.
+        stopped : [W], walkers that the guard stops, which begin anew after it.
         kinetic : [W] kinetic temperature, K; None where it is not known.
         conserved : [W] energy that a run without thermostat conserves, in kT per degree of freedom; None for none.
+        leaving : [W], all walkers that begin anew after it; the stopped ones if None.
         """
         self._looks, self._stopped = self._looks + stopped.size, self._stopped + int(stopped.sum())
         begins = np.isnan(self._since)
@@ -86,7 +89,7 @@ class Health:
         if conserved is not None:
             self._first[begins] = conserved[begins]
             self._drift = max(self._drift, float(np.abs(conserved - self._first)[~stopped].max(initial=0.0)))
-        self._since[stopped] = np.nan
+        self._since[stopped if leaving is None else leaving] = np.nan
 
     @property
     def fault(self) -> tuple[str, str] | None:

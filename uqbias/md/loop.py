@@ -24,6 +24,24 @@ Array = NDArray[np.float64]
 ChooseRestart = Callable[[int, Array, np.random.Generator], int]
 
 
+class Placements(NamedTuple):
+    """Walkers that are placed every so often on frames of their own, relaxed ones, among the safe frames."""
+
+    walkers: tuple[int, ...]
+    #: Steps between two placements of a walker.
+    every: int
+    #: Index of the first of their frames, and how many there are; after the last comes the first again.
+    first: int
+    number: int
+
+    def at(self, step: int) -> dict[int, int]:
+        """The safe frame of each walker that is placed at a step."""
+        if step % self.every:
+            return {}
+        begin = step // self.every * len(self.walkers)
+        return {walker: self.first + (begin + place) % self.number for place, walker in enumerate(self.walkers)}
+
+
 class Look(NamedTuple):
     """What one look at the walkers shows, all of it from one evaluation."""
 
@@ -63,6 +81,8 @@ class StepLoop(ABC):
     choose_restart : chooses among them; uniformly at random if None.
     seed : seed of each walker's random numbers.
     friction_per_ps : of the thermostat, 1/ps; None where there is none, or another program has it.
+    placements : walkers that are placed elsewhere every so often, however they are; they restart there, too, if
+        ``choose_restart`` says so.
 
     Attributes
     ----------
@@ -85,7 +105,9 @@ class StepLoop(ABC):
         choose_restart: ChooseRestart | None = None,
         seed: int = 0,
         friction_per_ps: float | None = None,
+        placements: Placements | None = None,
     ) -> None:
+        self.placements = placements
         self.n_walkers, self.timestep_fs, self.temperature = n_walkers, float(timestep_fs), float(temperature)
         self.guard, self.step, self.at_once = guard, 0, False
         self.bias: Bias | None = None if evaluator is None else evaluator.bias  # type: ignore[assignment]
@@ -183,9 +205,12 @@ class StepLoop(ABC):
             self._evaluator.verify(self.step)
         self._looks += 1
         violations = self.check(look)
-        restarted = np.zeros(self.n_walkers, dtype=bool)
-        restarted[[violation.walker for violation in violations]] = True
-        self.health.note(self.time_ps, restarted, *self.heat(look))
+        stopped = np.zeros(self.n_walkers, dtype=bool)
+        stopped[[violation.walker for violation in violations]] = True
+        placed = self.placements.at(self.step) if self.placements is not None and self.step else {}
+        restarted = stopped.copy()
+        restarted[[*placed]] = True
+        self.health.note(self.time_ps, stopped, *self.heat(look), leaving=restarted)
         if self._evaluator is not None:
             self._evaluator.broken[:] = False
         if self.bias is not None:
@@ -197,10 +222,10 @@ class StepLoop(ABC):
             observer(observation)
         if self._evaluator is not None:
             self._evaluator.arm_memo(not self.at_once)
-        self._in_a_row = np.where(restarted, self._in_a_row + 1, 0)
-        if events:
-            refuse_endless(events, self._in_a_row)
-            self.restart({event.walker: self.safe_frames[event.restart_frame] for event in events})
+        self._in_a_row = np.where(stopped, self._in_a_row + 1, 0)
+        refuse_endless(events, self._in_a_row)
+        if frames := {event.walker: event.restart_frame for event in events} | placed:
+            self.restart({walker: self.safe_frames[frame] for walker, frame in frames.items()})
 
     def _event(self, violation: Violation) -> GuardEvent:
         walker, frames = violation.walker, self.safe_frames

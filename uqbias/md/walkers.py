@@ -15,7 +15,7 @@ from uqbias.md.constraints import TOLERANCE, Projector, choose_constraints
 from uqbias.md.extended import ExtendedVariables
 from uqbias.md.force import make_force
 from uqbias.md.guards import Guard, Violation
-from uqbias.md.loop import Array, ChooseRestart, Look, StepLoop, look_of
+from uqbias.md.loop import Array, ChooseRestart, Look, Placements, StepLoop, look_of
 from uqbias.md.stack import available_platforms, check_platform, choose_backend
 from uqbias.molecule.topology import Topology
 from uqbias.runs.observation import ExternalBias, Observation, Observer
@@ -45,6 +45,7 @@ class Walkers(StepLoop):
     safe_frames : [n, N, 3] nm, where stopped walkers restart; ``positions`` if None.
     choose_restart : chooses among them; uniformly at random if None.
     external : further forces on the walkers, beside the evaluator's.
+    placements : walkers that are placed every so often on relaxed safe frames of their own.
     seed : seed of velocities, noise and restarts.
 
     Attributes
@@ -74,6 +75,7 @@ class Walkers(StepLoop):
         safe_frames: NDArray[Any] | None = None,
         choose_restart: ChooseRestart | None = None,
         external: ExternalBias | None = None,
+        placements: Placements | None = None,
         seed: int = 0,
     ) -> None:
         import openmm
@@ -95,6 +97,7 @@ class Walkers(StepLoop):
             choose_restart=choose_restart,
             seed=int(seed),
             friction_per_ps=friction_per_ps,
+            placements=placements,
         )
         self._check_safe_frames()
         self._parked: dict[int, Violation] = {}
@@ -270,8 +273,13 @@ class Walkers(StepLoop):
         return slice(walker * self.n_atoms, (walker + 1) * self.n_atoms)
 
     def _thermal(self, walker: int) -> Array:
-        """Velocities [N, 3] nm/ps from the Maxwell-Boltzmann distribution."""
-        return np.asarray(self._sigma * self._rngs[walker].normal(size=(self.n_atoms, 3)), dtype=np.float64)
+        """Velocities [N, 3] nm/ps from the Maxwell-Boltzmann distribution.
+
+        Of a walker on relaxed frames at twice the temperature: half of that goes into the vibrations' potential energy.
+        """
+        on_relaxed = self.placements is not None and walker in self.placements.walkers
+        sigma = np.sqrt(2.0) * self._sigma if on_relaxed else self._sigma
+        return np.asarray(sigma * self._rngs[walker].normal(size=(self.n_atoms, 3)), dtype=np.float64)
 
     def _frames(self, frames: NDArray[Any], name: str) -> Array:
         x = np.asarray(frames, dtype=np.float64)

@@ -34,8 +34,8 @@ class GuardEvent:
 class Observation:
     """The walkers at one step, all from one evaluation.
 
-    A walker with ``restarted`` True was stopped here by the guard: its values are those that it was stopped for, it
-    deposits no hill, and it goes on from a safe frame.
+    A walker with ``restarted`` True was stopped here by the guard, its values being those that it was stopped for, or
+    has come to the end of its way from a jump: it deposits no hill, and goes on from a safe frame.
 
     Attributes
     ----------
@@ -49,7 +49,7 @@ class Observation:
     restarted : [W] bool.
     variables : [W, C] variables of the bias, extended ones too.
     names : names of the variables.
-    events : one entry per restarted walker.
+    events : one entry per stopped walker.
     """
 
     step: int

@@ -69,6 +69,10 @@ class _Variable(TypedDict):
     period: NotRequired[FiniteFloat | None]
 
 
+class _Jumps(TypedDict):
+    walkers: NotRequired[list[int]]
+
+
 class Facts(TypedDict):
     """Schema of run.json; further keys may stand in it."""
 
@@ -77,6 +81,7 @@ class Facts(TypedDict):
     biases: list[_Bias]
     variables: NotRequired[dict[str, _Variable] | None]
     model: NotRequired[_Model | None]
+    jumps: NotRequired[_Jumps]
 
 
 AGAIN = "run the MD again"
@@ -131,12 +136,13 @@ class RunFolder:
     Attributes
     ----------
     facts : run.json.
+    jumping : walkers that jumped.
     parts : the biases as they were at the end, in double precision.
     temperature : K.
     step : [T] MD step of each observation.
     under_plumed : whether PLUMED held the biases, which are then not among ``parts``.
     bias : [T, W] total bias in kJ/mol that acted, walls and restraints included, before the hills of that step.
-    restarted : [T, W] whether the guard stopped the walker at that frame.
+    restarted : [T, W] whether the walker goes on from elsewhere: stopped by the guard, or jumping.
 
     Raises
     ------
@@ -154,6 +160,7 @@ class RunFolder:
         self.variables: Mapping[str, Mapping[str, Any]] = dict(self.facts.get("variables") or {})
         self.model = (self.facts.get("model") or {}).get("sha256")
         self.under_plumed = "plumed" in self.facts
+        self.jumping = list(self.facts.get("jumps", {}).get("walkers", ()))
         file = self.path / "observations.npz"
         self._arrays = self._read_arrays(file)
         needed = {"bias", "restarted", *(name for name, _ in OBSERVED.values())}

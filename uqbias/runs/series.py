@@ -45,7 +45,7 @@ class ColvarFiles(Files):
 
     One file a walker, named as PLUMED names those of replicas: ``COLVAR.0``, ``COLVAR.1``, ... and, with a suffix,
     ``colvar.0.dat``; plain ``COLVAR`` for a single walker. A row with ``restarted`` 1 is where the guard stopped the
-    walker.
+    walker, or before it jumps.
 
     Parameters
     ----------

@@ -10,7 +10,8 @@ from uqbias.errors import UqbiasError
 from uqbias.options import Count, InputFile, KindSection, Positive, Runner, Section, of_kind
 from uqbias.registry import BIASES, ORACLES, POTENTIALS, SAMPLERS, UNCERTAINTIES
 from uqbias.settings.bias_checks import Variables, check_biases
-from uqbias.settings.harvest_sections import DRIVER, DriverValue, Harvest
+from uqbias.settings.harvest_sections import DRIVER, Harvest
+from uqbias.settings.md_sections import MD, Guards
 from uqbias.settings.oracle_section import OracleSection
 from uqbias.settings.system_section import System
 
@@ -104,83 +105,6 @@ class CalibrationSettings(Section):
         lt=1,
         description="tolerated share of frames whose force error is above the calibrated uncertainty",
     )
-
-
-class MD(Section):
-    """The exploration by MD: walkers of the molecule in one Context, sharing one bias."""
-
-    walkers: Count = Field(default=8, description="copies of the molecule that move in one Context")
-    groups: Count = Field(
-        default=1, description="independent groups of walkers, each with a Context and a bias of its own"
-    )
-    temperature: Positive = Field(default=300.0, description="temperature in K")
-    timestep_fs: Positive = Field(
-        default=0.5, description="time step in fs; 0.5 with free hydrogens, 2 with constraints"
-    )
-    friction_per_ps: Positive = Field(default=1.0, description="friction of the Langevin thermostat, 1/ps")
-    steps: Count = Field(default=10000, description="steps of every walker in a round; a multiple of pace")
-    pace: Count = Field(default=50, description="steps between looks at the walkers: hills, guards")
-    observe_every: Count = Field(default=100, description="steps between frames kept as candidates; a multiple of pace")
-    trajectory_every: Count = Field(default=200, description="steps between trajectory frames; a multiple of pace")
-    start_from: Literal["start", "labelled", "sparse"] = Field(
-        default="sparse",
-        description="where walkers begin, and begin again, and what is distorted: start (the start frames), labelled "
-        "(any labelled frame) or sparse (labelled frames, those where the driver is high more often)",
-    )
-    constraints: Literal["none", "hbonds", "bonds", "bonds_angles"] = Field(
-        default="none",
-        description="held rigid during exploration: none, hbonds, bonds, or "
-        "bonds_angles (angles about one centre: along a chain they are refused)",
-    )
-    engine: Literal["openmm", "plumed"] = Field(
-        default="openmm",
-        description="openmm (the biases of `bias:`) or plumed (those of the PLUMED input below instead; needs a PLUMED "
-        "kernel)",
-    )
-    plumed: OptionalFile = Field(
-        default=None,
-        description="PLUMED input for engine plumed: EXTRACV NAME=driver is the driver, NAME=judge the judge; each "
-        "walker runs it in a folder of its own",
-    )
-    platform: str = Field(default="auto", description="OpenMM platform: auto, Reference, CPU, CUDA")
-    backend: Literal["auto", "torchforce", "pythonforce"] = Field(
-        default="auto", description="how the model enters OpenMM: torchforce, pythonforce, or auto"
-    )
-    runner: Runner = Field(
-        default="auto",
-        description="how the fused graph is run: aoti (needs a C++ compiler), torchscript, eager, or auto",
-    )
-
-    @model_validator(mode="after")
-    def _multiples(self) -> MD:
-        if (self.engine == "plumed") != (self.plumed is not None):
-            raise ValueError(f"engine = {self.engine} with plumed = {self.plumed}: give both engine: plumed and a file")
-        if self.engine == "plumed" and self.constraints != "none":
-            raise ValueError(f"engine = plumed with constraints = {self.constraints}: take constraints: none")
-        for name in ("steps", "observe_every", "trajectory_every"):
-            value = getattr(self, name)
-            if value % self.pace:
-                raise ValueError(f"{name} = {value} is not a multiple of pace = {self.pace}")
-        return self
-
-
-class Guards(Section):
-    """When a walker is stopped, recorded and restarted from a labelled frame."""
-
-    driver_cap: DriverValue = Field(
-        default="wall",
-        description="value of the driver CV; wall: the driver's own, which grows with the torsions; null: no cap",
-    )
-    judge_cap: float | None = Field(default=None, gt=0, description="calibrated uncertainty, kJ/mol/nm; null: no cap")
-    bond_low: float = Field(default=0.7, gt=0, lt=1, description="shortest bond, as a multiple of the reference length")
-    bond_high: float = Field(default=1.4, gt=1, description="longest bond, as a multiple of the reference length")
-    stiff_torsion: float = Field(
-        default=60.0,
-        gt=0,
-        le=180,
-        description="degrees that a stiff torsion (amide, ester, double bond, flat ring) may turn",
-    )
-    chirality: bool = Field(default=True, description="stop a walker whose stereocentre flips")
 
 
 class Stop(Section):

@@ -16,8 +16,10 @@ from uqbias.registry import named_paths
 
 if TYPE_CHECKING:
     from uqbias.molecule.frames import Frames
+    from uqbias.molecule.physical import PhysicalFilter
     from uqbias.molecule.topology import Topology
-    from uqbias.settings.schema import MD, Campaign, Guards
+    from uqbias.settings.md_sections import MD, Guards
+    from uqbias.settings.schema import Campaign
 
 Array = NDArray[np.float64]
 #: Called with (units of work done since the last call, note).
@@ -46,6 +48,7 @@ class Exploration:
     energies : [m] kJ/mol, oracle energies of all accepted frames; None where there are none.
     names : names of the safe frames, ``"round/index"`` of their labels; may be empty.
     known : [k, N, 3] nm, geometries that the oracle was asked for before.
+    physical : what refuses jumped frames; None: the default limits, about the safe frames.
     named : import paths that the campaign file names, which its model files may name too.
     """
 
@@ -65,6 +68,7 @@ class Exploration:
     energies: Array | None = None
     names: tuple[str, ...] = ()
     known: Array | None = None
+    physical: PhysicalFilter | None = None
     named: frozenset[str] = field(default_factory=lambda: frozenset(named_paths))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -107,7 +111,8 @@ class Sampler(ABC):
         dict
             ``steps`` (MD steps of all walkers), ``stopped`` (walkers stopped, or attempts that failed), ``runner``
             (what evaluated the model); of a sampler without MD ``proposed`` (geometries asked for) too. It may have
-            ``fault``, what was wrong with the exploration as a whole, and the cure: the campaign goes on and says so.
+            ``fault``, what was wrong with the exploration as a whole, and the cure: the campaign goes on and says so;
+            and ``jumps``, the facts of `uqbias.campaign.samplers.jumps.Jumped`.
 
         Raises
         ------

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from uqbias.model.inference import Evaluated
     from uqbias.runs.observation import ExternalBias, Observation
     from uqbias.runs.writer import RunWriter
-    from uqbias.settings.schema import MD
+    from uqbias.settings.md_sections import MD
     from uqbias.uncertainty.base import Uncertainty
     from uqbias.variables.base import CollectiveVariable
 
@@ -35,8 +35,8 @@ def with_wall(job: Exploration, driver: Uncertainty) -> Exploration:
     return replace(job, biases=tuple(biases), guards=job.guards.model_copy(update={"driver_cap": cap}))
 
 
-def begin(job: Exploration, model: Any) -> tuple[Array, dict[str, Any]]:
-    """Where each walker begins, [W, N, 3] nm, and the settings of the step loop that moves them.
+def begin(job: Exploration, model: Any) -> tuple[Array, dict[str, Any], dict[str, Any] | None]:
+    """Where each walker begins, [W, N, 3] nm, the settings of the step loop that moves them, and facts of jumps.
 
     Parameters
     ----------
@@ -48,6 +48,7 @@ def begin(job: Exploration, model: Any) -> tuple[Array, dict[str, Any]]:
         If the guard accepts none of the safe frames.
     """
     from uqbias.md.guards import Guard
+    from uqbias.md.loop import Placements
     from uqbias.model.inference import evaluate_frames, stiff_deviations
 
     md, limits = job.md, job.guards
@@ -75,16 +76,41 @@ def begin(job: Exploration, model: Any) -> tuple[Array, dict[str, Any]]:
             "train it again",
         )
     first = np.random.default_rng(job.seed).choice(len(frames), md.walkers, p=weights, replace=len(frames) < md.walkers)
-    return frames[first], {
-        "temperature": md.temperature,
-        "timestep_fs": md.timestep_fs,
-        "friction_per_ps": md.friction_per_ps,
-        "platform": md.platform,
-        "guard": guard,
-        "safe_frames": frames,
-        "choose_restart": lambda _walker, places, rng: int(rng.choice(len(places), p=weights)),
-        "seed": job.seed,
-    }
+    positions, facts, placements = frames[first], None, None
+    settings: dict[str, Any] = {}
+    if jumping := md.jumps.of(md.walkers):
+        from uqbias.campaign.samplers.jumps import prepare
+
+        every = -(-md.jumps.every // md.pace) * md.pace
+        jumped, facts = prepare(job, model, guard, frames, weights, jumping * -(-md.steps // every))
+        if len(jumped):
+            walkers = tuple(range(md.walkers - jumping, md.walkers))
+            placements = Placements(walkers, every, len(frames), len(jumped))
+            facts |= {"walkers": walkers, "every": every}
+            settings |= {"placements": placements, "constraint_geometry": frames}
+            frames = np.concatenate([frames, jumped])
+            positions[list(walkers)] = frames[[*placements.at(0).values()]]
+
+    def restart(walker: int, _: Array, rng: np.random.Generator) -> int:
+        if placements is not None and walker in placements.walkers:
+            return placements.first + int(rng.integers(placements.number))
+        return int(rng.choice(len(weights), p=weights))
+
+    return (
+        positions,
+        {
+            **settings,
+            "temperature": md.temperature,
+            "timestep_fs": md.timestep_fs,
+            "friction_per_ps": md.friction_per_ps,
+            "platform": md.platform,
+            "guard": guard,
+            "safe_frames": frames,
+            "choose_restart": restart,
+            "seed": job.seed,
+        },
+        facts,
+    )
 
 
 class MolecularDynamics(Sampler):
@@ -106,8 +132,9 @@ class MolecularDynamics(Sampler):
         Returns
         -------
         dict
-            ``steps`` (of all walkers), ``stopped`` (how many times a walker was), ``runner``, ``evaluations``, and
-            ``fault``: what makes the run no sampling and the cure (see `uqbias.md.health`), None if nothing does.
+            ``steps`` (of all walkers), ``stopped`` (how many times a walker was), ``runner``, ``evaluations``,
+            ``fault``: what makes the run no sampling and the cure (see `uqbias.md.health`), None if nothing does; and,
+            where walkers jump, ``jumps`` (see `uqbias.campaign.samplers.jumps.Jumped`, and which walkers jump).
 
         Raises
         ------
@@ -136,12 +163,9 @@ class MolecularDynamics(Sampler):
         # What can be refused is, before a run.json says that there is a run.
         _check(job, at_start, variables)
         bias = build_bias(parts, md.temperature) if parts else None
-        positions, settings = begin(job, model)
-        with RunWriter(
-            job.folder,
-            {**describe_run(job, model, parts, variables), "lowest_u": lowest, "lowest_local": local},
-            resume=job.resume,
-        ) as writer:
+        positions, settings, jumps = begin(job, model)
+        facts = {**describe_run(job, model, parts, variables), "lowest_u": lowest, "lowest_local": local}
+        with RunWriter(job.folder, facts | ({"jumps": jumps} if jumps else {}), resume=job.resume) as writer:
             if writer.finished is None:
                 if bias is not None and job.earlier_bias is not None:
                     cure = "put it back from a copy"
@@ -160,6 +184,7 @@ class MolecularDynamics(Sampler):
             else:
                 done = {name: writer.finished[name] for name in ("stopped", "runner", "evaluations")}
                 done["fault"] = writer.finished.get("fault")
+        done |= {"jumps": jumps} if jumps else {}
         return {"steps": md.steps * md.walkers, **done, "was_finished": writer.finished is not None}
 
 
@@ -238,7 +263,7 @@ def describe_run(
     for array in (job.safe_frames, job.safe_weights, job.reference):
         geometry.update(np.ascontiguousarray(array, dtype=np.float64).tobytes())
     settings = {
-        "md": md.model_dump(exclude={"steps"}),
+        "md": md.model_dump(exclude={"steps"} | (set() if md.jumps.of(md.walkers) else {"jumps"})),
         "guards": job.guards.model_dump(),
         "kinds of bias": [kind for kind, _ in parts],
         "names of variables": [*variables],

@@ -47,7 +47,7 @@ class PlumedDynamics(MolecularDynamics):
         model = UncertaintyModel.load(job.model)
         variables = build_variables(job.variables, model.topology, job.reference)
         facts = {**describe_run(job, model, (), variables), "plumed": sha256(plumed)}
-        positions, settings = begin(job, model)
+        positions, settings, _ = begin(job, model)
         with ExitStack() as stack:
             walkers = PlumedWalkers(
                 model, plumed, positions, stack, output_dir=job.folder, runner=job.md.runner, **settings
