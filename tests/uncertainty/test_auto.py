@@ -60,6 +60,12 @@ def test_every_molecule_has_a_driver(name):
     assert torch.isfinite(part(x, energy, latents)).all()
 
 
+def test_options_without_a_kind_are_those_of_a_kernel_density():
+    assert (default().kind, default().arguments()) == ("auto", {})
+    given = check_campaign({**FILES, "driver": {"kappa": 3.0}}).driver
+    assert (given.kind, given.kappa) == ("kernel_density", 3.0)
+
+
 def test_what_is_chosen_why_and_what_is_left_out():
     (choice, parts) = driver_story(default(), ring(6))
     assert choice == "auto chose local_densities, one density for each soft bond, ring that puckers and mobile proton"

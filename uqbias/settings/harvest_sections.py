@@ -9,8 +9,6 @@ from pydantic import Field
 from uqbias.molecule.limits import Limits
 from uqbias.options import Count, NotNegative, Positive, Section
 
-#: Kind of the driver where a campaign names none.
-DRIVER = "auto"
 #: A value of the driver, or its ``wall``: where its kind takes a geometry for broken.
 DriverValue = float | Literal["wall"] | None
 

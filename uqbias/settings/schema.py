@@ -10,7 +10,7 @@ from uqbias.errors import UqbiasError
 from uqbias.options import Count, InputFile, KindSection, Positive, Runner, Section, of_kind
 from uqbias.registry import BIASES, ORACLES, POTENTIALS, SAMPLERS, UNCERTAINTIES
 from uqbias.settings.bias_checks import Variables, check_biases
-from uqbias.settings.harvest_sections import DRIVER, Harvest
+from uqbias.settings.harvest_sections import Harvest
 from uqbias.settings.md_sections import MD, Guards
 from uqbias.settings.oracle_section import OracleSection
 from uqbias.settings.system_section import System
@@ -203,10 +203,11 @@ class Campaign(Section):
         default="power_spectrum", validate_default=True, description="the machine-learned potential"
     )
     training: Training = Field(default=Training(), description="how it is trained")
-    driver: Annotated[KindSection, of_kind(UNCERTAINTIES, DRIVER)] = Field(
-        default=DRIVER,
+    driver: Annotated[KindSection, of_kind(UNCERTAINTIES, "kernel_density")] = Field(
+        default="auto",
         validate_default=True,
-        description="driver: the uncertainty that the bias acts on; it must move slow modes",
+        description="driver: the uncertainty that the bias acts on; it must move slow modes. Options without a kind "
+        "are those of kernel_density",
     )
     judge: Annotated[KindSection, of_kind(UNCERTAINTIES, "gmm")] = Field(
         default="gmm",
