@@ -155,31 +155,26 @@ def cluster(picks: Picks) -> None:
 def cover_conformers(picks: Picks) -> None:
     """See to it that no new conformer stays without a label, each by its frame of lowest energy.
 
-    Conformers are taken by that energy. Once the budget is spent, a frame gives way whose conformer has another label;
-    where every frame is the only one of its conformer, the budget is too small.
+    Conformers are taken by that energy. Once the budget is spent, a frame gives way of whose neighbours each is of the
+    conformer of another taken frame, too; where there is none, the budget is too small.
     """
     pool = picks.pool
     conformers = pool.conformers
     if conformers is None:
         return
-
-    def alike(index: int) -> NDArray[np.bool_]:
-        return same_conformer(conformers, conformers[index])
-
-    missing = pool.new.copy()
-    for index, _ in picks.taken:
-        missing &= ~alike(index)
+    alike = [same_conformer(conformers, conformers[index]) for index, _ in picks.taken]
     for index in np.argsort(pool.energy, kind="stable"):
-        if not (missing[index] and picks.open[index]):
+        if not (pool.new[index] and picks.open[index]) or any(row[index] for row in alike):
             continue
         if not picks.left:
-            taken = np.array([pick for pick, _ in picks.taken], dtype=np.int64)
-            spare = [place for place, pick in enumerate(taken) if not pool.new[pick] or alike(pick)[taken].sum() > 1]
+            count = np.sum(alike, axis=0)
+            spare = [place for place, row in enumerate(alike) if (count[row & pool.new] > 1).all()]
             if not spare:
                 return
             picks.give_back(spare[-1])
+            del alike[spare[-1]]
         picks.take(int(index), "new conformer")
-        missing &= ~alike(index)
+        alike.append(same_conformer(conformers, conformers[index]))
 
 
 def largest_cluster(picks: Picks) -> None:
