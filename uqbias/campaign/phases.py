@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
+from uqbias.campaign.budget import multiple_of_steps
 from uqbias.campaign.executors import LabelRequest, label_all
 from uqbias.campaign.ledger import label_key
 from uqbias.campaign.phase_files import DATASET
@@ -30,6 +31,7 @@ from uqbias.molecule.physical import PHYSICAL, PhysicalFilter
 from uqbias.registry import SAMPLERS
 from uqbias.runs.ledger_lines import CURE
 from uqbias.runs.reader import check_observations
+from uqbias.settings.md_sections import MD
 from uqbias.uncertainty.base import WALL, at_wall
 
 Array = NDArray[np.float64]
@@ -53,14 +55,15 @@ def explore_phase(work: Work, round_index: int) -> dict[str, Any]:
 
     The folder has this name whatever the sampler is.
     """
-    campaign, folder = work.campaign, work.folder(round_index)
+    folder, sampler = work.folder(round_index), SAMPLERS.build(work.campaign.sampling)
+    multiple = multiple_of_steps(work, round_index) if sampler.walks else 1
+    campaign = work.campaign.model_copy(update={"md": work.campaign.md.in_campaign(multiple)})
     final, partial = folder / "md", folder / "md.partial"
     for leftover in (final, partial):
         if leftover.exists():
             shutil.rmtree(leftover)
-    sampler: Sampler = SAMPLERS.build(campaign.sampling)
     groups = campaign.md.groups if sampler.walks else 1
-    jobs = [_exploration(work, sampler, round_index, group, groups) for group in range(groups)]
+    jobs = [_exploration(work, campaign.md, sampler, round_index, group, groups) for group in range(groups)]
     name, total = f"round {round_index}: {sampler.title}", sampler.units(campaign)
     # The first call of a new architecture compiles it, which takes longer than an ordinary user expects of "MD".
     work.progress.phase(f"round {round_index}: load or compile the model", None)
@@ -81,6 +84,10 @@ def explore_phase(work: Work, round_index: int) -> dict[str, Any]:
         "stopped": sum(result["stopped"] for result in results),
         "runner": results[0]["runner"],
     }
+    if multiple > 1:
+        facts["multiple"] = multiple
+        text = f"{multiple} times md.steps, since labels cost more than MD"
+        work.progress.message(f"round {round_index}: {text} (md.seconds_per_label)")
     if faults := [result["fault"] for result in results if result.get("fault")]:
         # The candidates that pass the filters are geometries like others: their labels may be what the model lacks.
         facts["fault"] = faults[0]
@@ -105,7 +112,7 @@ def _jumped(work: Work, round_index: int, groups: list[dict[str, Any]]) -> dict[
     return {**facts, "refused": dict(refused.most_common())}
 
 
-def _exploration(work: Work, sampler: Sampler, round_index: int, group: int, groups: int) -> Exploration:
+def _exploration(work: Work, md: MD, sampler: Sampler, round_index: int, group: int, groups: int) -> Exploration:
     campaign = work.campaign
     partial = work.folder(round_index) / "md.partial"
     several = groups > 1
@@ -130,7 +137,7 @@ def _exploration(work: Work, sampler: Sampler, round_index: int, group: int, gro
         model=work.model_path(round_index - 1),
         folder=partial / f"group_{group}" if several else partial,
         biases=tuple((section.kind, section.arguments()) for section in biases),
-        md=campaign.md.in_campaign(),
+        md=md,
         guards=campaign.guards,
         safe_frames=frames.positions,
         safe_weights=weights / weights.sum(),

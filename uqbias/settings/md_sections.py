@@ -45,6 +45,13 @@ class MD(Section):
     )
     friction_per_ps: Positive = Field(default=1.0, description="friction of the Langevin thermostat, 1/ps")
     steps: Count = Field(default=10000, description="steps of every walker in a round; a multiple of pace")
+    seconds_per_label: float | None = Field(
+        default=None,
+        ge=0,
+        description="what a label costs, s: from round 2 on MD is 5 or 25 times as long as md.steps where that takes "
+        "no longer than the labels of a round; null: as the last round's took, if 10 s each or more; 0: always "
+        "md.steps, on any machine",
+    )
     pace: Count = Field(default=50, description="steps between looks at the walkers: hills, guards")
     observe_every: Count = Field(default=100, description="steps between frames kept as candidates; a multiple of pace")
     trajectory_every: Count = Field(default=200, description="steps between trajectory frames; a multiple of pace")
@@ -95,12 +102,18 @@ class MD(Section):
                 raise ValueError(f"{name} = {value} is not a multiple of pace = {self.pace}")
         return self
 
-    def in_campaign(self) -> MD:
-        """The section with the share of walkers that jump where it names none."""
+    def in_campaign(self, multiple: int = 1) -> MD:
+        """The section with the share of walkers that jump where it names none.
+
+        Parameters
+        ----------
+        multiple : how many times as long the MD is, and as long between frames that are kept.
+        """
         share = self.jumps.share
         if share is None:
             share = JUMPING if self.engine == "openmm" else 0.0
-        return self.model_copy(update={"jumps": self.jumps.model_copy(update={"share": share})})
+        longer = {name: multiple * getattr(self, name) for name in ("steps", "observe_every", "trajectory_every")}
+        return self.model_copy(update={"jumps": self.jumps.model_copy(update={"share": share}), **longer})
 
 
 class Guards(Section):
