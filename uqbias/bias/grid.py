@@ -32,22 +32,22 @@ def hermite(x: Tensor, state: Mapping[str, Tensor], periods: Periods = (None,)) 
 
     Parameters
     ----------
-    x : [W, D].
+    x : [W, D], or [W, K, D] for K grids of a `joined` state.
     state : ``table`` [G, 2^D] values and derivatives (bit d of the column: derivative along d), G = Π shape, last
         dimension fastest; ``origin`` [D]; ``spacing`` [D]; ``shape`` [D].
     periods : [D] period of each variable, None where it has none.
 
     Returns
     -------
-    [W].
+    [W], or [W, K].
     """
     table, shape = state["table"], state["shape"]
     # Rows of the 2^D corners of each walker's cell, and the 2^D weights of each corner's columns.
-    rows: list[Tensor] = [torch.zeros_like(x[:, 0], dtype=torch.int64)]
-    weights: list[list[Tensor]] = [[torch.ones_like(x[:, 0])]]
+    rows: list[Tensor] = [torch.zeros_like(x[..., :1], dtype=torch.int64)]
+    weights: list[list[Tensor]] = [[torch.ones_like(x[..., :1])]]
     for d, period in enumerate(periods):
-        spacing, count = state["spacing"][d : d + 1], shape[d : d + 1]
-        scaled = (x[:, d] - state["origin"][d : d + 1]) / spacing
+        spacing, count = state["spacing"][..., d : d + 1], shape[..., d : d + 1]
+        scaled = (x[..., d : d + 1] - state["origin"][..., d : d + 1]) / spacing
         if period is None:
             # Clamping before the conversion to integers keeps infinite x inside the table; the floor has no gradient.
             left = torch.minimum(torch.floor(scaled).clamp(min=0.0), (count - 2).to(x.dtype))
@@ -63,12 +63,21 @@ def hermite(x: Tensor, state: Mapping[str, Tensor], periods: Periods = (None,)) 
         bases = ((1.0 - value[0], t * rest * rest * spacing), value)
         rows = [row * count + place for row in rows for place in (index, following)]
         weights = [[old * base for base in corner for old in columns] for columns in weights for corner in bases]
-    total = torch.zeros_like(x[:, 0])
+    total = torch.zeros_like(x[..., 0])
     for row, columns in zip(rows, weights, strict=True):
-        entries = table.index_select(0, row)
+        places = row + state["first"] if "first" in state else row
+        entries = table.index_select(0, places.reshape(-1)).reshape(*total.shape, -1)
         for column, weight in enumerate(columns):
-            total = total + weight * entries[:, column]
+            total = total + weight[..., 0] * entries[..., column]
     return total
+
+
+def joined(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """States of K grids as one, for one evaluation of all by `hermite`: all are periodic, or none is."""
+    state = {name: torch.stack([one[name] for one in states]) for name in ("origin", "spacing", "shape")}
+    sizes = state["shape"].prod(dim=1, keepdim=True)
+    tables = torch.cat([one["table"] for one in states])
+    return state | {"table": tables, "first": sizes.cumsum(0) - sizes}
 
 
 def fitting_width(width: float, period: float | None) -> float:

@@ -13,6 +13,7 @@ from scipy.special import softmax
 from torch import Tensor
 
 from uqbias.bias.base import Array, CompositeBias, ManyNames, Periods, Probe, Reflection, Temperature, finite, within
+from uqbias.bias.grid import hermite, joined
 from uqbias.bias.metad import BiasFactor, Height, HillKernel, HillPace, HillWidth, MetaD
 from uqbias.units import kt
 from uqbias.variables.names import LOCAL
@@ -85,11 +86,16 @@ class ParallelMetaD(CompositeBias):
         self.periods = tuple(period for part in self.metadynamics for period in part.periods)
 
     def energy(self, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-        values = [
-            part.energy(x[:, index : index + 1], within(f"{index}.", state))
-            for index, part in enumerate(self.metadynamics)
-        ]
-        return values[0] if len(values) == 1 else soft_minimum(torch.stack(values, dim=1), kt(self.temperature))
+        if len(self.periods) == 1:
+            return hermite(x, within("0.", state), self.periods)
+        values = []
+        for periodic in (False, True):
+            # Which of the V_i is which does not matter to their sum, and together they cost little more than one.
+            if chosen := [index for index, period in enumerate(self.periods) if (period is not None) == periodic]:
+                grids = joined([within(f"{index}.", state) for index in chosen])
+                columns = torch.stack([x[:, index] for index in chosen], dim=1)
+                values.append(hermite(columns.unsqueeze(-1), grids, [self.periods[chosen[0]]]))
+        return soft_minimum(torch.cat(values, dim=1), kt(self.temperature))
 
     def update(self, step: int, x: NDArray[Any], probe: Probe | None = None) -> None:
         if self.frozen or step <= 0 or step % self.pace or not len(rows := finite(x)):
