@@ -160,3 +160,10 @@ def test_residues_are_told_apart_by_chain_and_insertion_code(tmp_path, residues,
     assert len(set(again.residues)) == len(labels)
     if not labels[0].startswith("A0"):
         assert again == topology
+
+
+def test_handedness_of_atoms_flown_off_is_no_number_and_no_warning():
+    """Walkers that blow up have positions whose products overflow."""
+    centre = [(0, 1, 2, 3)]
+    x = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=float)
+    assert chirality(np.array([x, -x, 1e200 * x]), centre).tolist() == [[1], [-1], [0]]

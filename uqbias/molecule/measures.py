@@ -210,10 +210,12 @@ def chirality(positions: NDArray[Any], centres: Sequence[Quadruple] | Indices) -
 
     Returns
     -------
-    [n, C] sign (+1, -1; 0 if flat) of (a - centre) · [(b - centre) × (c - centre)].
+    [n, C] sign (+1, -1; 0 if flat, or too far apart for a number) of (a - centre) · [(b - centre) × (c - centre)].
     """
     x = np.asarray(positions, dtype=float)
     index = np.asarray(centres, dtype=int).reshape(-1, 4)
     a, b, c = (x[:, index[:, column]] - x[:, index[:, 0]] for column in (1, 2, 3))
-    signs: NDArray[np.int64] = np.sign(np.einsum("ncx,ncx->nc", a, np.cross(b, c))).astype(np.int64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        volumes = np.nan_to_num(np.einsum("ncx,ncx->nc", a, np.cross(b, c)))
+    signs: NDArray[np.int64] = np.sign(volumes).astype(np.int64)
     return signs
