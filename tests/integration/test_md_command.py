@@ -106,6 +106,18 @@ def test_files_of_a_run(folder, tmp_path):
     assert "output 'energy' with --hills" in refused(*export, "energy")
 
 
+def test_the_default_bias_is_metadynamics_where_the_driver_is_one_number(folder, tmp_path):
+    """To the digit: hills, forces and so the trajectory."""
+    for name, options in (("parallel_metadynamics", []), ("metadynamics", ["--bias", "metadynamics"])):
+        done = run(folder, tmp_path / name, *options, "--height", 5, steps=100)
+        assert done.exit_code == 0, done.output
+        assert [part["kind"] for part in described(tmp_path / name)["biases"]] == [name, "upper_wall"]
+    for file in ("HILLS", "COLVAR.0", "COLVAR.1"):
+        one, other = ((tmp_path / name / file).read_text() for name in ("parallel_metadynamics", "metadynamics"))
+        assert one == other
+        assert len(one.splitlines()) > 10
+
+
 def test_run_folder_says_what_the_bias_was(folder, tmp_path):
     """Two variables and three biases: the bias comes back from run.json and bias.npz, phi is what it is said to be."""
     target = tmp_path / "md"
@@ -156,12 +168,13 @@ def test_run_folder_says_what_the_bias_was(folder, tmp_path):
         (["--bias", "linear,udd", "--wall", 6, "--set", "udd.A=20", "--set", "guards.driver_cap=7.5"],
          [("linear", ["driver"], {}), ("udd", ["driver"], {"A": 20.0}), ("upper_wall", ["driver"], {"at": 6.0})]),
         (["--sigma", 0.7, "--biasfactor", 5, "--set", "upper_wall.kappa=3"],
-         [("metadynamics", ["driver"], {"sigma": 0.7, "biasfactor": 5.0}), ("upper_wall", ["driver"], {"kappa": 3.0})]),
+         [("parallel_metadynamics", ["driver"], {"sigma": 0.7, "biasfactor": 5.0}),
+          ("upper_wall", ["driver"], {"kappa": 3.0})]),
         ([*PHI, "--on", "phi", "--wall", 9],
-         [("metadynamics", ["phi"], {}), ("upper_wall", ["driver"], {"at": 9.0})]),
+         [("parallel_metadynamics", ["phi"], {}), ("upper_wall", ["driver"], {"at": 9.0})]),
         (["--bias", "none", "--wall", 9], [("upper_wall", ["driver"], {"at": 9.0})]),
         (["--variable", "r=distance", "--set", "r.groups=[[0, 1], [O2, H2]]", "--on", "r"],
-         [("metadynamics", ["r"], {"sigma": 0.02, "reflect_at": None})]),
+         [("parallel_metadynamics", ["r"], {"sigma": 0.02, "reflect_at": None})]),
     ],
 )  # fmt: skip
 def test_kinds_and_overrides(folder, tmp_path, options, expected):
@@ -179,13 +192,13 @@ def test_kinds_and_overrides(folder, tmp_path, options, expected):
         (["--bias", "opse"], "unknown bias 'opse'; did you mean 'opes'?"),
         (["--bias", "noe"], "did you mean 'none'"),
         (["--bias", "opes,opes"], "name opes once"),
-        (["--biasfactor", 1], "options: metadynamics.biasfactor = 1.0: input should be greater than 1"),
+        (["--biasfactor", 1], "options: parallel_metadynamics.biasfactor = 1.0: input should be greater than 1"),
         (
-            ["--set", "metadynamics.grid_range=[[2, 1]]"],
+            ["--bias", "metadynamics", "--set", "metadynamics.grid_range=[[2, 1]]"],
             "options: metadynamics with grid_range [2.0, 1.0]; give a maximum",
         ),
-        (["--set", "bias.hight=1"], "options: metadynamics.hight = 1: unknown key 'hight'; did you mean 'height'?"),
-        (["--set", "opes.barrier=1"], "--set opes: no such section; valid: guards, md, metadynamics, upper_wall"),
+        (["--set", "bias.hight=1"], "options: parallel_metadynamics.hight = 1: unknown key 'hight'; did you mean 'height'?"),
+        (["--set", "opes.barrier=1"], "--set opes: no such section; valid: guards, md, parallel_metadynamics, upper_wall"),
         (["--set", "height=1"], "--set height=1; write --set SECTION.KEY=VALUE"),
         (["--bias", "opes", "--set", "opes.barrier=1000"], "opes with barrier 1000 kJ/mol"),
         (["--on", "phi"], "--on phi: no such variable; valid: driver, energy, judge; define one with --variable phi="),
@@ -376,7 +389,7 @@ def test_resume_of_another_run_is_refused(folder, finished, tmp_path):
     write_frames(tmp_path / "three.xyz", read_frames(folder / "data.xyz")[:3])
     assert "has other start frames; give the same" in refused_resume(folder, target, "--start", tmp_path / "three.xyz")
     assert "has seed = 0, this one 1;" in refused_resume(folder, target, "--seed", 1)
-    assert "has kinds of bias = ['metadynamics', 'upper_wall'], this one []" in refused_resume(
+    assert "has kinds of bias = ['parallel_metadynamics', 'upper_wall'], this one []" in refused_resume(
         folder, target, "--bias", "none"
     )
     assert "60 steps already, more than 50" in refused_resume(folder, target, steps=50)

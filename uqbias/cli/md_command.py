@@ -42,10 +42,12 @@ def md(
             metavar="KIND,...",
             help=f"{', '.join(BIASES.builtin)}, or none; several as wtm_eabf,gamd.",
         ),
-    ] = "metadynamics",
+    ] = "parallel_metadynamics",
     on: Annotated[
         str | None,
-        typer.Option(metavar="NAME,...", help="Variables that are biased: driver by default; or any --variable."),
+        typer.Option(
+            metavar="NAME,...", help="Variables that are biased: by default the driver or its parts; any --variable."
+        ),
     ] = None,
     variable: Annotated[
         list[str] | None,

@@ -100,9 +100,9 @@ def bias_sections(
         cure = "it boosts the energy; leave --on out, or use --set gamd.variables=[NAME]" if kinds else "leave it out"
         raise UqbiasError(f"--on {','.join(names)} {asked}", cure)
     parts_of_driver = local_names(driver_parts)
-    valid = [*OF_MODEL, LOCAL, *parts_of_driver, *variables]
+    valid = [*OF_MODEL, *parts_of_driver, *variables]
     for name in names or ():
-        if name not in valid:
+        if name not in valid and name != LOCAL:
             cure = f"{did_you_mean(name, valid)}; define one with --variable {name}=dihedral:i,j,k,l"
             raise UqbiasError(f"--on {name}: no such variable", cure)
     for option, value in given.items():

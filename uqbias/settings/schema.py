@@ -237,7 +237,7 @@ class Campaign(Section):
         "8, 14]}}; kinds: distance, angle, dihedral, rmsd, coordination, position, or module:attribute of your own",
     )
     bias: list[Annotated[KindSection, of_kind(BIASES, "metadynamics")]] = Field(
-        default=["metadynamics", "upper_wall"],
+        default=["parallel_metadynamics", "upper_wall"],
         validate_default=True,
         description="the parts of the bias, which add up; kinds: parallel_metadynamics, metadynamics, opes, eabf, "
         "wtm_eabf, gamd, linear, udd, upper_wall, lower_wall, restraint",
