@@ -197,8 +197,14 @@ def test_kinds_and_overrides(folder, tmp_path, options, expected):
             ["--bias", "metadynamics", "--set", "metadynamics.grid_range=[[2, 1]]"],
             "options: metadynamics with grid_range [2.0, 1.0]; give a maximum",
         ),
-        (["--set", "bias.hight=1"], "options: parallel_metadynamics.hight = 1: unknown key 'hight'; did you mean 'height'?"),
-        (["--set", "opes.barrier=1"], "--set opes: no such section; valid: guards, md, parallel_metadynamics, upper_wall"),
+        (
+            ["--set", "bias.hight=1"],
+            "options: parallel_metadynamics.hight = 1: unknown key 'hight'; did you mean 'height'?",
+        ),
+        (
+            ["--set", "opes.barrier=1"],
+            "--set opes: no such section; valid: guards, md, parallel_metadynamics, upper_wall",
+        ),
         (["--set", "height=1"], "--set height=1; write --set SECTION.KEY=VALUE"),
         (["--bias", "opes", "--set", "opes.barrier=1000"], "opes with barrier 1000 kJ/mol"),
         (["--on", "phi"], "--on phi: no such variable; valid: driver, energy, judge; define one with --variable phi="),
