@@ -166,4 +166,5 @@ def test_handedness_of_atoms_flown_off_is_no_number_and_no_warning():
     """Walkers that blow up have positions whose products overflow."""
     centre = [(0, 1, 2, 3)]
     x = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=float)
-    assert chirality(np.array([x, -x, 1e200 * x]), centre).tolist() == [[1], [-1], [0]]
+    far = 1e200 * np.array([[0, 0, 0], [1, 1, 1], [1, 2, 3], [3, 2, 1]])
+    assert chirality(np.array([x, -x, far]), centre).tolist() == [[1], [-1], [0]]
