@@ -57,6 +57,20 @@ def test_errors_of_a_region_are_those_of_its_frames(work, monkeypatch):
     assert reached["coverage"] == 1.0
 
 
+def test_the_entry_of_a_round_has_its_jumps(tmp_path):
+    with open_ledger(tmp_path, {"seed": 0}, np.array([1, 1]), {}) as ledger:
+        for index, jumps in enumerate(
+            [{"proposed": 8, "passed": 2}, {"none": "no soft bond"}, {"proposed": 9, "passed": 3}]
+        ):
+            ledger.append("phase", round=index, phase="md", wall_s=1.0, jumps=jumps)
+        none = Frames(np.array([1, 1]), np.zeros((0, 2, 3)))
+        campaign = SimpleNamespace(sampling=SimpleNamespace(kind="md"))
+        work = SimpleNamespace(ledger=ledger, labels=lambda _: (none, []), campaign=campaign)
+        entries = [scoring._counts(work, index) for index in range(3)]
+    assert [entry.get("jumps_passed") for entry in entries] == [2, None, 3]
+    assert [entry.get("jumps_proposed") for entry in entries] == [8, None, 9]
+
+
 def test_the_summary_says_how_many_labels_failed_and_why(tmp_path):
     numbers = np.array([1, 1])
     with open_ledger(tmp_path, {"seed": 0}, numbers, {}) as ledger:

@@ -83,6 +83,9 @@ def _counts(work: Work, round_index: int) -> dict[str, Any]:
         ),
         "wall_s": round(sum(event["wall_s"] for event in phases if event["round"] == round_index), 3),
     }
+    for event in phases:
+        if event["round"] == round_index and "passed" in (jumps := event.get("jumps", {})):
+            entry |= {f"jumps_{name}": jumps[name] for name in ("proposed", "passed")}
     if SAMPLERS.get(work.campaign.sampling.kind).may_fail:
         entry["proposed"] = sum(event.get("proposed", 0) for event in phases)
         entry["failed"] = sum(event.get("stopped", 0) for event in phases)

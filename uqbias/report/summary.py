@@ -30,6 +30,7 @@ HEADINGS = {
     "oracle_calls": "oracle calls",
     "rejected": "rejected",
     "md_steps": "MD steps",
+    "jumps_passed": "jumps",
     "proposed": "proposed",
     "failed": "failed",
     "coverage": "coverage",
