@@ -20,6 +20,8 @@ SHAPES = ("linear", "power")
 EXPONENT = {"log_density": 0.5, "variance": 0.5, "deviation": 1.0}
 #: Weight of that expectation: variance of ln error about the curve over that of the exponent, (0.4/0.3)².
 RIDGE = 2.0
+#: Width in ln s over which the fitted exponent goes over into the expected one.
+SOFT = 0.25
 #: Fewest frames from which an exponent is learned; with fewer it is the expected one.
 FEWEST = 5
 #: Lowest and highest exponent, so that a bound rises beyond the calibrated range, too, and not without limit.
@@ -93,7 +95,8 @@ class Conformal(PositivePart):
     """Bound u_cal = q̂ · f(s(u)) of the force error, kJ/mol/nm, exceeded with probability α; s as in `PositivePart`.
 
     f is s itself (``linear``) or s^b (``power``), b fitted by `fit_shape` to frames that the bound is not calibrated
-    on. Errors flatten once the labels cover what is visited: b of 0.2 to 0.6 is usual then.
+    on. Errors flatten once the labels cover what is visited: b of 0.2 to 0.6 is usual then. Beyond the largest s of
+    those frames, of which they say nothing, the exponent is the expected one if that is larger.
 
     q̂ is the ⌈(n+1)(1−α)⌉/n quantile of |error| / f over the calibration frames. Coverage is that of split conformal
     prediction (Vovk et al. 2005; Angelopoulos & Bates, arXiv:2107.07511), whatever f is, for frames like those. Where
@@ -109,12 +112,14 @@ class Conformal(PositivePart):
     Attributes
     ----------
     scale : [] or [N] q̂, kJ/mol/nm per unit of f.
-    exponent : b; a bound that is ``linear`` has none.
+    exponent, beyond, edge : b, what is added to it beyond, and ln s where; a bound that is ``linear`` has none.
     quantiles : q̂ at other miscoverages, ``{α: q̂}``, for those of `ALPHAS` that the calibration frames suffice for.
     """
 
     scale: Tensor
     exponent: Tensor
+    beyond: Tensor
+    edge: Tensor
 
     def __init__(
         self, statistic: str = "log_density", shape: str = "linear", numbers: Sequence[int] | None = None
@@ -124,6 +129,8 @@ class Conformal(PositivePart):
         super().__init__(statistic, scale=1.0 if numbers is None else [1.0] * len(numbers))
         if shape == "power":
             self.register_buffer("exponent", torch.tensor(EXPONENT[statistic]))
+            self.register_buffer("beyond", torch.tensor(0.0))
+            self.register_buffer("edge", torch.tensor(0.0))
         self.shape = shape
         self.numbers = numbers
         self.quantiles: dict[float, float | list[float]] = {}
@@ -145,6 +152,7 @@ class Conformal(PositivePart):
         self._shaped = True
         with torch.no_grad():
             x = self.log_positive(torch.as_tensor(values).to(self.width.device)).cpu().numpy()
+        edge = float(x.max())
         y = np.log(np.maximum(errors, 1e-6 * largest))
         elements = np.zeros(len(y)) if numbers is None else np.broadcast_to(numbers, np.shape(u)).ravel()
         for element in np.unique(elements):
@@ -152,7 +160,8 @@ class Conformal(PositivePart):
             x[rows] -= x[rows].mean()
             y[rows] -= y[rows].mean()
         exponent = (x @ y + RIDGE * EXPONENT[self.statistic]) / (x @ x + RIDGE)
-        set_buffers(self, exponent=np.clip(exponent, *EXPONENTS))
+        exponent = float(np.clip(exponent, *EXPONENTS))
+        set_buffers(self, exponent=exponent, beyond=max(EXPONENT[self.statistic] - exponent, 0.0), edge=edge)
 
     def fit(
         self,
@@ -209,7 +218,10 @@ class Conformal(PositivePart):
 
     def shaped(self, u: Tensor) -> Tensor:
         """f(s(u)), any shape."""
-        return self.positive(u) if self.shape == "linear" else (self.exponent * self.log_positive(u)).exp()
+        if self.shape == "linear":
+            return self.positive(u)
+        x = self.log_positive(u)
+        return (self.exponent * x + self.beyond * SOFT * nn.functional.softplus((x - self.edge) / SOFT)).exp()
 
     def at(self, alpha: float, u: Tensor) -> Tensor:
         """Bound at another of the miscoverages in `quantiles`."""
