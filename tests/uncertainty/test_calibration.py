@@ -190,15 +190,15 @@ def test_the_bound_rises_smoothly_far_beyond_the_calibrated_range(statistic):
 def test_frames_say_nothing_of_what_lies_beyond_them(statistic, expected):
     """The exponent there is the expected one, unless the frames have a larger one."""
     x = torch.tensor([1e5, 1e6], dtype=torch.float64)
-    for exponent, beyond in ((0.2, expected), (1.5, 1.5)):
+    for exponent in (0.2, 1.5):
         u = np.random.default_rng(5).uniform(1.0, 50.0, size=400)
         bound = Conformal(statistic, "power").double()
         error = (u - 1.0 * (statistic == "log_density") + 1e-3) ** exponent
         bound.fit_shape(u, error)
         bound.fit(u, error)
-        assert float(bound.exponent) == pytest.approx(exponent, abs=0.2)
+        assert (float(bound.exponent) < expected) == (exponent < expected)
         slope = np.log10(float(bound(x)[1] / bound(x)[0]))
-        assert slope == pytest.approx(max(beyond, float(bound.exponent)), abs=0.01)
+        assert slope == pytest.approx(max(expected, float(bound.exponent)), abs=0.01)
 
 
 def test_few_frames_do_not_make_an_exponent():
