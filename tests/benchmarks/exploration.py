@@ -55,7 +55,7 @@ def arms_of(molecule: Molecule, folder: Path) -> dict[str, Arm]:
     arms = {
         "MD 300 K": {"sampler": "md", **PLAIN},
         "MD 500 K": {"sampler": "md", "md.temperature": 500.0, **PLAIN},
-        "random torsions": {"sampler": "random", "random": {**turned, "count": 500}},
+        "random torsions": {"sampler": "random", "random": {**turned, "count": 3000}},
         "attack": {"sampler": "attack"},
         "shipped before": SHIPPED,
         "parallel bias": PLAIN,
@@ -94,6 +94,8 @@ def system_of(name: str, folder: Path) -> System:
             "name": name,
             "system": {"structure": "structure.pdb", "start": "start.xyz"},
             "oracle": molecule.oracle,
+            # Weights are carried on from round to round: fewer steps do there.
+            "training": {"steps": 3000, "later_steps": 1500},
             "harvest": {"labels_per_round": molecule.per_round},
             "stop": {"rounds": rounds, "labels": molecule.labels},
         }
