@@ -52,13 +52,15 @@ def arms_of(molecule: Molecule, folder: Path) -> dict[str, Arm]:
     """The arms by name."""
     expert = {name: {"kind": "dihedral", "atoms": atoms} for name, atoms in molecule.expert.items()}
     turned = {"space": {"kind": "internal", "torsions": "soft"}, "amplitude": math.pi, "distribution": "uniform"}
-    arms = {
+    each = [{"kind": "metadynamics", "variables": [f"driver_{k + 1}"]} for k in range(molecule.parts)]
+    arms: dict[str, Arm] = {
         "MD 300 K": {"sampler": "md", **PLAIN},
         "MD 500 K": {"sampler": "md", "md.temperature": 500.0, **PLAIN},
         "random torsions": {"sampler": "random", "random": {**turned, "count": 3000}},
         "attack": {"sampler": "attack"},
         "shipped before": SHIPPED,
         "parallel bias": PLAIN,
+        "sum of biases": {"bias": [*each, "upper_wall"], **PLAIN},
         "jumps": {"sampler": "md", "md.jumps.share": 1.0},
         "default": {},
         "HAL": {

@@ -41,6 +41,7 @@ class Molecule:
     n_families : how many there are.
     oracle : section of the campaign file.
     expert : dihedrals by name that an expert would bias.
+    parts : parts of the default driver.
     labels, per_round : labels in all, the start frames included, and in a round.
     changes : further keys of the campaign file.
     """
@@ -50,6 +51,7 @@ class Molecule:
     n_families: int
     oracle: dict[str, Any]
     expert: dict[str, list[int]]
+    parts: int
     labels: int = 280
     per_round: int = 60
     changes: dict[str, Any] = field(default_factory=dict)
@@ -275,6 +277,7 @@ MOLECULES = {
         3,
         AMBER,
         {"phi": [4, 6, 8, 14], "psi": [6, 8, 14, 16]},
+        2,
     ),
     "alanine_tetrapeptide": Molecule(
         tetrapeptide,
@@ -286,8 +289,9 @@ MOLECULES = {
             for place, pair in enumerate(TETRAPEPTIDE, 1)
             for name, four in zip(("phi", "psi"), pair, strict=True)
         },
+        6,
     ),
-    "3bpa": Molecule(bpa, bpa_families, 9, GFN2, dict(zip(("alpha", "beta", "gamma"), map(list, BPA), strict=True))),
-    "methylcyclohexane": Molecule(ring, ring_families, 3, GFN2, {f"ring{k}": list(RING[k]) for k in range(3)}),
-    "acetylacetone": Molecule(acac, acac_families, 2, GFN2, {}, labels=200, per_round=50),
+    "3bpa": Molecule(bpa, bpa_families, 9, GFN2, dict(zip(("alpha", "beta", "gamma"), map(list, BPA), strict=True)), 3),
+    "methylcyclohexane": Molecule(ring, ring_families, 3, GFN2, {f"ring{k}": list(RING[k]) for k in range(3)}, 1),
+    "acetylacetone": Molecule(acac, acac_families, 2, GFN2, {}, 1, labels=200, per_round=50),
 }

@@ -80,7 +80,7 @@ def test_without_hills_it_is_nothing_and_a_broken_walker_leaves_none():
     assert float(bias.energy(torch.zeros(2, 3, dtype=torch.float64), bias.state()).abs().max()) < 1e-12
     bias.update(1, np.array([[0.0, np.nan, 1.0], [1.0, 2.0, 3.0]]))
     assert [len(part.hills) for part in metadynamics_parts([bias])] == [1, 1, 1]
-    assert sum(float(part.hills["height"][0]) for part in bias.metadynamics) == pytest.approx(1.0)
+    assert sum(float(part.hills["height"][0]) for part in bias.metadynamics) == pytest.approx(3.0)
 
 
 def test_options_are_those_of_the_run_and_are_refused_by_name():

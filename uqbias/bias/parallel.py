@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import softmax
 from torch import Tensor
+from typing_extensions import Doc
 
 from uqbias.bias.base import Array, CompositeBias, ManyNames, Periods, Probe, Reflection, Temperature, finite, within
 from uqbias.bias.grid import hermite, joined
-from uqbias.bias.metad import BiasFactor, Height, HillKernel, HillPace, HillWidth, MetaD
+from uqbias.bias.metad import BiasFactor, HillKernel, HillPace, HillWidth, MetaD
+from uqbias.options import Positive
 from uqbias.units import kt
 from uqbias.variables.names import LOCAL
 
@@ -55,7 +57,10 @@ class ParallelMetaD(CompositeBias):
         self,
         *,
         variables: ManyNames = (LOCAL,),
-        height: Height = 1.0,
+        height: Annotated[
+            Positive | None,
+            Doc("height of a new hill, kJ/mol, which the variables share; null: 1 for each of them"),
+        ] = None,
         sigma: HillWidth = 0.3,
         biasfactor: BiasFactor = 10.0,
         pace: HillPace = 50,
@@ -68,6 +73,7 @@ class ParallelMetaD(CompositeBias):
         super().__init__(self.metadynamics, variables)
         self.pace: int = int(pace)
         self.temperature = float(temperature)
+        height = float(len(self.variables)) if height is None else height
         each = zip(self.variables, self._each(sigma), self._each(reflect_at), self._each(periods), strict=True)
         self.metadynamics += [
             MetaD(

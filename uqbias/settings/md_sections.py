@@ -23,8 +23,8 @@ class Jumps(Section):
         description=f"share of the walkers that jump, rounded down; null: {JUMPING:g} in a campaign with engine "
         "openmm, else 0; 0: none",
     )
-    every: Count = Field(default=1000, description="steps between two jumps of a walker, rounded up to the pace")
-    turns: Count = Field(default=3, description="soft bonds turned, rings flipped and protons moved in a jump, at most")
+    every: Count = Field(default=500, description="steps between two jumps of a walker, rounded up to the pace")
+    turns: Count = Field(default=6, description="soft bonds turned, rings flipped and protons moved in a jump, at most")
     relax: Count = Field(default=50, description="steps that a moved frame is relaxed under the model")
 
     def of(self, walkers: int) -> int:
