@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from signalled_runs import SIGNALS, SignalledRuns
+from signalled_runs import SIGNALS, SignalledRuns, default_signals
 
 from uqbias.campaign import interrupts
 
@@ -84,7 +84,12 @@ def test_a_second_signal_ends_at_once():
         "    print('ready', flush=True)\n"
         "    while True: time.sleep(0.01)\n"
     )
-    running = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=default_signals,  # noqa: PLW1509
+    )
     assert running.stdout.readline() == "ready\n"
     running.send_signal(signal.SIGINT)
     running.send_signal(signal.SIGINT)  # the echo of the first
@@ -98,7 +103,8 @@ def test_a_second_signal_ends_at_once():
 
 def test_deferred_signals_come_at_the_end_and_ignored_ones_never():
     stopped = []
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    wanted = {signal.SIGHUP: signal.SIG_IGN, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
     try:
         with pytest.raises(KeyboardInterrupt), interrupts.deferred(lambda: stopped.append(True)) as kept:  # noqa: PT012
             signal.raise_signal(signal.SIGHUP)
@@ -110,4 +116,5 @@ def test_deferred_signals_come_at_the_end_and_ignored_ones_never():
         assert kept_on
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGHUP, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -16,6 +16,12 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 HELPERS = Path(__file__).parent
 
 
+def default_signals():
+    """Run in a child before its program: what is begun in the background or by nohup inherits ignored signals."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class SignalledRuns:
     """Runs of one command over one directory, until it ends by itself.
 
@@ -50,6 +56,7 @@ class SignalledRuns:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=default_signals,  # noqa: PLW1509
         )
         lock = self.directory / "ledger.lock"
         while process.poll() is None and not (lock.is_file() and lock.read_text().strip() == str(process.pid)):
