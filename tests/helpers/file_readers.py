@@ -210,7 +210,8 @@ def read_data(path):
 
 
 def work(folder):
-    return SimpleNamespace(folder=lambda _: folder, topology=PEROXIDE, oracle_identity="oracle")
+    campaign = SimpleNamespace(md=SimpleNamespace(timestep_fs=0.5))
+    return SimpleNamespace(folder=lambda _: folder, topology=PEROXIDE, oracle_identity="oracle", campaign=campaign)
 
 
 #: Reader by name, which is given the folder with the damaged file.

@@ -39,7 +39,8 @@ def own(tmp_path_factory):
 def test_your_own_data(own):
     folder, text = own
     assert (folder / "model.uqb").is_file()
-    assert {"HILLS", "COLVAR.3", "walker_3.xtc", "topology.pdb"} <= {path.name for path in (folder / "md").iterdir()}
+    written = {path.name for path in (folder / "md").iterdir()}
+    assert {"HILLS.driver_1", "HILLS.driver_2", "COLVAR.3", "walker_3.xtc", "topology.pdb"} <= written
     found = re.search(r"^1344 frames\n(?:.*\n)*?force +([\d.]+)", text, re.MULTILINE)
     assert found, text
     assert 30 < float(found[1]) < 1000

@@ -391,7 +391,7 @@ def test_resume_of_another_run_is_refused(folder, finished, tmp_path):
     target = copied(finished, tmp_path)
     before = contents(target)
     assert "has md.temperature = 300.0, this one 310.0" in refused_resume(folder, target, "--temperature", 310)
-    assert "bias.0.height = 1.0, this one 2.0;" in refused_resume(folder, target, "--height", 2)
+    assert "bias.0.height = None, this one 2.0;" in refused_resume(folder, target, "--height", 2)
     write_frames(tmp_path / "three.xyz", read_frames(folder / "data.xyz")[:3])
     assert "has other start frames; give the same" in refused_resume(folder, target, "--start", tmp_path / "three.xyz")
     assert "has seed = 0, this one 1;" in refused_resume(folder, target, "--seed", 1)

@@ -256,8 +256,9 @@ def test_start_frames_of_any_driver_all_get_a_chance():
     driver = np.array([3.0, 900.0, 40.0, 41.0])
     weights = _sparseness(SimpleNamespace(driver=SimpleNamespace(unit="kJ/mol/nm")), driver)
     np.testing.assert_allclose(weights, [0.25, 1.0, 0.5, 0.75])
-    weights = _sparseness(SimpleNamespace(driver=SimpleNamespace(unit="nats")), driver / 100)
-    np.testing.assert_allclose(weights, np.exp(driver / 100 - 9.0))
+    for wall, softer in ((14.0, 1.0), (42.0, 3.0)):
+        weights = _sparseness(SimpleNamespace(driver=SimpleNamespace(unit="nats", wall=wall)), driver / 100)
+        np.testing.assert_allclose(weights, np.exp((driver / 100 - 9.0) / softer))
 
 
 def test_files_of_attacks_are_no_md_run(tmp_path):
