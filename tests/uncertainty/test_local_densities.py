@@ -10,7 +10,7 @@ from uqbias.errors import UqbiasError
 from uqbias.molecule.topology import Topology
 from uqbias.registry import FEATURES, UNCERTAINTIES
 from uqbias.uncertainty.base import rebuild_uncertainty
-from uqbias.uncertainty.features.local_angles import parts_of
+from uqbias.uncertainty.features.local_angles import local_parts
 
 KAPPA = 5.0
 
@@ -155,7 +155,7 @@ def test_labels_change_no_shape_until_the_places_are_full(hexane):
 
 
 def test_pairs_are_of_neighbouring_bonds():
-    names = [part.name for part in parts_of(chain(7), "pairs")]
+    names = [part.name for part in local_parts(chain(7), "pairs")]
     assert names == ["torsions C1-C2 C2-C3", "torsions C3-C4 C4-C5"]
     part = UNCERTAINTIES.build("local_densities", {"grouping": "pairs"}, topology=chain(6), n_latents=1)
     assert part.part_names == ("torsions C1-C2 C2-C3", "torsion C3-C4")

@@ -14,10 +14,10 @@ from uqbias.molecule.topology import Topology
 
 Array = NDArray[np.float64]
 #: Another geometry [N, 3] nm of one; it may clash, and is to be relaxed.
-Move = Callable[[Array, np.random.Generator], Array]
+Displacement = Callable[[Array, np.random.Generator], Array]
 
 
-def ring_flips(topology: Topology, rings: Sequence[Sequence[int]]) -> list[Move]:
+def ring_flips(topology: Topology, rings: Sequence[Sequence[int]]) -> list[Displacement]:
     """Flip of each ring, chair to chair: the ring is reflected in its mean plane, what it bears is carried along.
 
     Each substituent turns as the corner of its ring atom does, so that all bonds and angles, and the handedness of each
@@ -37,7 +37,7 @@ def ring_flips(topology: Topology, rings: Sequence[Sequence[int]]) -> list[Move]
     return moves
 
 
-def proton_moves(topology: Topology) -> list[Move]:
+def proton_moves(topology: Topology) -> list[Displacement]:
     """Transfer of each mobile proton, from where it is to the other side of its hydrogen bond.
 
     It is reflected in the plane midway between donor and acceptor; its bond keeps its length relative to the sum of the
@@ -47,7 +47,7 @@ def proton_moves(topology: Topology) -> list[Move]:
 
     radii = covalent_radii[list(topology.numbers)]
 
-    def transfer(d: int, h: int, a: int) -> Move:
+    def transfer(d: int, h: int, a: int) -> Displacement:
         def moved(positions: Array, random: np.random.Generator) -> Array:
             x, apart = positions.copy(), positions[a] - positions[d]
             x[h] -= 2 * ((x[h] - (x[a] + x[d]) / 2) @ apart) / (apart @ apart) * apart
@@ -60,7 +60,7 @@ def proton_moves(topology: Topology) -> list[Move]:
     return [transfer(*triple) for triple in topology.mobile]
 
 
-def _flip(ring: list[int], branches: list[NDArray[Any]]) -> Move:
+def _flip(ring: list[int], branches: list[NDArray[Any]]) -> Displacement:
     def moved(positions: Array, random: np.random.Generator) -> Array:
         x, old = positions.copy(), positions[ring]
         normal = np.linalg.svd(old - old.mean(axis=0))[2][2]

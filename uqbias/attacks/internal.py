@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -13,7 +14,7 @@ from uqbias.attacks.base import DistortionSpace, checked_reference
 from uqbias.attacks.moves import Move, RigidMoves, rigid_move
 from uqbias.errors import UqbiasError
 from uqbias.molecule.rotors import rotors
-from uqbias.molecule.topology import Topology, Triple
+from uqbias.molecule.topology import Pair, Topology, Triple
 
 #: Sine of an angle below which it counts as straight: it has no plane to be bent in, and no dihedral about its bonds.
 STRAIGHT = 0.1
@@ -78,8 +79,9 @@ class Internal(DistortionSpace):
         reference = checked_reference(topology, reference)
         candidates: list[Move | None] = []
         if torsions:
-            soft = [rotor.bond for rotor in rotors(topology, reference) if rotor.soft]
-            turning = soft if torsions == "soft" else topology.bonds
+            turning: Iterable[Pair] = topology.bonds
+            if torsions == "soft":
+                turning = [rotor.bond for rotor in rotors(topology, reference) if rotor.soft]
             candidates += [rigid_move(topology, "turn", *bond) for bond in turning if _turns(topology, bond, reference)]
         if bonds:
             candidates += [rigid_move(topology, "stretch", *bond) for bond in topology.bonds]

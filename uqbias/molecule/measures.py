@@ -58,7 +58,7 @@ class Shape:
         self._lengths = distances(x, self._bonds).mean(axis=0)
         mobile = np.array(topology.mobile, dtype=np.int64).reshape(-1, 3)
         hydrogens = mobile[:, 1]
-        self._moving = np.array([topology.bonds.index((min(d, h), max(d, h))) for d, h, _ in topology.mobile], int)
+        self._moving = np.array(topology.mobile_bonds(), dtype=np.int64)
         self._accepted = mobile[:, 1:]
         self._lengths[self._moving], self._accepted_lengths = _side_lengths(topology, x)
         angles = [] if angle is None else [three for three in topology.angles() if not np.isin(three, hydrogens).any()]

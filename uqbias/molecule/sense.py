@@ -164,8 +164,7 @@ def _check_bonds(positions: Array, topology: Topology, close: Array, source: str
         return
     bonds, elements = np.array(topology.bonds), np.array(topology.numbers)
     lengths = distances(positions, bonds)
-    for d, h, a in topology.mobile:
-        place = topology.bonds.index((min(d, h), max(d, h)))
+    for place, (_, h, a) in zip(topology.mobile_bonds(), topology.mobile, strict=True):
         lengths[:, place] = np.minimum(lengths[:, place], distances(positions, np.array([(a, h)]))[:, 0])
     ratio = lengths / (covalent_radii[elements[bonds]] * ANGSTROM).sum(axis=1)
     hydrogen = elements[bonds] == 1

@@ -206,6 +206,10 @@ class Topology:
         steps = shortest_path(self.graph().tocsr(), directed=False, unweighted=True)
         return np.where(np.isfinite(steps), steps, n).astype(np.int64)
 
+    def mobile_bonds(self) -> list[int]:
+        """Place in ``bonds`` of each mobile hydrogen's bond to its donor."""
+        return [self.bonds.index((min(d, h), max(d, h))) for d, h, _ in self.mobile]
+
     def either_side(self) -> Topology:
         """The graph with each mobile hydrogen bonded to donor and acceptor."""
         return Topology(self.numbers, self.bonds + tuple((h, a) for _, h, a in self.mobile))

@@ -11,7 +11,7 @@ from uqbias.molecule.topology import Topology
 from uqbias.options import KindSection
 from uqbias.registry import UNCERTAINTIES
 from uqbias.uncertainty.base import Uncertainty
-from uqbias.uncertainty.features.local_angles import atom_list, parts_of
+from uqbias.uncertainty.features.local_angles import atom_list, local_parts
 
 #: Parts, or bonds left out of one kind, that are named; of more, the first ones and their number.
 NAMED = 8
@@ -36,7 +36,7 @@ class Automatic(Uncertainty):
 
 def chosen(topology: Topology) -> dict[str, Any]:
     """Kind and options of the driver that suits a molecule."""
-    if parts_of(topology):
+    if local_parts(topology):
         return {"kind": "local_densities"}
     heavy, apart = np.array(topology.numbers) > 1, topology.bond_separation()
     far = np.triu(apart >= 3, k=1)
@@ -56,7 +56,7 @@ def driver_story(driver: KindSection, topology: Topology) -> list[str]:
     ----------
     driver : section of a campaign file.
     """
-    kind, parts = driver.kind, parts_of(topology, getattr(driver, "grouping", "bonds"))
+    kind, parts = driver.kind, local_parts(topology, getattr(driver, "grouping", "bonds"))
     features = getattr(getattr(driver, "features", None), "kind", "")
     lines = []
     if kind == "auto":

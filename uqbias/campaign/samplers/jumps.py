@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 from typing_extensions import TypedDict
 
-from uqbias.attacks.flips import Move, proton_moves, ring_flips
+from uqbias.attacks.flips import Displacement, proton_moves, ring_flips
 from uqbias.attacks.moves import rigid_move
 from uqbias.attacks.relaxation import relax
 from uqbias.campaign.samplers.base import Array, Exploration
@@ -61,7 +61,7 @@ class Jumped(NamedTuple):
     facts: dict[str, Any]
 
 
-def moves_of(topology: Topology, frames: Array) -> list[Move]:
+def moves_of(topology: Topology, frames: Array) -> list[Displacement]:
     """Turn of the smaller side of each soft bond by a random angle, flip of each ring, transfer of each mobile proton.
 
     Parameters
@@ -69,7 +69,7 @@ def moves_of(topology: Topology, frames: Array) -> list[Move]:
     frames : [n, N, 3] nm, sound geometries.
     """
 
-    def turn(fixed: int, pivot: int, atoms: list[int]) -> Move:
+    def turn(fixed: int, pivot: int, atoms: list[int]) -> Displacement:
         def moved(positions: Array, random: np.random.Generator) -> Array:
             x, centre = positions.copy(), positions[pivot]
             axis = centre - positions[fixed]
@@ -158,14 +158,12 @@ class _Sieve:
         reasons = {fault.walker: fault.reason for fault in self.guard.check(x, said.driver, said.judge)}
         verdicts = self.physical.verdicts(x, stiff_deviation=stiff_deviations(self.model, np.nan_to_num(x)))
         for place, verdict in enumerate(verdicts):
-            wild = (
-                "energy"
-                if not off[place] <= beyond
-                else ""
-                if said.judge[place] <= JUDGED * usual.judge.max()
-                else "judge"
-            )
-            if reason := verdict.partition(" ")[0] or wild:
+            reason = verdict.partition(" ")[0]
+            if not reason and not off[place] <= beyond:
+                reason = "energy"
+            elif not reason and not said.judge[place] <= JUDGED * usual.judge.max():
+                reason = "judge"
+            if reason:
                 reasons.setdefault(place, reason)
         self.refused.update(reasons.values())
         return np.delete(x, [*reasons], axis=0)

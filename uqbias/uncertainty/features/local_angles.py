@@ -12,7 +12,7 @@ from typing_extensions import Doc
 from uqbias.errors import UqbiasError
 from uqbias.molecule.rotors import ring_systems, rotors
 from uqbias.molecule.topology import Pair, Quadruple, Topology, Triple
-from uqbias.uncertainty.features.torsions import Torsions, bond_weights, stiff_torsions, unit_vectors
+from uqbias.uncertainty.features.torsions import Torsions, bond_weights, stiff_of, torsion_reasons, unit_vectors
 
 #: nm; a proton that is nearer to its donor than to the acceptor by this much has the angle −π/2.
 TRANSFER = 0.08
@@ -51,7 +51,7 @@ def atom_list(topology: Topology, atoms: Sequence[int]) -> str:
     return "-".join(f"{chemical_symbols[topology.numbers[i]]}{i}" for i in atoms)
 
 
-def parts_of(topology: Topology, grouping: str = "bonds") -> list[LocalPart]:
+def local_parts(topology: Topology, grouping: str = "bonds") -> list[LocalPart]:
     """Soft bonds, singly or in pairs, rings that pucker and mobile protons of a molecule."""
     on_bond: dict[Pair, list[Quadruple]] = {}
     for four in topology.proper_dihedrals():
@@ -126,7 +126,7 @@ class LocalAngles(Torsions):
         UqbiasError
             If it has none.
         """
-        parts = parts_of(topology, grouping)
+        parts = local_parts(topology, grouping)
         if not parts:
             raise UqbiasError(
                 "the molecule has no bond that turns, no ring that puckers and no mobile proton",
@@ -137,7 +137,7 @@ class LocalAngles(Torsions):
         return cls(
             [four for part in parts for four in part.torsions],
             len(topology),
-            stiff_torsions(topology),
+            stiff_of(torsion_reasons(topology)),
             [k for k, _ in sizes],
             [part.name for part in parts],
             [weight for _, weight in sizes],

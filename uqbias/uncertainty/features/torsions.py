@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -92,7 +92,7 @@ class Torsions(Features):
                 f"no torsion turns about a single bond: {held}" if held else "the molecule has no such dihedral",
                 "set heavy_only: false, or choose the features pair_distances, or driver: auto",
             )
-        return cls(soft, len(topology), stiff_torsions(topology, heavy_only))
+        return cls(soft, len(topology), stiff_of(dihedrals))
 
     @property
     def is_prepared(self) -> bool:
@@ -128,9 +128,8 @@ def torsion_reasons(topology: Topology, heavy_only: bool = True) -> dict[Quadrup
     return {four: reasons[four[1], four[2]] for four in topology.proper_dihedrals(heavy_only=heavy_only)}
 
 
-def stiff_torsions(topology: Topology, heavy_only: bool = True) -> list[Quadruple]:
-    """Dihedrals [S, 4] about bonds that hold still."""
-    reasons = torsion_reasons(topology, heavy_only)
+def stiff_of(reasons: Mapping[Quadruple, str]) -> list[Quadruple]:
+    """Those [S, 4] of the dihedrals of `torsion_reasons` that are about bonds that hold still."""
     return [four for four, reason in reasons.items() if reason not in (SINGLE, *UNDECIDED)]
 
 
