@@ -54,9 +54,14 @@ def names_of_file(trust: bool = False) -> Iterator[None]:
         _OF_FILE.reset(token)
 
 
-def trust_files() -> None:
-    """Import what model files and run folders name from here on: the user answers for them."""
+@contextmanager
+def trusted_files() -> Iterator[None]:
+    """Import what model files and run folders name, in every thread: the user answers for them."""
     _trusted.append(True)
+    try:
+        yield
+    finally:
+        _trusted.pop()
 
 
 class Part:

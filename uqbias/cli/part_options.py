@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import cache, reduce, wraps
 from operator import or_
 from types import NoneType, UnionType
@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 import typer
 
 from uqbias.options import Option, options_of
-from uqbias.registry import trust_files
+from uqbias.registry import trusted_files
 
 Trust = Annotated[
     bool,
@@ -62,13 +62,13 @@ def command(function: Callable[..., Any], *, trusting: bool = False) -> Callable
 
     @wraps(function)
     def called(**values: Any) -> Any:
-        if values.pop("trust", False):
-            trust_files()
+        trust = trusted_files() if values.pop("trust", False) else nullcontext()
         for name, group in groups.items():
             values[name] = {
                 key: _read(_options(group.part)[key].annotation, values.pop(flag)) for flag, key in group.keys.items()
             }
-        return function(**values)
+        with trust:
+            return function(**values)
 
     called.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
