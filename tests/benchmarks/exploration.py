@@ -51,12 +51,17 @@ SHIPPED: Arm = {
 def arms_of(molecule: Molecule, folder: Path) -> dict[str, Arm]:
     """The arms by name."""
     expert = {name: {"kind": "dihedral", "atoms": atoms} for name, atoms in molecule.expert.items()}
-    turned = {"space": {"kind": "internal", "torsions": "soft"}, "amplitude": math.pi, "distribution": "uniform"}
+    turned: Arm = {"space": {"kind": "internal", "torsions": "soft"}, "amplitude": math.pi, "distribution": "uniform"}
+    if not molecule.rotates:
+        turned = {"amplitude": 0.02}
     each = [{"kind": "metadynamics", "variables": [f"driver_{k + 1}"]} for k in range(molecule.parts)]
     arms: dict[str, Arm] = {
         "MD 300 K": {"sampler": "md", **PLAIN},
         "MD 500 K": {"sampler": "md", "md.temperature": 500.0, **PLAIN},
-        "random torsions": {"sampler": "random", "random": {**turned, "count": 3000}},
+        f"random {'torsions' if molecule.rotates else 'displacements'}": {
+            "sampler": "random",
+            "random": {**turned, "count": 3000},
+        },
         "attack": {"sampler": "attack"},
         "shipped before": SHIPPED,
         "parallel bias": PLAIN,
@@ -96,8 +101,7 @@ def system_of(name: str, folder: Path) -> System:
             "name": name,
             "system": {"structure": "structure.pdb", "start": "start.xyz"},
             "oracle": molecule.oracle,
-            # Weights are carried on from round to round: fewer steps do there.
-            "training": {"steps": 3000, "later_steps": 1500},
+            "training": {"steps": 3000},
             "harvest": {"labels_per_round": molecule.per_round},
             "stop": {"rounds": rounds, "labels": molecule.labels},
         }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ class Molecule:
     expert : dihedrals by name that an expert would bias.
     parts : parts of the default driver.
     labels, per_round : labels in all, the start frames included, and in a round.
-    changes : further keys of the campaign file.
+    rotates : whether there are soft bonds outside rings.
     """
 
     make: Callable[[Path], None]
@@ -54,7 +54,7 @@ class Molecule:
     parts: int
     labels: int = 280
     per_round: int = 60
-    changes: dict[str, Any] = field(default_factory=dict)
+    rotates: bool = True
 
 
 def dihedral_degrees(positions: Array, *quadruples: tuple[int, ...]) -> list[Array]:
@@ -292,6 +292,8 @@ MOLECULES = {
         6,
     ),
     "3bpa": Molecule(bpa, bpa_families, 9, GFN2, dict(zip(("alpha", "beta", "gamma"), map(list, BPA), strict=True)), 3),
-    "methylcyclohexane": Molecule(ring, ring_families, 3, GFN2, {f"ring{k}": list(RING[k]) for k in range(3)}, 1),
+    "methylcyclohexane": Molecule(
+        ring, ring_families, 3, GFN2, {f"ring{k}": list(RING[k]) for k in range(3)}, 1, rotates=False
+    ),
     "acetylacetone": Molecule(acac, acac_families, 2, GFN2, {}, 1, labels=200, per_round=50),
 }
