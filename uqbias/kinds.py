@@ -66,3 +66,10 @@ SAMPLERS = {
     "random": "uqbias.campaign.samplers.distorting:Random",
     "pool": "uqbias.campaign.samplers.distorting:PoolOfFrames",
 }
+EXECUTORS = {
+    "local": "uqbias.campaign.executors.local:Local",
+    "process": "uqbias.campaign.executors.local:Processes",
+    "slurm": "uqbias.campaign.executors.pilots:Slurm",
+    "parsl": "uqbias.campaign.executors.pilots:Parsl",
+    "dask": "uqbias.campaign.executors.dask:Dask",
+}

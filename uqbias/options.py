@@ -18,11 +18,12 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, model_validator
 from pydantic_core import PydanticCustomError, core_schema
 from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError, did_you_mean, fault_text
+from uqbias.units import seconds_of
 
 #: Registries by what they register, for parts among the options of a part; each enters itself.
 REGISTRIES: dict[str, PartRegistry] = {}
@@ -48,6 +49,8 @@ Positive = Annotated[float, Gt(0), Field(allow_inf_nan=False)]
 NotNegative = Annotated[float, Ge(0), Field(allow_inf_nan=False)]
 #: A whole number of at least one.
 Count = Annotated[int, Ge(1)]
+#: A time in s; text has the form of schedulers, h:mm:ss or d-hh:mm:ss. YAML reads 1:30:00 as 5400 by itself.
+Duration = Annotated[float, BeforeValidator(seconds_of), Gt(0), Field(allow_inf_nan=False)]
 Runner = Literal["auto", "aoti", "torchscript", "eager"]
 
 

@@ -385,3 +385,6 @@ SPACES = Registry(
     given=("topology", "reference", "collective_variables"),
 )
 SAMPLERS = Registry("sampler", kinds.SAMPLERS, "uqbias.campaign.samplers.base:Sampler")
+EXECUTORS = Registry(
+    "executor", kinds.EXECUTORS, "uqbias.campaign.executors.base:TaskExecutor", given=("work", "home", "longest")
+)

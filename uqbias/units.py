@@ -6,6 +6,9 @@ Values from CODATA 2018, whose defining constants are exact.
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 AVOGADRO = 6.02214076e23
 ELEMENTARY_CHARGE = 1.602176634e-19
 BOLTZMANN = 1.380649e-23
@@ -25,3 +28,21 @@ GAS_CONSTANT = BOLTZMANN * AVOGADRO / 1000.0
 def kt(temperature: float) -> float:
     """Thermal energy in kJ/mol at ``temperature`` in K."""
     return GAS_CONSTANT * temperature
+
+
+def seconds_of(value: Any) -> Any:
+    """Seconds of a text such as ``1:30:00`` or ``2-00:00:00``; other things as they are.
+
+    Raises
+    ------
+    ValueError
+        If the text is no time.
+    """
+    if not isinstance(value, str):
+        return value
+    if re.fullmatch(r"\d+(\.\d*)?", value):
+        return float(value)
+    if (parts := re.fullmatch(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)", value)) is None:
+        raise ValueError("write a time as h:mm:ss, d-hh:mm:ss or in s")
+    days, hours, minutes, seconds = (int(part or 0) for part in parts.groups())
+    return 86400.0 * days + 3600.0 * hours + 60.0 * minutes + seconds

@@ -61,7 +61,7 @@ def settings(system: System, arm: str, seed: int, changes: dict) -> dict:
         for key in keys:
             if key in content.get(section, {}):
                 content[section][key] = str(file.parent / content[section][key])
-    dotted = {"seed": seed, "executor": {"kind": "serial", "workers": 1}, **system.changes, **system.arms[arm]}
+    dotted = {"seed": seed, "executors": {"label": "local", "explore": "local"}, **system.changes, **system.arms[arm]}
     for key, value in (dotted | changes).items():
         place = content
         *path, last = key.split(".")

@@ -15,14 +15,15 @@ from faulty_calculator import ALL, FAULTS, geometry, remove_folder, spring
 
 from uqbias.campaign import contained
 from uqbias.campaign.contained_oracle import ContainedOracle
-from uqbias.campaign.executors import LabelRequest, OracleSpec, failure_reasons, label_all, label_one, make_executor
+from uqbias.campaign.executors.local import Local, Processes
+from uqbias.campaign.labelling import LabelRequest, OracleSpec, failure_reasons, label_all, label_one
 from uqbias.campaign.ledger import label_key, open_ledger
 from uqbias.errors import UqbiasError
 from uqbias.oracles.base import OracleError
-from uqbias.registry import ORACLES
+from uqbias.registry import EXECUTORS, ORACLES
 from uqbias.units import ANGSTROM, EV, EV_PER_ANGSTROM
 
-KINDS = ["process", "serial", "thread"]
+KINDS = ["process", "local"]
 DASK = pytest.param(
     "dask", marks=[pytest.mark.slow, pytest.mark.skipif(not find_spec("distributed"), reason="no dask.distributed")]
 )
@@ -58,9 +59,9 @@ def test_every_fault_costs_its_own_label_and_no_other(tmp_path, monkeypatch, cap
     monkeypatch.setattr(contained, "MOST_OUTPUT", 2**24)
     wanted = requests([geometry(i) for i in places])
     with opened(tmp_path) as ledger:
-        executor = make_executor(kind, 2)
+        executor = EXECUTORS.build(kind)
         spec = faulty(tmp_path, timeout=6.0, memory_gb=0.8)
-        failures = label_all(executor, spec, wanted, ledger, 0, in_flight=1 if kind == "serial" else 2)
+        failures = label_all(executor, spec, wanted, ledger, 0, in_flight=1 if kind == "local" else 2)
         executor.shutdown()
         reasons = {places[event["index"]]: event["reason"] for event in ledger.events("failure")}
         labels = {places[event["index"]]: event for event in ledger.events("label")}
@@ -85,7 +86,7 @@ def test_every_fault_costs_its_own_label_and_no_other(tmp_path, monkeypatch, cap
 
 def test_files_are_in_the_label_s_folder_and_stay_where_asked(tmp_path):
     chatter = len(ALL) - 1
-    with opened(tmp_path) as ledger, make_executor("serial", 1) as executor:
+    with opened(tmp_path) as ledger, Local() as executor:
         label_all(executor, faulty(tmp_path, keep_files=True), requests([geometry(chatter)]), ledger, 0)
     (folder,) = (tmp_path / "labels").iterdir()
     text = (folder / "output.txt").read_text()
@@ -116,9 +117,9 @@ def test_a_finished_label_is_taken_from_its_folder_and_only_for_its_geometry(tmp
 def test_each_label_is_stored_before_its_worker_begins_another(tmp_path, monkeypatch, kind):
     monkeypatch.setenv("COUNTING_CALLS", str(tmp_path / "calls"))
     spec = OracleSpec(CountingOracle.kind, {"scale": 1.0}, folder=tmp_path / "labels")
-    workers, gaps = 1 if kind == "serial" else 2, []
+    workers, gaps = 1 if kind == "local" else 2, []
     with opened(tmp_path) as ledger:
-        executor = make_executor(kind, workers)
+        executor = EXECUTORS.build(kind)
         append = ledger.append
 
         def watched(event, **values):
@@ -134,7 +135,7 @@ def test_each_label_is_stored_before_its_worker_begins_another(tmp_path, monkeyp
 
 def test_an_oracle_that_cannot_be_built_ends_the_campaign(tmp_path):
     spec = OracleSpec("ase", {"calculator": "faulty_calculator:Absent", "numbers": [1, 1]})
-    with opened(tmp_path) as ledger, make_executor("process", 2) as executor:
+    with opened(tmp_path) as ledger, Processes() as executor:
         with pytest.raises(UqbiasError, match="has no 'Absent'"):
             label_all(executor, spec, requests([geometry(0)]), ledger, 0)
         assert not ledger.events("failure")
@@ -145,7 +146,7 @@ def test_no_process_stays_when_the_program_is_killed(tmp_path):
     program = (
         f"import sys; sys.path[:0] = {[str(Path(__file__).parents[1] / 'helpers')]!r}\n"
         "from faulty_calculator import geometry\n"
-        "from uqbias.campaign.executors import OracleSpec, label_one\n"
+        "from uqbias.campaign.labelling import OracleSpec, label_one\n"
         "spec = OracleSpec('ase', {'calculator': 'faulty_calculator:Faulty', 'numbers': [1, 1]})\n"
         f"label_one(spec, geometry({hang}))\n"
     )

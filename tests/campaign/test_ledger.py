@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from counting_oracle import CountingOracle, calls
 
-from uqbias.campaign import executors
-from uqbias.campaign.executors import LabelRequest, OracleSpec, SerialExecutor, label_all, make_executor
+from uqbias.campaign import labelling
+from uqbias.campaign.executors.local import Local
+from uqbias.campaign.labelling import LabelRequest, OracleSpec, label_all
 from uqbias.campaign.ledger import NAME, label_key, open_ledger
 from uqbias.errors import UqbiasError
+from uqbias.registry import EXECUTORS
 from uqbias.runs.ledger_lines import HEAD
 
 NUMBERS = np.array([1, 1])
@@ -170,7 +172,7 @@ def test_no_campaign_begins_over_what_another_left(tmp_path, left, content):
 
 
 def test_nothing_is_paid_once_the_ledger_is_gone(tmp_path, oracle):
-    with opened(tmp_path) as ledger, make_executor("serial", 1) as executor:
+    with opened(tmp_path) as ledger, Local() as executor:
         tell = lambda _count, _note: (tmp_path / NAME).unlink(missing_ok=True) if calls() else None  # noqa: E731
         with pytest.raises(UqbiasError, match="was removed while the campaign runs"):
             label_all(executor, oracle, requests([0, 1, 2]), ledger, 0, in_flight=1, progress=tell)
@@ -205,10 +207,10 @@ def requests(values):
     return [LabelRequest(i, label_key(x, "counting"), x, {"reason": "test"}) for i, x in enumerate(frames)]
 
 
-@pytest.mark.parametrize("kind", ["serial", "thread", "process"])
+@pytest.mark.parametrize("kind", ["local", "process"])
 def test_labels_are_paid_once_and_failures_are_skipped(tmp_path, oracle, kind):
     ticks = []
-    with opened(tmp_path) as ledger, make_executor(kind, 2) as executor:
+    with opened(tmp_path) as ledger, EXECUTORS.build(kind) as executor:
         wanted = requests([0, 1, 9, 2, 1])  # one fails, one is there twice
         assert label_all(executor, oracle, wanted[:2], ledger, 1) == 0
         assert label_all(executor, oracle, wanted, ledger, 1, progress=lambda n, note: ticks.append((n, note))) == 1
@@ -223,23 +225,18 @@ def test_labels_are_paid_once_and_failures_are_skipped(tmp_path, oracle, kind):
 
 
 def test_each_label_is_kept_when_a_later_one_breaks_everything(tmp_path, oracle, monkeypatch):
-    original = executors.label_one
+    original = labelling.label_one
 
     def broken(spec, positions):
         if positions[0, 0] == 2:
             raise MemoryError("gone")
         return original(spec, positions)
 
-    monkeypatch.setattr(executors, "label_one", broken)
-    with opened(tmp_path) as ledger, pytest.raises(MemoryError), SerialExecutor() as executor:
+    monkeypatch.setattr(labelling, "label_one", broken)
+    with opened(tmp_path) as ledger, pytest.raises(MemoryError), Local() as executor:
         label_all(executor, oracle, requests([0, 1, 2]), ledger, 0, in_flight=1)
     with opened(tmp_path) as ledger:
         assert len(ledger.labels()) == 2
-
-
-def test_unknown_executor_and_missing_dask():
-    with pytest.raises(UqbiasError, match="unknown executor 'threads'"):
-        make_executor("threads", 1)
 
 
 def test_ledger_lines_are_json_objects(tmp_path):

@@ -19,9 +19,10 @@ import sys
 from pathlib import Path
 import numpy as np
 from molecules import PEROXIDE, peroxide
-from uqbias.campaign.executors import LabelRequest, OracleSpec, label_all, make_executor
+from uqbias.campaign.labelling import LabelRequest, OracleSpec, label_all
 from uqbias.campaign.interrupts import exit_code, raise_on_signals
 from uqbias.campaign.ledger import label_key, open_ledger
+from uqbias.registry import EXECUTORS
 
 if __name__ == "__main__":
     raise_on_signals()
@@ -33,7 +34,7 @@ if __name__ == "__main__":
     with open_ledger(directory, {"seed": 0}, np.array(PEROXIDE.numbers), {}) as ledger:
         executor = None
         try:
-            executor = make_executor(kind, 2)
+            executor = EXECUTORS.build(kind)
             label_all(executor, spec, requests, ledger, 0, in_flight=2)
         except KeyboardInterrupt as error:
             sys.exit(exit_code(error))
@@ -47,8 +48,7 @@ if __name__ == "__main__":
     ("kind", "count"),
     [
         ("process", 4),
-        pytest.param("serial", 8, marks=pytest.mark.slow),
-        pytest.param("thread", 8, marks=pytest.mark.slow),
+        pytest.param("local", 8, marks=pytest.mark.slow),
         pytest.param(
             "dask", 8, marks=[pytest.mark.slow, pytest.mark.skipif(not find_spec("distributed"), reason="no dask")]
         ),

@@ -26,7 +26,7 @@ LABELS = 24 + 2 * 5
 def finished(tmp_path_factory):
     """A finished campaign of two rounds: its file, and its directory."""
     folder = tmp_path_factory.mktemp("peroxide")
-    campaign = make_system(folder, "serial")
+    campaign = make_system(folder, "local")
     run_campaign(load_campaign(campaign), folder / "run")
     return campaign, folder / "run"
 

@@ -32,7 +32,7 @@ CASES = {
 
 
 def prepare(folder, biases, **changes):
-    path = make_system(folder, "serial")
+    path = make_system(folder, "local")
     content = yaml.safe_load(path.read_text())
     content |= {"bias": biases, "variables": PHI, "stop": {"rounds": 1}, **changes}
     path.write_text(yaml.safe_dump(content))

@@ -29,7 +29,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_campaign(case, tmp_path):
-    path = make_system(tmp_path, "serial")
+    path = make_system(tmp_path, "local")
     content = yaml.safe_load(path.read_text())
     for section, changes in CASES[case].items():
         content[section] = changes if section in ("driver", "judge") else content[section] | changes
@@ -56,7 +56,7 @@ def test_campaign(case, tmp_path):
 
 def test_weights_of_a_judge_go_on_from_round_to_round(tmp_path):
     """With a learning rate of nearly zero in later rounds the trained weights stay, and all else is fitted anew."""
-    path = make_system(tmp_path, "serial")
+    path = make_system(tmp_path, "local")
     content = yaml.safe_load(path.read_text())
     content |= {"judge": {"kind": "mve", "hidden": 4}, "stop": {"rounds": 1}}
     content["training"]["later_learning_rate"] = 1e-12

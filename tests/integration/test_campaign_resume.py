@@ -103,7 +103,7 @@ def check_kills(folder, executor, kills):
 
 
 def test_three_kills(tmp_path):
-    check_kills(tmp_path, "serial", 3)
+    check_kills(tmp_path, "local", 3)
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ NAMES = ["driver_1", "driver_2"]
 
 
 def prepare(folder, **changes):
-    path = make_system(folder, "serial")
+    path = make_system(folder, "local")
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"stop": {"rounds": 1}} | changes))
     return path
 

@@ -24,7 +24,7 @@ PRINT ARG=u,t,bias.bias STRIDE=10 FILE=COLVAR
 
 @pytest.fixture
 def campaign(tmp_path):
-    path = make_system(tmp_path, "serial")
+    path = make_system(tmp_path, "local")
     content = yaml.safe_load(path.read_text())
     content["md"] |= {"engine": "plumed", "plumed": "plumed.dat"}
     content["stop"]["rounds"] = 1

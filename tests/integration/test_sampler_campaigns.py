@@ -24,7 +24,7 @@ ATTACK = {"count": 12, "iterations": 5, "runner": "eager", "batch": 12}
 
 
 def make_campaign(folder, **changes):
-    path = make_system(folder, "serial")
+    path = make_system(folder, "local")
     content = yaml.safe_load(path.read_text())
     for section, values in changes.items():
         content[section] = content.get(section, {}) | values if isinstance(values, dict) else values
@@ -238,7 +238,7 @@ def test_pool_is_labelled_from_its_file_until_it_is_used_up(tmp_path):
     ],
 )
 def test_a_fault_is_told_before_anything_is_paid(changes, message, tmp_path):
-    path = make_system(tmp_path, "serial")
+    path = make_system(tmp_path, "local")
     (tmp_path / "plumed.dat").write_text("")
     write_frames(tmp_path / "water.xyz", Frames(np.array([8, 1, 1]), np.zeros((1, 3, 3))))
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))

@@ -143,7 +143,7 @@ def campaign(tmp_path):
     """A function that writes a campaign with these sections, and gives its file."""
     folder = tmp_path / "campaign"
     folder.mkdir()
-    path = make_system(folder, "serial")
+    path = make_system(folder, "local")
 
     def changed(**sections):
         path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **sections}))

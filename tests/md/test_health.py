@@ -179,7 +179,7 @@ def test_a_campaign_goes_on_and_says_it_at_its_end(tmp_path, monkeypatch):
     monkeypatch.setattr(room, "MOSTLY", -1.0)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PEROXIDE_CALLS", str(tmp_path / "calls"))
-    campaign = make_system(tmp_path, "serial")
+    campaign = make_system(tmp_path, "local")
     first = call("run", campaign, "-o", "run", "-q")
     assert first.exit_code == 2, first.output
     line = first.stderr.splitlines()[-1]

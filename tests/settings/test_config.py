@@ -195,7 +195,7 @@ def test_identity_follows_settings_and_file_contents_but_not_the_stop_rule(tmp_p
         return load_campaign(write(tmp_path, yaml.safe_dump({**MINIMAL, **sections}))).identity()
 
     base = identity()
-    assert identity(stop={"rounds": 9}, executor={"kind": "serial"}) == base
+    assert identity(stop={"rounds": 9}, executors={"label": "local"}) == base
     changed = identity(md={"walkers": 3})
     assert {key for key in base if base[key] != changed[key]} == {"md.walkers"}
     file = load_campaign(write(tmp_path, yaml.safe_dump(MINIMAL)))

@@ -27,7 +27,8 @@ def multiple_of_steps(work: Work, round_index: int) -> int:
     each = campaign.md.seconds_per_label
     labels = _last_labels(phases)
     if each is not None:
-        labels = each * campaign.harvest.labels_per_round / campaign.executor.workers
+        options = campaign.executors.label.arguments()
+        labels = each * campaign.harvest.labels_per_round / (options.get("jobs", 1) * options.get("tasks", 1))
     once = explored[-1]["wall_s"] / explored[-1].get("multiple", 1)
     return max(multiple for multiple in MULTIPLES if multiple == 1 or multiple * once <= labels)
 

@@ -12,15 +12,19 @@ import json
 import os
 import resource
 import select
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from uqbias.errors import UqbiasError
 
 #: Files in the folder of a label: the label, and what the calculation printed.
 LABEL, OUTPUT = "label.json", "output.txt"
@@ -72,14 +76,31 @@ def main(descriptor: int, parent: int) -> None:
             return
 
 
-def label_here(name: str, positions: Any, folder: str, limits: dict[str, float]) -> dict[str, Any]:
+def finished_label(folders: Iterable[Path], name: str, positions: Any) -> dict[str, Any] | None:
+    """The label that lies in one of the folders, if an oracle of this name finished this geometry there."""
+    for path in folders:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            facts: dict[str, Any] = json.loads((path / LABEL).read_text(encoding="utf-8"))
+            if facts["oracle"] == name and facts["positions"] == positions.tolist():
+                return facts
+    return None
+
+
+def label_here(
+    name: str, positions: Any, folder: str, limits: dict[str, float], scratch: str | None = None, home: Any = None
+) -> dict[str, Any]:
     """Label one geometry in a folder, and write the label there before it is returned.
+
+    In a campaign no two processes, wherever they are, label the same frame: the second waits, and takes the first's
+    label.
 
     Parameters
     ----------
     name : JSON text of [kind, options] of the oracle.
     positions : [N, 3] nm.
     limits : ``timeout`` in s, after which the process ends even if the program is gone, and ``memory`` in bytes.
+    scratch : folder in which it is computed; None: in ``folder``.
+    home : `uqbias.campaign.home.Home` of the campaign, if there is one.
 
     Raises
     ------
@@ -97,31 +118,55 @@ def label_here(name: str, positions: Any, folder: str, limits: dict[str, float])
             kind, options = json.loads(name)
             _oracles[name] = ORACLES.rebuild(kind, options)
         _limit_memory(limits["memory"])
-        oracle, home = _oracles[name], Path.cwd()
-        oracle.folder = Path(folder)
-        os.chdir(folder)
-        try:
-            label = oracle.label(positions)
-        except OracleError as error:
-            raise Rejected(str(error), isinstance(error, OracleExitError)) from None
-        finally:
-            os.chdir(home)
-        with _storing:
-            facts = {
-                "oracle": name,
-                "positions": positions.tolist(),
-                "energy": label.energy,
-                "forces": label.forces.tolist(),
-                "charge": getattr(oracle, "charge", None),
-                "spin": getattr(oracle, "spin", None),
-            }
-            draft = Path(folder) / f".{LABEL}"
-            draft.write_text(json.dumps(facts), encoding="utf-8")
-            draft.replace(draft.with_name(LABEL))
-        return facts
+        oracle, target = _oracles[name], Path(folder)
+        frame = target.name.rpartition("_")[0]
+        with contextlib.nullcontext() if home is None else home.claim(f"{target.parent.name}/{frame}"):
+            if (facts := finished_label(target.parent.glob(f"{frame}_*"), name, positions)) is not None:
+                return facts
+            with _working_in(target, scratch) as place:
+                oracle.folder = place
+                try:
+                    label = oracle.label(positions)
+                except OracleError as error:
+                    raise Rejected(str(error), isinstance(error, OracleExitError)) from None
+            with _storing:
+                facts = {
+                    "oracle": name,
+                    "positions": positions.tolist(),
+                    "energy": label.energy,
+                    "forces": label.forces.tolist(),
+                    "charge": getattr(oracle, "charge", None),
+                    "spin": getattr(oracle, "spin", None),
+                }
+                draft = target / f".{LABEL}"
+                draft.write_text(json.dumps(facts), encoding="utf-8")
+                draft.replace(draft.with_name(LABEL))
+            return facts
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, before)  # the next call may be no label
         faulthandler.cancel_dump_traceback_later()
+
+
+@contextlib.contextmanager
+def _working_in(folder: Path, scratch: str | None) -> Iterator[Path]:
+    """Work in a folder, or in one below ``scratch`` whose files end up there."""
+    home, place = Path.cwd(), folder
+    if scratch is not None:
+        try:
+            parent = Path(os.path.expandvars(scratch)).expanduser()
+            parent.mkdir(parents=True, exist_ok=True)
+            place = Path(tempfile.mkdtemp(prefix="uqbias-", dir=parent))
+        except OSError as error:
+            raise UqbiasError(f"scratch = {scratch}: {error}", "name a folder that can be written to") from None
+    os.chdir(place)
+    try:
+        yield place
+    finally:
+        os.chdir(home)
+        if place != folder:
+            with contextlib.suppress(OSError, shutil.Error):
+                shutil.copytree(place, folder, dirs_exist_ok=True)
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _limit_memory(limit: float) -> None:
@@ -163,8 +208,6 @@ def _flush() -> None:
 def _portable(error: BaseException) -> BaseException:
     """The error, in a form that arrives; where it came from goes with it."""
     import pickle
-
-    from uqbias.errors import UqbiasError
 
     if not isinstance(error, Exception):  # it ends no program but this
         return RuntimeError(f"{type(error).__name__}: {error}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from uqbias.campaign.executors import LostLabel, OracleSpec, label_one
+from uqbias.campaign.executors.base import LostLabel
+from uqbias.campaign.labelling import OracleSpec, label_one
 from uqbias.oracles.base import Array, Oracle, OracleError
 
 

@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from typing import Any
 
-#: Ctrl-C, the end of a job's time, and the end of a terminal.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+#: Ctrl-C, the end of a job's time, the end of a terminal, and that of the time that the user gave (`end_in`).
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+#: Exit code where the time that the user gave is up.
+TIME_IS_UP = 3
 #: s; signals nearer than this are one: `timeout` sends each of its own twice.
 ECHO = 0.1
 SHOW_CURSOR = "\x1b[?25h"
@@ -30,11 +32,11 @@ class Interrupted(KeyboardInterrupt):
 
     Attributes
     ----------
-    code : exit code as shells count it, 128 and the number of the signal.
+    code : exit code as shells count it, 128 and the number of the signal; `TIME_IS_UP` where no signal came.
     """
 
     def __init__(self, number: int) -> None:
-        self.code = 128 + number
+        self.code = _code(number)
         super().__init__(signal.Signals(number).name)
 
 
@@ -47,7 +49,16 @@ def exit_code(error: BaseException) -> int | None:
         return 128 + signal.SIGINT
     if isinstance(error, Interrupted):
         return error.code
-    return 128 + int(_arrived["number"]) if _arrived and not isinstance(error, SystemExit) else None
+    return _code(int(_arrived["number"])) if _arrived and not isinstance(error, SystemExit) else None
+
+
+def _code(number: int) -> int:
+    return TIME_IS_UP if number == signal.SIGALRM else 128 + number
+
+
+def end_in(seconds: float) -> None:
+    """Have the program end as by a signal some time before ``seconds`` are over: a tenth of them, at most 2 minutes."""
+    signal.setitimer(signal.ITIMER_REAL, seconds - min(0.1 * seconds, 120.0))
 
 
 def raise_on_signals() -> None:

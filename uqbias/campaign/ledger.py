@@ -260,7 +260,7 @@ def _compare(ledger: Ledger, new: dict[str, Any]) -> None:
     more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
     raise UqbiasError(
         f"{ledger.path.parent} holds another campaign: {', '.join(shown)}{more} differ",
-        "give another directory, or the settings it was begun with (only stop, executor, score and name may change)",
+        "give another directory, or the settings it was begun with (only stop, executors, score and name may change)",
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +13,9 @@ from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
 from uqbias.campaign.budget import multiple_of_steps
-from uqbias.campaign.executors import LabelRequest, label_all
+from uqbias.campaign.executors.base import results_of
+from uqbias.campaign.home import Home
+from uqbias.campaign.labelling import LabelRequest, label_all
 from uqbias.campaign.ledger import label_key
 from uqbias.campaign.phase_files import DATASET
 from uqbias.campaign.progress import Announced
@@ -67,17 +68,15 @@ def explore_phase(work: Work, round_index: int) -> dict[str, Any]:
     name, total = f"round {round_index}: {sampler.title}", sampler.units(campaign)
     # The first call of a new architecture compiles it, which takes longer than an ordinary user expects of "MD".
     work.progress.phase(f"round {round_index}: load or compile the model", None)
-    if len(jobs) == 1:
+    executor = work.executor("explore")
+    if len(jobs) == 1 and executor.near:
         results = [sampler.explore(jobs[0], Announced(work.progress, name, total))]
     else:
         work.progress.phase(name, campaign.md.steps * groups)
-        pending = {work.executor.submit(sampler.explore, job) for job in jobs}
         results = []
-        while pending:
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            for future in done:
-                results.append(future.result())
-                work.progress.advance(campaign.md.steps, f"{len(results)} of {len(jobs)} groups")
+        for result in results_of(executor, _explore, [(work.home, sampler, job) for job in jobs]):
+            results.append(result)
+            work.progress.advance(campaign.md.steps, f"{len(results)} of {len(jobs)} groups")
     partial.rename(final)
     facts = {
         "md_steps": sum(result["steps"] for result in results),
@@ -95,6 +94,14 @@ def explore_phase(work: Work, round_index: int) -> dict[str, Any]:
     if jumps := [result["jumps"] for result in results if "jumps" in result]:
         facts["jumps"] = _jumped(work, round_index, jumps)
     return facts | ({} if sampler.walks else {"proposed": sum(result["proposed"] for result in results)})
+
+
+def _explore(home: Home, sampler: Sampler, job: Exploration) -> dict[str, Any]:
+    """One exploration in the process of a worker, from its beginning, whatever a lost job left there."""
+    with home.claim(str(job.folder)):
+        if job.folder.exists():
+            shutil.rmtree(job.folder)
+        return sampler.explore(job)
 
 
 def _jumped(work: Work, round_index: int, groups: list[dict[str, Any]]) -> dict[str, Any]:
@@ -305,12 +312,11 @@ def label_phase(work: Work, round_index: int) -> dict[str, Any]:
         _adopt(work, requests)
     else:
         label_all(
-            work.executor,
-            replace(work.oracle, folder=work.directory / "labels" / work.folder(round_index).name),
+            work.executor("label"),
+            replace(work.oracle, home=work.home, folder=work.directory / "labels" / work.folder(round_index).name),
             requests,
             work.ledger,
             round_index,
-            in_flight=work.campaign.executor.workers,
             progress=work.progress.advance,
         )
     dataset, facts = judged(work, round_index)

@@ -14,7 +14,7 @@ from pydantic import FiniteFloat
 from typing_extensions import TypedDict
 
 from uqbias.campaign.child import LABEL
-from uqbias.campaign.executors import LabelRequest
+from uqbias.campaign.labelling import LabelRequest
 from uqbias.campaign.ledger import Record, differing_keys, label_key, lock_directory
 from uqbias.campaign.phase_files import DATASET, changed, hashes, is_used_again
 from uqbias.campaign.phases import judged, observed, requests_of

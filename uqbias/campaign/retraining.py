@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from uqbias.campaign.progress import TrainingProgress
+from uqbias.campaign.executors.base import results_of
+from uqbias.campaign.home import Home
+from uqbias.campaign.ledger import Record
+from uqbias.campaign.progress import SilentProgress, TrainingProgress
 from uqbias.campaign.work import Work
 from uqbias.files import write_text
 from uqbias.model.fit import check_calibration_frames, complete_model, distinct, make_potential, make_uncertainties
@@ -42,6 +46,27 @@ def train_phase(work: Work, round_index: int) -> dict[str, Any]:
     model.save(work.model_path(round_index))
     write_text(work.folder(round_index) / "training.json", json.dumps({**facts, **history}, indent=1))
     return {name: count for name, count in facts.items() if name.endswith("frames")}
+
+
+def train_where_asked(work: Work, round_index: int) -> dict[str, Any]:
+    """`train_phase`, by the executor of training."""
+    executor = work.executor("train")
+    if executor.here:
+        return train_phase(work, round_index)
+    work.progress.phase(f"round {round_index}: train by executors.train", None)
+    record = Record(work.ledger.numbers, work.ledger.events())
+    elsewhere = replace(work, ledger=record, progress=SilentProgress(), _executors={})
+    result: dict[str, Any] = next(results_of(executor, _train_there, [(work.home, elsewhere, round_index)]))
+    return result
+
+
+def _train_there(home: Home, work: Work, round_index: int) -> dict[str, Any]:
+    """The training phase in the process of a worker."""
+    import torch
+
+    torch.set_num_threads(1)  # sums in one order make training repeatable
+    with home.claim(f"train {round_index}"):
+        return train_phase(work, round_index)
 
 
 def _last_model(work: Work, round_index: int) -> UncertaintyModel | None:

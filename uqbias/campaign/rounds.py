@@ -75,7 +75,7 @@ def run_campaign(file: CampaignFile, directory: str | Path, progress: Progress |
 
 def _rounds(work: Work) -> dict[str, Any]:
     from uqbias.campaign.phases import explore_phase, harvest_phase, label_phase
-    from uqbias.campaign.retraining import train_phase
+    from uqbias.campaign.retraining import train_where_asked
     from uqbias.campaign.scoring import write_summary
 
     stop = work.campaign.stop
@@ -93,7 +93,7 @@ def _rounds(work: Work) -> dict[str, Any]:
                 reason = ending
                 break
         _finish(work, round_index, "label", label_phase)
-        _finish(work, round_index, "train", train_phase)
+        _finish(work, round_index, "train", train_where_asked)
         _finish(work, round_index, "score", _score)
         write_summary(work, stopped="")
     work.progress.message(f"campaign ends: {reason}")

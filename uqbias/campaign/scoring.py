@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from uqbias.campaign.executors import failure_reasons
+from uqbias.campaign.labelling import failure_reasons
 from uqbias.campaign.work import Work, read_test_set
 from uqbias.errors import UqbiasError
 from uqbias.files import write_arrays, write_text

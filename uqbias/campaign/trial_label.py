@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uqbias.campaign.child import LABEL
-from uqbias.campaign.executors import OracleSpec, label_one
+from uqbias.campaign.labelling import OracleSpec, label_one
 from uqbias.errors import UqbiasError
 from uqbias.molecule.labels import likely_units
 from uqbias.registry import ORACLES

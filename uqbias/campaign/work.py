@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from uqbias.campaign.executors import OracleSpec, make_executor
+from uqbias.campaign.executors.base import TaskExecutor
+from uqbias.campaign.home import Home
+from uqbias.campaign.labelling import OracleSpec
 from uqbias.campaign.ledger import Record
 from uqbias.campaign.phase_files import folder_name
 from uqbias.campaign.post_label import ACCEPTED, label_verdicts
@@ -26,7 +27,7 @@ from uqbias.molecule.protons import with_mobile_protons
 from uqbias.molecule.sense import check_molecule, check_sense
 from uqbias.molecule.topology import Topology
 from uqbias.options import KindSection, accepted
-from uqbias.registry import ORACLES
+from uqbias.registry import EXECUTORS, ORACLES
 from uqbias.settings.file import CampaignFile, with_files
 from uqbias.settings.schema import Campaign
 from uqbias.uncertainty.conformal import frames_needed
@@ -54,26 +55,29 @@ class Work:
     topology: Topology
     start: Frames
     progress: Progress
-    _executor: Executor | None = field(default=None, repr=False)
+    _executors: dict[str, TaskExecutor] = field(default_factory=dict, repr=False)
 
     @property
     def campaign(self) -> Campaign:
         """The settings, with absolute paths."""
         return self.file.resolved
 
-    @property
-    def executor(self) -> Executor:
-        """The executor of the campaign, started at first use."""
-        if self._executor is None:
-            options = self.campaign.executor
-            self._executor = make_executor(options.kind, options.workers, options.address)
-        return self._executor
+    @cached_property
+    def home(self) -> Home:
+        """The run directory, in which this program leads."""
+        return Home.take(self.directory)
+
+    def executor(self, work: str) -> TaskExecutor:
+        """The executor of a kind of work, ``label``, ``train`` or ``explore``, started at first use."""
+        if work not in self._executors:
+            section, longest = getattr(self.campaign.executors, work), self.campaign.oracle.timeout
+            self._executors[work] = EXECUTORS.build(section, work=work, home=self.home, longest=longest)
+        return self._executors[work]
 
     def close(self) -> None:
-        """End the executor's workers."""
-        if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
-            self._executor = None
+        """End the executors' workers."""
+        while self._executors:
+            self._executors.popitem()[1].shutdown(wait=True, cancel_futures=True)
 
     def folder(self, round_index: int) -> Path:
         """Directory of a round."""

@@ -6,14 +6,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import TypeAdapter, ValidationError
 
-from uqbias.campaign.interrupts import exit_code
+from uqbias.campaign.interrupts import TIME_IS_UP, end_in, exit_code
 from uqbias.cli.printing import Json, Quiet, fail, output_option, print_json, print_pairs
-from uqbias.errors import UqbiasError
+from uqbias.errors import UqbiasError, fault_text
+from uqbias.options import Duration
 
 if TYPE_CHECKING:
     from uqbias.report.run_data import RunData
 
+
+def _time(text: str) -> float:
+    try:
+        return TypeAdapter(Duration).validate_python(text)
+    except ValidationError as error:
+        raise UqbiasError(f"--walltime {text}: {fault_text(error.errors()[0])}") from None
+
+
+Executors = Annotated[
+    Path | None,
+    typer.Option(
+        "--executors",
+        metavar="FILE",
+        help="File with `label`, `train` and `explore`, which stands in for `executors` of the campaign.",
+    ),
+]
 CampaignPath = Annotated[Path, typer.Argument(metavar="CAMPAIGN.yaml", help="Campaign file.")]
 
 
@@ -24,7 +42,7 @@ def template(
         typer.Option(
             metavar="SECTION",
             help="All kinds of one section with their keys instead: bias, variables, driver, judge, features, "
-            "potential, oracle, sampler or space.",
+            "potential, oracle, sampler, space or executors.",
         ),
     ] = None,
 ) -> None:
@@ -62,6 +80,7 @@ def validate(
             "and spin.",
         ),
     ] = False,
+    executors: Executors = None,
     json: Json = False,
 ) -> None:
     """Check a campaign file and the files it names, without running anything.
@@ -80,7 +99,7 @@ def validate(
     from uqbias.settings.file import load_campaign
     from uqbias.uncertainty.auto import driver_story
 
-    file = load_campaign(path)
+    file = load_campaign(path, executors)
     campaign = file.resolved
     sampling = campaign.sampling
     topology, start = read_molecule(file)
@@ -122,6 +141,15 @@ def validate(
 def run(
     path: CampaignPath,
     output: Annotated[Path | None, output_option("DIR", "Run directory; runs/NAME with the campaign's name.")] = None,
+    executors: Executors = None,
+    walltime: Annotated[
+        float | None,
+        typer.Option(
+            metavar="TIME",
+            parser=_time,
+            help="End cleanly before this time is over (h:mm:ss, d-hh:mm:ss or s), with exit code 3.",
+        ),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -132,11 +160,12 @@ def run(
     end it prints a summary and writes report.html into the run directory.
 
     Where an exploration was no sampling (walkers mostly stopped, energy that drifts) the exit code is 2 when all is
-    done.
+    done. With --walltime it is 3 where the time was too short: the same command goes on.
 
     \b
-    Example:
+    Examples:
       uqbias run systems/alanine_dipeptide/campaign.yaml -o runs/alanine_dipeptide
+      uqbias run campaign.yaml --executors cluster.yaml --walltime 23:30:00
     """
     from uqbias.campaign.progress import make_progress
     from uqbias.campaign.rounds import run_campaign
@@ -144,7 +173,9 @@ def run(
     from uqbias.report.run_data import RunData
     from uqbias.settings.file import load_campaign
 
-    file = load_campaign(path)
+    file = load_campaign(path, executors)
+    if walltime is not None:
+        end_in(walltime)
     directory = Path("runs") / file.campaign.name if output is None else output
     try:
         with make_progress(quiet) as progress:
@@ -153,7 +184,8 @@ def run(
     except BaseException as error:
         if (code := exit_code(error)) is None:
             raise
-        fail(f"interrupted; every label is kept, `uqbias run {path} -o {directory}` goes on where it stopped")
+        why = "the time is up (--walltime)" if code == TIME_IS_UP else "interrupted"
+        fail(f"{why}; every label is kept, `uqbias run {path} -o {directory}` goes on where it stopped")
         raise SystemExit(code) from None
     if unhealthy := summary.get("unhealthy"):
         raise UnhealthyRunError(

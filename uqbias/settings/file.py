@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -19,10 +19,11 @@ from uqbias.errors import UqbiasError, fault_text
 from uqbias.files import sha256, write_text
 from uqbias.options import InputFile
 from uqbias.settings.oracle_section import BOUNDS
-from uqbias.settings.schema import Campaign
+from uqbias.settings.schema import Campaign, Executors
 
+S = TypeVar("S", bound=BaseModel)
 #: Keys that may change between two runs in one directory: they do not change what the finished part computed.
-FREE_KEYS = ("name", "stop", "executor", "score", *(f"oracle.{name}" for name in BOUNDS))
+FREE_KEYS = ("name", "stop", "executors", "score", *(f"oracle.{name}" for name in BOUNDS))
 
 
 #: A campaign file nests no deeper, and holds no more entries when its aliases are written out.
@@ -222,8 +223,12 @@ def read_yaml(text: str | bytes) -> Any:
         raise UqbiasError(f"the text is not YAML ({' '.join(str(error).split())})") from error
 
 
-def load_campaign(path: str | Path) -> CampaignFile:
+def load_campaign(path: str | Path, executors: Path | None = None) -> CampaignFile:
     """Read and check a campaign file.
+
+    Parameters
+    ----------
+    executors : file whose content stands in for the section of this name.
 
     Raises
     ------
@@ -231,17 +236,35 @@ def load_campaign(path: str | Path) -> CampaignFile:
         One line with the key, the value and the cure, for anything wrong with the file or the files it names.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UqbiasError(f"no such campaign file: {path}", "write one with `uqbias template`")
-    if path.stat().st_size > LARGEST:
-        raise UqbiasError(f"{path} is larger than {LARGEST} bytes", "a campaign file is a page or two of text")
-    try:
-        settings = read_yaml(path.read_bytes())
-    except UqbiasError as error:
-        raise UqbiasError(f"{path}: {error.what}", error.cure or "compare with `uqbias template`") from None
-    file = CampaignFile(check_campaign(settings, str(path)), Path(os.path.abspath(path.parent)))  # noqa: PTH100
+    campaign = check_campaign(_read_settings(path, "campaign file", "`uqbias template`"), str(path))
+    if executors is not None:
+        campaign = campaign.model_copy(update={"executors": load_executors(executors)})
+    file = CampaignFile(campaign, Path(os.path.abspath(path.parent)))  # noqa: PTH100
     file.files()
     return file
+
+
+def load_executors(path: Path) -> Executors:
+    """Read and check a file of executors: what a campaign file has under ``executors``.
+
+    Raises
+    ------
+    UqbiasError
+        As `load_campaign` does.
+    """
+    kinds = "`uqbias template --kinds executors`"
+    return _checked(Executors, _read_settings(path, "file of executors", kinds), str(path), kinds)
+
+
+def _read_settings(path: Path, what: str, example: str) -> Any:
+    if not path.is_file():
+        raise UqbiasError(f"no such {what}: {path}", f"write one with {example}")
+    if path.stat().st_size > LARGEST:
+        raise UqbiasError(f"{path} is larger than {LARGEST} bytes", f"a {what} is a page or two of text")
+    try:
+        return read_yaml(path.read_bytes())
+    except UqbiasError as error:
+        raise UqbiasError(f"{path}: {error.what}", error.cure or f"compare with {example}") from None
 
 
 def check_campaign(settings: Any, source: str = "campaign") -> Campaign:
@@ -252,10 +275,14 @@ def check_campaign(settings: Any, source: str = "campaign") -> Campaign:
     UqbiasError
         One line for the first fault: key path, value, cure; and how many more there are.
     """
+    return _checked(Campaign, settings, source, "`uqbias template`")
+
+
+def _checked(kind: type[S], settings: Any, source: str, example: str) -> S:
     if not isinstance(settings, dict):
-        raise UqbiasError(f"{source} holds no mapping but {repr(settings)[:60]}", "compare with `uqbias template`")
+        raise UqbiasError(f"{source} holds no mapping but {repr(settings)[:60]}", f"compare with {example}")
     try:
-        return Campaign.model_validate(settings)
+        return kind.model_validate(settings)
     except ValidationError as error:
         faults = error.errors()
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""

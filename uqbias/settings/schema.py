@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, mod
 
 from uqbias.errors import UqbiasError
 from uqbias.options import Count, InputFile, KindSection, Positive, Runner, Section, of_kind
-from uqbias.registry import BIASES, ORACLES, POTENTIALS, SAMPLERS, UNCERTAINTIES
+from uqbias.registry import BIASES, EXECUTORS, ORACLES, POTENTIALS, SAMPLERS, UNCERTAINTIES
 from uqbias.settings.bias_checks import Variables, check_biases
 from uqbias.settings.harvest_sections import Harvest
 from uqbias.settings.md_sections import MD, Guards
@@ -121,14 +121,21 @@ class Stop(Section):
     )
 
 
-class Executor(Section):
-    """Where labels are computed and walker groups run."""
+class Executors(Section):
+    """Where each kind of work is done; may change between two runs in one directory."""
 
-    kind: Literal["process", "thread", "serial", "dask"] = Field(
-        default="process", description="process, thread, serial (in this process) or dask (needs dask.distributed)"
+    label: Annotated[KindSection, of_kind(EXECUTORS, "process")] = Field(
+        default="process",
+        validate_default=True,
+        description="labels; kinds: local (in this program, one after another), process (processes of this machine), "
+        "slurm, parsl, dask; their keys: `uqbias template --kinds executors`",
     )
-    workers: Count = Field(default=2, description="tasks at the same time")
-    address: str | None = Field(default=None, description="dask scheduler to connect to; null: a local cluster")
+    train: Annotated[KindSection, of_kind(EXECUTORS, "local")] = Field(
+        default="local", validate_default=True, description="training"
+    )
+    explore: Annotated[KindSection, of_kind(EXECUTORS, "process")] = Field(
+        default="process", validate_default=True, description="explorations, one task for each of md.groups"
+    )
 
 
 Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
@@ -252,7 +259,9 @@ class Campaign(Section):
     )
     harvest: Harvest = Field(default_factory=Harvest, description="from visited frames to frames worth a label")
     stop: Stop = Field(default=Stop(), description="when the campaign ends")
-    executor: Executor = Field(default=Executor(), description="where labels are computed and walker groups run")
+    executors: Executors = Field(
+        default=Executors(), description="where each kind of work is done; `--executors FILE` stands in for it"
+    )
     score: Score | None = Field(
         default=None, description="reference data that only score the campaign; null: no scores"
     )
@@ -265,6 +274,19 @@ class Campaign(Section):
         kind = "plumed" if self.md.engine == "plumed" and SAMPLERS.get(self.sampler).walks else self.sampler
         given = {"attack": self.attack, "random": self.random, "pool": self.pool}.get(kind)
         return SAMPLERS.section(kind)(kind=kind) if given is None else given
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_executor(cls, value: Any) -> Any:
+        """What was one executor for all work is refused with the same in today's words."""
+        if isinstance(value, dict) and isinstance(old := value.get("executor"), dict):
+            kind, jobs = str(old.get("kind", "process")), old.get("workers", 2)
+            kind = {"serial": "local", "thread": "process"}.get(kind, kind)
+            now = kind if kind == "local" else f"{{kind: {kind}, jobs: {jobs}}}"
+            raise ValueError(  # noqa: TRY004 - pydantic reports no other
+                f"`executor` is no key any more; write `executors: {{label: {now}, explore: {now}}}`"
+            )
+        return value
 
     @model_validator(mode="before")
     @classmethod

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.registry import (
     BIASES,
+    EXECUTORS,
     FEATURES,
     ORACLES,
     POTENTIALS,
@@ -35,6 +36,7 @@ OF_KINDS: dict[str, Registry] = {
     "oracle": ORACLES,
     "sampler": SAMPLERS,
     "space": SPACES,
+    "executors": EXECUTORS,
 }
 HEADER = """\
 # Campaign file of uqbias: an uncertainty-driven active-learning campaign.
