@@ -351,7 +351,7 @@ POTENTIALS = Registry(
     "potential",
     kinds.POTENTIALS,
     "uqbias.potentials.base:Potential",
-    given=("numbers", "topology", "seed", "members_needed"),
+    given=("numbers", "elements", "topology", "seed", "members_needed"),
 )
 FEATURES = Registry(
     "features",

@@ -103,6 +103,9 @@ def test_box_gives_the_nearest_image(potential, positions):
 
 def test_geometries_of_another_contract_are_refused(potential, positions):
     neighbours = torch.zeros(len(positions), len(NUMBERS), 3, dtype=torch.int64)
+    with pytest.raises(UqbiasError, match="a table of 3 neighbours in blocks None for the elements"):
+        potential(positions, Geometry(None, neighbours))
+    potential.needs = "dense"
     with pytest.raises(UqbiasError, match="'power_spectrum' with a table of neighbours, but it takes all pairs"):
         potential(positions, Geometry(None, neighbours))
     with pytest.raises(UqbiasError, match=r"a box of 2 dimension\(s\); give \[W, 3, 3\]"):

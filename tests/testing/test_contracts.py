@@ -117,6 +117,8 @@ class Boxless(PowerSpectrum):
 class Unrefused(PowerSpectrum):
     """A table that it does not read is taken."""
 
+    needs = "dense"
+
     def check_geometry(self, geometry):
         pass
 

@@ -221,7 +221,7 @@ class UncertaintyModel(nn.Module):
         with content_of(path, REPLACE, "does not describe a model"):
             with names_of_file(trust), memory_for(path):
                 model = cls._restored(manifest, tensors)
-            if len(model.numbers) <= LARGE and model.potential.needs == "dense":
+            if len(model.numbers) <= LARGE and model.potential.needs in {"dense", "either"}:
                 shapes = [tuple(part.shape) for part in model(_line(model))]
                 if shapes != [(1,), (1,), (1,), (1, len(model.local_names))]:
                     raise UqbiasError(f"it gives {shapes} for one geometry", REPLACE)

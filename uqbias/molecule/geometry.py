@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -21,3 +22,27 @@ class Geometry(NamedTuple):
     neighbours: Tensor | None = None
     #: [W, N, K, 3] whole numbers of lattice vectors, in the dtype of the box; None without neighbours or in vacuum.
     shifts: Tensor | None = None
+    #: [W, N] 1 for atoms, 0 for empty places of a padded system; None where there are no empty ones.
+    present: Tensor | None = None
+    #: Widths of the blocks of K, one for each element of the potential; no tensor, part of the shape.
+    blocks: tuple[int, ...] | None = None
+
+    def tensors(self) -> list[Tensor]:
+        """Those that are there, in order: the inputs of a graph."""
+        return [value for value in self if isinstance(value, Tensor)]
+
+    def with_tensors(self, tensors: list[Tensor]) -> Geometry:
+        """A geometry of the same make with other ``tensors``."""
+        names = [name for name, value in self._asdict().items() if isinstance(value, Tensor)]
+        return self._replace(**dict(zip(names, tensors, strict=True)))  # type: ignore[arg-type]
+
+    def of(self, walkers: Any) -> Geometry:
+        """The geometry of the walkers of a slice or a tensor of indices."""
+        return self.with_tensors([tensor[walkers] for tensor in self.tensors()])
+
+
+def heights(box: Tensor) -> Tensor:
+    """Distances between opposite faces of cells [..., 3, 3] nm: [..., 3]."""
+    normals = torch.linalg.cross(box.roll(-1, -2), box.roll(-2, -2))
+    volume: Tensor = (box * normals).sum(-1).abs()
+    return torch.div(volume, normals.square().sum(-1).sqrt())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Annotated, ClassVar, Literal, Self
@@ -9,21 +10,24 @@ from typing import Annotated, ClassVar, Literal, Self
 import torch
 from annotated_types import MinLen
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError
-from uqbias.molecule.geometry import Geometry
+from uqbias.molecule.geometry import Geometry, heights
 from uqbias.molecule.seen import Memory
 from uqbias.options import Count
 from uqbias.registry import Part
 
+#: Atoms up to which all pairs take no longer than a table of neighbours.
+DENSE = 100
 #: Options that potentials with a committee and a network have in common.
 Members = Annotated[Count | None, Doc("committee size; null: what driver and judge need, 1 without a committee")]
 Hidden = Annotated[Sequence[Count], MinLen(1), Doc("widths of the hidden layers; the last is the number of latents")]
 
 
 class Potential(Part, Memory, torch.nn.Module, ABC):
-    """A potential for one molecule, with committee members and walkers as leading axes.
+    """A potential for the atoms of one system, with committee members and walkers as leading axes.
 
     Everything that training changes is a parameter or a buffer, so that a compiled graph takes it as input.
     ``forward`` holds no ``detach``, no ``item`` and no data-dependent branch: it is flattened to one graph.
@@ -35,10 +39,11 @@ class Potential(Part, Memory, torch.nn.Module, ABC):
         space.
     cutoff : nm, distance beyond which atoms do not feel each other; None if there is no such distance.
     needs : what it reads of the neighbours: ``dense`` all pairs of atoms, so that it takes no table; ``table`` the
-        table of `Geometry`; ``edges`` the pairs of that table as one list.
+        table of `Geometry`; ``edges`` the pairs of that table as one list; ``either`` all pairs without a table.
     periodic : whether it takes a box.
     frozen : whether its weights stay as they are, so that it cannot be trained.
-    numbers : atomic numbers of the molecule, N of them, fixed.
+    elements : atomic numbers of the elements that it has weights for, sorted; given with the shape of a table.
+    numbers : atomic numbers of the N atoms, see `with_numbers`.
     n_members : committee size M.
     n_latents : latent features per atom, F.
     seen : what it was trained on, see `Memory`.
@@ -49,9 +54,10 @@ class Potential(Part, Memory, torch.nn.Module, ABC):
     kind: str
     invariant: ClassVar[bool] = True
     cutoff: float | None = None
-    needs: Literal["dense", "table", "edges"] = "dense"
+    needs: Literal["dense", "table", "edges", "either"] = "dense"
     periodic: bool = False
     frozen: bool = False
+    elements: tuple[int, ...]
     numbers: tuple[int, ...]
     n_members: int
     n_latents: int
@@ -87,11 +93,51 @@ class Potential(Part, Memory, torch.nn.Module, ABC):
             raise UqbiasError(f"{name} with a box of {box.dim()} dimension(s)", "give [W, 3, 3], one box a walker")
         if neighbours is not None and self.needs == "dense":
             raise UqbiasError(f"{name} with a table of neighbours, but it takes all pairs", "leave the table out")
-        if neighbours is None and self.needs != "dense":
+        if neighbours is None and self.needs in {"table", "edges"}:
             raise UqbiasError(f"{name} without a table of neighbours", "give a Geometry with neighbours")
+        # A graph that is traced has no values yet.
+        if box is not None and neighbours is None and self.cutoff is not None and not _is_traced():
+            lowest = float(heights(box.detach()).min())
+            if not lowest > 2 * self.cutoff:
+                raise UqbiasError(
+                    f"{name} with all pairs of atoms, of which it sees the nearest image alone, in a cell "
+                    f"{lowest:.3g} nm high, not over twice the cutoff of {self.cutoff:g} nm",
+                    "give a Geometry of a NeighbourList",
+                )
+        if geometry is not None and geometry.present is not None and neighbours is None:
+            raise UqbiasError(f"{name} with empty places and without a table", "give a Geometry of a NeighbourList")
+
+    def uses_table(self, *, box: bool) -> bool:
+        """Whether this system is best evaluated with a table of neighbours: one with a cell, or with many atoms."""
+        return self.needs in {"table", "edges"} or (self.needs == "either" and (box or len(self.numbers) > DENSE))
+
+    def with_numbers(self, numbers: Sequence[int]) -> Self:
+        """A twin for other atoms of the same elements; both have the same weights, whichever is trained.
+
+        Raises
+        ------
+        UqbiasError
+            If it knows no such element, or is of one list of atoms.
+        """
+        twin = copy.copy(self)
+        for name in ("_parameters", "_buffers", "_modules"):
+            vars(twin)[name] = dict(vars(self)[name])
+        twin._place(numbers)
+        return twin
+
+    def _place(self, numbers: Sequence[int]) -> None:
+        """Take ``numbers`` for the atoms; a potential of elements sets all that follows from their order here."""
+        self.numbers = tuple(int(number) for number in numbers)
+        if strangers := sorted(set(self.numbers) - set(self.elements)):
+            raise UqbiasError(
+                f"potential '{self.kind}' of the elements {list(self.elements)}, atoms of element {strangers[0]}",
+                "train a potential of these elements",
+            )
 
     @abstractmethod
-    def standardise(self, positions: Tensor, energies: Tensor, forces: Tensor) -> None:
+    def standardise(
+        self, positions: Tensor, energies: Tensor, forces: Tensor, geometry: Geometry | None = None
+    ) -> None:
         """Set the scales of inputs and outputs from training data, before the first training.
 
         Parameters
@@ -99,6 +145,7 @@ class Potential(Part, Memory, torch.nn.Module, ABC):
         positions : [n, N, 3] nm.
         energies : [n] kJ/mol, float64.
         forces : [n, N, 3] kJ/mol/nm.
+        geometry : cells and neighbours of the n frames.
         """
 
     @abstractmethod
@@ -117,3 +164,7 @@ class Potential(Part, Memory, torch.nn.Module, ABC):
         latents : [M, W, N, F], without unit; where ``invariant``, they stay under translation and rotation, and go with
             their atoms when like atoms are exchanged.
         """
+
+
+def _is_traced() -> bool:
+    return get_proxy_mode() is not None or torch._C._get_tracing_state() is not None

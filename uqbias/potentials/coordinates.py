@@ -88,7 +88,8 @@ class Coordinates(Potential):
         super().__init__()
         if len(set(axes)) < len(axes):
             raise UqbiasError(f"axes '{axes}' of a potential", "name each axis once")
-        self.numbers = tuple(int(number) for number in numbers)
+        self.elements = tuple(sorted({int(number) for number in numbers}))
+        super()._place(numbers)
         self.n_members = n_members = n_members or members_needed
         self.hidden = tuple(hidden)
         self.n_latents = self.hidden[-1]
@@ -120,6 +121,12 @@ class Coordinates(Potential):
         self.readout = normal(self.n_latents, 1, scale=1 / math.sqrt(self.n_latents))
         self.readout_bias = nn.Parameter(torch.zeros(n_members, 1, 1))
 
+    def _place(self, numbers: Sequence[int]) -> None:
+        raise UqbiasError(
+            f"potential '{self.kind}' for other atoms: its coordinates are those of the atoms that it was made for",
+            "train one for these atoms",
+        )
+
     def forward(self, positions: Tensor, geometry: Geometry | None = None) -> tuple[Tensor, Tensor]:
         if positions.dim() == 3:
             positions = positions.unsqueeze(0).expand(self.n_members, -1, -1, -1)
@@ -130,7 +137,9 @@ class Coordinates(Potential):
         return energy, x.unsqueeze(2).expand(-1, -1, len(self.numbers), -1)
 
     @torch.no_grad()
-    def standardise(self, positions: Tensor, energies: Tensor, forces: Tensor) -> None:
+    def standardise(
+        self, positions: Tensor, energies: Tensor, forces: Tensor, geometry: Geometry | None = None
+    ) -> None:
         coordinates = positions.flatten(-2).index_select(-1, self.columns)
         self.centre.copy_(coordinates.mean(0))
         if self.length is None:

@@ -12,12 +12,15 @@ from annotated_types import Ge, Le
 from torch import Tensor, nn
 from typing_extensions import Doc
 
-from uqbias.molecule.geometry import Geometry
+from uqbias.errors import UqbiasError
+from uqbias.molecule.geometry import Geometry, heights
 from uqbias.options import Count, Positive
 from uqbias.potentials.base import Hidden, Members, Potential
 
 #: nm; distances below it are resolved evenly, above it logarithmically.
 STRETCH = 0.1
+#: nm between the atoms and the ghost that stands in the empty slots of a table.
+AWAY = 100.0
 
 
 class PowerSpectrum(Potential):
@@ -32,9 +35,13 @@ class PowerSpectrum(Potential):
     Ceriotti, Phys. Chem. Chem. Phys. 20, 29661 (2018)), and mapped to an atomic energy by a network per element. The
     latents are the last hidden layer.
 
+    With a table of neighbours the density is projected on basis and harmonics before it is mixed, which takes the sum
+    over neighbours out of everything that is learned: the same numbers, in a time that grows as the number of atoms.
+
     Parameters
     ----------
     numbers : atomic numbers.
+    elements : atomic numbers of the elements that it has weights for; those of ``numbers`` if None.
     seed : seed of the initial weights; member m uses seed + 100003 m.
     members_needed : committee size where ``n_members`` is None.
     n_members, cutoff, n_radial, n_channels, l_max, hidden, shared_density : stated where they are declared.
@@ -43,6 +50,7 @@ class PowerSpectrum(Potential):
 
     kind = "power_spectrum"
     periodic = True
+    needs = "either"
 
     cutoff: float
     order: Tensor
@@ -70,9 +78,10 @@ class PowerSpectrum(Potential):
         hidden: Hidden = (64, 32),
         seed: int = 0,
         members_needed: int = 1,
+        elements: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.numbers = tuple(int(number) for number in numbers)
+        self.elements = tuple(sorted({int(number) for number in (numbers if elements is None else elements)}))
         self.n_members = n_members = n_members or members_needed
         self.cutoff = cutoff
         self.n_radial = n_radial
@@ -83,18 +92,11 @@ class PowerSpectrum(Potential):
         self.seed = seed
         self.shared_density = shared_density
 
-        order = torch.argsort(torch.tensor(self.numbers), stable=True)
-        elements, counts = torch.unique(torch.tensor(self.numbers), return_counts=True)
-        self.counts: list[int] = counts.tolist()
-        n_elements = len(elements)
+        self._place(numbers)
+        n_elements = len(self.elements)
         n_powers = (l_max + 1) * n_channels * (n_channels + 1) // 2 + n_channels
-        species = torch.repeat_interleave(torch.arange(n_elements), counts)
         upper = torch.triu_indices(n_channels, n_channels)
-        self.register_buffer("order", order, persistent=False)
-        self.register_buffer("inverse_order", torch.argsort(order), persistent=False)
-        self.register_buffer("species", species, persistent=False)
         self.register_buffer("upper", upper[0] * n_channels + upper[1], persistent=False)
-        self.register_buffer("self_shift", self._self_shift(), persistent=False)
         self.register_buffer("power_mean", torch.zeros(n_members, n_elements, n_powers))
         self.register_buffer("power_scale", torch.ones(n_members, n_elements, n_powers))
         self.register_buffer("energy_shift", torch.zeros((), dtype=torch.float64))
@@ -123,20 +125,37 @@ class PowerSpectrum(Potential):
         self.readout = normal(n_elements, self.n_latents, 1, scale=1 / math.sqrt(self.n_latents))
         self.readout_bias = nn.Parameter(torch.zeros(n_members, n_elements, 1, 1))
 
-    def _self_shift(self) -> Tensor:
+    def _place(self, numbers: Sequence[int]) -> None:
+        super()._place(numbers)
+        order = torch.argsort(torch.tensor(self.numbers), stable=True)
+        self.counts = [self.numbers.count(element) for element in self.elements]
+        species = torch.repeat_interleave(torch.arange(len(self.elements)), torch.tensor(self.counts))
         # An atom is moved out of its own neighbourhood, so that the dense pair table needs no mask.
         shift = torch.zeros(len(self.numbers), len(self.numbers), 3)
         shift[..., 0] = torch.eye(len(self.numbers)) * 2 * self.cutoff
-        return shift
+        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("inverse_order", torch.argsort(order), persistent=False)
+        self.register_buffer("species", species, persistent=False)
+        self.register_buffer("self_shift", shift, persistent=False)
 
-    def _power_spectrum(self, positions: Tensor, box: Tensor | None) -> Tensor:
-        """[M or 1, W, N, 3] sorted by element, and a box [W, 3, 3] -> [M, W, N, P]."""
+    def check_geometry(self, geometry: Geometry | None) -> None:
+        super().check_geometry(geometry)
+        if geometry is not None and geometry.neighbours is not None:
+            blocks, width = geometry.blocks, geometry.neighbours.shape[-1]
+            if blocks is None or len(blocks) != len(self.elements) or sum(blocks) != width:
+                raise UqbiasError(
+                    f"a table of {width} neighbours in blocks {blocks} for the elements {list(self.elements)}",
+                    "make it by a NeighbourList of these elements",
+                )
+
+    def _projected(self, positions: Tensor, geometry: Geometry | None) -> list[Tensor]:
+        """Densities A of each l, [M, W, N, C, 2l + 1], atoms sorted by element, from positions [M or 1, W, N, 3]."""
+        if geometry is not None and geometry.neighbours is not None:
+            return self._from_table(positions, geometry, geometry.neighbours)
+        positions = positions.index_select(2, self.order)
         separation = positions.unsqueeze(-3) - positions.unsqueeze(-2)
-        if box is not None:
-            # Of each pair the nearest image alone: exact while every height of the cell is over twice the cutoff.
-            box = box.unsqueeze(1)
-            fractional = torch.linalg.solve_ex(box, separation, left=False)[0]
-            separation = separation - torch.round(fractional) @ box
+        if geometry is not None and geometry.box is not None:
+            separation = _nearest_image(separation, geometry.box, self.cutoff)
         separation = separation + self.self_shift
         distance = (separation.square().sum(-1) + 1e-16).sqrt()
         basis = radial_basis(distance, self.cutoff, self.n_radial)  # [M', W, N, N, K]
@@ -147,9 +166,48 @@ class PowerSpectrum(Potential):
         radial = radial.permute(0, 1, 3, 4, 2)  # [M, W, Ni, lC, Nj]
         # One product with all harmonics wastes three quarters of its terms and is still faster than one for each l.
         projected = torch.matmul(radial, harmonics)  # [M, W, Ni, lC, L]
-        powers, C = [], self.n_channels
+        C = self.n_channels
+        return [projected[:, :, :, l * C : (l + 1) * C, l * l : (l + 1) ** 2] for l in range(self.l_max + 1)]
+
+    def _from_table(self, positions: Tensor, geometry: Geometry, neighbours: Tensor) -> list[Tensor]:
+        """As `_projected`, in which the sum over neighbours comes first."""
+        sorted_positions = positions.index_select(2, self.order)
+        table = neighbours.index_select(1, self.order)  # [W, N, K]
+        places = table.flatten(1).expand(len(positions), -1, -1)
+        with_ghost = torch.cat([positions, positions[:, :, :1] + AWAY], dim=2)
+        shifts = None if geometry.shifts is None else geometry.shifts.index_select(1, self.order)
+        along = []
+        # Each axis by itself: processors work on the slots of a table, which lie together, at once.
+        for axis in range(3):
+            there = with_ghost[..., axis].gather(2, places).view(*places.shape[:2], *table.shape[1:])
+            apart = there - sorted_positions[..., axis].unsqueeze(-1)
+            if shifts is not None and geometry.box is not None:
+                apart = apart + (shifts * geometry.box[:, None, None, :, axis]).sum(-1)
+            along.append(apart)
+        distance = (along[0].square() + along[1].square() + along[2].square() + 1e-16).sqrt()  # [M', W, N, K]
+        basis = radial_basis(distance, self.cutoff, self.n_radial, dim=-2)  # [M', W, N, R, K]
+        unit = torch.stack(along) / distance
+        harmonics = torch.stack(real_harmonics(unit[0], unit[1], unit[2], self.l_max), dim=-2)  # [M', W, N, L, K]
+        assert geometry.blocks is not None
+        ends = list(itertools.accumulate(geometry.blocks))
+        slots = [slice(end - width, end) for end, width in zip(ends, geometry.blocks, strict=True)]
+        filled = [index for index, width in enumerate(geometry.blocks) if width]
+        # [M', W, N, L, R of each element]
+        density = torch.cat(
+            [torch.matmul(harmonics[..., slots[e]], basis[..., slots[e]].transpose(-1, -2)) for e in filled], dim=-1
+        )
+        blocks, C = [], self.n_channels
         for l in range(self.l_max + 1):
-            block = projected[:, :, :, l * C : (l + 1) * C, l * l : (l + 1) ** 2]  # [M, W, N, C, 2l+1]
+            mixing = torch.cat([self.mixing[:, element, :, l * C : (l + 1) * C] for element in filled], dim=1)
+            part = density[:, :, :, l * l : (l + 1) ** 2]
+            mixed = torch.matmul(part.flatten(1, 3), mixing)  # [M, W N (2l+1), C]
+            blocks.append(mixed.view(len(mixed), *part.shape[1:4], C).transpose(-1, -2))
+        return blocks
+
+    def _power_spectrum(self, positions: Tensor, geometry: Geometry | None) -> Tensor:
+        """[M or 1, W, N, 3] -> [M, W, N, P], sorted by element."""
+        powers = []
+        for l, block in enumerate(self._projected(positions, geometry)):
             if l == 0:
                 powers.append(block.squeeze(-1))
             product = (block.unsqueeze(-2) * block.unsqueeze(-3)).sum(-1).flatten(-2) / math.sqrt(2 * l + 1)
@@ -159,25 +217,47 @@ class PowerSpectrum(Potential):
     def forward(self, positions: Tensor, geometry: Geometry | None = None) -> tuple[Tensor, Tensor]:
         if positions.dim() == 3:
             positions = positions.unsqueeze(0)
-        power = self._power_spectrum(positions.index_select(2, self.order), None if geometry is None else geometry.box)
-        energies, latents = [], []
+        power = self._power_spectrum(positions, geometry)
+        present = None if geometry is None else geometry.present
+        present = None if present is None else present.index_select(1, self.order)
+        energies, latents, first = [], [], 0
         for element, atoms in enumerate(torch.split(power, self.counts, dim=2)):
+            if not (count := self.counts[element]):
+                continue
             x = (atoms - self.power_mean[:, element, None, None]) * self.power_scale[:, element, None, None]
             x = x.flatten(1, 2)  # [M, W n, P], M from the scales where the density is shared
             for weight, bias in zip(self.weights, self.biases, strict=True):
                 x = torch.nn.functional.silu(torch.baddbmm(bias[:, element], x, weight[:, element]))
             energy = torch.baddbmm(self.readout_bias[:, element], x, self.readout[:, element])
-            energies.append(energy.view(self.n_members, -1, self.counts[element]).sum(-1))
-            latents.append(x.view(self.n_members, -1, self.counts[element], self.n_latents))
+            energy = energy.view(self.n_members, -1, count)
+            if present is not None:
+                energy = energy * present[:, first : first + count]
+            energies.append(energy.sum(-1))
+            latents.append(x.view(self.n_members, -1, count, self.n_latents))
+            first += count
         total = torch.stack(energies).sum(0) * self.energy_scale
         return total, torch.cat(latents, dim=2).index_select(2, self.inverse_order)
 
     @torch.no_grad()
-    def standardise(self, positions: Tensor, energies: Tensor, forces: Tensor) -> None:
+    def standardise(
+        self, positions: Tensor, energies: Tensor, forces: Tensor, geometry: Geometry | None = None
+    ) -> None:
         self.energy_shift.copy_(energies.mean())
         self.energy_scale.copy_(forces.square().mean().sqrt() * 0.1)  # energy of a 0.1 nm move against a typical force
-        power = self._power_spectrum(positions.unsqueeze(0).index_select(2, self.order), None)
+        # Frames with a table may be many and large.
+        size = len(positions) if geometry is None else 8
+        power = torch.cat(
+            [
+                self._power_spectrum(
+                    positions[start : start + size][None], geometry and geometry.of(slice(start, start + size))
+                )
+                for start in range(0, len(positions), size)
+            ],
+            dim=1,
+        )
         for element, atoms in enumerate(torch.split(power, self.counts, dim=2)):
+            if not self.counts[element]:
+                continue
             flat = atoms.flatten(1, 2)
             self.power_mean[:, element] = flat.mean(1)
             # A feature that hardly varies on the training set must not explode off it.
@@ -186,8 +266,21 @@ class PowerSpectrum(Potential):
             self.power_scale[:, element] = 1 / torch.maximum(spread, floor)
 
 
-def radial_basis(distance: Tensor, cutoff: float, n_radial: int) -> Tensor:
-    """Sines of a logarithmically stretched distance, times a smooth cutoff over r: [...] nm -> [..., K].
+def _nearest_image(separation: Tensor, box: Tensor, cutoff: float) -> Tensor:
+    """Of each pair the nearest image alone, [M, W, N, N, 3], in boxes [W, 3, 3].
+
+    Exact while every height of the cell is over twice the cutoff; elsewhere not a number, for the graphs that cannot
+    refuse.
+    """
+    narrow = (heights(box).amin(-1) <= 2 * cutoff).view(-1, 1, 1, 1)
+    box = box.unsqueeze(1)
+    fractional = torch.linalg.solve_ex(box, separation, left=False)[0]
+    nearest = separation - torch.round(fractional) @ box
+    return torch.where(narrow, torch.full_like(nearest, torch.nan), nearest)
+
+
+def radial_basis(distance: Tensor, cutoff: float, n_radial: int, dim: int = -1) -> Tensor:
+    """Sines of a logarithmically stretched distance, times a smooth cutoff over r: [...] nm -> [..., K], K at ``dim``.
 
     The form of the Bessel basis (equation 7 of Klicpera, Groß and Günnemann, ICLR 2020, arXiv:2003.03123), with
     sin(kπs), s = ln(1 + r/r0)/ln(1 + rc/r0), in place of sin(kπr/rc): bonds, which vary by picometres, are resolved
@@ -198,12 +291,17 @@ def radial_basis(distance: Tensor, cutoff: float, n_radial: int) -> Tensor:
     stretched = torch.log1p(x * (cutoff / STRETCH)) / math.log1p(cutoff / STRETCH)
     order = torch.arange(1, n_radial + 1, device=distance.device, dtype=distance.dtype) * math.pi
     envelope = (0.5 * (torch.cos(math.pi * x) + 1)).square() / (distance / STRETCH).clamp(min=0.05)
-    return torch.sin(stretched.unsqueeze(-1) * order) * envelope.unsqueeze(-1)
+    return torch.sin(stretched.unsqueeze(dim) * order.view(-1, *[1] * (-1 - dim))) * envelope.unsqueeze(dim)
 
 
 def spherical_harmonics(unit: Tensor, l_max: int) -> Tensor:
     """Real spherical harmonics up to l = 3, normalised to a mean square of one: [..., 3] -> [..., (l_max + 1)²]."""
     x, y, z = unit.unbind(-1)
+    return torch.stack(real_harmonics(x, y, z, l_max), dim=-1)
+
+
+def real_harmonics(x: Tensor, y: Tensor, z: Tensor, l_max: int) -> list[Tensor]:
+    """`spherical_harmonics` as a list, of the three components of unit vectors."""
     columns = [torch.ones_like(x)]
     if l_max >= 1:
         columns += [math.sqrt(3) * y, math.sqrt(3) * z, math.sqrt(3) * x]
@@ -225,4 +323,4 @@ def spherical_harmonics(unit: Tensor, l_max: int) -> Tensor:
             math.sqrt(105) / 2 * z * (x * x - y * y),
             math.sqrt(35 / 8) * x * (x * x - 3 * y * y),
         ]
-    return torch.stack(columns, dim=-1)
+    return columns

@@ -25,6 +25,7 @@ from torch import Tensor
 from uqbias.bias.base import Bias
 from uqbias.errors import UqbiasError
 from uqbias.molecule.geometry import Geometry
+from uqbias.molecule.neighbours import NeighbourList
 from uqbias.oracles.base import Oracle, OracleError
 from uqbias.potentials.base import Potential
 from uqbias.potentials.prediction import predict
@@ -115,15 +116,19 @@ def check_potential(potential: Potential, positions: NDArray[Any] | None = None)
 
 def _check_geometries(report: Report, potential: Potential, x: Tensor, energy: Tensor) -> None:
     """Boxes and tables of neighbours that a potential takes, and those that it must refuse."""
-    n_walkers, n_atoms, _ = x.shape
-    wide = 2 * (float((x.amax(1) - x.amin(1)).max()) + (potential.cutoff or 1.0))
-    box = (wide * torch.tensor([[1.0, 0, 0], [0.1, 1, 0], [0, 0.1, 1]]).to(x)).expand(n_walkers, 3, 3)
-    others = [[j for j in range(n_atoms) if j != i] for i in range(n_atoms)]
-    table = torch.tensor(others, dtype=torch.int64).expand(n_walkers, n_atoms, -1)
-    dense = potential.needs == "dense"
-    refused: dict[str, Geometry | None] = {"a table": Geometry(None, table)} if dense else {"no table": None}
+    dense, cutoff = potential.needs == "dense", potential.cutoff or 1.0
+    wide = 2 * (float((x.amax(1) - x.amin(1)).max()) + cutoff)
+    box = (wide * torch.tensor([[1.0, 0, 0], [0.1, 1, 0], [0, 0.1, 1]]).to(x)).expand(len(x), 3, 3)
+    images = x + torch.tensor(np.random.default_rng(6).integers(-2, 3, x.shape)).to(x) @ box
+
+    def table(positions: Tensor, box: Tensor | None = None) -> Geometry:
+        return NeighbourList(potential.numbers, potential.elements, cutoff, 0.0).geometry(positions, box)
+
+    refused: dict[str, Geometry | None] = {"a table": table(x)} if dense else {}
+    if potential.needs in {"table", "edges"}:
+        refused["no table"] = None
     if not potential.periodic:
-        refused["a box"] = Geometry(box) if dense else Geometry(box, table, torch.zeros(*table.shape, 3).to(x))
+        refused["a box"] = Geometry(box) if dense else table(x, box)
     for name, geometry in refused.items():
         try:
             potential(x, geometry)
@@ -131,13 +136,16 @@ def _check_geometries(report: Report, potential: Potential, x: Tensor, energy: T
             report.add(f"{name}: refused without its name", potential.kind not in error.what, 0, error.what)
         else:
             report.add(f"{name}: not refused", 1, 0)
-    if potential.periodic and dense:
-        with torch.no_grad():
-            inside = potential(x, Geometry(box))[0]
-            images = x + torch.tensor(np.random.default_rng(6).integers(-2, 3, x.shape)).to(x) @ box
-            report.add("energy: images", change(potential(images, Geometry(box))[0], inside), ROUNDING)
-        if potential.cutoff is not None:
-            report.add("energy: a box as wide as vacuum", change(inside, energy), ROUNDING)
+    with torch.no_grad():
+        if not dense:
+            report.add("energy: a table", change(potential(x, table(x))[0], energy), ROUNDING)
+        for name, takes in (("", potential.needs in {"dense", "either"}), (" in a table", not dense)):
+            if takes and potential.periodic:
+                inside = potential(x, table(x, box) if name else Geometry(box))[0]
+                moved = potential(images, table(images, box) if name else Geometry(box))[0]
+                report.add(f"energy: images{name}", change(moved, inside), ROUNDING)
+                if potential.cutoff is not None:
+                    report.add(f"energy: a box as wide as vacuum{name}", change(inside, energy), ROUNDING)
 
 
 def check_variable(variable: CollectiveVariable, positions: NDArray[Any] | None = None) -> Report:
