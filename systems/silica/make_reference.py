@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms, units
 from ase.build import make_supercell
+from ase.geometry import minkowski_reduce
 from ase.io import write
 from ase.spacegroup import crystal
 
@@ -68,7 +69,16 @@ def polymorphs() -> dict[str, Atoms]:
         "stishovite": make_supercell(stishovite, np.diag([2, 2, 3])),
         "coesite": make_supercell(coesite, np.diag([1, 3, 1])),
     }
-    return {name: Atoms(atoms[np.argsort(-atoms.numbers, kind="stable")], info={}) for name, atoms in built.items()}
+    return {name: _compact(atoms) for name, atoms in built.items()}
+
+
+def _compact(atoms: Atoms) -> Atoms:
+    """The same crystal in a cell of short vectors, silicon first."""
+    sorted_atoms = Atoms(atoms[np.argsort(-atoms.numbers, kind="stable")], info={})
+    cell = minkowski_reduce(atoms.cell)[0]
+    sorted_atoms.set_cell(cell * np.sign(np.linalg.det(cell)))
+    sorted_atoms.wrap()
+    return sorted_atoms
 
 
 class Dynamics:
@@ -156,7 +166,7 @@ def main() -> None:
     for name in ("stishovite", "coesite"):
         frames = labelled([(crystals[name], crystal_frames(crystals[name], quick, 1, 20))], oracle)
         write_frames(HERE / "reference" / f"{name}.xyz", frames)
-    melts = [melt(crystals["cristobalite"], density, quick, seed) for density, seed in ((2.2, 2), (2.5, 3))]
+    melts = [melt(crystals["quartz"], density, quick, seed) for density, seed in ((2.2, 2), (2.5, 3))]
     for name in ("liquid", "glass"):
         write_frames(HERE / "reference" / f"{name}.xyz", labelled([one[name] for one in melts], oracle))
 
