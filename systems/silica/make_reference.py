@@ -1,17 +1,19 @@
 """Frames and labels of silica, 72 atoms each (24 Si, then 48 O): what a campaign starts from, and what it is scored on.
 
-    python systems/silica/make_reference.py      # 10 minutes on one core
+    python systems/silica/make_reference.py                # 10 minutes on one core
+    python systems/silica/make_reference.py hot FOLDER     # 4 minutes; for `directions.py`
 
 Start frames are MD at 300 K in the cells of α-quartz and β-cristobalite. Test frames, which no campaign sees, are
 stishovite and coesite at 300 K, melts at 4000 and 3000 K, and the glasses that these become at 2·10¹⁴ K/s. Cells are
 those of experiment: quartz Levien, Prewitt, Weidner, Am. Mineral. 65, 920 (1980); β-cristobalite Wright and
 Leadbetter, Philos. Mag. 31, 1391 (1975), in its ideal form; stishovite Sinclair and Ringwood, Nature 272, 714 (1978);
 coesite Levien and Prewitt, Am. Mineral. 66, 324 (1981). Melts fill cubes. The MD has a shorter cutoff than the labels:
-it needs fewer copies of small cells.
+it needs fewer copies of small cells. `hot` makes frames of both start crystals at 1000 K and of a melt at 3000 K.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,7 +32,7 @@ HERE = Path(__file__).parent
 CUTOFF = 0.55
 QUICK = {"cutoff": 0.49, "tolerance": 1e-4}
 TIMESTEP, FRICTION = 0.0015, 5.0  # ps, 1/ps
-KT = 8.31446e-3  # kJ/mol/K
+KT, BAR = 8.31446e-3, 0.0602214  # kJ/mol/K, kJ/mol/nm³
 
 
 def polymorphs() -> dict[str, Atoms]:
@@ -97,12 +99,19 @@ class Dynamics:
         self.v = np.zeros_like(self.x)
         self.forces = oracle.label(self.x, self.cell).forces
 
-    def run(self, picoseconds: float, kelvin: float, to: float | None = None, frames: int = 1) -> Iterator[np.ndarray]:
-        """Positions [N, 3] nm at ``frames`` equal distances; the temperature goes from ``kelvin`` to ``to``."""
+    def run(
+        self, picoseconds: float, kelvin: float, to: float | None = None, frames: int = 1, bar: float | None = None
+    ) -> Iterator[np.ndarray]:
+        """Positions [N, 3] nm at ``frames`` equal distances.
+
+        The temperature goes from ``kelvin`` to ``to``; with ``bar`` the three lengths of the cell move, at 1 bar say.
+        """
         steps = round(picoseconds / TIMESTEP)
         decay = np.exp(-FRICTION * TIMESTEP)
         for step in range(1, steps + 1):
             kt = KT * (kelvin + ((to or kelvin) - kelvin) * step / steps)
+            if bar is not None and step % 20 == 0:
+                self._stretch(kt, bar)
             self.v += TIMESTEP / 2 * self.forces / self.masses
             self.x = self.x + TIMESTEP / 2 * self.v
             noise = self.rng.normal(size=self.v.shape) * np.sqrt(kt / self.masses)
@@ -113,6 +122,17 @@ class Dynamics:
             if step * frames // steps > (step - 1) * frames // steps:
                 yield self.x.copy()
 
+    def _stretch(self, kt: float, bar: float) -> None:
+        """Monte Carlo of one length of the cell, atoms along; Chow, Ferguson, Comput. Phys. Commun. 91, 283 (1995)."""
+        axis, scale = self.rng.integers(3), 1 + self.rng.normal() * 0.01
+        cell = self.cell.copy()
+        cell[axis] *= scale
+        x = self.x @ np.linalg.inv(self.cell) @ cell
+        before, after = self.oracle.label(self.x, self.cell).energy, self.oracle.label(x, cell)
+        work = bar * BAR * abs(np.linalg.det(cell)) * (1 - 1 / scale)
+        if np.log(self.rng.random()) < len(x) * np.log(scale) - (after.energy - before + work) / kt:
+            self.x, self.cell, self.forces = x, cell, after.forces
+
 
 def crystal_frames(atoms: Atoms, oracle: OpenMMOracle, seed: int, frames: int) -> list[np.ndarray]:
     """MD at 300 K from a crystal: 0.5 ps, then a frame every 0.1 ps."""
@@ -121,18 +141,24 @@ def crystal_frames(atoms: Atoms, oracle: OpenMMOracle, seed: int, frames: int) -
     return list(dynamics.run(0.1 * frames, 300.0, frames=frames))
 
 
-def melt(crystal: Atoms, density: float, oracle: OpenMMOracle, seed: int) -> dict[str, tuple[Atoms, list]]:
-    """Melts at 4000 and 3000 K and the glass of one density in g/cm³: cell and frames."""
+def melt(crystal: Atoms, density: float, oracle: OpenMMOracle, seed: int) -> tuple[Atoms, Dynamics]:
+    """A cube of one density in g/cm³, and what is left of a crystal in it after 3 ps at 6000 K."""
     atoms = crystal.copy()
     edge = (atoms.get_masses().sum() / units.mol / density * 1e24) ** (1 / 3)
-    atoms.set_cell(np.eye(3) * edge, scale_atoms=True)  # nothing of the crystal is left at 6000 K
+    atoms.set_cell(np.eye(3) * edge, scale_atoms=True)
     dynamics = Dynamics(atoms, oracle, seed)
     list(dynamics.run(3.0, 6000.0))
+    return atoms, dynamics
+
+
+def melt_and_glass(crystal: Atoms, density: float, oracle: OpenMMOracle, seed: int) -> dict[str, tuple[Atoms, list]]:
+    """Melts at 4000 and 3000 K and the glass of one density in g/cm³: cell and frames."""
+    atoms, dynamics = melt(crystal, density, oracle, seed)
     liquid = []
     for before, now in ((6000.0, 4000.0), (4000.0, 3000.0)):
         list(dynamics.run(1.0, before, now))
         liquid += list(dynamics.run(2.0, now, frames=10))
-    list(dynamics.run(27.0 / 2, 3000.0, 300.0))
+    list(dynamics.run(13.5, 3000.0, 300.0))
     return {"liquid": (atoms, liquid), "glass": (atoms, list(dynamics.run(1.5, 300.0, frames=15)))}
 
 
@@ -148,8 +174,31 @@ def labelled(parts: list[tuple[Atoms, list[np.ndarray]]], oracle: OpenMMOracle) 
         np.stack([label.forces for label in labels]),
         [{"cutoff_nm": CUTOFF} for _ in labels],
         cells,
-        np.stack([label.stress for label in labels]),
+        np.stack([label.stress for label in labels]) if labels[0].stress is not None else None,
     )
+
+
+def oracles() -> tuple[OpenMMOracle, OpenMMOracle]:
+    """What labels, and what MD runs on."""
+    options = {"structure": HERE / "quartz.xyz", "forcefield": [str(HERE / "bks.xml")]}
+    return OpenMMOracle(**options, cutoff=CUTOFF, strain=1e-4), OpenMMOracle(**options, **QUICK)
+
+
+def hot(folder: Path) -> None:
+    """Write ``quartz.xyz``, ``cristobalite.xyz`` (1000 K) and ``melt.xyz`` (3000 K), labelled."""
+    oracle, quick = oracles()
+    oracle.strain = None
+    crystals = polymorphs()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("quartz", "cristobalite"):
+        dynamics = Dynamics(crystals[name], quick, 4)
+        list(dynamics.run(0.3, 1000.0))
+        frames = list(dynamics.run(2.4, 1000.0, frames=60))
+        write_frames(folder / f"{name}.xyz", labelled([(crystals[name], frames)], oracle))
+    atoms, dynamics = melt(crystals["quartz"], 2.2, quick, 5)
+    list(dynamics.run(1.0, 6000.0, 3000.0))
+    frames = list(dynamics.run(9.6, 3000.0, frames=120))
+    write_frames(folder / "melt.xyz", labelled([(atoms, frames)], oracle))
 
 
 def main() -> None:
@@ -158,18 +207,19 @@ def main() -> None:
     (HERE / "reference").mkdir(exist_ok=True)
     for name in ("quartz", "cristobalite"):
         write(HERE / f"{name}.xyz", crystals[name], format="extxyz")
-    options = {"forcefield": [str(HERE / "bks.xml")]}
-    oracle = OpenMMOracle(HERE / "quartz.xyz", **options, cutoff=CUTOFF, strain=1e-4)
-    quick = OpenMMOracle(HERE / "quartz.xyz", **options, **QUICK)
+    oracle, quick = oracles()
     start = [(crystals[name], crystal_frames(crystals[name], quick, 0, 20)) for name in ("quartz", "cristobalite")]
     write_frames(HERE / "start.xyz", labelled(start, oracle))
     for name in ("stishovite", "coesite"):
         frames = labelled([(crystals[name], crystal_frames(crystals[name], quick, 1, 20))], oracle)
         write_frames(HERE / "reference" / f"{name}.xyz", frames)
-    melts = [melt(crystals["quartz"], density, quick, seed) for density, seed in ((2.2, 2), (2.5, 3))]
+    melts = [melt_and_glass(crystals["quartz"], density, quick, seed) for density, seed in ((2.2, 2), (2.5, 3))]
     for name in ("liquid", "glass"):
         write_frames(HERE / "reference" / f"{name}.xyz", labelled([one[name] for one in melts], oracle))
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["hot"]:
+        hot(Path(sys.argv[2]))
+    else:
+        main()

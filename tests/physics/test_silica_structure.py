@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from uqbias.molecule.frames import read_frames
+
 SILICA = Path(__file__).parents[2] / "systems/silica"
 GLASS = runpy.run_path(str(SILICA / "glass.py"))
 
@@ -50,9 +52,29 @@ def test_pair_distribution_counts_neighbours(crystals):
 
 
 def test_structures_are_those_of_the_script(crystals):
-    from uqbias.molecule.frames import read_frames
 
     for name in ("quartz", "cristobalite"):
         frames = read_frames(SILICA / f"{name}.xyz", labelled=False, periodic=True)
         np.testing.assert_allclose(frames.positions[0], crystals[name].positions / 10, atol=1e-8)
         np.testing.assert_allclose(frames.cells[0], crystals[name].cell.array / 10, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("file", "oxygens", "least"),
+    [("start", 4, 1.0), ("reference/stishovite", 6, 1.0), ("reference/coesite", 4, 1.0), ("reference/glass", 4, 0.99)],
+)
+def test_frames_are_what_they_are_called(file, oxygens, least):
+
+    frames = read_frames(SILICA / f"{file}.xyz", periodic=True)
+    counts = GLASS["coordination"](GLASS["images"](frames))
+    assert counts[oxygens] >= least * counts.total()
+    assert all(entry["cutoff_nm"] == 0.55 for entry in frames.info)
+
+
+def test_melts_hold_what_no_crystal_does():
+
+    images = GLASS["images"](read_frames(SILICA / "reference/liquid.xyz", periodic=True))
+    counts = GLASS["coordination"](images)
+    assert 0.02 < 1 - counts[4] / counts.total() < 0.2
+    rings = set().union(*(GLASS["rings"](one) for one in images))
+    assert {3, 4, 5, 6, 7, 8} <= rings
