@@ -16,8 +16,9 @@ from faulty_calculator import ALL, FAULTS, geometry, remove_folder, spring
 from uqbias.campaign import contained
 from uqbias.campaign.contained_oracle import ContainedOracle
 from uqbias.campaign.executors.local import Local, Processes
-from uqbias.campaign.labelling import LabelRequest, OracleSpec, failure_reasons, label_all, label_one
-from uqbias.campaign.ledger import label_key, open_ledger
+from uqbias.campaign.label_requests import LabelRequest, label_key
+from uqbias.campaign.labelling import OracleSpec, failure_reasons, label_all, label_one
+from uqbias.campaign.ledger import open_ledger
 from uqbias.errors import UqbiasError
 from uqbias.oracles.base import OracleError
 from uqbias.registry import EXECUTORS, ORACLES

@@ -11,8 +11,9 @@ from counting_oracle import CountingOracle, calls
 
 from uqbias.campaign import labelling
 from uqbias.campaign.executors.local import Local
-from uqbias.campaign.labelling import LabelRequest, OracleSpec, label_all
-from uqbias.campaign.ledger import NAME, label_key, open_ledger
+from uqbias.campaign.label_requests import LabelRequest, label_key
+from uqbias.campaign.labelling import OracleSpec, label_all
+from uqbias.campaign.ledger import NAME, open_ledger
 from uqbias.errors import UqbiasError
 from uqbias.registry import EXECUTORS
 from uqbias.runs.ledger_lines import HEAD
@@ -227,10 +228,10 @@ def test_labels_are_paid_once_and_failures_are_skipped(tmp_path, oracle, kind):
 def test_each_label_is_kept_when_a_later_one_breaks_everything(tmp_path, oracle, monkeypatch):
     original = labelling.label_one
 
-    def broken(spec, positions):
+    def broken(spec, positions, cell):
         if positions[0, 0] == 2:
             raise MemoryError("gone")
-        return original(spec, positions)
+        return original(spec, positions, cell)
 
     monkeypatch.setattr(labelling, "label_one", broken)
     with opened(tmp_path) as ledger, pytest.raises(MemoryError), Local() as executor:

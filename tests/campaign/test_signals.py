@@ -19,9 +19,10 @@ import sys
 from pathlib import Path
 import numpy as np
 from molecules import PEROXIDE, peroxide
-from uqbias.campaign.labelling import LabelRequest, OracleSpec, label_all
+from uqbias.campaign.label_requests import LabelRequest, label_key
+from uqbias.campaign.labelling import OracleSpec, label_all
 from uqbias.campaign.interrupts import exit_code, raise_on_signals
-from uqbias.campaign.ledger import label_key, open_ledger
+from uqbias.campaign.ledger import open_ledger
 from uqbias.registry import EXECUTORS
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from synthetic_runs import make, write_run
 
 from uqbias.bias.base import BiasSum
 from uqbias.bias.metad import MetaD
-from uqbias.campaign.ledger import label_key, open_ledger
+from uqbias.campaign.label_requests import label_key
+from uqbias.campaign.ledger import open_ledger
 from uqbias.campaign.phases import _harvested_requests, observed
 from uqbias.errors import UqbiasError
 from uqbias.model.model import UncertaintyModel

@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -76,18 +76,30 @@ def main(descriptor: int, parent: int) -> None:
             return
 
 
-def finished_label(folders: Iterable[Path], name: str, positions: Any) -> dict[str, Any] | None:
+def is_of(facts: Mapping[str, Any], oracle: str, positions: Any, cell: Any) -> bool:
+    """Whether the file of a label is that of an oracle, by its name, and of a geometry."""
+    box = None if cell is None else cell.tolist()
+    return bool(facts["oracle"] == oracle and facts["positions"] == positions.tolist() and facts.get("cell") == box)
+
+
+def finished_label(folders: Iterable[Path], name: str, positions: Any, cell: Any) -> dict[str, Any] | None:
     """The label that lies in one of the folders, if an oracle of this name finished this geometry there."""
     for path in folders:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             facts: dict[str, Any] = json.loads((path / LABEL).read_text(encoding="utf-8"))
-            if facts["oracle"] == name and facts["positions"] == positions.tolist():
+            if is_of(facts, name, positions, cell):
                 return facts
     return None
 
 
 def label_here(
-    name: str, positions: Any, folder: str, limits: dict[str, float], scratch: str | None = None, home: Any = None
+    name: str,
+    positions: Any,
+    cell: Any,
+    folder: str,
+    limits: dict[str, float],
+    scratch: str | None = None,
+    home: Any = None,
 ) -> dict[str, Any]:
     """Label one geometry in a folder, and write the label there before it is returned.
 
@@ -98,6 +110,7 @@ def label_here(
     ----------
     name : JSON text of [kind, options] of the oracle.
     positions : [N, 3] nm.
+    cell : [3, 3] nm, or None.
     limits : ``timeout`` in s, after which the process ends even if the program is gone, and ``memory`` in bytes.
     scratch : folder in which it is computed; None: in ``folder``.
     home : `uqbias.campaign.home.Home` of the campaign, if there is one.
@@ -121,12 +134,12 @@ def label_here(
         oracle, target = _oracles[name], Path(folder)
         frame = target.name.rpartition("_")[0]
         with contextlib.nullcontext() if home is None else home.claim(f"{target.parent.name}/{frame}"):
-            if (facts := finished_label(target.parent.glob(f"{frame}_*"), name, positions)) is not None:
+            if (facts := finished_label(target.parent.glob(f"{frame}_*"), name, positions, cell)) is not None:
                 return facts
             with _working_in(target, scratch) as place:
                 oracle.folder = place
                 try:
-                    label = oracle.label(positions)
+                    label = oracle.label(positions, cell)
                 except OracleError as error:
                     raise Rejected(str(error), isinstance(error, OracleExitError)) from None
             with _storing:
@@ -138,6 +151,9 @@ def label_here(
                     "charge": getattr(oracle, "charge", None),
                     "spin": getattr(oracle, "spin", None),
                 }
+                for key, value in (("cell", cell), ("stress", label.stress)):
+                    if value is not None:
+                        facts[key] = value.tolist()
                 draft = target / f".{LABEL}"
                 draft.write_text(json.dumps(facts), encoding="utf-8")
                 draft.replace(draft.with_name(LABEL))

@@ -6,7 +6,7 @@ from typing import Any
 
 from uqbias.campaign.executors.base import LostLabel
 from uqbias.campaign.labelling import OracleSpec, label_one
-from uqbias.oracles.base import Array, Oracle, OracleError
+from uqbias.oracles.base import Answer, Array, Oracle, OracleError
 
 
 class ContainedOracle(Oracle):
@@ -19,6 +19,7 @@ class ContainedOracle(Oracle):
 
     def __init__(self, oracle: Oracle) -> None:
         self.kind = oracle.kind  # type: ignore[misc] # that of the other
+        self.periodic = oracle.periodic  # type: ignore[misc]
         self.numbers = oracle.numbers
         self._spec = OracleSpec(oracle.kind, oracle.options())
 
@@ -26,10 +27,10 @@ class ContainedOracle(Oracle):
         """JSON-able keyword arguments of the other oracle."""
         return self._spec.options
 
-    def _evaluate(self, positions: Array) -> tuple[float, Array]:
-        result = label_one(self._spec, positions)
+    def _evaluate(self, positions: Array, cell: Array | None = None) -> Answer:
+        result = label_one(self._spec, positions, cell)
         if isinstance(result, LostLabel):
-            result = label_one(self._spec, positions)
+            result = label_one(self._spec, positions, cell)
         if isinstance(result, str):
             raise OracleError(str(result))
         return result

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from uqbias.campaign.child import OUTPUT, Rejected, finished_label, label_here
@@ -21,8 +20,10 @@ from uqbias.campaign.contained import CHILDREN, Died, Stopped
 from uqbias.campaign.executors.base import LOOK, LostJob, LostLabel, TaskExecutor
 from uqbias.campaign.home import Home, Superseded
 from uqbias.campaign.interrupts import deferred
+from uqbias.campaign.label_requests import LabelRequest, to_label
 from uqbias.campaign.ledger import Record
 from uqbias.errors import UqbiasError
+from uqbias.oracles.base import Label
 
 
 @dataclass(frozen=True)
@@ -64,16 +65,15 @@ class OracleSpec:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def label_one(spec: OracleSpec, positions: NDArray[Any]) -> tuple[float, NDArray[np.float64]] | str:
+def label_one(spec: OracleSpec, positions: NDArray[Any], cell: NDArray[Any] | None = None) -> Label | str:
     """Label one geometry, in a process and a folder of its own.
 
     A label that was finished when the program was killed lies in its folder, and is taken from there.
 
     Returns
     -------
-    tuple or str
-        Energy in kJ/mol and forces [N, 3] in kJ/mol/nm, or the reason why there are none: a `LostLabel` where the
-        process was lost too.
+    Label or str
+        Energy, forces and stress, or the reason why there are none: a `LostLabel` where the process was lost too.
 
     Raises
     ------
@@ -81,23 +81,24 @@ def label_one(spec: OracleSpec, positions: NDArray[Any]) -> tuple[float, NDArray
         If the oracle cannot be built.
     """
     name = json.dumps([spec.kind, spec.options], sort_keys=True)
-    if (facts := finished_label(spec.folders(), name, positions)) is not None:
-        return float(facts["energy"]), np.array(facts["forces"], dtype=np.float64)
+    if (facts := finished_label(spec.folders(), name, positions, cell)) is not None:
+        return to_label(facts)
     if spec.folder is None:
         with tempfile.TemporaryDirectory(prefix="uqbias-", ignore_cleanup_errors=True) as folder:
-            return _label_in(Path(folder), name, spec, positions)
-    return _label_in(_fresh(spec.folder, spec.name), name, spec, positions)
+            return _label_in(Path(folder), name, spec, positions, cell)
+    return _label_in(_fresh(spec.folder, spec.name), name, spec, positions, cell)
 
 
 def _label_in(
-    folder: Path, name: str, spec: OracleSpec, positions: NDArray[Any]
-) -> tuple[float, NDArray[np.float64]] | str:
+    folder: Path, name: str, spec: OracleSpec, positions: NDArray[Any], cell: NDArray[Any] | None
+) -> Label | str:
     memory = 1e9 * spec.memory_gb if spec.memory_gb is not None else 0.8 * _physical_memory()
     try:
         facts = CHILDREN.call(
             label_here,
             name,
             positions,
+            cell,
             str(folder.absolute()),
             {"timeout": spec.timeout, "memory": memory},
             spec.scratch,
@@ -114,7 +115,7 @@ def _label_in(
         return LostLabel(f"{spec.kind} oracle failed: {error}")
     except Exception as error:
         return LostLabel(f"{spec.kind} oracle failed: {type(error).__name__} ({' '.join(str(error).split())})")
-    return facts["energy"], np.array(facts["forces"], dtype=np.float64)
+    return to_label(facts)
 
 
 def _fresh(parent: Path, name: str) -> Path:
@@ -131,24 +132,6 @@ def _fresh(parent: Path, name: str) -> Path:
 
 def _physical_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-@dataclass(frozen=True)
-class LabelRequest:
-    """One frame to label.
-
-    Attributes
-    ----------
-    index : place of the frame in its round.
-    key : see `uqbias.campaign.ledger.label_key`.
-    positions : [N, 3] nm.
-    info : JSON-able facts kept with the label.
-    """
-
-    index: int
-    key: str
-    positions: NDArray[np.float64]
-    info: dict[str, Any]
 
 
 def label_all(
@@ -239,7 +222,7 @@ class _Labelling:
                 self.ledger.check()
                 request = self.queue.popleft()
                 spec = replace(self.spec, name=f"frame_{request.index:04d}")
-                self.pending[self.executor.submit(label_one, spec, request.positions)] = request
+                self.pending[self.executor.submit(label_one, spec, request.positions, request.cell)] = request
             finished = wait(self.pending, LOOK, FIRST_COMPLETED).done
             for future in sorted(finished, key=lambda entry: self.pending[entry].index):
                 self._settle(future, last=last)
@@ -268,10 +251,7 @@ class _Labelling:
             self.ledger.append("failure", **common, reason=str(result))
             self.tell(1, f"failed: {result}")
         else:
-            energy, forces = result
-            self.ledger.append(
-                "label", **common, positions=request.positions, energy=energy, forces=forces, info=request.info
-            )
+            self.ledger.append_label(self.round_index, request, result)
             self.tell(1, "")
             replace(self.spec, name=f"frame_{request.index:04d}").tidy()
         del self.pending[future]

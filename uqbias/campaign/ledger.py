@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,32 +14,17 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from uqbias.campaign.label_requests import LabelRequest
 from uqbias.errors import UqbiasError
 from uqbias.files import clear_temporaries, sync_directory
+from uqbias.molecule.cells import ISOLATED
 from uqbias.molecule.frames import Frames
+from uqbias.oracles.base import Label
 from uqbias.runs.ledger_lines import CURE, HEAD, NAME, SCHEMAS, Content, read_ledger, to_head, to_line
 
 LOCK = "ledger.lock"
 #: A drive's answers to a lock that another process holds.
 HELD = (errno.EAGAIN, errno.EACCES)
-
-
-def label_key(positions: NDArray[Any], oracle: str) -> str:
-    """Identify a label by what it was computed from.
-
-    Parameters
-    ----------
-    positions : [N, 3] nm; the bytes of its float64 form count.
-    oracle : text that identifies the oracle and its options.
-
-    Returns
-    -------
-    str
-        32 hexadecimal digits.
-    """
-    content = hashlib.sha256(oracle.encode())
-    content.update(np.ascontiguousarray(positions, dtype=np.float64).tobytes())
-    return content.hexdigest()[:32]
 
 
 class Record:
@@ -80,6 +64,16 @@ class Record:
         self._store(record)
         self.add(record)
 
+    def append_label(
+        self, round_index: int, request: LabelRequest, label: Label, info: Mapping[str, Any] | None = None
+    ) -> None:
+        """Note a label, with the cell of its frame; ``info`` instead of that of the request."""
+        values: dict[str, Any] = {"index": request.index, "key": request.key, "positions": request.positions}
+        values |= {"energy": label.energy, "forces": label.forces, "info": request.info if info is None else info}
+        if request.cell is not None:
+            values |= {"cell": request.cell, "stress": label.stress, "pbc": request.periodic}
+        self.append("label", round=round_index, **values)
+
     def check(self) -> None:
         """See that what is noted is kept: before something is paid."""
 
@@ -112,12 +106,19 @@ class Record:
             key=lambda entry: (entry["round"], entry["index"]),
         )
         shape = (len(entries), len(self.numbers), 3)
+        cells, stresses = (
+            np.array(values, dtype=np.float64) if values and None not in values else None
+            for values in ([entry.get(name) for entry in entries] for name in ("cell", "stress"))
+        )
         return Frames(
             numbers=self.numbers,
             positions=np.array([entry["positions"] for entry in entries], dtype=np.float64).reshape(shape),
             energies=np.array([entry["energy"] for entry in entries], dtype=np.float64),
             forces=np.array([entry["forces"] for entry in entries], dtype=np.float64).reshape(shape),
             info=[{"round": entry["round"], "index": entry["index"], **entry["info"]} for entry in entries],
+            cells=cells,
+            stresses=stresses,
+            periodic=ISOLATED if cells is None else tuple(entries[0]["pbc"]),
         )
 
 

@@ -15,8 +15,8 @@ from typing_extensions import TypedDict
 from uqbias.campaign.budget import multiple_of_steps
 from uqbias.campaign.executors.base import results_of
 from uqbias.campaign.home import Home
-from uqbias.campaign.labelling import LabelRequest, label_all
-from uqbias.campaign.ledger import label_key
+from uqbias.campaign.label_requests import LabelRequest, label_in, label_key, requests_from
+from uqbias.campaign.labelling import label_all
 from uqbias.campaign.phase_files import DATASET
 from uqbias.campaign.progress import Announced
 from uqbias.campaign.samplers.base import Exploration, Sampler
@@ -331,7 +331,7 @@ def judged(work: Work, round_index: int) -> tuple[Frames, dict[str, Any]]:
     frames, verdicts = work.labels(round_index)
     kept = [{**entry, "verdict": verdict or "accepted"} for entry, verdict in zip(frames.info, verdicts, strict=True)]
     new = [verdict for entry, verdict in zip(frames.info, verdicts, strict=True) if entry["round"] == round_index]
-    return Frames(frames.numbers, frames.positions, *frames.labels(), kept), {
+    return replace(frames, info=kept), {
         "labelled": len(new),
         "rejected": sum(bool(verdict) for verdict in new),
         "failures": len(work.ledger.failed(round_index)),
@@ -344,27 +344,16 @@ def requests_of(work: Work, round_index: int) -> list[LabelRequest]:
 
 
 def _start_requests(work: Work) -> list[LabelRequest]:
-    return [
-        LabelRequest(index, label_key(x, work.oracle_identity), x, {"reason": "start"})
-        for index, x in enumerate(work.start.positions)
-    ]
+    start = replace(work.start, info=[{"reason": "start"} for _ in range(len(work.start))])
+    return requests_from(start, work.oracle_identity)
 
 
 def _adopt(work: Work, requests: list[LabelRequest]) -> None:
     """Take the labels of the start file into the ledger."""
-    energies, forces = work.start.labels()
     for request in requests:
         if not work.ledger.has_label(request.key):
-            work.ledger.append(
-                "label",
-                round=0,
-                index=request.index,
-                key=request.key,
-                positions=request.positions,
-                energy=energies[request.index],
-                forces=forces[request.index],
-                info={**request.info, "source": "start file"},
-            )
+            label = label_in(work.start, request.index)
+            work.ledger.append_label(0, request, label, {**request.info, "source": "start file"})
         work.progress.advance(1, "labels of the start file")
 
 

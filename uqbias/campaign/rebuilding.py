@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NotRequired
 
@@ -13,22 +14,23 @@ import numpy as np
 from pydantic import FiniteFloat
 from typing_extensions import TypedDict
 
-from uqbias.campaign.child import LABEL
-from uqbias.campaign.labelling import LabelRequest
-from uqbias.campaign.ledger import Record, differing_keys, label_key, lock_directory
+from uqbias.campaign.child import LABEL, is_of
+from uqbias.campaign.label_requests import LabelRequest, label_in, requests_from, to_label
+from uqbias.campaign.ledger import Record, differing_keys, lock_directory
 from uqbias.campaign.phase_files import DATASET, changed, hashes, is_used_again
 from uqbias.campaign.phases import judged, observed, requests_of
 from uqbias.campaign.progress import SilentProgress
 from uqbias.campaign.rounds import versions
-from uqbias.campaign.verification import POSITION, Verification, by_place, is_same
+from uqbias.campaign.verification import Verification, by_place, is_at, is_same
 from uqbias.campaign.work import Work, read_molecule
 from uqbias.errors import UqbiasError
 from uqbias.files import atomic_path, read_json, sha256
 from uqbias.model.model import read_manifest
 from uqbias.molecule.frames import Frames, write_frames
 from uqbias.molecule.topology import Topology
+from uqbias.oracles.base import Label
 from uqbias.registry import SAMPLERS
-from uqbias.runs.ledger_lines import HEAD, NAME, Vector, parse_line, read_ledger, to_head, to_line
+from uqbias.runs.ledger_lines import HEAD, NAME, InCell, Vector, parse_line, read_ledger, to_head, to_line
 from uqbias.settings.file import digest, load_campaign
 
 #: Where a label is from, to its last bit.
@@ -67,7 +69,7 @@ class _Summary(TypedDict):
     rounds: list[_Entry]
 
 
-class _Kept(TypedDict):
+class _Kept(InCell):
     oracle: str
     positions: list[Vector]
     energy: FiniteFloat
@@ -276,44 +278,39 @@ class _Rebuilding:
         for request in requests:
             if request.key in known or self.record.has_label(request.key):
                 continue
-            common = {"round": index, "index": request.index, "key": request.key, "positions": request.positions}
-            if (label := self._kept(index, request)) is not None:
-                energy, forces, source = label
+            if (kept := self._kept(index, request)) is not None:
+                label, source = kept
                 info = request.info if source == FOLDERS else {**request.info, "source": source}
-                self.record.append("label", **common, energy=energy, forces=forces, info=info)
+                self.record.append_label(index, request, label, info)
                 self.result.checked[f"labels from {source}"] = self.result.checked.get(f"labels from {source}", 0) + 1
 
-    def _kept(self, index: int, request: LabelRequest) -> tuple[float, Any, str] | None:
-        """Energy, forces and where they are from, of a frame that the ledger has no sound label of."""
+    def _kept(self, index: int, request: LabelRequest) -> tuple[Label, str] | None:
+        """The label, and where it is from, of a frame that the ledger has no sound label of."""
         spec = self.work.oracle
         name = json.dumps([spec.kind, spec.options], sort_keys=True)
         folders = self.directory / "labels" / self.work.folder(index).name
         for path in sorted(folders.glob(f"frame_{request.index:04d}_*/{LABEL}")):
             facts = self._json(path, _Kept)
-            if facts and facts["oracle"] == name and facts["positions"] == request.positions.tolist():
-                return facts["energy"], np.array(facts["forces"], dtype=np.float64), FOLDERS
+            if facts and is_of(facts, name, request.positions, request.cell):
+                return to_label(facts), FOLDERS
         if index == 0 and self.work.start.labelled:
-            energies, forces = self.work.start.labels()
-            return float(energies[request.index]), forces[request.index], "start file"
+            return label_in(self.work.start, request.index), "start file"
         frame = self.frames.get((index, request.index))
-        if frame is None or np.abs(frame.positions[0] - request.positions).max() > POSITION:
+        if frame is None or not is_at(frame, request.positions, request.cell):
             return None
         for event in self.doubtful:
             if event["key"] == request.key and is_same(event, frame):
-                return event["energy"], event["forces"], "lines that agree with dataset.xyz"
-        energies, forces = frame.labels()
-        return float(energies[0]), forces[0], "dataset.xyz"
+                return to_label(event), "lines that agree with dataset.xyz"
+        return label_in(frame, 0), "dataset.xyz"
 
     def _data_set_alone(self) -> None:
         """Keep labels whose frames no file of a round holds any more."""
         known = {(event["round"], event["index"]) for event in self.record.events("label")}
         for (index, place), frame in self.frames.items():
             if (index, place) not in known:
-                energies, forces = frame.labels()
-                key = label_key(frame.positions[0], self.work.oracle_identity)
-                facts = {"positions": frame.positions[0], "energy": energies[0], "forces": forces[0]}
+                (request,) = requests_from(frame, self.work.oracle_identity)
                 info = {"reason": "unknown", "source": "dataset.xyz"}
-                self.record.append("label", round=index, index=place, key=key, **facts, info=info)
+                self.record.append_label(index, replace(request, index=place), label_in(frame, 0), info)
                 self.result.notes.append(
                     f"round {index}, frame {place}: its label is known to the digits of dataset.xyz"
                 )

@@ -16,22 +16,25 @@ from uqbias.campaign.child import LABEL
 from uqbias.campaign.labelling import OracleSpec, label_one
 from uqbias.errors import UqbiasError
 from uqbias.molecule.labels import likely_units
+from uqbias.oracles.base import Label
 from uqbias.registry import ORACLES
 from uqbias.units import EV
 
+Array = NDArray[np.float64]
 #: nm, displacement of each atom in the differences, on average.
 STEP = 2e-4
 #: Largest error of the slope, relative to it, and what is added for noise of the energies, kJ/mol/nm.
 TOLERANCE, NOISE = 0.05, 5.0
 
 
-def trial_label(spec: OracleSpec, positions: NDArray[np.float64]) -> dict[str, Any]:
+def trial_label(spec: OracleSpec, positions: Array, cell: Array | None = None) -> dict[str, Any]:
     """Label one frame, and two beside it to see that the forces are minus the gradient of the energy.
 
     Parameters
     ----------
     spec : oracle and bounds.
     positions : [N, 3] nm.
+    cell : [3, 3] nm, or None.
 
     Returns
     -------
@@ -47,7 +50,7 @@ def trial_label(spec: OracleSpec, positions: NDArray[np.float64]) -> dict[str, A
     with tempfile.TemporaryDirectory(prefix="uqbias-") as folder:
         spec = replace(spec, folder=Path(folder))
         begun = time.monotonic()
-        energy, forces = _label(spec, "trial", positions)
+        energy, forces, stress = _label(spec, "trial", positions, cell)
         seconds = time.monotonic() - begun
         facts = json.loads(next(Path(folder).glob(f"*/{LABEL}")).read_text(encoding="utf-8"))
         # Half along the forces, so that the slope is no small difference, and half anywhere.
@@ -62,11 +65,13 @@ def trial_label(spec: OracleSpec, positions: NDArray[np.float64]) -> dict[str, A
             "label_seconds": round(seconds, 3),
             "charge": facts["charge"],
             "spin": facts["spin"],
+            **({} if cell is None else {"label_stress": stress is not None}),
         }
         if ORACLES.get(spec.kind).only_known:
             return result
         ahead, behind = (
-            _label(spec, name, positions + side * STEP * direction)[0] for name, side in (("up", 1), ("down", -1))
+            _label(spec, name, positions + side * STEP * direction, cell).energy
+            for name, side in (("up", 1), ("down", -1))
         )
     slope = (ahead - behind) / (2 * STEP)
     result |= {"label_slope_by_forces": by_forces, "label_slope_by_differences": slope}
@@ -81,8 +86,8 @@ def trial_label(spec: OracleSpec, positions: NDArray[np.float64]) -> dict[str, A
     return result
 
 
-def _label(spec: OracleSpec, name: str, positions: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-    result = label_one(replace(spec, name=name), positions)
+def _label(spec: OracleSpec, name: str, positions: Array, cell: Array | None) -> Label:
+    result = label_one(replace(spec, name=name), positions, cell)
     if isinstance(result, str):
         raise UqbiasError(f"no label: {result}", "check the oracle")
     return result

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from uqbias.campaign.ledger import differing_keys, remains, unwritten
 from uqbias.campaign.phase_files import DATASET, changed, recorded
@@ -105,7 +106,7 @@ def by_place(directory: Path) -> dict[tuple[int, int], Frames]:
         If it is no data set of a campaign.
     """
     path = directory / DATASET
-    frames = read_frames(path)
+    frames = read_frames(path, periodic=True)
     try:
         places = [(int(entry["round"]), int(entry["index"])) for entry in frames.info]
     except (KeyError, TypeError, ValueError) as error:
@@ -118,11 +119,21 @@ def is_same(label: dict[str, Any], frame: Frames) -> bool:
     energies, forces = frame.labels()
     here, pull = np.array(label["positions"]), np.array(label["forces"])
     return bool(
-        here.shape == frame.positions[0].shape == pull.shape
-        and np.abs(here - frame.positions[0]).max() <= POSITION
+        here.shape == pull.shape
+        and is_at(frame, here, label.get("cell"))
         and np.abs(pull - forces[0]).max() <= FORCE * (1 + np.abs(pull).max())
         and abs(label["energy"] - energies[0]) <= ENERGY * max(abs(label["energy"]), EV)
     )
+
+
+def is_at(frame: Frames, positions: NDArray[Any], cell: Any) -> bool:
+    """Whether one frame of the data set has these positions [N, 3] and this cell [3, 3], nm, to its digits."""
+    pairs = [(frame.positions[0], positions)]
+    if frame.cells is not None and cell is not None:
+        pairs.append((frame.cells[0], np.asarray(cell)))
+    elif frame.cells is not None or cell is not None:
+        return False
+    return all(a.shape == b.shape and np.abs(a - b).max() <= POSITION for a, b in pairs)
 
 
 def _check_campaign(directory: Path, content: Content, result: Verification) -> None:

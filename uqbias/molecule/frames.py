@@ -1,4 +1,4 @@
-"""Labelled and unlabelled geometries of one molecule, and their files (eV, Å)."""
+"""Labelled and unlabelled geometries of one molecule or crystal, and their files (eV, Å)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from uqbias.errors import UqbiasError
 from uqbias.files import atomic_path
+from uqbias.molecule.cells import EVERYWHERE, ISOLATED, Periodic, check_cell, volume
 from uqbias.molecule.labels import Kind, LabelKeys
 from uqbias.molecule.readers import Image, energy_name, label_values, missing, read_images, tell_other_labels
 from uqbias.units import ANGSTROM, EV, EV_PER_ANGSTROM
@@ -26,7 +27,7 @@ USUAL = LabelKeys()
 
 @dataclass(frozen=True)
 class Frames:
-    """``n`` geometries of one molecule in runtime units.
+    """``n`` geometries of one molecule or crystal in runtime units.
 
     Attributes
     ----------
@@ -36,8 +37,9 @@ class Frames:
     forces : [n, N, 3] kJ/mol/nm, or None where not labelled.
     info : one dict a frame, written to the comment line of the file.
     cells : [n, 3, 3] nm, rows are lattice vectors; None for molecules in vacuum.
-    stresses : [n, 3, 3] kJ/mol/nm³, or None.
+    stresses : [n, 3, 3] kJ/mol/nm³, tension positive, or None.
     source : where they come from, for messages.
+    periodic : whether they repeat along each lattice vector; never without cells.
     """
 
     numbers: NDArray[np.int64]
@@ -48,6 +50,11 @@ class Frames:
     cells: Array | None = None
     stresses: Array | None = None
     source: str = "frames"
+    periodic: Periodic = EVERYWHERE
+
+    def __post_init__(self) -> None:
+        if (self.cells is None) != (self.periodic == ISOLATED):
+            object.__setattr__(self, "periodic", ISOLATED if self.cells is None else EVERYWHERE)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -99,7 +106,7 @@ class Frames:
         for part in parts[1:]:
             if not np.array_equal(part.numbers, first.numbers):
                 raise UqbiasError(f"frames of two molecules: {first.numbers.tolist()} and {part.numbers.tolist()}")
-        if len({part.cells is None for part in parts}) > 1:
+        if len({part.periodic for part in parts}) > 1:
             raise UqbiasError("frames with a cell and frames without", "keep periodic frames and others apart")
 
         def joined(arrays: list[Array | None]) -> Array | None:
@@ -115,6 +122,7 @@ class Frames:
             cells=joined([part.cells for part in parts]),
             stresses=joined([part.stresses for part in parts]),
             source=first.source,
+            periodic=first.periodic,
         )
 
 
@@ -131,7 +139,8 @@ def read_frames(
     ----------
     labelled : demand finite energies and forces in every frame; ``"energies"``: energies at least.
     periodic : take frames with a cell too; otherwise they are refused, so that no cell is dropped in silence.
-    keys : names of the labels in the file; a stress is read where its name is given.
+    keys : names of the labels in the file. The stress of periodic frames (eV/Å³, tension positive) is called ``stress``
+        or, as ``virial`` or where its name has that in it, is a virial: minus the stress times the volume, eV.
 
     Raises
     ------
@@ -144,7 +153,7 @@ def read_frames(
     if not images:
         raise UqbiasError(f"{path} holds no frame")
     numbers = _one_molecule(path, images)
-    cells = _cells(path, images, periodic)
+    cells, repeats = _cells(path, images, periodic)
     positions = np.stack([image.positions for image in images]) * ANGSTROM
     _check_size(path, "positions are", positions)
     units: dict[Kind, float] = {"energy": EV, "forces": EV_PER_ANGSTROM, "stress": EV / ANGSTROM**3}
@@ -153,13 +162,16 @@ def read_frames(
     columns: dict[Kind, Array | None] = {}
     names: dict[Kind, str | None] = {kind: getattr(keys, kind) or kind for kind in units}
     names["energy"] = keys.energy or energy_name(path, images, needed=bool(labelled))
-    if keys.stress is None:  # nothing needs it
+    if cells is None and keys.stress is None:  # nothing needs it
         del units["stress"], names["stress"]
+    elif keys.stress is None and not any("stress" in image.values for image in images):
+        names["stress"] = "virial"
     for kind in units:
         values = label_values(path, images, kind, names[kind])
         without = [index for index, value in enumerate(values) if value is None]
         columns[kind] = None if without else np.stack(values)
-        if without and (kind in {*needed, *given} or (labelled and len(without) < len(images))):
+        partial = labelled and len(without) < len(images) and kind != "stress"
+        if without and (kind in {*needed, *given} or partial):
             raise missing(
                 path, images[without[0]], without[0], ["energy", "forces"] if kind in needed else [kind], names
             )
@@ -169,6 +181,11 @@ def read_frames(
         if column is not None:
             _check_size(path, f"{kind} is", column)
             columns[kind] = column * units[kind]
+    stresses = columns.get("stress")
+    if stresses is not None and "virial" in str(names["stress"]).lower():
+        if cells is None:
+            raise UqbiasError(f"{path}: a virial of frames without a cell", "give their cells, or no name of a stress")
+        stresses = -stresses * ANGSTROM**3 / volume(cells)[:, None, None]
     tell_other_labels(path, images, keys, names, needed=bool(labelled))
     return Frames(
         numbers,
@@ -177,8 +194,9 @@ def read_frames(
         columns["forces"] if columns["energy"] is not None else None,
         [dict(image.info) for image in images],
         cells,
-        columns.get("stress"),
+        stresses,
         source=str(path),
+        periodic=repeats,
     )
 
 
@@ -193,7 +211,7 @@ def write_frames(path: str | Path, frames: Frames) -> None:
         image = Atoms(numbers=frames.numbers, positions=frames.positions[index] / ANGSTROM)
         if frames.cells is not None:
             image.set_cell(frames.cells[index] / ANGSTROM)
-            image.set_pbc(True)
+            image.set_pbc(frames.periodic)
         image.info.update(frames.info[index] if frames.info else {})
         labels: dict[str, Any] = {}
         if frames.energies is not None:
@@ -225,18 +243,23 @@ def _one_molecule(path: Path, images: list[Image]) -> NDArray[np.int64]:
     return images[0].numbers
 
 
-def _cells(path: Path, images: list[Image], allowed: bool) -> Array | None:
-    """Cells [n, 3, 3] nm of periodic images; None where no image is periodic."""
-    periodic = [bool(image.pbc.all()) for image in images]
+def _cells(path: Path, images: list[Image], allowed: bool) -> tuple[Array | None, Periodic]:
+    """Cells [n, 3, 3] nm of periodic images, None where no image is periodic, and along which vectors they repeat."""
+    first = images[0].periodic
     for index, image in enumerate(images):
-        if image.pbc.any() and not allowed:
+        if any(image.periodic) and not allowed:
             raise UqbiasError(f"{path}: frame {index} is periodic", 'give a molecule in vacuum, pbc="F F F"')
-        if image.pbc.any() and not all(periodic):
+        if image.periodic != first:
+            where, other = (index, first) if any(image.periodic) else (0, image.periodic)
+            rest = f"have pbc {list(other)}" if any(other) else "are not"
             raise UqbiasError(
-                f"{path}: frame {index} is periodic (pbc {image.pbc.tolist()}), others are not",
-                "give frames that are periodic in three directions, or in none",
+                f"{path}: frame {where} is periodic (pbc {list(images[where].periodic)}), others {rest}",
+                "keep periodic frames and others in files of their own",
             )
-    return np.stack([image.cell for image in images]) * ANGSTROM if all(periodic) else None
+    if not any(first):
+        return None, ISOLATED
+    cells = [check_cell(image.cell * ANGSTROM, first, f"{path}: frame {index}") for index, image in enumerate(images)]
+    return np.stack(cells), first
 
 
 def _check_size(path: Path, what: str, values: Array) -> None:

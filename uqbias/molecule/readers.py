@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from uqbias.errors import UqbiasError
 from uqbias.files import content_of, read_array, read_arrays
+from uqbias.molecule.cells import Periodic
 from uqbias.molecule.labels import ENERGY_UNITS, FORMATS, IN_CAMPAIGN, OPTIONS, Kind, LabelKeys
 
 #: Names of the arrays of an NPZ file: atomic numbers, positions, energies, forces (rMD17, then MD17 and sGDML).
@@ -60,6 +61,12 @@ class Image:
     info: Mapping[str, Any] = field(default_factory=dict)
     cell: NDArray[np.float64] = field(default_factory=lambda: np.zeros((3, 3)))
     pbc: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(3, dtype=bool))
+
+    @property
+    def periodic(self) -> Periodic:
+        """Whether it repeats along each lattice vector."""
+        a, b, c = (bool(repeats) for repeats in self.pbc)
+        return a, b, c
 
     @property
     def formula(self) -> str:

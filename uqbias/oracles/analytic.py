@@ -15,7 +15,7 @@ from typing_extensions import Doc
 from uqbias.errors import UqbiasError
 from uqbias.model.model import Prediction
 from uqbias.options import Positive
-from uqbias.oracles.base import Array, Oracle
+from uqbias.oracles.base import Answer, Array, Oracle
 from uqbias.units import GAS_CONSTANT, kt
 
 #: Coefficients of x⁰ to x⁴, then of y⁰ to y⁴, kJ/mol for lengths in nm: E = 5x⁴ - 10x² + 1.5x in one dimension and
@@ -190,7 +190,7 @@ class DoubleWellOracle(Oracle):
             "confinement": self.well.confinement,
         }
 
-    def _evaluate(self, positions: Array) -> tuple[float, Array]:
+    def _evaluate(self, positions: Array, cell: Array | None = None) -> Answer:
         x = torch.tensor(positions[None], requires_grad=True)
         energy = self.well(x).energy.sum()
         (gradient,) = torch.autograd.grad(energy, x)

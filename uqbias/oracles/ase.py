@@ -6,7 +6,7 @@ import inspect
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar
@@ -15,8 +15,9 @@ import numpy as np
 from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError
+from uqbias.molecule.cells import EVERYWHERE
 from uqbias.molecule.topology import Topology
-from uqbias.oracles.base import Array, Oracle, OracleError
+from uqbias.oracles.base import Answer, Array, Oracle, OracleError
 from uqbias.registry import import_attribute
 from uqbias.units import ANGSTROM, EV, EV_PER_ANGSTROM
 
@@ -46,6 +47,7 @@ class ASEOracle(Oracle):
     numbers : [N] atomic numbers; or give
     structure : PDB file to take them from.
     charge, spin : total charge and multiplicity, given to the calculator under its own names; None: its default.
+    pbc : whether the system repeats along each lattice vector; for geometries with a cell.
 
     Raises
     ------
@@ -55,6 +57,7 @@ class ASEOracle(Oracle):
     """
 
     kind: ClassVar[str] = "ase"
+    periodic: ClassVar[bool] = True
     numbers: tuple[int, ...]
 
     def __init__(
@@ -66,6 +69,7 @@ class ASEOracle(Oracle):
         structure: str | Path | None = None,
         charge: int | None = None,
         spin: int | None = None,
+        pbc: Sequence[bool] = EVERYWHERE,
     ) -> None:
         from ase import Atoms
 
@@ -88,7 +92,7 @@ class ASEOracle(Oracle):
                 f"calculator '{calculator}' cannot be built with {self.calculator_options} ({error})",
                 "check calculator_options of the oracle",
             ) from error
-        self._stated = (charge, spin)
+        self._stated, self.pbc = (charge, spin), [bool(repeats) for repeats in pbc]
         parameters = {**(getattr(built, "parameters", None) or {}), **arguments}
         self.charge, self.spin = (
             next((parameters[name] for name in NAMES[which] if parameters.get(name) is not None), None)
@@ -121,23 +125,29 @@ class ASEOracle(Oracle):
             "calculator_options": self.calculator_options,
             "numbers": list(self.numbers),
             **{name: value for name, value in zip(NAMES, self._stated, strict=True) if value is not None},
+            **({} if all(self.pbc) else {"pbc": self.pbc}),
         }
 
-    def _evaluate(self, positions: Array) -> tuple[float, Array]:
+    def _evaluate(self, positions: Array, cell: Array | None = None) -> Answer:
         # Calculators begin at the last geometry's wave function; a label must not depend on what was labelled before.
         if reset := getattr(self._atoms.calc, "reset", None):
             reset()
-        x = positions / ANGSTROM
+        x, box = positions / ANGSTROM, np.zeros((3, 3)) if cell is None else cell / ANGSTROM
+        self._atoms.set_cell(box)
+        self._atoms.set_pbc(self.pbc if cell is not None else False)
         self._atoms.set_positions(x)
-        calculator = self._atoms.calc
+        stress, calculator = None, self._atoms.calc
         with nullcontext(self.folder) if self.folder else tempfile.TemporaryDirectory(prefix="uqbias-") as folder:
             if hasattr(calculator, "directory"):
                 calculator.directory = Path(folder)  # GenericFileIOCalculator joins it by /
             energy, forces = self._atoms.get_potential_energy(), self._atoms.get_forces()
-            if not np.array_equal(self._atoms.positions, x):
+            if cell is not None and "stress" in getattr(calculator, "implemented_properties", ()):
+                with suppress(NotImplementedError):  # of this method, or this basis
+                    stress = _scaled(self._atoms.get_stress(voigt=False), EV / ANGSTROM**3)
+            if not (np.array_equal(self._atoms.positions, x) and np.array_equal(self._atoms.cell.array, box)):
                 raise OracleError(f"{self.kind} oracle failed: the calculator moved the atoms")
             free = (getattr(calculator, "results", None) or {}).get("free_energy")
-        return _scaled(energy if free is None else free, EV), _scaled(forces, EV_PER_ANGSTROM)
+        return _scaled(energy if free is None else free, EV), _scaled(forces, EV_PER_ANGSTROM), stress
 
 
 def _scaled(value: Any, unit: float) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uqbias.errors import UqbiasError
+from uqbias.molecule.cells import EVERYWHERE, check_cell
 
 Array = NDArray[np.float64]
 
@@ -31,12 +32,18 @@ class Label(NamedTuple):
 
     Attributes
     ----------
-    energy : kJ/mol.
+    energy : kJ/mol; of a periodic system that of one cell.
     forces : [N, 3] kJ/mol/nm.
+    stress : [3, 3] kJ/mol/nm³, tension positive, where there is a cell and the oracle has one; else None.
     """
 
     energy: float
     forces: Array
+    stress: Array | None = None
+
+
+#: What `Oracle._evaluate` returns: energy and forces, and a stress where there is one.
+Answer = tuple[float, Array] | tuple[float, Array, Array | None]
 
 
 class Oracle(ABC):
@@ -51,6 +58,7 @@ class Oracle(ABC):
     kind : name in `uqbias.kinds.ORACLES`.
     numbers : [N] atomic numbers, or None where any molecule is accepted.
     only_known : whether it has labels for the geometries of a file only.
+    periodic : whether it takes a cell; `_evaluate` is then given one.
     folder : where to write the files of the next label; None for a temporary folder.
     charge, spin : total charge and multiplicity that the labels are of; None where the oracle cannot say.
     """
@@ -58,6 +66,7 @@ class Oracle(ABC):
     kind: ClassVar[str]
     numbers: tuple[int, ...] | None = None
     only_known: ClassVar[bool] = False
+    periodic: ClassVar[bool] = False
     folder: Path | None = None
     charge: int | None = None
     spin: int | None = None
@@ -81,26 +90,31 @@ class Oracle(ABC):
         """JSON-able keyword arguments that rebuild this oracle."""
 
     @abstractmethod
-    def _evaluate(self, positions: Array) -> tuple[float, Array]:
-        """Energy in kJ/mol and forces [N, 3] in kJ/mol/nm at ``positions`` [N, 3] in nm; may raise anything."""
+    def _evaluate(self, positions: Array, cell: Array | None = None) -> Answer:
+        """Energy in kJ/mol, forces [N, 3] in kJ/mol/nm and, with a cell, a stress at ``positions`` [N, 3] in nm.
 
-    def label(self, positions: NDArray[Any]) -> Label:
+        ``cell`` [3, 3] nm is given only where there is one, so that an oracle of molecules may do without it. It may
+        raise anything.
+        """
+
+    def label(self, positions: NDArray[Any], cell: NDArray[Any] | None = None) -> Label:
         """Label one geometry.
 
         Parameters
         ----------
         positions : [N, 3] nm.
+        cell : [3, 3] nm, rows are lattice vectors; None for a molecule in vacuum.
 
         Returns
         -------
         Label
-            Energy in kJ/mol, forces [N, 3] in kJ/mol/nm.
+            Energy in kJ/mol, forces [N, 3] in kJ/mol/nm, and with a cell the stress, if the oracle has one.
 
         Raises
         ------
         OracleError
             If the calculation fails or tries to end the program, or its result is no label: not finite, not real, of
-            the wrong shape, or beyond `ABSURD`.
+            the wrong shape, or beyond `ABSURD`; and for a cell that it does not take, or that is none.
         """
         x = np.asarray(positions, dtype=np.float64)
         expected = None if self.numbers is None else (len(self.numbers), 3)
@@ -108,9 +122,11 @@ class Oracle(ABC):
             raise OracleError(f"{self.kind} oracle: positions of shape {x.shape}", f"give {expected or '[N, 3]'} in nm")
         if not np.isfinite(x).all():
             raise OracleError(f"{self.kind} oracle: positions are not finite", "leave this geometry out")
+        box = None if cell is None else self._checked(cell)
         try:
-            answer = self._evaluate(x)
+            answer = self._evaluate(x) if box is None else self._evaluate(x, box)
             energy, forces = _real(answer[0], "energy"), _real(answer[1], "forces")
+            stress = None if box is None or len(answer) < 3 or answer[2] is None else _real(answer[2], "stress")
         except OracleError:
             raise
         except (Exception, SystemExit) as error:
@@ -130,7 +146,24 @@ class Oracle(ABC):
             raise OracleError(
                 f"{self.kind} oracle: absurd label (energy {value:.3g} kJ/mol, largest force {largest:.3g} kJ/mol/nm)"
             )
-        return Label(value, forces)
+        if stress is not None and not (stress.shape == (3, 3) and (np.abs(stress) <= ABSURD).all()):
+            raise OracleError(f"{self.kind} oracle: stress {stress.tolist()}", "give [3, 3] finite numbers")
+        return Label(value, forces, None if stress is None else (stress + stress.T) / 2)
+
+    def _checked(self, cell: NDArray[Any]) -> Array:
+        """A cell [3, 3] that can be one, for an oracle that takes one."""
+        if not self.periodic:
+            raise OracleError(
+                f"{self.kind} oracle: it labels molecules in vacuum, and the geometry has a cell",
+                'remove the cell (pbc="F F F"), or choose an oracle of periodic systems: ase, openmm, pool',
+            )
+        box = np.asarray(cell, dtype=np.float64)
+        if box.shape != (3, 3):
+            raise OracleError(f"{self.kind} oracle: a cell of shape {box.shape}", "give [3, 3] in nm")
+        try:
+            return check_cell(box, EVERYWHERE, f"{self.kind} oracle: the geometry")
+        except UqbiasError as error:
+            raise OracleError(error.what, error.cure) from None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.options())

@@ -14,37 +14,48 @@ from uqbias.molecule.frames import read_frames
 from uqbias.molecule.labels import LabelKeys
 from uqbias.molecule.sense import check_molecule, check_sense
 from uqbias.options import InputFile
-from uqbias.oracles.base import Array, Oracle, OracleError
+from uqbias.oracles.base import Answer, Array, Oracle, OracleError
 
 #: nm; no coordinate of a geometry may be further from that of its frame in the file.
 TOLERANCE = 1e-6
 
 
 class Places:
-    """Geometries looked up by their coordinates, without any superposition.
+    """Geometries looked up by their coordinates and cells, without any superposition.
 
     Parameters
     ----------
     positions : [n, N, 3] nm.
+    cells : [n, 3, 3] nm, or None in vacuum.
     """
 
-    def __init__(self, positions: NDArray[Any]) -> None:
+    def __init__(self, positions: NDArray[Any], cells: NDArray[Any] | None = None) -> None:
         self._count = len(positions)
-        self._tree = cKDTree(np.asarray(positions, dtype=np.float64).reshape(len(positions), -1))
+        self._tree = cKDTree(_flat(positions, cells))
 
-    def find(self, positions: NDArray[Any]) -> tuple[NDArray[np.int64], Array]:
+    def find(self, positions: NDArray[Any], cells: NDArray[Any] | None = None) -> tuple[NDArray[np.int64], Array]:
         """Index [m] of the nearest geometry to each of ``positions`` [m, N, 3], -1 where none is within `TOLERANCE`.
+
+        Parameters
+        ----------
+        cells : [m, 3, 3] nm, or None in vacuum.
 
         Returns
         -------
         index : [m].
         apart : [m] nm, largest difference of a coordinate from the nearest geometry; infinite where there is none.
         """
-        x = np.asarray(positions, dtype=np.float64)
-        if not self._count or not len(x):
+        x = _flat(positions, cells)
+        if not self._count or not len(x) or x.shape[1] != self._tree.m:  # one in a cell, the other in vacuum
             return np.full(len(x), -1), np.full(len(x), np.inf)
-        apart, index = self._tree.query(x.reshape(len(x), -1), p=np.inf)
+        apart, index = self._tree.query(x, p=np.inf)
         return np.where(apart <= TOLERANCE, index, -1), apart
+
+
+def _flat(positions: NDArray[Any], cells: NDArray[Any] | None) -> Array:
+    """Coordinates, then those of the cell, [n, D]."""
+    parts = [np.asarray(part, dtype=np.float64) for part in (positions, cells) if part is not None]
+    return np.concatenate([part.reshape(len(positions), -1) for part in parts], axis=1)
 
 
 class PoolOracle(Oracle):
@@ -59,7 +70,7 @@ class PoolOracle(Oracle):
     ----------
     file : labelled frames, in a file that `uqbias train` reads. A geometry is found again to `TOLERANCE` in each
         coordinate.
-    energy_key, forces_key : names of the labels in it, as the system section states them.
+    energy_key, forces_key, stress_key : names of the labels in it, as the system section states them.
 
     Raises
     ------
@@ -70,6 +81,7 @@ class PoolOracle(Oracle):
     kind: ClassVar[str] = "pool"
     numbers: tuple[int, ...]
     only_known: ClassVar[bool] = True
+    periodic: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -77,30 +89,35 @@ class PoolOracle(Oracle):
         file: Annotated[str, InputFile(), Doc("labelled file of frames, as `uqbias train` reads them")],
         energy_key: str | None = None,
         forces_key: str | None = None,
+        stress_key: str | None = None,
     ) -> None:
-        self.file, self.energy_key, self.forces_key = str(file), energy_key, forces_key
-        self._frames = read_frames(file, keys=LabelKeys(energy_key, forces_key))
+        self.file, self._keys = str(file), {}
+        for name, value in (("energy_key", energy_key), ("forces_key", forces_key), ("stress_key", stress_key)):
+            if value is not None:
+                self._keys[name] = value
+        self._frames = read_frames(file, periodic=True, keys=LabelKeys(energy_key, forces_key, stress_key))
         self.numbers = tuple(int(number) for number in self._frames.numbers)
-        self._places = Places(self._frames.positions)
+        self._places = Places(self._frames.positions, self._frames.cells)
 
     def options(self) -> dict[str, Any]:
         """JSON-able keyword arguments that rebuild this oracle."""
-        keys = {name: value for name in ("energy_key", "forces_key") if (value := getattr(self, name)) is not None}
-        return {"file": self.file, **keys}
+        return {"file": self.file, **self._keys}
 
     @classmethod
     def check_molecule(cls, options: dict[str, Any], numbers: tuple[int, ...]) -> None:
-        check_pool(options["file"], numbers, LabelKeys(options.get("energy_key"), options.get("forces_key")))
+        keys = LabelKeys(*(options.get(f"{name}_key") for name in ("energy", "forces", "stress")))
+        check_pool(options["file"], numbers, keys)
 
-    def _evaluate(self, positions: Array) -> tuple[float, Array]:
-        (index,), (apart,) = self._places.find(positions[None])
+    def _evaluate(self, positions: Array, cell: Array | None = None) -> Answer:
+        (index,), (apart,) = self._places.find(positions[None], None if cell is None else cell[None])
         if index < 0:
             raise OracleError(
                 f"pool oracle: no frame of {self.file} has this geometry, the nearest is {apart:.2g} nm away",
                 "propose frames of that file, with sampler: pool",
             )
         energies, forces = self._frames.labels()
-        return float(energies[index]), forces[index]
+        stresses = self._frames.stresses
+        return float(energies[index]), forces[index], None if stresses is None else stresses[index]
 
 
 def check_pool(file: str | Path, numbers: tuple[int, ...], keys: LabelKeys | None) -> None:
@@ -116,6 +133,6 @@ def check_pool(file: str | Path, numbers: tuple[int, ...], keys: LabelKeys | Non
     UqbiasError
         If it does not.
     """
-    frames = read_frames(file, labelled=keys is not None, keys=keys or LabelKeys())
+    frames = read_frames(file, labelled=keys is not None, periodic=True, keys=keys or LabelKeys())
     check_molecule(frames, numbers, "the structure")
     check_sense(frames)

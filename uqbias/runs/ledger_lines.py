@@ -23,6 +23,7 @@ CURE = "put it back from a copy, or `uqbias verify RUN --rebuild` writes it anew
 #: At the end of a line: checksum of the line before it, and its own.
 SUM = re.compile(rb', "sum": "([0-9a-f]{32}|):([0-9a-f]{32})"\}\Z')
 Vector = Annotated[list[FiniteFloat], Len(3, 3)]
+Matrix = Annotated[list[Vector], Len(3, 3)]
 
 
 class _Event(TypedDict):
@@ -57,7 +58,15 @@ class _Failure(TypedDict):
     reason: str
 
 
-class _Label(TypedDict):
+class InCell(TypedDict, total=False):
+    """Schema of what the label of a periodic system holds beside that of a molecule."""
+
+    cell: Matrix
+    stress: Matrix | None
+    pbc: Annotated[list[bool], Len(3, 3)]
+
+
+class _Label(InCell):
     round: NonNegativeInt
     index: int
     key: str
