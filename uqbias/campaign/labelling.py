@@ -166,7 +166,7 @@ def label_all(
         If the oracle cannot be built, or the executor fails.
     """
     return _Labelling(executor, spec, ledger, round_index, progress or (lambda _count, _note: None)).run(
-        requests, in_flight or executor.slots
+        requests, in_flight or executor.slots + executor.ahead
     )
 
 

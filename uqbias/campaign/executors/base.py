@@ -36,6 +36,7 @@ class TaskExecutor(Executor):
     Attributes
     ----------
     here : whether tasks run in this program itself, which can show their progress.
+    ahead : tasks that wait where the workers are, so that these need not wait for this program.
     near : whether the processes of labels are this program's own, so that it can give labels up.
     environment : variables of the processes of labels.
     """
@@ -47,6 +48,7 @@ class TaskExecutor(Executor):
         self, work: str, home: Home | None, slots: int = 1, scratch: str | None = None, retries: int = 0
     ) -> None:
         self.work, self.home, self.slots, self.scratch, self.retries = work, home, slots, scratch, retries
+        self.ahead = 0
         self.environment: dict[str, str] = {}
 
     @property

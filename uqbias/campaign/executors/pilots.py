@@ -83,6 +83,7 @@ class _Pilots(TaskExecutor):
             import_attribute("parsl:Config")
         except UqbiasError as error:
             raise UqbiasError(f"executors.{work}: {error.what}", "pip install 'uqbias[parsl]'") from None
+        self.ahead = max(1, slots // 4)
         self.start_within, self._waited, self._looked = start_within, time.monotonic(), 0.0
         self._pilots: Any = None
 
