@@ -136,7 +136,7 @@ def label_here(
         with contextlib.nullcontext() if home is None else home.claim(f"{target.parent.name}/{frame}"):
             if (facts := finished_label(target.parent.glob(f"{frame}_*"), name, positions, cell)) is not None:
                 return facts
-            with _working_in(target, scratch) as place:
+            with working_in(target, scratch) as place:
                 oracle.folder = place
                 try:
                     label = oracle.label(positions, cell)
@@ -164,7 +164,7 @@ def label_here(
 
 
 @contextlib.contextmanager
-def _working_in(folder: Path, scratch: str | None) -> Iterator[Path]:
+def working_in(folder: Path, scratch: str | None) -> Iterator[Path]:
     """Work in a folder, or in one below ``scratch`` whose files end up there."""
     home, place = Path.cwd(), folder
     if scratch is not None:

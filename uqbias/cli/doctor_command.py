@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,6 +14,14 @@ def doctor(
     quick: Annotated[
         bool, typer.Option("--quick", help="Leave out the aoti runner, whose first compilation takes under a minute.")
     ] = False,
+    executors: Annotated[
+        Path | None,
+        typer.Option(
+            "--executors",
+            metavar="FILE",
+            help="Send a tiny job to each executor of this file instead, from a folder below the current one.",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Check this installation: versions, OpenMM platforms, compiler, and forces against finite differences.
@@ -23,19 +32,20 @@ def doctor(
     cure. Exit code 0 if at least one backend works and nothing that is installed is broken, else 2.
 
     \b
-    Example:
+    Examples:
       uqbias doctor
+      uqbias doctor --executors cluster.yaml
     """
-    from uqbias.doctor import examine, healthy
+    from uqbias.doctor import examine, examine_executors, healthy
 
     rows = []
-    for row in examine(quick=quick):
+    for row in examine(quick=quick) if executors is None else examine_executors(executors, Path.cwd()):
         rows.append(row)
         if not json:
             typer.echo(f"{row.status:<8} {row.what:<48} {row.detail}".rstrip())
             if row.cure:
                 typer.echo(f"{'':<8} {'':<48} -> {row.cure}")
-    good = healthy(rows)
+    good = healthy(rows) if executors is None else all(row.status == "ok" for row in rows)
     if json:
         print_json({"healthy": good, "rows": [row._asdict() for row in rows]})
     else:

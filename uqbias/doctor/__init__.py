@@ -5,6 +5,7 @@ from uqbias.lazy import exports
 __getattr__, __dir__, __all__ = exports(
     __name__,
     {
+        "cluster": ("examine_executors",),
         "installation": ("examine", "healthy"),
         "row": ("Row",),
     },

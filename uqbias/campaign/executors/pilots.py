@@ -38,6 +38,8 @@ MOST_FAILURES = 3
 ANSWER, PATIENCE = 30.0, 120.0
 #: What a scheduler says that will be back.
 AWAY = re.compile("unable to contact|timed out|connection refused|temporarily|try again", re.IGNORECASE)
+#: Reasons of SLURM for which a job waits for ever.
+NEVER = re.compile(r"\((PartitionConfig|Partition\w*Limit|BadConstraints|\w*NotAllowed|Invalid\w+)\)")
 #: Parsl's own command of a worker is looked for on PATH, which setup lines or a path to Python change.
 WORKER = "-m parsl.executors.high_throughput.process_worker_pool"
 #: The process between program and jobs: no signal of the terminal reaches it, and it ends with the program.
@@ -75,6 +77,7 @@ class _Pilots(TaskExecutor):
         scratch: str | None,
         retries: int,
         start_within: float | None,
+        poll: float = 30.0,
     ) -> None:
         super().__init__(work, home, slots, scratch, retries)
         if home is None:
@@ -84,7 +87,8 @@ class _Pilots(TaskExecutor):
         except UqbiasError as error:
             raise UqbiasError(f"executors.{work}: {error.what}", "pip install 'uqbias[parsl]'") from None
         self.ahead = max(1, slots // 4)
-        self.start_within, self._waited, self._looked = start_within, time.monotonic(), 0.0
+        self.start_within, self.poll = start_within, poll
+        self._waited = self._looked = self._asked = time.monotonic()
         self._pilots: Any = None
 
     def _start(self, **options: Any) -> None:
@@ -103,7 +107,8 @@ class _Pilots(TaskExecutor):
             block_error_handler=self._look,
             **options,
         )
-        config = {"max_idletime": 60.0, "strategy": "htex_auto_scale", "strategy_period": 1}
+        # Its strategy htex_auto_scale ends jobs that still wait to begin.
+        config = {"max_idletime": 60.0, "strategy": "simple", "strategy_period": 1}
         self._load(parsl.Config(executors=[pilots], run_dir=str(self.folder), **config))
         self._pilots = pilots
 
@@ -137,13 +142,16 @@ class _Pilots(TaskExecutor):
             raise self._fault(self._pilots.executor_exception)
         if self._pilots.interchange_proc.poll() is not None:
             raise UqbiasError(f"executors.{self.work}: Parsl's interchange ended{self.outputs}", "run again")
-        if self.start_within is None:
+        late = self.start_within is not None and now > self._waited + self.start_within
+        if not late and now < self._asked + self.poll:
             return
+        self._asked = now
         if self._pilots.connected_managers():
             self._waited = now
-        elif now > self._waited + self.start_within:
-            fault = f"executors.{self.work}: no job began to work within {self.start_within:g} s (start_within)"
-            raise UqbiasError(f"{fault}{self._waiting()}{self.outputs}", "wait longer, or ask for less")
+        elif late or NEVER.search(self._waiting()):
+            limit = f" within {self.start_within:g} s (start_within)" if late else ""
+            fault = f"executors.{self.work}: no job began to work{limit}{self._waiting()}{self.outputs}"
+            raise UqbiasError(fault, "wait longer, or ask for less" if late else "ask for what the partition has")
 
     def _waiting(self) -> str:
         """What the scheduler says of jobs that wait."""
@@ -156,8 +164,8 @@ class _Pilots(TaskExecutor):
             return LostJob(f"its job on {error.hostname} was lost")  # type: ignore[attr-defined]
         if kind == "WorkerLost":
             return LostLabel(f"its worker on {error.hostname} died")  # type: ignore[attr-defined]
-        if kind == "BadStateException":
-            raise self._fault(getattr(error, "exception", error)) from None
+        if kind == "BadStateException" and self._pilots is not None:
+            raise self._fault(self._pilots.executor_exception) from None
         return None
 
     def _fault(self, error: Any) -> UqbiasError:
@@ -173,9 +181,17 @@ class _Pilots(TaskExecutor):
         last = ended[-MOST_FAILURES:]
         if len(last) < MOST_FAILURES or not all(one.state.name in ("FAILED", "MISSING") for one in last):
             return
-        text = last[-1].stderr_summary or last[-1].stdout_summary or last[-1].message or "it left no output"
+        text = (
+            last[-1].stderr_summary
+            or last[-1].stdout_summary
+            or last[-1].message
+            or "no output: do all nodes see the run directory?"
+        )
         lines = [line.strip() for line in text.partition("stderr=")[2].splitlines() or text.splitlines()]
         said = " | ".join([line for line in lines if line][-3:])
+        assert self.home is not None
+        if "No such file" in text and str(self.home.folder) in text:
+            said = f"a node does not see {self.home.folder}, which must lie on a shared drive: {said}"
         fault = f"executors.{self.work}: {MOST_FAILURES} jobs in a row ended before they began to work ({said})"
         cure = "mend what it says, in the sbatch or setup lines or in the environment, and run again"
         pilots.set_bad_state_and_fail_all(UqbiasError(f"{fault}{self.outputs}", cure))
@@ -253,7 +269,7 @@ class Slurm(_Pilots):
         poll: Annotated[Positive, Doc("s between two looks into the queue")] = 30.0,
         retries: Retries = 5,
     ) -> None:
-        super().__init__(work, home, jobs * tasks, scratch, retries, start_within)
+        super().__init__(work, home, jobs * tasks, scratch, retries, start_within, poll)
         if shutil.which("sbatch") is None:
             raise UqbiasError(
                 f"executors.{work}.kind = 'slurm': no `sbatch` on this machine",
