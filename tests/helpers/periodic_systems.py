@@ -49,3 +49,27 @@ def brute_force(positions, box, periodic, cutoff):
         apart = np.linalg.norm(x[None] - x[:, None] + np.array(shift) @ box, axis=-1)
         pairs |= {(int(i), int(j), shift) for i, j in zip(*np.nonzero((apart < cutoff) & (apart > 0)), strict=True)}
     return pairs
+
+
+def model(numbers, positions, cell, periodic, **options):
+    """An untrained model of a solid in float64: a mixture on latents is driver and judge, fitted to some frames."""
+    from uqbias.model.model import UncertaintyModel
+    from uqbias.molecule.topology import Topology
+    from uqbias.potentials.power_spectrum import PowerSpectrum
+    from uqbias.potentials.prediction import predict
+    from uqbias.registry import UNCERTAINTIES
+
+    options = {"n_members": 2, "n_radial": 4, "n_channels": 3, "l_max": 2, "hidden": (8, 5)} | options
+    potential = PowerSpectrum(numbers, cutoff=CUTOFF, seed=3, **options).double()
+    potential.energy_scale.fill_(20.0)
+    topology = Topology(numbers, ())
+    part = UNCERTAINTIES.build(
+        "gmm", {"features": "latents", "n_components": 1}, topology=topology, n_latents=potential.n_latents
+    ).double()
+    generator = torch.Generator().manual_seed(5)
+    frames = positions[:1] + 0.01 * torch.randn(30, *positions.shape[1:], generator=generator, dtype=torch.float64)
+    cells = None if cell is None else torch.tensor(cell).expand(30, 3, 3)
+    prediction = predict(potential, frames, forces="none", cells=cells, periodic=periodic)
+    part.prepare(frames)
+    part.fit(frames, prediction.energy, prediction.latents, seed=0)
+    return UncertaintyModel(potential, part, topology).double().eval()

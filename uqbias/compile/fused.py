@@ -2,56 +2,40 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.func import functional_call
 
-from uqbias.compile.graph_inputs import SHIFT, check_device, copied, graph_inputs, weights_of
+from uqbias.compile.evaluation import BiasLike, Evaluation, FusedFunction, ModelAndVariables
+from uqbias.compile.graph_inputs import (
+    check_device,
+    copied,
+    graph_inputs,
+    signature_of,
+    take_weights,
+    weights_of,
+    without_shift,
+)
 from uqbias.compile.runners import compile_function, disagreement
 from uqbias.errors import UqbiasError
-from uqbias.variables.names import by_name, is_of_model, missing_part
+from uqbias.molecule.geometry import Geometry
+from uqbias.potentials.prediction import neighbour_list
+from uqbias.variables.names import is_of_model, missing_part
 
-#: Forces beyond this, in kJ/mol/nm, mark a walker as broken: 1e6 is ten thousand times a typical force.
-FORCE_LIMIT = 1e6
+logger = logging.getLogger(__name__)
 #: State tensors of a bias with this name (after the last dot) may grow along dimension 0 without a new graph.
 GROWING = "table"
-#: Outputs of the graph that have a value for each walker: those of an `Evaluation` but the pull on variables.
-PER_WALKER = 6
-
-
-class BiasLike(Protocol):
-    """What the evaluator asks of a bias; see `uqbias.bias.base.Bias`."""
-
-    variables: tuple[str, ...]
-
-    def state(self) -> dict[str, Tensor]: ...
-    def energy(self, x: Tensor, state: Mapping[str, Tensor]) -> Tensor: ...
-    def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Any: ...
-
-
-class Evaluation(NamedTuple):
-    """What one evaluation gives for W walkers of N atoms; tensors without autograd history."""
-
-    #: [W] potential energy of the model E, kJ/mol; this, the bias and its variables in float64.
-    energy: Tensor
-    #: [W] driver u that the bias acts on.
-    driver: Tensor
-    #: [W] judge: calibrated uncertainty, kJ/mol/nm.
-    judge: Tensor
-    #: [W] bias V, kJ/mol.
-    bias: Tensor
-    #: [W, N, 3] -dE/dx - dV/dx, kJ/mol/nm; zero for a broken walker.
-    forces: Tensor
-    #: [W, C] variables that the bias acts on, in its order.
-    variables: Tensor
-    #: [W, K] -dV/dy of the variables y that come from outside; zero for a broken walker.
-    input_forces: Tensor
+#: Outputs of the graph that are compared when it is verified: not the pull on variables, nor what is of all walkers.
+PER_WALKER = (*range(6), 7)
+#: Arrays of a snapshot: what the tables of neighbours are made from.
+LIST = "list_"
 
 
 class FusedEvaluator:
@@ -60,6 +44,10 @@ class FusedEvaluator:
     New weights (`load_model`), new hills and a grown bias grid need no new graph. Variables of the bias that neither
     the model nor ``variables`` gives come from outside: extended variables, which OpenMM integrates, and variables that
     OpenMM computes. They are one more input of the graph, and the force on them one more output.
+
+    In a cell, and with many atoms, tables of neighbours are inputs too. They are made on the host, before the graph
+    runs, on the positions that are to be evaluated; the graph is compiled when the first of them is known, and again
+    if atoms come to have more neighbours than there is room for.
 
     Parameters
     ----------
@@ -77,13 +65,17 @@ class FusedEvaluator:
     energy_only : leave out uncertainties and bias (zeros in the `Evaluation`).
     include_energy : False to leave -dE/dx out of the forces and E out of ``total_energy``: only the bias acts, on top
         of another force field.
+    box : [3, 3] nm, rows are lattice vectors; None in vacuum. `evaluate` may be given others.
+    periodic : along which of them the system repeats.
+    skin : nm, how much further than the cutoff tables of neighbours look, so that they last.
 
     Attributes
     ----------
     n_walkers, n_atoms, numbers : sizes and atomic numbers.
     names : names of the C variables of the bias.
     input_names : those of them that come from outside, K.
-    runner : name of the runner in use.
+    runner : name of the runner in use; before a graph is compiled, that which is asked for.
+    neighbours : the list that makes the tables of neighbours; None where all pairs of atoms are evaluated.
     last : the latest `Evaluation`, or None.
     total_energy : sum of E + V (or V) over walkers that are not broken, of the latest evaluation; tensor [], kJ/mol.
     n_evaluations, n_calls : evaluations so far, without and with memo hits.
@@ -94,7 +86,8 @@ class FusedEvaluator:
     Raises
     ------
     UqbiasError
-        If the sizes, the dtype, the device or the runner are invalid, or the driver lacks a part that the bias acts on.
+        If the sizes, the dtype, the device or the runner are invalid, the driver lacks a part that the bias acts on, or
+        the model takes no box.
     """
 
     def __init__(
@@ -110,6 +103,9 @@ class FusedEvaluator:
         cache_dir: Path | None = None,
         energy_only: bool = False,
         include_energy: bool = True,
+        box: Tensor | NDArray[np.floating] | None = None,
+        periodic: tuple[bool, bool, bool] = (True, True, True),
+        skin: float = 0.1,
     ) -> None:
         if n_walkers < 1:
             raise UqbiasError(f"{n_walkers} walkers", "give at least one")
@@ -132,11 +128,11 @@ class FusedEvaluator:
         if lacking := missing_part(self.names, len(getattr(model, "local_names", ()))):
             raise UqbiasError(f"a bias acts on {lacking[0]}", lacking[1])
         self.input_names = tuple(name for name in self.names if name not in modules and not is_of_model(name))
-        self._signature = _signature(model)
+        self._signature = signature_of(model)
         # Weights of the model first: these are what load_model replaces.
         self._weight_names, self._inputs = graph_inputs(model, n_walkers, dtype, self.device)
         self._positions = self._inputs[0]
-        whole = _ModelAndVariables(model, modules)
+        whole = ModelAndVariables(model, modules)
         self._extra_weights = [name for name in weights_of(whole) if name.startswith("variables.")]
         for name in self._extra_weights:
             self._inputs.append(copied(weights_of(whole)[name], dtype, self.device))
@@ -153,21 +149,72 @@ class FusedEvaluator:
                 if name.rpartition(".")[2] == GROWING:
                     dynamic[index] = 0
                 self._inputs.append(tensor)
+        self._potential = getattr(model, "potential", None)
+        self._box = self._as_input(box)
+        self.neighbours = self._potential and neighbour_list(
+            self._potential, box=box is not None, periodic=periodic, skin=skin
+        )
+        self._function = FusedFunction(
+            whole,
+            [f"model.{name}" for name in self._weight_names] + self._extra_weights,
+            self.bias,
+            self.names,
+            self.input_names,
+            self._outside_slot,
+            self._state_slots,
+            len(self._inputs),
+            n_walkers,
+            energy_only,
+            include_energy,
+        )
+        self._dynamic, self._cache_dir, self.runner, self._requested = dynamic, cache_dir, runner, runner
+        self._geometry: Geometry | None = None
+        if self.neighbours is None and self._box is None:
+            self._compile()
+
+    def _as_input(self, box: Tensor | NDArray[np.floating] | None) -> Tensor | None:
+        if box is None:
+            return None
+        if not getattr(self._potential, "periodic", False):
+            raise UqbiasError("a model whose potential takes no cell, in one", "leave the box out, or train another")
+        return torch.as_tensor(box).to(self.device, self.dtype).expand(self.n_walkers, 3, 3).clone()
+
+    def _compile(self) -> None:
+        """Make the graph for the shapes of the inputs as they are."""
+        function = replace(self._function, geometry=self._geometry)
+        name = "energy" if function.energy_only else "fused" if function.include_energy else "bias"
         compiled = compile_function(
-            self._function(whole, energy_only, include_energy),
+            function,
             self._inputs,
-            runner=runner,
-            name="energy" if energy_only else "fused" if include_energy else "bias",
-            dynamic=dynamic,
-            cache_dir=cache_dir,
+            runner=self._requested,
+            name=name,
+            dynamic=self._dynamic,
+            cache_dir=self._cache_dir,
             check_inputs=self._check_inputs(),
         )
         self.runner = compiled.runner
         self._run, self._plain = compiled.unchecked, compiled.plain
 
+    def _set_geometry(self) -> None:
+        """Inputs for the cell and the neighbours of the positions; another graph where tables became wider."""
+        before = self._geometry
+        if self.neighbours is not None:
+            self._geometry = self.neighbours.geometry(self._positions, self._box)
+        elif self._box is not None:
+            self._geometry = Geometry(self._box)
+            self._potential.check_geometry(self._geometry)  # type: ignore[union-attr]
+        if self._geometry is None:
+            return
+        self._inputs[self._function.geometry_slot :] = self._geometry.tensors()
+        if before is None or before.blocks != self._geometry.blocks:
+            if before is not None:
+                widths = f"{before.blocks} to {self._geometry.blocks}"
+                logger.warning("tables of neighbours grew from %s slots: the graph is compiled once more", widths)
+            self._compile()
+
     def _check_inputs(self) -> list[Tensor]:
         """Inputs with bias grids that span any value and are not zero, and without energy shift, so that all counts."""
-        inputs = self._without_shift()
+        inputs = without_shift(self._inputs, self._weight_names)
         random = torch.Generator().manual_seed(1)
         for index, name in self._state_slots:
             tensor, kind = inputs[index], name.rpartition(".")[2]
@@ -177,33 +224,36 @@ class FusedEvaluator:
                 inputs[index] = torch.full_like(tensor, -1e3 if kind == "origin" else 40.0)
         return inputs
 
-    def _without_shift(self) -> list[Tensor]:
-        """Inputs by which energies begin from 0: an error is compared with their scale, which an offset hides."""
-        inputs = list(self._inputs)
-        if SHIFT in self._weight_names:
-            place = 1 + self._weight_names.index(SHIFT)
-            inputs[place] = torch.zeros_like(inputs[place])
-        return inputs
-
-    def evaluate(self, positions: Tensor, inputs: Tensor | None = None) -> Evaluation:
+    def evaluate(self, positions: Tensor, inputs: Tensor | None = None, box: Tensor | None = None) -> Evaluation:
         """Evaluate all walkers.
 
         Parameters
         ----------
         positions : [W, N, 3] nm, any floating dtype and device, without autograd.
         inputs : [W, K] variables from outside, in the order of ``input_names``; zeros if None.
+        box : [W, 3, 3] or [3, 3] nm, if it is no longer that of the last evaluation.
+
+        Raises
+        ------
+        UqbiasError
+            If there is a box and the evaluator was made without, or a cell that makes no sense.
         """
         outside = torch.zeros_like(self._from_outside) if inputs is None else inputs
+        if box is not None and self._box is None:
+            raise UqbiasError("a box for an evaluator that was made without", "give one to its constructor")
         self.n_calls, armed, self._memo_armed = self.n_calls + 1, self._memo_armed, False
-        if armed and self.last is not None:
-            pairs = (positions, self._positions), (outside, self._from_outside)
-            if all(torch.equal(new.to(old), old) for new, old in pairs):
-                return self.last
-        self._positions.copy_(positions)
-        self._from_outside.copy_(outside)
+        pairs = [(positions, self._positions), (outside, self._from_outside)]
+        if box is not None and self._box is not None:
+            pairs.append((box, self._box))
+        if armed and self.last is not None and all(torch.equal(new.to(old).expand_as(old), old) for new, old in pairs):
+            return self.last
+        for new, old in pairs:
+            old.copy_(new)
+        if self._box is not None or self.neighbours is not None:
+            self._set_geometry()
         self._bind_state({})
         *values, self.total_energy, broken = self._run(self._inputs)
-        self.last = Evaluation(*values)
+        self.last = Evaluation.of(values)
         self._broken.logical_or_(broken if broken.device.type == "cpu" else broken.cpu())
         self.n_evaluations += 1
         return self.last
@@ -220,8 +270,9 @@ class FusedEvaluator:
             return
         self._bind_state({})
         # As it runs too: a bias on the energy acts at the energies that there are.
-        for inputs in (self._inputs, self._without_shift()):
-            values = [self._run(inputs)[:PER_WALKER], self._plain(inputs)[:PER_WALKER]]
+        for inputs in (self._inputs, without_shift(self._inputs, self._weight_names)):
+            outputs = [run(inputs)[:-2] for run in (self._run, self._plain)]
+            values = [[one[place] for place in PER_WALKER if place < len(one)] for one in outputs]
             finite = [torch.stack([one.isfinite() for one in each[:4]]).all(0) for each in values]
             compared = finite[0] | finite[1]
             here, there = ([one[compared] for one in each] for each in values)
@@ -241,7 +292,7 @@ class FusedEvaluator:
         self._bind_state(state)
         *values, _, _ = self._run(self._inputs)
         self.n_evaluations += 1
-        return np.asarray(Evaluation(*values).forces.detach().cpu().numpy(), dtype=np.float64)
+        return np.asarray(Evaluation.of(values).forces.detach().cpu().numpy(), dtype=np.float64)
 
     def _bind_state(self, replaced: Mapping[str, Tensor]) -> None:
         if self.bias is not None:
@@ -250,7 +301,7 @@ class FusedEvaluator:
                 tensor = replaced.get(name)
                 self._inputs[index] = state[name] if tensor is None else tensor.to(state[name])
 
-    def evaluate_for_host(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate_for_host(self, positions: Tensor, box: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Total energy [] and forces [P, 3] for OpenMM; an exception is kept in `exception`.
 
         OpenMM turns an exception inside a force into an OpenMMException with little of the message.
@@ -259,13 +310,14 @@ class FusedEvaluator:
         ----------
         positions : [P, 3] nm, P = W·N atoms and then W·K particles, walker after walker, whose x coordinate is the
             value of a variable from outside.
+        box : [3, 3] nm of all walkers, if it may be another one than in the last call.
         """
         try:
             atoms = self.n_walkers * self.n_atoms
             # Without variables from outside each operation saved here is a per mille of a step.
             outside = positions[atoms:, 0].reshape(self.n_walkers, -1) if self.input_names else None
             places = positions if outside is None else positions[:atoms]
-            evaluation = self.evaluate(places.view(self.n_walkers, self.n_atoms, 3), outside)
+            evaluation = self.evaluate(places.view(self.n_walkers, self.n_atoms, 3), outside, box)
         except BaseException as error:
             self.exception = error
             raise
@@ -283,42 +335,6 @@ class FusedEvaluator:
         if error is not None:
             raise error
 
-    def _function(self, whole: torch.nn.Module, energy_only: bool, include_energy: bool) -> Any:
-        """The function to flatten: inputs as in ``_inputs``; outputs are an `Evaluation`, the total and what broke."""
-        names = [f"model.{name}" for name in self._weight_names] + self._extra_weights
-        outside_slot, columns, slots, bias = self._outside_slot, self.names, self._state_slots, self.bias
-        input_names, n_walkers = self.input_names, self.n_walkers
-
-        def function(inputs: list[Tensor]) -> tuple[Tensor, ...]:
-            positions = inputs[0].detach().requires_grad_()
-            weights = dict(zip(names, inputs[1:], strict=False))
-            energy, driver, judge, values = functional_call(whole, weights, (positions,))
-            energy, values = energy.double(), {name: value.double() for name, value in values.items()}
-            added = torch.zeros_like(energy)
-            x = energy.new_zeros(n_walkers, len(columns))
-            roots = [positions]
-            if energy_only:
-                driver, judge = added, added
-            elif bias is not None:
-                if input_names:
-                    roots.append(inputs[outside_slot].detach().requires_grad_())
-                    values |= {name: roots[1][:, place] for place, name in enumerate(input_names)}
-                x = torch.stack([values[name] for name in columns], dim=1)
-                added = bias.energy(x, {name: inputs[index] for index, name in slots})
-            total = energy + added if include_energy else added
-            gradient, *outside = torch.autograd.grad(total.sum(), roots, materialize_grads=True)
-            # A comparison with NaN is false, so this also finds what is not finite.
-            sound = (gradient.abs() <= FORCE_LIMIT).flatten(1).all(1) & torch.isfinite(total)
-            for one in outside:
-                sound = sound & torch.isfinite(one).all(1)
-            forces = torch.where(sound.view(-1, 1, 1), -gradient, torch.zeros_like(gradient))
-            pulls = [torch.where(sound.view(-1, 1), -one, torch.zeros_like(one)) for one in outside]
-            pull = pulls[0] if pulls else energy.new_zeros(n_walkers, 0)
-            total = torch.where(sound, total, torch.zeros_like(total)).sum()
-            return energy, driver.clone(), judge.clone(), added.clone(), forces, x.clone(), pull, total, ~sound
-
-        return function
-
     def load_model(self, model: torch.nn.Module) -> None:
         """Take the weights and buffers of another model of the same architecture; nothing is traced or compiled.
 
@@ -327,22 +343,12 @@ class FusedEvaluator:
         UqbiasError
             If a tensor is missing or has another shape.
         """
-        weights = weights_of(model)
-        if list(weights) != self._weight_names or tuple(model.numbers) != self.numbers:  # type: ignore[arg-type]
-            raise UqbiasError("the model has another architecture or other atoms", "make a new FusedEvaluator")
-        if _signature(model) != self._signature:
+        if tuple(model.numbers) != self.numbers or signature_of(model) != self._signature:  # type: ignore[arg-type]
             raise UqbiasError(
-                "the model has the same tensors but other options of potential, driver, judge or calibration",
+                "the model has other atoms, or other options of potential, driver, judge or calibration",
                 "make a new FusedEvaluator",
             )
-        for name, new, old in zip(weights, weights.values(), self._inputs[1:], strict=False):
-            if new.shape != old.shape:
-                raise UqbiasError(
-                    f"'{name}' has shape {tuple(new.shape)}, the compiled graph takes {tuple(old.shape)}",
-                    "make a new FusedEvaluator",
-                )
-        for index, tensor in enumerate(weights.values(), start=1):
-            self._inputs[index].copy_(tensor.detach())
+        take_weights(model, self._weight_names, self._inputs[1:])
         self._memo_armed = False
         self.last = None
 
@@ -355,40 +361,33 @@ class FusedEvaluator:
         self._memo_armed = armed
 
     def memo(self) -> dict[str, NDArray[Any]]:
-        """The evaluation that `arm_memo` keeps for the next step, as arrays for a snapshot; empty if there is none."""
-        if self.last is None or not self._memo_armed:
-            return {}
-        kept = {**self.last._asdict(), "positions": self._positions, "inputs": self._from_outside}
-        kept["total"] = self.total_energy
-        return {f"memo_{name}": tensor.detach().cpu().numpy().copy() for name, tensor in kept.items()}
+        """What `restore_memo` needs, as arrays for a snapshot.
+
+        That is the evaluation that `arm_memo` keeps for the next step, if there is one, and what the tables of
+        neighbours were made from.
+        """
+        arrays = {} if self.neighbours is None else {LIST + name: a for name, a in self.neighbours.state().items()}
+        if self.last is not None and self._memo_armed:
+            kept = {**self.last._asdict(), "positions": self._positions, "inputs": self._from_outside}
+            kept["total"] = self.total_energy
+            if self._box is not None:
+                kept["box"] = self._box
+            arrays |= {f"memo_{name}": tensor.detach().cpu().numpy().copy() for name, tensor in kept.items()}
+        return arrays
 
     def restore_memo(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Put `memo` back, so that an interrupted run goes on with the forces that it had."""
+        """Put `memo` back, so that an interrupted run goes on with the forces that it had, to the last bit."""
         self.last, self._memo_armed = None, False
+        if self.neighbours is not None and LIST + "at" in arrays:
+            known = {name.removeprefix(LIST): array for name, array in arrays.items() if name.startswith(LIST)}
+            self.neighbours.restore(known)
         if "memo_total" not in arrays:
             return
-        tensors = {name: torch.as_tensor(arrays[f"memo_{name}"], device=self.device) for name in Evaluation._fields}
-        self.last = Evaluation(**tensors)
+        names = [name for name in Evaluation._fields if f"memo_{name}" in arrays]  # once there was no virial
+        self.last = Evaluation.of([torch.as_tensor(arrays[f"memo_{name}"], device=self.device) for name in names])
         self._positions.copy_(torch.as_tensor(arrays["memo_positions"]))
         self._from_outside.copy_(torch.as_tensor(arrays["memo_inputs"]))
+        if self._box is not None:
+            self._box.copy_(torch.as_tensor(arrays["memo_box"]))
         self.total_energy = torch.as_tensor(arrays["memo_total"], device=self.device)
         self.arm_memo()
-
-
-def _signature(model: torch.nn.Module) -> str:
-    """What the graph depends on beside shapes; empty for a module that does not tell."""
-    return str(getattr(model, "signature", str)())
-
-
-class _ModelAndVariables(torch.nn.Module):
-    """E, u and the judge of a model, and the variables that the graph computes."""
-
-    def __init__(self, model: torch.nn.Module, variables: Mapping[str, torch.nn.Module]) -> None:
-        super().__init__()
-        self.model = model
-        self.variables = torch.nn.ModuleDict(dict(variables))
-
-    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        values = by_name(self.model(positions))
-        values |= {name: module(positions) for name, module in self.variables.items()}
-        return values["energy"], values["driver"], values["judge"], values

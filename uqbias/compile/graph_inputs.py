@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -52,6 +53,41 @@ def copied(tensor: Tensor, dtype: torch.dtype, device: torch.device | str) -> Te
     """A contiguous copy; whole numbers and the zero of the energies keep their type."""
     exact = not tensor.is_floating_point() or (tensor.dtype == torch.float64 and tensor.dim() == 0)
     return tensor.detach().to(device, tensor.dtype if exact else dtype, copy=True).contiguous()
+
+
+def without_shift(inputs: Sequence[Tensor], names: Sequence[str]) -> list[Tensor]:
+    """Inputs by which energies begin from 0: an error is compared with their scale, which an offset hides."""
+    result = list(inputs)
+    if SHIFT in names:
+        place = 1 + names.index(SHIFT)
+        result[place] = torch.zeros_like(result[place])
+    return result
+
+
+def take_weights(model: torch.nn.Module, names: Sequence[str], inputs: Sequence[Tensor]) -> None:
+    """Copy the weights of ``model`` into inputs of a graph that has these names for them.
+
+    Raises
+    ------
+    UqbiasError
+        If a tensor is missing or has another shape.
+    """
+    weights = weights_of(model)
+    if list(weights) != list(names):
+        raise UqbiasError("the model has another architecture or other atoms", "make a new FusedEvaluator")
+    for (name, new), old in zip(weights.items(), inputs, strict=False):
+        if new.shape != old.shape:
+            raise UqbiasError(
+                f"'{name}' has shape {tuple(new.shape)}, the compiled graph takes {tuple(old.shape)}",
+                "make a new FusedEvaluator",
+            )
+    for new, old in zip(weights.values(), inputs, strict=False):
+        old.copy_(new.detach())
+
+
+def signature_of(model: torch.nn.Module) -> str:
+    """What a graph depends on beside shapes; empty for a module that does not tell."""
+    return str(getattr(model, "signature", str)())
 
 
 def weights_of(model: torch.nn.Module) -> dict[str, Tensor]:

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.func import functional_call
 
 import uqbias
+from uqbias.compile.evaluation import BiasLike
 from uqbias.compile.flatten import flatten
-from uqbias.compile.fused import BiasLike
 from uqbias.compile.runners import trace_to_torchscript
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.files import atomic_path

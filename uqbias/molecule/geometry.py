@@ -41,6 +41,18 @@ class Geometry(NamedTuple):
         return self.with_tensors([tensor[walkers] for tensor in self.tensors()])
 
 
+def virial(positions: Tensor, gradient: Tensor, box: Tensor, box_gradient: Tensor) -> Tensor:
+    """Derivative of an energy by a strain of positions and cell, [..., 3, 3] kJ/mol, made symmetric.
+
+    Parameters
+    ----------
+    positions, gradient : [..., N, 3] nm and the derivative by them.
+    box, box_gradient : [..., 3, 3] nm and the derivative by it, at fixed positions.
+    """
+    strained = positions.transpose(-1, -2) @ gradient + box.transpose(-1, -2) @ box_gradient
+    return 0.5 * (strained + strained.transpose(-1, -2))
+
+
 def heights(box: Tensor) -> Tensor:
     """Distances between opposite faces of cells [..., 3, 3] nm: [..., 3]."""
     normals = torch.linalg.cross(box.roll(-1, -2), box.roll(-2, -2))

@@ -139,6 +139,7 @@ class NeighbourList:
         self._given: Array | None = None
         self._cells: Array | None = None
         self._tables: Geometry | None = None
+        self._kind: tuple[torch.dtype, torch.device] | None = None
         self._allocate(0)
 
     def geometry(self, positions: Tensor, boxes: Tensor | None = None) -> Geometry:
@@ -157,16 +158,19 @@ class NeighbourList:
             self._allocate(len(x))
             self._given = None
         if boxes_given is not None and not np.array_equal(boxes_given, self._given):  # type: ignore[arg-type]
-            self._given, self._cells = boxes_given, whole_cells(boxes_given, self.periodic, self.cutoff + self.skin)
+            # A copy: the caller may write another cell into the same tensor.
+            self._given = boxes_given.copy()
+            self._cells = whole_cells(self._given, self.periodic, self.cutoff + self.skin)
         self.grown = False
         finite = np.asarray(np.isfinite(x).all((1, 2)))
         if (stale := finite & self._is_stale(x)).any():
             self._rebuild(x, stale, finite)
             self._tables = None
-        if self._tables is None or self._tables.neighbours.device != positions.device:  # type: ignore[union-attr]
+        kind = positions.dtype, positions.device
+        if self._tables is None or self._kind != kind:
             table = torch.from_numpy(self._table.copy()).to(positions.device)
             shifts = None if boxes is None else torch.from_numpy(self._shifts).to(positions)
-            self._tables = Geometry(None, table, shifts, blocks=self.capacities)
+            self._tables, self._kind = Geometry(None, table, shifts, blocks=self.capacities), kind
         return self._tables._replace(box=None if boxes is None else boxes.detach().to(positions).contiguous())
 
     def state(self) -> dict[str, NDArray[Any]]:

@@ -9,8 +9,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from uqbias.molecule.geometry import Geometry
+from uqbias.errors import UqbiasError
+from uqbias.molecule.geometry import Geometry, virial
+from uqbias.molecule.neighbours import NeighbourList
 from uqbias.potentials.base import Potential
+
+#: Atoms with tables of neighbours that are evaluated together, to bound the memory.
+ATOMS = 2000
+Cells = NDArray[np.floating] | Tensor
+Periodic = tuple[bool, bool, bool]
 
 
 class Predictions(NamedTuple):
@@ -24,6 +31,36 @@ class Predictions(NamedTuple):
     forces: Tensor | None
     #: [M, n, N, 3] kJ/mol/nm; None where not asked for.
     member_forces: Tensor | None
+    #: [n, 3, 3] kJ/mol, see `uqbias.molecule.geometry.virial`, mean over the members; None without forces or cells.
+    virial: Tensor | None = None
+
+
+def neighbour_list(
+    potential: Potential, *, box: bool, periodic: Periodic = (True, True, True), skin: float = 0.0
+) -> NeighbourList | None:
+    """The list of neighbours of a potential's atoms, in a cell or not; None where all pairs are evaluated.
+
+    Raises
+    ------
+    UqbiasError
+        If the potential needs one and has no cutoff.
+    """
+    if not potential.uses_table(box=box):
+        return None
+    if potential.cutoff is None:
+        raise UqbiasError(f"potential '{potential.kind}' with a table of neighbours, without a cutoff", "give it one")
+    return NeighbourList(potential.numbers, potential.elements, potential.cutoff, skin, periodic)
+
+
+def geometry_for(
+    potential: Potential, positions: Tensor, cells: Cells | None = None, periodic: Periodic = (True, True, True)
+) -> Geometry | None:
+    """What a potential needs beside ``positions`` [n, N, 3] nm in ``cells`` [n, 3, 3] nm; None for a small molecule."""
+    boxes = None if cells is None else torch.as_tensor(cells).to(positions)
+    table = neighbour_list(potential, box=boxes is not None, periodic=periodic)
+    if table is not None:
+        return table.geometry(positions, boxes)
+    return None if boxes is None else Geometry(boxes)
 
 
 def with_member_forces(
@@ -53,26 +90,46 @@ def predict(
     batch_size: int = 64,
     *,
     forces: Literal["none", "mean", "members"] = "mean",
+    cells: Cells | None = None,
+    periodic: Periodic = (True, True, True),
 ) -> Predictions:
-    """Evaluate ``potential`` at ``positions`` [n, N, 3] nm; the outputs carry no autograd history."""
-    reference = next(potential.parameters())
-    parts: list[list[Tensor]] = [[], [], [], []]
-    for batch in torch.split(torch.as_tensor(positions).to(reference), batch_size):
-        with torch.no_grad():
-            if forces == "members":
-                energy, latents, each = with_member_forces(potential, batch)
-                outputs = [energy, latents, each.mean(0), each]
-            elif forces == "mean":
-                with torch.enable_grad():  # type: ignore[no-untyped-call]
-                    moved = batch.clone().requires_grad_()
-                    energy, latents = potential(moved)
-                    (gradient,) = torch.autograd.grad(energy.mean(0).sum(), moved)
-                outputs = [energy.detach(), latents.detach(), -gradient]
-            else:
-                outputs = list(potential(batch))
-        for part, values in zip(parts, outputs, strict=False):
-            part.append(values)
-    joined = [torch.cat(part, dim) if part else None for part, dim in zip(parts, (1, 1, 0, 1), strict=True)]
+    """Evaluate ``potential`` at ``positions`` [n, N, 3] nm in ``cells`` [n, 3, 3] nm; there is no autograd history."""
+    x = torch.as_tensor(positions).to(next(potential.parameters()))
+    boxes = None if cells is None else torch.as_tensor(cells).to(x)
+    table = neighbour_list(potential, box=boxes is not None, periodic=periodic)
+    if table is not None:
+        batch_size = min(batch_size, max(1, ATOMS // len(potential.numbers)))
+    parts: list[list[Tensor]] = [[], [], [], [], []]
+    for start in range(0, max(len(x), 1), batch_size):
+        batch, box = x[start : start + batch_size], None if boxes is None else boxes[start : start + batch_size]
+        geometry = table.geometry(batch, box) if table is not None else None if box is None else Geometry(box)
+        for part, values in zip(parts, _predicted(potential, batch, geometry, forces), strict=True):
+            if values is not None:
+                part.append(values)
+    joined = [torch.cat(part, dim) if part else None for part, dim in zip(parts, (1, 1, 0, 1, 0), strict=True)]
     assert joined[0] is not None
     assert joined[1] is not None
-    return Predictions(joined[0], joined[1], joined[2], joined[3])
+    return Predictions(joined[0], joined[1], *joined[2:])
+
+
+def _predicted(potential: Potential, batch: Tensor, geometry: Geometry | None, forces: str) -> Predictions:
+    box = None if geometry is None else geometry.box
+    if forces == "none":
+        with torch.no_grad():
+            return Predictions(*potential(batch, geometry), None, None)
+    with torch.enable_grad():  # type: ignore[no-untyped-call]
+        copies = batch.clone().requires_grad_()
+        if forces == "members":
+            copies = batch.expand(potential.n_members, -1, -1, -1).clone().requires_grad_()
+        roots = [copies]
+        if geometry is not None and box is not None:
+            roots.append(box.clone().requires_grad_())
+            geometry = geometry._replace(box=roots[1])
+        energy, latents = potential(copies, geometry)
+        total, weight = (energy.sum(), len(energy)) if forces == "members" else (energy.mean(0).sum(), 1)
+        gradient, *of_box = torch.autograd.grad(total, roots)
+    with torch.no_grad():
+        each = -gradient if forces == "members" else None
+        mean = -gradient if each is None else each.mean(0)
+        strained = virial(batch, -mean, roots[1], of_box[0] / weight) if of_box else None
+        return Predictions(energy.detach(), latents.detach(), mean, each, strained)
