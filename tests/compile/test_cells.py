@@ -132,7 +132,7 @@ def test_the_memo_knows_the_box_and_a_snapshot_the_lists(solid):
 
 
 def test_new_weights_and_a_broken_walker(solid):
-    whole, positions, box, _ = solid
+    whole, positions, *_ = solid
     other = copy.deepcopy(whole)
     with torch.no_grad():
         other.potential.readout.mul_(1.5)
