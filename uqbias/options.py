@@ -56,7 +56,9 @@ Runner = Literal["auto", "aoti", "torchscript", "eager"]
 
 @dataclass(frozen=True)
 class InputFile:
-    """Marks an option that names a file, relative to the campaign file."""
+    """Marks an option that names a file, relative to the campaign file; ``unless`` knows names that are no file."""
+
+    unless: Callable[[str], bool] = lambda _: False
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,20 @@
-"""Rings and coordination of silica crystals, which are known, by the script that looks at glasses."""
+"""Silica: rings and coordination of crystals, which are known; what the files hold; BKS against sums by hand."""
 
 import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from ase.neighborlist import neighbor_list
+from scipy.special import erfc
 
+from uqbias.campaign.work import Work
 from uqbias.molecule.frames import read_frames
+from uqbias.molecule.topology import Topology
+from uqbias.oracles.openmm import OpenMMOracle
+from uqbias.settings.file import load_campaign
+from uqbias.units import ANGSTROM, EV, EV_PER_ANGSTROM
 
 SILICA = Path(__file__).parents[2] / "systems/silica"
 GLASS = runpy.run_path(str(SILICA / "glass.py"))
@@ -78,3 +86,58 @@ def test_melts_hold_what_no_crystal_does():
     assert 0.02 < 1 - counts[4] / counts.total() < 0.2
     rings = set().union(*(GLASS["rings"](one) for one in images))
     assert {3, 4, 5, 6, 7, 8} <= rings
+
+
+@pytest.fixture(scope="module")
+def oracle():
+    return OpenMMOracle(SILICA / "quartz.xyz", forcefield=str(SILICA / "bks.xml"), cutoff=0.55, strain=1e-4)
+
+
+@pytest.mark.parametrize("file", ["start", "reference/liquid", "reference/coesite"])
+def test_labels_are_those_of_the_oracle(oracle, file):
+    frames = read_frames(SILICA / f"{file}.xyz", periodic=True)[[7]]
+    label = oracle.label(frames.positions[0], frames.cells[0])
+    np.testing.assert_allclose(label.energy, frames.energies[0], atol=24 * 1e-4 * EV)
+    np.testing.assert_allclose(label.forces, frames.forces[0], atol=1e-3 * EV_PER_ANGSTROM)
+    np.testing.assert_allclose(label.stress, frames.stresses[0], atol=2e-4 * EV / ANGSTROM**3)
+
+
+def test_bks_is_the_published_potential(crystals, oracle):
+    """Pairs summed over images, and the Ewald sum by reciprocal and real space, in eV and Å."""
+    atoms = crystals["quartz"].copy()
+    atoms.rattle(0.1, seed=1)
+    parameters = {  # A, B, C; ε, σ
+        "OO": (1388.7730, 2.76, 175.0, 0.00105105, 1.779239),
+        "OSi": (18003.7572, 4.87318, 133.5381, 0.0030949598, 1.313635),
+    }
+    i, j, r = neighbor_list("ijd", atoms, 5.5)
+    short = 0.0
+    for pair, (a, b, c, epsilon, sigma) in parameters.items():
+        d = r[["".join(sorted(one)) == pair for one in zip(atoms.symbols[i], atoms.symbols[j], strict=True)]]
+        x = np.clip((d - 4.95) / 0.55, 0.0, 1.0)
+        value = a * np.exp(-b * d) - c / d**6 + 4 * epsilon * ((sigma / d) ** 24 - (sigma / d) ** 6)
+        short += 0.5 * (value * (1 - 6 * x**5 + 15 * x**4 - 10 * x**3)).sum()
+    charges = np.where(atoms.numbers == 14, 2.4, -1.2)
+    alpha, volume = 0.6, atoms.get_volume()
+    i, j, r = neighbor_list("ijd", atoms, 9.0)
+    coulomb = 0.5 * (charges[i] * charges[j] * erfc(alpha * r) / r).sum()
+    n = np.stack(np.meshgrid(*[np.arange(-14, 15)] * 3), axis=-1).reshape(-1, 3)
+    k = 2 * np.pi * n[n.any(axis=1)] @ np.linalg.inv(atoms.cell.array).T
+    square = (k**2).sum(axis=1)
+    k, square = k[square < 49.0], square[square < 49.0]
+    structure = np.abs(np.exp(1j * k @ atoms.positions.T) @ charges) ** 2
+    coulomb += 2 * np.pi / volume * (np.exp(-square / (4 * alpha**2)) / square * structure).sum()
+    coulomb -= alpha / np.sqrt(np.pi) * (charges**2).sum()
+    label = oracle.label(atoms.positions * ANGSTROM, atoms.cell.array * ANGSTROM)
+    assert label.energy / EV / 24 == pytest.approx((short + 14.399645 * coulomb) / 24, abs=1e-4)
+
+
+def test_every_label_tells_the_cutoff(tmp_path):
+    content = {
+        "system": {"structure": str(SILICA / "quartz.xyz"), "start": str(SILICA / "start.xyz")},
+        "oracle": {"kind": "openmm", "forcefield": str(SILICA / "bks.xml"), "cutoff": 0.55},
+    }
+    (tmp_path / "campaign.yaml").write_text(yaml.safe_dump(content))
+    file = load_campaign(tmp_path / "campaign.yaml")
+    work = Work(file, tmp_path, None, Topology(tuple([14] * 24 + [8] * 48), ()), None, None)
+    assert work.oracle_facts == {"cutoff_nm": 0.55}

@@ -235,3 +235,17 @@ def test_the_published_method_is_as_published():
     assert (eabf.kind, eabf.sigma, eabf.mass, eabf.bin_width, eabf.full_samples) == ("wtm_eabf", 0.5, 0.5, 0.1, 100)
     assert (gamd.kind, gamd.threshold) == ("gamd", "upper")
     assert campaign.md.temperature == 300.0
+
+
+def test_a_force_field_of_your_own_is_a_file_and_one_of_openmm_is_a_name(tmp_path):
+    (tmp_path / "mine.xml").write_text("<ForceField/>")
+    oracle = {"kind": "openmm", "forcefield": ["amber14/protein.ff14SB.xml", "mine.xml"]}
+    file = load_campaign(write(tmp_path, yaml.safe_dump({**MINIMAL, "oracle": oracle})))
+    resolved = file.resolved.oracle.arguments()["forcefield"]
+    assert resolved == ["amber14/protein.ff14SB.xml", str(tmp_path / "mine.xml")]
+    before = file.identity()
+    (tmp_path / "mine.xml").write_text("<ForceField></ForceField>")
+    assert file.identity() != before
+    (tmp_path / "mine.xml").unlink()
+    with pytest.raises(UqbiasError, match=r"oracle\.forcefield\.1 = mine\.xml: no such file"):
+        load_campaign(tmp_path / "campaign.yaml")

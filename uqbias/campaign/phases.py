@@ -344,7 +344,7 @@ def requests_of(work: Work, round_index: int) -> list[LabelRequest]:
 
 
 def _start_requests(work: Work) -> list[LabelRequest]:
-    start = replace(work.start, info=[{"reason": "start"} for _ in range(len(work.start))])
+    start = replace(work.start, info=[{"reason": "start", **work.oracle_facts}] * len(work.start))
     return requests_from(start, work.oracle_identity)
 
 
@@ -353,7 +353,7 @@ def _adopt(work: Work, requests: list[LabelRequest]) -> None:
     for request in requests:
         if not work.ledger.has_label(request.key):
             label = label_in(work.start, request.index)
-            work.ledger.append_label(0, request, label, {**request.info, "source": "start file"})
+            work.ledger.append_label(0, request, label, {"reason": "start", "source": "start file"})
         work.progress.advance(1, "labels of the start file")
 
 
@@ -371,7 +371,7 @@ def _harvested_requests(work: Work, round_index: int) -> list[LabelRequest]:
     requests = []
     for index, (x, candidate) in enumerate(zip(positions, chosen, strict=True)):
         entry = candidates[int(candidate)]
-        info = {name: value for name, value in entry.items() if name not in ("energy", "taken")}
+        info = {name: value for name, value in entry.items() if name not in ("energy", "taken")} | work.oracle_facts
         requests.append(
             LabelRequest(index, label_key(x, work.oracle_identity), x, {**info, "model_energy": entry["energy"]})
         )

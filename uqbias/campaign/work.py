@@ -108,6 +108,12 @@ class Work:
         return json.dumps([section.kind, options], sort_keys=True)
 
     @cached_property
+    def oracle_facts(self) -> dict[str, Any]:
+        """Options of the oracle that each label's info tells."""
+        options, names = self.oracle.options, ORACLES.get(self.oracle.kind).noted
+        return {name: options[option] for option, name in names.items() if options.get(option) is not None}
+
+    @cached_property
     def reference_energy(self) -> float:
         """Mean oracle energy of the labelled start frames, kJ/mol; known once round 0 is labelled."""
         energies, _ = self.ledger.labels(0).labels()

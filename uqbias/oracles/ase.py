@@ -69,7 +69,9 @@ class ASEOracle(Oracle):
         structure: str | Path | None = None,
         charge: int | None = None,
         spin: int | None = None,
-        pbc: Sequence[bool] = EVERYWHERE,
+        pbc: Annotated[
+            Sequence[bool], Doc("whether a system with a cell repeats along each of its vectors")
+        ] = EVERYWHERE,
     ) -> None:
         from ase import Atoms
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -59,6 +61,7 @@ class Oracle(ABC):
     numbers : [N] atomic numbers, or None where any molecule is accepted.
     only_known : whether it has labels for the geometries of a file only.
     periodic : whether it takes a cell; `_evaluate` is then given one.
+    noted : options that every label's info tells, and what they are called there: what its energy depends on.
     folder : where to write the files of the next label; None for a temporary folder.
     charge, spin : total charge and multiplicity that the labels are of; None where the oracle cannot say.
     """
@@ -67,6 +70,7 @@ class Oracle(ABC):
     numbers: tuple[int, ...] | None = None
     only_known: ClassVar[bool] = False
     periodic: ClassVar[bool] = False
+    noted: ClassVar[Mapping[str, str]] = MappingProxyType({})
     folder: Path | None = None
     charge: int | None = None
     spin: int | None = None

@@ -184,7 +184,7 @@ def _names_file(annotation: Any, value: str) -> bool:
     inner = get_args(annotation)
     if get_origin(annotation) is Literal or any(get_origin(one) is Literal and value in get_args(one) for one in inner):
         return False
-    return any(isinstance(one, InputFile) or _names_file(one, value) for one in inner)
+    return any(not one.unless(value) if isinstance(one, InputFile) else _names_file(one, value) for one in inner)
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
