@@ -1,6 +1,7 @@
 """Labels by a formula, in any process: calls begun and finished go to $COUNTING_CALLS; some geometries misbehave."""
 
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ class CountingOracle(Oracle):
         note("begun", positions)
         if positions[0, 0] > 5:
             raise OracleError("no convergence")
+        time.sleep(float(os.environ.get("COUNTING_SECONDS", "0")))
         note("finished", positions)
         return float(self.scale * positions.sum()), -self.scale * np.ones_like(positions)
 

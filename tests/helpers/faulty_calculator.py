@@ -199,3 +199,26 @@ class Faulty(Calculator):
             atoms.positions[0] += 0.1
         else:
             fault(self.results)
+
+
+class KillsItsParent(Calculator):
+    """A spring whose frame of 1.03 Å takes along the worker that leads it."""
+
+    implemented_properties = ["energy", "forces"]  # noqa: RUF012
+
+    def calculate(self, atoms=None, properties=None, system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        self.results = dict(zip(("energy", "forces"), spring(atoms.positions), strict=True))
+        if round(atoms.get_distance(0, 1), 3) == 1.03:
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(100)
+
+
+class LeavesFiles(KillsItsParent):
+    """A spring that writes where it works, and fails at 1.01 Å."""
+
+    def calculate(self, atoms=None, properties=None, system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        Path("log").write_text(str(Path.cwd().parent))
+        if round(atoms.get_distance(0, 1), 3) == 1.01:
+            raise RuntimeError("no convergence")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import hashlib
+import logging
 import math
 import re
 import shlex
@@ -16,6 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge
@@ -29,6 +31,7 @@ from uqbias.campaign.interrupts import blocked, deferred
 from uqbias.errors import UqbiasError
 from uqbias.options import Count, Duration, Positive
 from uqbias.registry import import_attribute
+from uqbias.units import seconds_of
 
 #: s between two signs of life of a job, and after which one that gives none is lost.
 HEARTBEAT, SILENCE = 5, 30
@@ -87,9 +90,10 @@ class _Pilots(TaskExecutor):
         except UqbiasError as error:
             raise UqbiasError(f"executors.{work}: {error.what}", "pip install 'uqbias[parsl]'") from None
         self.ahead = max(1, slots // 4)
-        self.start_within, self.poll = start_within, poll
+        self.start_within, self.poll = seconds_of(start_within), poll
         self._waited = self._looked = self._asked = time.monotonic()
         self._pilots: Any = None
+        self._log: logging.FileHandler | None = None
 
     def _start(self, **options: Any) -> None:
         """Start Parsl with one executor of pilot jobs."""
@@ -109,8 +113,11 @@ class _Pilots(TaskExecutor):
         )
         # Its strategy htex_auto_scale ends jobs that still wait to begin.
         config = {"max_idletime": 60.0, "strategy": "simple", "strategy_period": 1}
-        self._load(parsl.Config(executors=[pilots], run_dir=str(self.folder), **config))
+        self._load(parsl.Config(executors=[pilots], run_dir=str(self.folder), initialize_logging=False, **config))
         self._pilots = pilots
+        # Parsl's own log says every detail, and is never closed.
+        self._log = logging.FileHandler(Path(self._kernel.run_dir) / "parsl.log")
+        logging.getLogger("parsl").addHandler(self._log)
 
     def _load(self, config: Any) -> None:
         from parsl import DataFlowKernel
@@ -206,6 +213,9 @@ class _Pilots(TaskExecutor):
         cleaning = threading.Thread(target=clean, daemon=True)
         cleaning.start()
         cleaning.join(ANSWER)  # an interchange that died answers nothing
+        if self._log is not None:
+            logging.getLogger("parsl").removeHandler(self._log)
+            self._log.close()
 
 
 class Parsl(_Pilots):
@@ -278,6 +288,7 @@ class Slurm(_Pilots):
         self._cancel(PATIENCE)  # jobs of a program that was killed
         from parsl.providers import SlurmProvider
 
+        walltime = seconds_of(walltime)
         lines = ["--no-requeue", *([f"--mem={math.ceil(1024 * memory_gb)}M"] if memory_gb is not None else [])]
         lines += [line.removeprefix("#SBATCH").strip() for line in sbatch]
         provider = type("Queue", (SlurmProvider,), {"status_polling_interval": poll})
