@@ -375,7 +375,7 @@ ORACLES = Registry(
     "oracle",
     kinds.ORACLES,
     "uqbias.oracles.base:Oracle",
-    given=("structure", "numbers", "charge", "spin", "energy_key", "forces_key"),
+    given=("structure", "numbers", "pbc", "charge", "spin", "energy_key", "forces_key", "stress_key"),
     section_base="uqbias.settings.oracle_section:OracleSection",
 )
 SPACES = Registry(

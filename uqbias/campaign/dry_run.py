@@ -33,7 +33,7 @@ def check_parts(file: CampaignFile, topology: Topology, start: Frames) -> None:
             check_constraints(topology, start.positions, campaign.md.constraints)
         except UqbiasError as error:
             raise UqbiasError(f"md.constraints = {campaign.md.constraints}: {error.what}", error.cure) from None
-    options = {**campaign.oracle.arguments(), **given_to_oracle(campaign, topology)}
+    options = {**campaign.oracle.arguments(), **given_to_oracle(campaign, topology, start.periodic)}
     ORACLES.get(campaign.oracle.kind).check_molecule(options, topology.numbers)
 
 

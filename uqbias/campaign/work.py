@@ -22,9 +22,11 @@ from uqbias.campaign.progress import Progress
 from uqbias.errors import UqbiasError
 from uqbias.files import sha256
 from uqbias.model.fit import Split, split_by_role
+from uqbias.molecule.cells import EVERYWHERE, ISOLATED, Periodic
 from uqbias.molecule.frames import Frames, read_frames
 from uqbias.molecule.protons import with_mobile_protons
 from uqbias.molecule.sense import check_molecule, check_sense
+from uqbias.molecule.structure import read_structure, whole_frames
 from uqbias.molecule.topology import Topology
 from uqbias.options import KindSection, accepted
 from uqbias.registry import EXECUTORS, ORACLES
@@ -95,13 +97,13 @@ class Work:
     @cached_property
     def oracle(self) -> OracleSpec:
         """The oracle by name, with what it takes from the system section."""
-        return oracle_spec(self.campaign, self.topology)
+        return oracle_spec(self.campaign, self.topology, self.start.periodic)
 
     @cached_property
     def oracle_identity(self) -> str:
         """Text that tells this oracle from another, wherever its files lie."""
         section: KindSection = with_files(self.campaign.oracle, lambda _, name: sha256(name))
-        given = given_to_oracle(self.campaign, self.topology)
+        given = given_to_oracle(self.campaign, self.topology, self.start.periodic)
         options = {**section.arguments(), **given, "numbers": list(self.topology.numbers)}
         if "structure" in options:
             options["structure"] = sha256(options["structure"])
@@ -162,31 +164,44 @@ class Work:
         return split_by_role(frames, role)
 
 
-def oracle_spec(campaign: Campaign, topology: Topology) -> OracleSpec:
+def oracle_spec(campaign: Campaign, topology: Topology, periodic: Periodic = ISOLATED) -> OracleSpec:
     """The oracle by name, with what it takes from the system section, and the bounds of a label."""
     section = campaign.oracle
     return OracleSpec(
         section.kind,
-        {**section.arguments(), **given_to_oracle(campaign, topology)},
+        {**section.arguments(), **given_to_oracle(campaign, topology, periodic)},
         timeout=section.timeout,
         memory_gb=section.memory_gb,
         keep_files=section.keep_files == "all",
     )
 
 
-def given_to_oracle(campaign: Campaign, topology: Topology) -> dict[str, Any]:
-    """What the oracle takes from the system section.
+def given_to_oracle(campaign: Campaign, topology: Topology, periodic: Periodic = ISOLATED) -> dict[str, Any]:
+    """What the oracle takes from the system section, and from start frames that repeat in so many directions.
 
     Raises
     ------
     UqbiasError
-        If the oracle cannot take a charge or a multiplicity that is stated there.
+        If the oracle cannot take a charge or a multiplicity that is stated there, or cells like those.
     """
     system, kind = campaign.system, campaign.oracle.kind
     stated = {name: value for name in ("charge", "spin") if (value := getattr(system, name)) is not None}
-    keys = {name: value for name in ("energy_key", "forces_key") if (value := getattr(system, name)) is not None}
+    named = ("energy_key", "forces_key", "stress_key")
+    keys = {name: value for name in named if (value := getattr(system, name)) is not None}
     known = {"structure": system.structure, "numbers": list(topology.numbers), **stated, **keys}
+    if any(periodic) and not ORACLES.get(kind).periodic:
+        raise UqbiasError(
+            f"the start frames have cells, and the oracle '{kind}' labels molecules in vacuum",
+            'choose ase, openmm or pool, or start frames with pbc="F F F"',
+        )
+    if periodic not in (ISOLATED, EVERYWHERE):
+        known["pbc"] = list(periodic)
     taken = accepted(ORACLES.get(kind), known)
+    if "pbc" in known and "pbc" not in taken and not ORACLES.get(kind).only_known:
+        raise UqbiasError(
+            f"the start frames have pbc {list(periodic)}, and the oracle '{kind}' repeats along all vectors of a cell",
+            "choose the oracle ase, or start frames with an empty layer and pbc True along all",
+        )
     for name, value in stated.items():
         if name not in taken:
             raise UqbiasError(f"system.{name} = {value}: the oracle '{kind}' takes no {name}", f"remove system.{name}")
@@ -209,9 +224,16 @@ def read_molecule(file: CampaignFile) -> tuple[Topology, Frames]:
     UqbiasError
         If the file cannot be read, holds other atoms than the structure, or frames that make no sense.
     """
-    topology, settings = Topology.from_pdb(file.path("system", "structure")), file.campaign
-    start = read_frames(file.path("system", "start"), labelled=False, keys=settings.system.keys)
+    settings, structure = file.campaign, read_structure(file.path("system", "structure"))
+    topology = structure.topology
+    start = read_frames(file.path("system", "start"), labelled=False, periodic=True, keys=settings.system.keys)
     check_molecule(start, topology.numbers, "system.structure")
+    if structure.periodic not in (ISOLATED, start.periodic):
+        raise UqbiasError(
+            f"{start.source} has pbc {list(start.periodic)}, system.structure {list(structure.periodic)}",
+            "give start frames with the cells of the crystal, or a structure without one",
+        )
+    start = whole_frames(start, topology)
     if (listed := settings.system.mobile_protons) is not None:
         topology = replace(topology, mobile=tuple((d, h, a) for d, h, a in listed))
     elif settings.md.constraints == "none":
@@ -231,6 +253,6 @@ def read_test_set(file: CampaignFile, topology: Topology) -> Frames | None:
     score, system = file.campaign.score, file.campaign.system
     if score is None or score.test_set is None:
         return None
-    test = read_frames(file.path("score", "test_set"), keys=system.keys)
+    test = whole_frames(read_frames(file.path("score", "test_set"), periodic=True, keys=system.keys), topology)
     check_sense(test, topology, "system.structure")
     return test

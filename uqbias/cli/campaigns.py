@@ -127,7 +127,7 @@ def validate(
         facts["test_frames"] = len(test)
     if label:
         cell = None if start.cells is None else start.cells[0]
-        facts |= trial_label(oracle_spec(campaign, topology), start.positions[0], cell)
+        facts |= trial_label(oracle_spec(campaign, topology, start.periodic), start.positions[0], cell)
         if not json:
             facts["label_energy_eV"] = f"{facts['label_energy_eV']:.5f}"
             facts |= {name: "not stated by the oracle" for name in ("charge", "spin") if facts[name] is None}

@@ -112,10 +112,26 @@ def read_images(path: str | Path) -> list[Image]:
 
     try:
         # Otherwise ASE takes what follows an @ in the name for an index, and opens another file.
-        atoms = ase.io.read(path, ":", format=form, do_not_split_by_at_sign=True)
+        atoms = [known(one) for one in ase.io.read(path, ":", format=form, do_not_split_by_at_sign=True)]
     except Exception as error:
-        raise UqbiasError(f"{path} is not {words} ({error})", "write it with ase.io.write") from error
+        raise unreadable(path, f"not {words}", error, "write it with ase.io.write") from error
     return [_from_ase(one) for one in atoms]
+
+
+def known(atoms: Any) -> Any:
+    """ASE's atoms, of which none is ASE's X; KeyError otherwise."""
+    if not atoms.numbers.all():
+        raise KeyError("X")
+    return atoms
+
+
+def unreadable(path: Path, what: str, error: Exception, cure: str) -> UqbiasError:
+    """Error for a file that ASE cannot read, which names an element that is none."""
+    from ase.data import atomic_numbers
+
+    if isinstance(error, KeyError) and isinstance(name := error.args[0], str) and not atomic_numbers.get(name):
+        return UqbiasError(f"{path}: no element is called '{name}'", "name elements by their symbols, such as Si")
+    return UqbiasError(f"{path} is {what} ({' '.join(str(error).split())})", cure)
 
 
 def _from_ase(atoms: Any) -> Image:

@@ -41,6 +41,7 @@ class Bonds(TypedDict):
     names: NotRequired[list[str]]
     residues: NotRequired[list[str]]
     mobile: NotRequired[list[Annotated[list[int], Len(3, 3)]]]
+    network: NotRequired[list[int]]
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Topology:
         chain (``"B:ALA2"``) where residues would have one name.
     mobile : (donor, hydrogen, acceptor) of each hydrogen that may sit on either; ``bonds`` has it on the donor. See
         `uqbias.molecule.protons`.
+    network : atoms of a crystal or glass, whose bonds lead from image to image of a cell: they carry none here. See
+        `uqbias.molecule.structure.from_distances`.
     """
 
     numbers: tuple[int, ...]
@@ -63,6 +66,7 @@ class Topology:
     names: tuple[str, ...] = ()
     residues: tuple[str, ...] = ()
     mobile: tuple[Triple, ...] = ()
+    network: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         n = len(self.numbers)
@@ -74,6 +78,8 @@ class Topology:
         bad = [bond for bond in self.bonds if bond[0] == bond[1] or not all(0 <= i < n for i in bond)]
         if bad:
             raise UqbiasError(f"bond {bad[0]} in a molecule of {n} atoms", "bonds join two atoms numbered from 0")
+        if both := self.network & {i for bond in self.bonds for i in bond}:
+            raise UqbiasError(f"atom {min(both)} of a network has a bond", "give bonds between atoms of molecules only")
         object.__setattr__(self, "bonds", tuple(sorted({(min(i, j), max(i, j)) for i, j in self.bonds})))
         for donor, hydrogen, acceptor in self.mobile:
             inside = 0 <= hydrogen < n and 0 <= acceptor < n and self.numbers[hydrogen] == 1
@@ -147,12 +153,14 @@ class Topology:
     def to_dict(self) -> dict[str, list[Any]]:
         """JSON-able form, as the model manifest holds it."""
         mobile = {"mobile": [list(triple) for triple in self.mobile]} if self.mobile else {}
+        network = {"network": sorted(self.network)} if self.network else {}
         return {
             "numbers": list(self.numbers),
             "bonds": [list(bond) for bond in self.bonds],
             "names": list(self.names),
             "residues": list(self.residues),
             **mobile,
+            **network,
         }
 
     @classmethod
@@ -164,6 +172,7 @@ class Topology:
             names=tuple(values.get("names", ())),
             residues=tuple(values.get("residues", ())),
             mobile=tuple((int(d), int(h), int(a)) for d, h, a in values.get("mobile", ())),
+            network=frozenset(int(i) for i in values.get("network", ())),
         )
 
     @cached_property

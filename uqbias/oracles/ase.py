@@ -16,7 +16,7 @@ from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError
 from uqbias.molecule.cells import EVERYWHERE
-from uqbias.molecule.topology import Topology
+from uqbias.molecule.structure import read_structure
 from uqbias.oracles.base import Answer, Array, Oracle, OracleError
 from uqbias.registry import import_attribute
 from uqbias.units import ANGSTROM, EV, EV_PER_ANGSTROM
@@ -45,7 +45,7 @@ class ASEOracle(Oracle):
         or ``module.attribute``, for example ``tblite.ase:TBLite`` or ``ase.calculators.emt.EMT``.
     calculator_options : keyword arguments for it, for example ``{"method": "GFN2-xTB"}``.
     numbers : [N] atomic numbers; or give
-    structure : PDB file to take them from.
+    structure : file to take them from, see `uqbias.molecule.structure.read_structure`.
     charge, spin : total charge and multiplicity, given to the calculator under its own names; None: its default.
     pbc : whether the system repeats along each lattice vector; for geometries with a cell.
 
@@ -77,8 +77,8 @@ class ASEOracle(Oracle):
 
         if numbers is None:
             if structure is None:
-                raise UqbiasError("ase oracle has neither numbers nor structure", "give atomic numbers or a PDB file")
-            numbers = Topology.from_pdb(structure).numbers
+                raise UqbiasError("ase oracle has neither numbers nor structure", "give atomic numbers or a file")
+            numbers = read_structure(structure).topology.numbers
         self.numbers = tuple(int(number) for number in numbers)
         self.calculator = calculator
         self.calculator_options = dict(calculator_options)

@@ -13,11 +13,10 @@ from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.molecule.cells import lower_triangular, volume
-from uqbias.molecule.readers import read_images
+from uqbias.molecule.structure import PDB, read_structure
 from uqbias.molecule.topology import Topology, read_pdb
 from uqbias.options import InputFile, Positive
 from uqbias.oracles.base import Answer, Array, Oracle, OracleError
-from uqbias.units import ANGSTROM
 
 #: Platforms that compute in double precision: the CPU platform does not.
 PLATFORMS = ("Reference", "CUDA", "OpenCL")
@@ -83,8 +82,12 @@ class OpenMMOracle(Oracle):
         self.structure = str(structure)
         self.forcefield = [forcefield] if isinstance(forcefield, str) else list(forcefield)
         self.platform, self.cutoff, self.strain = platform, cutoff, strain
-        self.pdb_topology, self.start_positions = _read(Path(structure))
-        self.numbers = Topology.from_openmm(self.pdb_topology).numbers
+        if Path(structure).suffix.lower() in PDB:
+            self.pdb_topology, self.start_positions = read_pdb(structure)
+            self.numbers = Topology.from_openmm(self.pdb_topology).numbers
+        else:
+            topology, self.start_positions, *_ = read_structure(structure)
+            self.pdb_topology, self.numbers = topology.to_openmm(), topology.numbers
         self.system = self._make_system()
         self.charge = self._total_charge()
         if charge is not None and self.charge != charge:
@@ -200,21 +203,6 @@ class OpenMMOracle(Oracle):
                 self._cells.clear()
             self._cells[key] = self._make_context(system)
         return self._cells[key]
-
-
-def _read(structure: Path) -> tuple[Any, Array]:
-    """Topology and positions [N, 3] nm; each atom of a file that is no PDB is a residue, called by its element."""
-    from openmm import app
-
-    if structure.suffix.lower() in {".pdb", ".ent"}:
-        return read_pdb(structure)
-    image = read_images(structure)[0]
-    topology = app.Topology()
-    chain = topology.addChain()
-    for number in image.numbers:
-        element = app.Element.getByAtomicNumber(int(number))
-        topology.addAtom(element.symbol, element, topology.addResidue(element.symbol, chain))
-    return topology, image.positions * ANGSTROM
 
 
 def _in_cell(context: Any, positions: Array, box: Array, repeats: tuple[int, ...]) -> tuple[float, Array]:

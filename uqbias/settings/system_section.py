@@ -16,7 +16,10 @@ Proton = Annotated[list[int], Field(min_length=3, max_length=3)]
 class System(Section):
     """What is simulated."""
 
-    structure: File = Field(description="PDB file with CONECT records: gives atom names and the bond graph")
+    structure: File = Field(
+        description="PDB file with CONECT records: gives atom names and the bond graph; or extended XYZ, CIF or "
+        "POSCAR, whose distances give the bonds, through the cell where there is one"
+    )
     start: File = Field(
         description="file of the frames to begin with, in a format that `uqbias train` reads (no folder); frames "
         "without energies and forces are labelled by the oracle"
