@@ -11,7 +11,7 @@ from scipy.special import erfc
 
 from uqbias.campaign.work import Work
 from uqbias.molecule.frames import read_frames
-from uqbias.molecule.topology import Topology
+from uqbias.molecule.structure import read_structure
 from uqbias.oracles.openmm import OpenMMOracle
 from uqbias.settings.file import load_campaign
 from uqbias.units import ANGSTROM, EV, EV_PER_ANGSTROM
@@ -139,5 +139,7 @@ def test_every_label_tells_the_cutoff(tmp_path):
     }
     (tmp_path / "campaign.yaml").write_text(yaml.safe_dump(content))
     file = load_campaign(tmp_path / "campaign.yaml")
-    work = Work(file, tmp_path, None, Topology(tuple([14] * 24 + [8] * 48), ()), None, None)
+    start = read_frames(SILICA / "start.xyz", labelled=False, periodic=True)
+    work = Work(file, tmp_path, None, read_structure(SILICA / "quartz.xyz").topology, start, None)
+    assert work.topology.network == frozenset(range(72))
     assert work.oracle_facts == {"cutoff_nm": 0.55}

@@ -69,9 +69,7 @@ class ASEOracle(Oracle):
         structure: str | Path | None = None,
         charge: int | None = None,
         spin: int | None = None,
-        pbc: Annotated[
-            Sequence[bool], Doc("whether a system with a cell repeats along each of its vectors")
-        ] = EVERYWHERE,
+        pbc: Sequence[bool] = EVERYWHERE,
     ) -> None:
         from ase import Atoms
 
