@@ -134,7 +134,7 @@ def _exploration(work: Work, md: MD, sampler: Sampler, round_index: int, group: 
         frames = frames[np.array([entry["round"] == 0 for entry in frames.info], dtype=bool)]
     weights = np.ones(len(frames))
     if campaign.md.start_from == "sparse":
-        weights = _sparseness(model, evaluate_frames(model, frames.positions).driver)
+        weights = _sparseness(model, evaluate_frames(model, frames).driver)
     earlier = None
     if campaign.old_bias == "keep" and round_index > 1 and sampler.biased:
         earlier = work.folder(round_index - 1) / "md" / (f"group_{group}" if several else "") / "bias.npz"
@@ -240,14 +240,14 @@ def _chosen(
             conformers(model, positions),
             len(work.topology),
         ),
-        selection_features(model, known.positions, space),
+        selection_features(model, known, space),
         budget,
         options.selection,
         work.seed(round_index, "harvest"),
         driver_window=[at_wall(value, model.driver) for value in options.driver_window],
         judge_window=options.judge_window,
         known_positions=known.positions,
-        known_conformers=conformers(model, known.positions),
+        known_conformers=conformers(model, known),
         superpose=model.potential.invariant,
     )
     return verdicts, picks, reasons

@@ -41,7 +41,7 @@ def force_errors(test: Frames, model: UncertaintyModel) -> dict[str, Array]:
         ``driver`` [n], ``judge`` [n] kJ/mol/nm.
     """
     energies, forces = test.labels()
-    predicted = evaluate_frames(model, test.positions, forces=True)
+    predicted = evaluate_frames(model, test, forces=True)
     assert predicted.forces is not None
     return {
         "force_mae_frame": np.abs(predicted.forces - forces).mean(axis=(1, 2)) / EV_PER_ANGSTROM * 1000.0,

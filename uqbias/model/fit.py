@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -205,7 +205,8 @@ def complete_model(
 def fit_uncertainty(potential: Potential, part: Uncertainty, frames: Frames, seed: int) -> None:
     """Fit an uncertainty to frames, with what the potential says of them."""
     part.record_seen(frames.positions)
-    prediction = predict(potential, frames.positions, forces="members" if part.requires_forces else "none")
+    forces: Literal["members", "none"] = "members" if part.requires_forces else "none"
+    prediction = predict(potential, frames.positions, forces=forces, cells=frames.cells, periodic=frames.periodic)
     positions = torch.as_tensor(frames.positions).to(prediction.energy)
     part.fit(positions, prediction.energy, prediction.latents, prediction.member_forces, seed=seed)
 

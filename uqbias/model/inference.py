@@ -1,7 +1,11 @@
-"""Evaluating a model on many frames, in blocks."""
+"""Evaluating a model on many frames, in blocks.
+
+Frames are given as `Frames`, or as their positions [n, N, 3] in nm where they have no cell.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -45,14 +49,16 @@ class Evaluated:
 
 
 def evaluate_frames(
-    model: UncertaintyModel, positions: NDArray[Any], *, forces: bool = False, atoms: bool = False
+    model: UncertaintyModel, frames: Frames | NDArray[Any], *, forces: bool = False, atoms: bool = False
 ) -> Evaluated:
-    """Evaluate ``positions`` [n, N, 3] in nm, with forces and with per-atom uncertainties if asked for."""
+    """Evaluate frames, with forces and with per-atom uncertainties if asked for."""
     wanted: Literal["none", "mean", "members"] = "mean" if forces else "none"
     kept = ("energy", "driver", "judge", "raw", "local", "forces", "raw_atoms")
     blocks: dict[str, list[Tensor]] = {name: [] for name in kept}
-    for block in _blocks(model, positions):
-        prediction = predict(model.potential, block, BLOCK, forces="members" if model.requires_forces else wanted)
+    for block, surroundings in _blocks(model, frames):
+        prediction = predict(
+            model.potential, block, BLOCK, forces="members" if model.requires_forces else wanted, **surroundings
+        )
         terms = (prediction.energy, prediction.latents, prediction.member_forces)
         with torch.no_grad():
             raw, driver, local = model.uncertainties(block, *terms)
@@ -78,7 +84,7 @@ def evaluate_frames(
 
 def residuals(model: UncertaintyModel, frames: Frames) -> tuple[Evaluated, Array]:
     """What the model says of labelled frames, forces and per-atom values included, and its force errors [n, N, 3]."""
-    evaluated = evaluate_frames(model, frames.positions, forces=True, atoms=True)
+    evaluated = evaluate_frames(model, frames, forces=True, atoms=True)
     assert evaluated.forces is not None
     return evaluated, evaluated.forces - frames.labels()[1]
 
@@ -89,12 +95,11 @@ def atoms_with_values(raw_atoms: Array) -> NDArray[np.bool_]:
     return has_value
 
 
-def selection_features(model: UncertaintyModel, positions: NDArray[Any], space: str) -> Array:
+def selection_features(model: UncertaintyModel, frames: Frames | NDArray[Any], space: str) -> Array:
     """Features [n, D] in which diversity is measured.
 
     Parameters
     ----------
-    positions : [n, N, 3] nm.
     space : ``driver_features``, the driver's feature space (mean over atoms where it is per atom), or ``latents``,
         the latents of all members, mean over the atoms of each element.
     """
@@ -102,8 +107,8 @@ def selection_features(model: UncertaintyModel, positions: NDArray[Any], space: 
     rows = []
     numbers = torch.tensor(model.numbers)
     with torch.no_grad():
-        for block in _blocks(model, positions):
-            _, latents = model.potential(block)
+        for block, surroundings in _blocks(model, frames):
+            latents = predict(model.potential, block, BLOCK, forces="none", **surroundings).latents
             if features is not None:
                 values = features(block, latents)
                 values = values.mean(dim=1) if features.per_atom else values
@@ -114,30 +119,35 @@ def selection_features(model: UncertaintyModel, positions: NDArray[Any], space: 
     return _joined(rows)
 
 
-def conformers(model: UncertaintyModel, positions: NDArray[Any]) -> Array | None:
+def conformers(model: UncertaintyModel, frames: Frames | NDArray[Any]) -> Array | None:
     """Unit vectors [n, T, 2] of the soft torsions among the driver's features; None where they are not angles."""
     features = getattr(model.driver, "features", None)
     if features is None or not features.angular:
         return None
-    values = selection_features(model, positions, "driver_features").reshape(len(positions), 2, -1).transpose(0, 2, 1)
+    values = selection_features(model, frames, "driver_features").reshape(len(frames), 2, -1).transpose(0, 2, 1)
     unit: Array = values / np.maximum(np.linalg.norm(values, axis=2, keepdims=True), 1e-12)
     return unit
 
 
-def stiff_deviations(model: UncertaintyModel, positions: NDArray[Any]) -> Array:
+def stiff_deviations(model: UncertaintyModel, frames: Frames | NDArray[Any]) -> Array:
     """Largest turn of a stiff torsion of the driver's or the judge's features, [n] degrees (0 where there is none)."""
-    largest = np.zeros(len(positions))
+    largest = np.zeros(len(frames))
     for part in (model.driver, model.judge):
         measure = getattr(getattr(part, "features", None), "stiff_deviation", None)
         if measure is not None:
-            values = [measure(block).detach() for block in _blocks(model, positions)]
+            values = [measure(block).detach() for block, _ in _blocks(model, frames)]
             largest = np.maximum(largest, _joined(values))
     return largest
 
 
-def _blocks(model: UncertaintyModel, positions: NDArray[Any]) -> list[Tensor]:
-    x = torch.as_tensor(np.asarray(positions)).to(next(model.potential.parameters()))
-    return [block.clone() for block in torch.split(x, BLOCK)]
+def _blocks(model: UncertaintyModel, frames: Frames | NDArray[Any]) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+    """Positions of the frames of each block, and what `predict` needs beside them."""
+    if not isinstance(frames, Frames):
+        frames = Frames(np.array(model.numbers), np.asarray(frames))
+    for start in range(0, max(len(frames), 1), BLOCK):
+        block = frames[start : start + BLOCK]
+        x = torch.tensor(block.positions).to(next(model.potential.parameters()))
+        yield x, {"cells": block.cells, "periodic": block.periodic}
 
 
 def _joined(blocks: list[Tensor]) -> Array:

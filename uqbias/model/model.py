@@ -25,7 +25,7 @@ from uqbias.molecule.geometry import Geometry
 from uqbias.molecule.seen import NOTHING, Array, join
 from uqbias.molecule.topology import Bonds, Element, Topology
 from uqbias.potentials.base import Potential
-from uqbias.potentials.prediction import with_member_forces
+from uqbias.potentials.prediction import geometry_for, with_member_forces
 from uqbias.registry import POTENTIALS, names_of_file
 from uqbias.uncertainty.base import Uncertainty, rebuild_uncertainty
 from uqbias.uncertainty.calibration import Calibration
@@ -221,8 +221,9 @@ class UncertaintyModel(nn.Module):
         with content_of(path, REPLACE, "does not describe a model"):
             with names_of_file(trust), memory_for(path):
                 model = cls._restored(manifest, tensors)
-            if len(model.numbers) <= LARGE and model.potential.needs in {"dense", "either"}:
-                shapes = [tuple(part.shape) for part in model(_line(model))]
+            if len(model.numbers) <= LARGE:
+                line = _line(model)
+                shapes = [tuple(part.shape) for part in model(line, geometry_for(model.potential, line))]
                 if shapes != [(1,), (1,), (1,), (1, len(model.local_names))]:
                     raise UqbiasError(f"it gives {shapes} for one geometry", REPLACE)
         return model

@@ -133,7 +133,7 @@ def _energy_errors(energy: Array, frames: Frames) -> dict[str, float]:
 
 def _energy_scores(model: UncertaintyModel, frames: Frames) -> dict[str, Any]:
     """Scores on frames without forces; the uncertainty is about forces, and not scored."""
-    energy = evaluate_frames(model, frames.positions).energy
+    energy = evaluate_frames(model, frames).energy
     if not np.isfinite(energy).all():
         raise UqbiasError(
             f"the model's energy of frame {int(np.isfinite(energy).argmin())} is not finite", "leave it out"

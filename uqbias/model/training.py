@@ -19,9 +19,11 @@ from torch.func import functional_call
 
 from uqbias.compile.runners import compile_function
 from uqbias.errors import UqbiasError
+from uqbias.molecule.cells import volume
 from uqbias.molecule.frames import Frames
+from uqbias.molecule.geometry import Geometry, virial
 from uqbias.potentials.base import Potential
-from uqbias.potentials.prediction import predict
+from uqbias.potentials.prediction import geometry_for, predict
 from uqbias.settings.schema import TrainingOptions
 from uqbias.uncertainty.base import Uncertainty, energy_unit
 
@@ -49,7 +51,7 @@ def force_and_energy_mae(potential: Potential, frames: Frames) -> tuple[float, f
     """Force MAE per component in meV/Å, NaN without forces, and energy MAE in meV/atom of the mean over members."""
     from uqbias.units import EV, EV_PER_ANGSTROM
 
-    prediction = predict(potential, frames.positions)
+    prediction = predict(potential, frames.positions, cells=frames.cells, periodic=frames.periodic)
     assert prediction.forces is not None
     assert frames.energies is not None
     force_error = np.nan
@@ -79,7 +81,7 @@ def train(
     plus ``energy_weight`` times the absolute energy error: norms, not squares, since they are what is judged, and since
     the few distorted frames of a harvest would rule a sum of squares. Uncertainties add their own `Uncertainty.loss`.
     With a force weight of 0 no force is computed, but labelled forces still set the scale of the energies; without them
-    their spread does.
+    their spread does. With a stress weight the error of the virial, stress times volume, counts as one of an energy.
 
     Each committee member sees the frames in an order of its own; where an uncertainty asks for ``bootstrap``, its own
     resample of them with replacement (Breiman, Mach. Learn. 24, 123 (1996)).
@@ -99,7 +101,7 @@ def train(
     ------
     UqbiasError
         If frames carry no labels, are of another molecule, the weights leave nothing to learn from, the potential is
-        frozen, or the loss becomes NaN.
+        frozen, stresses are to be learned and a frame has none, or the loss becomes NaN.
     """
     options = options or TrainingOptions()
     if potential.frozen:
@@ -113,6 +115,11 @@ def train(
             f"training frames have atoms {training.numbers.tolist()}, the potential {list(potential.numbers)}",
             "train a model of this molecule",
         )
+    if options.stress_weight and (training.stresses is None or training.cells is None):
+        raise UqbiasError(
+            f"training.stress_weight is {options.stress_weight:g}, and not every training frame has a stress",
+            "label them with stress, or set training.stress_weight to 0",
+        )
     dtype = next(potential.parameters()).dtype
     forces = training.forces
     if forces is None:
@@ -123,24 +130,32 @@ def train(
         torch.as_tensor(array).to(dtype).contiguous()
         for array in (training.positions, energies - energies.mean(), forces)
     )
+    geometry = geometry_for(potential, x, training.cells, training.periodic)
     if not warm_start:
-        potential.standardise(x, torch.as_tensor(energies), f)
+        scales = (x, torch.as_tensor(energies), f)
+        potential.standardise(*scales) if geometry is None else potential.standardise(*scales, geometry)
     else:
         e = e + (float(energies.mean()) - float(potential.energy_shift))
     heads = [part for part in uncertainties if any(True for _ in part.parameters())]
     for head in heads:
         head.set_force_unit(float(f.square().mean().sqrt()))
-    objective = _Objective(potential, heads, options.force_weight, options.energy_weight)
+    objective = _Objective(potential, heads, options, geometry)
     bootstrap = any(part.bootstrap for part in uncertainties)
     for frames in (training, validation):
         if frames is not None and len(frames):
             potential.record_seen(frames.positions)
-    loop = _Loop(objective, x, e, f, options, seed, bootstrap, runner or options.runner, cache_dir)
+    data = [x, e, f]
+    if options.stress_weight:
+        assert training.stresses is not None
+        assert training.cells is not None
+        data.append(torch.as_tensor(training.stresses * volume(training.cells)[:, None, None]).to(dtype))
+    loop = _Loop(objective, data, geometry, options, seed, bootstrap, runner or options.runner, cache_dir)
     return loop.run(validation, progress)
 
 
 def _check_weights(options: TrainingOptions, uncertainties: Sequence[Uncertainty]) -> None:
-    weights = {"force_weight": options.force_weight, "energy_weight": options.energy_weight}
+    names = ("force_weight", "energy_weight", "stress_weight")
+    weights = {name: getattr(options, name) for name in names}
     for name, weight in weights.items():
         if not (math.isfinite(weight) and weight >= 0):
             raise UqbiasError(f"training.{name} {weight}", "give a number of 0 or more")
@@ -162,35 +177,51 @@ class _Objective(nn.Module):
     """The loss of a batch, as a module: its parameters are all that is trained."""
 
     def __init__(
-        self, potential: Potential, heads: list[Uncertainty], force_weight: float, energy_weight: float
+        self, potential: Potential, heads: list[Uncertainty], options: TrainingOptions, geometry: Geometry | None
     ) -> None:
         super().__init__()
         self.potential = potential
         self.heads = nn.ModuleList(heads)
-        self.force_weight = force_weight
-        self.energy_weight = energy_weight
+        self.force_weight, self.energy_weight = options.force_weight, options.energy_weight
+        self.stress_weight = options.stress_weight
+        self.geometry = geometry
 
-    def forward(self, x: Tensor, e: Tensor, f: Tensor, scale: Tensor) -> Tensor:
-        """Loss [] of positions and forces [M, B, N, 3] and energies [M, B]; ``scale`` [1] is the typical force."""
-        if not self.force_weight and not self.heads:
-            return self.energy_weight * self._energy_loss(self.potential(x)[0], e, scale)[1].sum()
+    def forward(self, scale: Tensor, x: Tensor, e: Tensor, f: Tensor, *more: Tensor) -> Tensor:
+        """Loss [] of positions and forces [M, B, N, 3] and energies [M, B]; ``scale`` [1] is the typical force.
+
+        Where stresses are learned virials [M, B, 3, 3] follow, then the tensors of the geometry, if there is one.
+        """
+        geometry = self.geometry and self.geometry.with_tensors(list(more[1 if self.stress_weight else 0 :]))
+        if not self.force_weight and not self.stress_weight and not self.heads:
+            return self.energy_weight * self._energy_loss(self.potential(x, geometry)[0], e, scale)[1].sum()
         # Each member has its own copy of the positions: per-member forces from one backward.
         copies = x.clone().requires_grad_()
-        energy, latents = self.potential(copies)
-        (gradient,) = torch.autograd.grad(energy.sum(), copies, create_graph=True)
+        roots = [copies]
+        if self.stress_weight and geometry is not None and geometry.box is not None:
+            roots.append(geometry.box.clone().requires_grad_())
+            geometry = geometry._replace(box=roots[1])
+        energy, latents = self.potential(copies, geometry)
+        gradient, *of_box = torch.autograd.grad(energy.sum(), roots, create_graph=True)
         force_error = (gradient + f) / -scale
         force_loss = (force_error.square().sum(-1) + NORM_FLOOR**2).sqrt().mean((1, 2))
         energy_error, energy_loss = self._energy_loss(energy, e, scale)
         total = (self.force_weight * force_loss + self.energy_weight * energy_loss).sum()
+        if of_box:
+            error = (virial(copies, gradient, roots[1], of_box[0]) - more[0]) / (scale * self._energy_unit)
+            total = total + self.stress_weight * (error.square().sum((-1, -2)) + NORM_FLOOR**2).sqrt().mean(1).sum()
         for head in self.heads:
             added = head.loss(energy_error, force_error, latents)  # type: ignore[operator]
             total = total if added is None else total + added
         loss: Tensor = total
         return loss
 
+    @property
+    def _energy_unit(self) -> float:
+        return energy_unit(len(self.potential.numbers))
+
     def _energy_loss(self, energy: Tensor, label: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Energy errors [M, B] in the unit of the loss, and their mean sizes [M]."""
-        error = (energy - label) / (scale * energy_unit(len(self.potential.numbers)))
+        error = (energy - label) / (scale * self._energy_unit)
         return error, (error.square() + NORM_FLOOR**2).sqrt().mean(1)
 
 
@@ -200,9 +231,8 @@ class _Loop:
     def __init__(
         self,
         objective: _Objective,
-        x: Tensor,
-        e: Tensor,
-        f: Tensor,
+        data: list[Tensor],
+        geometry: Geometry | None,
         options: TrainingOptions,
         seed: int,
         bootstrap: bool,
@@ -211,16 +241,20 @@ class _Loop:
     ) -> None:
         self.objective = objective
         self.potential = objective.potential
-        self.data = (x, e, f)
+        # Tables of many frames are large: they are kept as small numbers.
+        self.data = data + ([] if geometry is None else [_small(tensor) for tensor in geometry.tensors()])
+        self.kinds = [tensor.dtype for tensor in data + ([] if geometry is None else geometry.tensors())]
         self.options = options
         names = [name for name, _ in objective.named_parameters()]
         self.weights = [weight.detach().clone() for weight in objective.parameters()]
         self.average = [weight.clone() for weight in self.weights]
         buffer_names = [name for name, _ in objective.named_buffers()]
         self.buffers = [buffer.contiguous() for buffer in objective.buffers()]
-        self.scale = f.square().mean().sqrt().reshape(1)
+        self.scale = data[2].square().mean().sqrt().reshape(1)
         self.optimiser = torch.optim.Adam(self.weights, lr=options.learning_rate, foreach=True)
-        self.orders = [_Order(len(x), seed + 1000 * member, bootstrap) for member in range(self.potential.n_members)]
+        self.orders = [
+            _Order(len(data[0]), seed + 1000 * member, bootstrap) for member in range(self.potential.n_members)
+        ]
         self.typical_norm = math.inf
         self.step_function = compile_function(
             _step_function(objective, names, buffer_names),
@@ -230,10 +264,9 @@ class _Loop:
             cache_dir=cache_dir,
         )
 
-    def _batch(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _batch(self) -> list[Tensor]:
         index = torch.stack([order.next(self.options.batch_size) for order in self.orders])
-        x, e, f = self.data
-        return x[index], e[index], f[index]
+        return [tensor[index].to(kind) for tensor, kind in zip(self.data, self.kinds, strict=True)]
 
     def _advance(self, step: int, fraction: float) -> float:
         loss, *strided = self.step_function([*self.weights, *self.buffers, self.scale, *self._batch()])
@@ -298,6 +331,13 @@ class _Loop:
         return result
 
 
+def _small(tensor: Tensor) -> Tensor:
+    """The same numbers in fewer bytes, where they are whole: neighbours, or shifts."""
+    if not tensor.is_floating_point():
+        return tensor.to(torch.int32)
+    return tensor.to(torch.int8) if tensor.dim() == 4 else tensor
+
+
 class _Order:
     """Endless order of the frames for one member, each epoch shuffled anew."""
 
@@ -320,15 +360,14 @@ class _Order:
 def _step_function(
     objective: _Objective, names: list[str], buffer_names: list[str]
 ) -> Callable[[list[Tensor]], tuple[Tensor, ...]]:
-    """(weights, buffers, force scale, positions, energies, forces) -> (loss, gradients of the weights)."""
+    """(weights, buffers, force scale, positions, energies, forces, ...) -> (loss, gradients of the weights)."""
     n_weights, n_buffers = len(names), len(buffer_names)
 
     def step(inputs: list[Tensor]) -> tuple[Tensor, ...]:
         weights = [weight.detach().requires_grad_() for weight in inputs[:n_weights]]
         state = dict(zip(names, weights, strict=True))
         state |= dict(zip(buffer_names, inputs[n_weights : n_weights + n_buffers], strict=True))
-        scale, x, e, f = inputs[n_weights + n_buffers :]
-        loss = functional_call(objective, state, (x, e, f, scale))
+        loss = functional_call(objective, state, tuple(inputs[n_weights + n_buffers :]))
         return (loss, *torch.autograd.grad(loss, weights))
 
     return step

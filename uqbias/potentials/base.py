@@ -89,7 +89,7 @@ class Potential(Part, Memory, torch.nn.Module, ABC):
         box, neighbours = (None, None) if geometry is None else (geometry.box, geometry.neighbours)
         if box is not None and not self.periodic:
             raise UqbiasError(f"{name} with a periodic box", "leave the box out, or choose another potential")
-        if box is not None and box.dim() != 3:
+        if box is not None and box.dim() not in {3, 4}:
             raise UqbiasError(f"{name} with a box of {box.dim()} dimension(s)", "give [W, 3, 3], one box a walker")
         if neighbours is not None and self.needs == "dense":
             raise UqbiasError(f"{name} with a table of neighbours, but it takes all pairs", "leave the table out")
@@ -155,8 +155,8 @@ class Potential(Part, Memory, torch.nn.Module, ABC):
         Parameters
         ----------
         positions : [W, N, 3] nm, or [M, W, N, 3] where each member is to see its own copy.
-        geometry : box [W, 3, 3] nm and neighbours [W, N, K] of the walkers, the same for all members; None for a
-            molecule in vacuum of which all pairs count.
+        geometry : box [W, 3, 3] nm and neighbours [W, N, K] of the walkers, or those of each member where it has its
+            own walkers, [M, W, ...]; None for a molecule in vacuum of which all pairs count.
 
         Returns
         -------

@@ -172,17 +172,17 @@ class PowerSpectrum(Potential):
     def _from_table(self, positions: Tensor, geometry: Geometry, neighbours: Tensor) -> list[Tensor]:
         """As `_projected`, in which the sum over neighbours comes first."""
         sorted_positions = positions.index_select(2, self.order)
-        table = neighbours.index_select(1, self.order)  # [W, N, K]
-        places = table.flatten(1).expand(len(positions), -1, -1)
+        table = neighbours.index_select(-2, self.order)  # [W, N, K] or [M', W, N, K]
+        places = table.flatten(-2).expand(len(positions), -1, -1)
         with_ghost = torch.cat([positions, positions[:, :, :1] + AWAY], dim=2)
-        shifts = None if geometry.shifts is None else geometry.shifts.index_select(1, self.order)
+        shifts = None if geometry.shifts is None else geometry.shifts.index_select(-3, self.order)
         along = []
         # Each axis by itself: processors work on the slots of a table, which lie together, at once.
         for axis in range(3):
-            there = with_ghost[..., axis].gather(2, places).view(*places.shape[:2], *table.shape[1:])
+            there = with_ghost[..., axis].gather(2, places).view(*places.shape[:2], *table.shape[-2:])
             apart = there - sorted_positions[..., axis].unsqueeze(-1)
             if shifts is not None and geometry.box is not None:
-                apart = apart + (shifts * geometry.box[:, None, None, :, axis]).sum(-1)
+                apart = apart + (shifts * geometry.box[..., None, None, :, axis]).sum(-1)
             along.append(apart)
         distance = (along[0].square() + along[1].square() + along[2].square() + 1e-16).sqrt()  # [M', W, N, K]
         basis = radial_basis(distance, self.cutoff, self.n_radial, dim=-2)  # [M', W, N, R, K]
@@ -219,7 +219,7 @@ class PowerSpectrum(Potential):
             positions = positions.unsqueeze(0)
         power = self._power_spectrum(positions, geometry)
         present = None if geometry is None else geometry.present
-        present = None if present is None else present.index_select(1, self.order)
+        present = None if present is None else present.index_select(-1, self.order)
         energies, latents, first = [], [], 0
         for element, atoms in enumerate(torch.split(power, self.counts, dim=2)):
             if not (count := self.counts[element]):
@@ -231,7 +231,7 @@ class PowerSpectrum(Potential):
             energy = torch.baddbmm(self.readout_bias[:, element], x, self.readout[:, element])
             energy = energy.view(self.n_members, -1, count)
             if present is not None:
-                energy = energy * present[:, first : first + count]
+                energy = energy * present[..., first : first + count]
             energies.append(energy.sum(-1))
             latents.append(x.view(self.n_members, -1, count, self.n_latents))
             first += count

@@ -33,6 +33,9 @@ class TrainingOptions(Section):
         default=1.0, ge=0, description="weight of the force error; 0: learn from the energies alone"
     )
     energy_weight: float = Field(default=0.1, ge=0, description="weight of the energy error")
+    stress_weight: float = Field(
+        default=0.0, ge=0, description="weight of the error of the stress, times the volume; 0: learn from no stress"
+    )
     ema: float = Field(default=0.995, ge=0, lt=1, description="decay of the averaged weights, which are the result")
     evaluate_every: Count = Field(default=250, description="steps between two looks at the validation frames")
     patience: Count = Field(default=8, description="looks without improvement after which training stops")
