@@ -4,14 +4,17 @@ import dataclasses
 
 import numpy as np
 import pytest
+from ase.build import bulk
 from molecules import HYDROGENS_LAST, peroxide_geometries
 
 from uqbias.errors import UqbiasError
 from uqbias.molecule.frames import Frames
 from uqbias.molecule.labels import likely_units
 from uqbias.molecule.sense import check_geometries, check_labels, check_sense
+from uqbias.molecule.structure import from_distances, whole_frames
 from uqbias.molecule.topology import Topology
 from uqbias.testing import molecule
+from uqbias.units import ANGSTROM, EV, EV_PER_ANGSTROM
 
 TOPOLOGY = molecule.topology()
 #: Å in a bohr, eV in a Hartree, and what a data file in eV and Å holds for 1 kcal/mol, 1 kJ/mol.
@@ -191,3 +194,76 @@ def test_slopes_and_force_constants_without_a_unit_that_explains_them():
     fault = likely_units(1e7, None, 5)
     assert "they do not belong together" in fault.what
     assert "Hartree/bohr" in likely_units(51.0, None, 5).what
+
+
+def copper(n=20, strained=False):
+    """Copper in a skewed cell that EMT labels, atoms anywhere among the images."""
+    from ase import Atoms
+    from ase.calculators.emt import EMT
+
+    random = np.random.default_rng(0)
+    ideal = bulk("Cu", a=3.6).repeat((3, 3, 3))
+    ideal.set_cell(ideal.cell.array @ np.array([[1, 0, 0], [0.1, 1, 0], [0, 0.05, 1]]), scale_atoms=True)
+    x, cells, energies, forces, stresses = [], [], [], [], []
+    for _ in range(n):
+        atoms = Atoms(ideal)
+        atoms.positions += random.normal(scale=0.06, size=ideal.positions.shape)
+        if strained:
+            strain = random.normal(scale=0.005, size=(3, 3))
+            atoms.set_cell(atoms.cell.array @ (np.eye(3) + strain + strain.T), scale_atoms=True)
+        atoms.positions += random.integers(-2, 3, size=atoms.positions.shape) @ atoms.cell.array
+        atoms.calc = EMT()
+        x.append(atoms.positions * ANGSTROM)
+        cells.append(atoms.cell.array * ANGSTROM)
+        energies.append(atoms.get_potential_energy() * EV)
+        forces.append(atoms.get_forces() * EV_PER_ANGSTROM)
+        stresses.append(atoms.get_stress(voigt=False) * EV / ANGSTROM**3)
+    return Frames(ideal.numbers, *map(np.array, (x, energies, forces)), [], *map(np.array, (cells, stresses)))
+
+
+@pytest.mark.parametrize("strained", [False, True])
+def test_labels_of_a_crystal(strained):
+    frames = copper(strained=strained)
+    check_sense(frames)
+    check_sense(frames, from_distances(frames.numbers, frames.positions[0], frames.cells[0]))
+    with pytest.raises(UqbiasError, match="most likely the forces are gradients, with the other sign"):
+        check_sense(dataclasses.replace(frames, forces=-frames.forces, stresses=-frames.stresses))
+    with pytest.raises(UqbiasError, match="most likely the forces are in Hartree/bohr"):
+        check_sense(dataclasses.replace(frames, forces=frames.forces / 51.422, stresses=frames.stresses / 51.422))
+    # Cells of frames without stress say nothing, but never anything wrong.
+    check_sense(dataclasses.replace(frames, stresses=None))
+
+
+@pytest.mark.parametrize(
+    ("factor", "message"), [(0.1, "most likely the positions are in nm"), (1 / 0.529, "the positions are in bohr")]
+)
+def test_quartz_in_another_unit(factor, message):
+    from ase.spacegroup import crystal
+
+    sites = [(0.4697, 0.0, 2 / 3), (0.4133, 0.2672, 0.7856)]
+    atoms = crystal(["Si", "O"], sites, spacegroup=154, cellpar=[4.916, 4.916, 5.405, 90, 90, 120]).repeat((2, 2, 1))
+    x, cell = atoms.positions[None] * ANGSTROM, atoms.cell.array[None] * ANGSTROM
+    check_geometries(x, atoms.numbers.tolist(), cells=cell)
+    with pytest.raises(UqbiasError, match=message):
+        check_geometries(x * factor, atoms.numbers.tolist(), cells=cell * factor)
+
+
+def test_atoms_on_images_are_named():
+    x = np.array([[[0.0, 0.0, 0.0], [0.5, 0.5, 0.98], [0.5, 0.5, 0.5]]])
+    with pytest.raises(UqbiasError, match=r"atoms 0 and 3 are 0.20 Å apart in frame 0"):
+        check_geometries(np.concatenate([x, [[[0.0, 0.0, 0.98]]]], axis=1), [18] * 4, cells=np.eye(3)[None])
+
+
+def test_a_molecule_in_a_cell_that_is_cut_is_refused_or_made_whole():
+    frames = molecule.frames(3)
+    cells = np.tile(2.0 * np.eye(3), (3, 1, 1))
+    frames = dataclasses.replace(frames, cells=cells)
+    x = frames.positions.copy()
+    x[1, 0, 0] += 2.0
+    cut = dataclasses.replace(frames, positions=x)
+    with pytest.raises(UqbiasError, match="cut by the edge of a periodic box, or has come apart"):
+        check_sense(cut, molecule.topology())
+    whole = whole_frames(cut, molecule.topology())
+    check_sense(whole, molecule.topology())
+    moved = whole.positions - frames.positions
+    np.testing.assert_allclose(moved - moved[:, :1], 0.0, atol=1e-12)

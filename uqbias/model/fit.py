@@ -19,6 +19,7 @@ from uqbias.molecule.frames import Frames
 from uqbias.molecule.protons import with_mobile_protons
 from uqbias.molecule.seen import invariants, is_in
 from uqbias.molecule.sense import check_molecule, check_sense
+from uqbias.molecule.structure import from_distances, whole_frames
 from uqbias.molecule.topology import Topology
 from uqbias.potentials.base import Potential
 from uqbias.potentials.prediction import predict
@@ -88,11 +89,11 @@ def fit_model(
         )
     if topology is not None:
         check_molecule(frames, topology.numbers, "the structure")
-        topology = with_mobile_protons(topology, frames.positions)
-    check_sense(frames, topology)
-    topology = topology or with_mobile_protons(
-        Topology.from_positions(frames.numbers.tolist(), frames.positions[0]), frames.positions
-    )
+    first = None if frames.cells is None else frames.cells[0]
+    graph = topology or from_distances(frames.numbers.tolist(), frames.positions[0], first, frames.periodic)
+    frames = whole_frames(frames, graph)
+    check_sense(frames, topology and with_mobile_protons(topology, frames.positions))
+    topology = with_mobile_protons(graph, frames.positions)
     split = _deal(frames, campaign)
     if frames.forces is not None:
         check_calibration_frames(split, campaign.calibration.alpha)

@@ -72,6 +72,15 @@ def volume(cells: NDArray[Any]) -> Array:
     return np.asarray(np.abs(np.linalg.det(np.asarray(cells, dtype=np.float64))))
 
 
+def moves(places: NDArray[Any], reference: NDArray[Any], periodic: Periodic) -> Array:
+    """Shortest moves from ``reference`` to ``places`` [n, N, 3], both in lattice vectors, of which the mean is zero."""
+    apart = np.asarray(places, dtype=np.float64) - reference
+    drift = np.angle(np.exp(2j * np.pi * apart).mean(axis=-2, keepdims=True)) / (2 * np.pi)
+    apart = apart - np.where(periodic, drift, 0.0)
+    apart = apart - np.where(periodic, np.round(apart), 0.0)
+    return np.asarray(apart - apart.mean(axis=-2, keepdims=True))
+
+
 def lower_triangular(cell: NDArray[Any]) -> tuple[Array, Array]:
     """The same lattice in OpenMM's reduced form, and the turn into it.
 

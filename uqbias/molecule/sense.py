@@ -6,16 +6,19 @@ refused here is far outside what a molecule does; where data cannot tell, nothin
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from uqbias.errors import UqbiasError
+from uqbias.molecule.cells import EVERYWHERE, Periodic, moves, volume
 from uqbias.molecule.frames import Frames
 from uqbias.molecule.labels import likely_units
 from uqbias.molecule.measures import distances
 from uqbias.molecule.protons import with_mobile_protons
+from uqbias.molecule.structure import from_distances, made_whole
 from uqbias.molecule.topology import Topology
 from uqbias.units import ANGSTROM, EV, EV_PER_ANGSTROM
 
@@ -38,12 +41,16 @@ OVERLAP, BONDED, BROKEN = 0.35, 1.15, 2.5
 GAP = 0.4
 #: A bond longer than this in nearly every frame is none; bonds of hydrogen are short, and vibrate and jump more.
 NEVER, NEVER_HYDROGEN = 1.45, 1.6
+#: In a cell nothing is looked for beyond so many sums of covalent radii.
+FAR = 2.2
 #: Share of the frames that is nearly all.
 NEARLY_ALL = 0.95
 #: Spread of the energies, eV an atom, that no geometry explains: bonds are worth 3 to 5.
 ABSURD_SPREAD = 15.0
 #: Frames that are compared with each other; distances that are measured together.
 COMPARED, ENTRIES = 1000, 2_000_000
+#: Cells that differ by less strain do no work.
+SAME_CELL = 1e-7
 #: Å: largest move of an atom between frames whose energies are compared, and between frames that are surely near.
 NEAR, NEAREST = 0.4, 0.15
 #: Pairs of near frames that a slope needs, and its correlation; the same of frames for a force constant.
@@ -87,12 +94,18 @@ def check_sense(frames: Frames, topology: Topology | None = None, owner: str = "
     """
     if topology is not None:
         check_molecule(frames, topology.numbers, owner)
-    check_geometries(frames.positions, frames.numbers.tolist(), topology, frames.source)
+    cell = (frames.cells, frames.periodic)
+    check_geometries(frames.positions, frames.numbers.tolist(), topology, frames.source, *cell)
     check_labels(frames)
 
 
 def check_geometries(
-    positions: Array, numbers: Sequence[int], topology: Topology | None = None, source: str = "frames"
+    positions: Array,
+    numbers: Sequence[int],
+    topology: Topology | None = None,
+    source: str = "frames",
+    cells: Array | None = None,
+    periodic: Periodic = EVERYWHERE,
 ) -> None:
     """Compare distances with covalent radii and bonds.
 
@@ -102,6 +115,8 @@ def check_geometries(
     numbers : [N] atomic numbers.
     topology : bond graph; if None, that of the distances in the first frame.
     source : the file, for messages.
+    cells : [n, 3, 3] nm; None in vacuum.
+    periodic : whether they repeat along each lattice vector.
 
     Raises
     ------
@@ -110,21 +125,15 @@ def check_geometries(
     """
     from ase.data import covalent_radii
 
-    n_atoms = len(numbers)
-    if not len(positions) or n_atoms < 2:
+    if not len(positions) or (len(numbers) < 2 and cells is None):
         return
     radii = covalent_radii[list(numbers)] * ANGSTROM
-    sums = radii[:, None] + radii
-    close, bonded = np.empty((len(positions), n_atoms)), np.zeros((n_atoms, n_atoms), dtype=np.int64)
-    block = max(1, ENTRIES // n_atoms**2)
-    for start in range(0, len(positions), block):
-        x = positions[start : start + block]
-        ratio = np.linalg.norm(x[:, :, None] - x[:, None], axis=-1) / sums
-        ratio[:, range(n_atoms), range(n_atoms)] = np.inf
-        close[start : start + block] = ratio.min(axis=2)
-        bonded += (ratio < BONDED).sum(axis=0)
+    if cells is None:
+        close, bonded = _near(positions, radii)
+    else:
+        close, bonded = _near_in_cells(positions, radii, cells, periodic)
     covalent = np.isin(numbers, COVALENT)
-    if covalent.any() and (topology is None or topology.bonds):
+    if covalent.any() and (topology is None or topology.bonds or topology.network):
         middle = float(np.median(close[:, covalent]))
         shortest = float(np.median(np.quantile(close[:, covalent], SHORTEST, axis=0)))
         for (low, high), unit in LENGTH_UNITS.items():
@@ -136,18 +145,18 @@ def check_geometries(
                 )
     frame, i = np.unravel_index(close.argmin(), close.shape)
     if close[frame, i] < OVERLAP:
-        apart = np.linalg.norm(positions[frame] - positions[frame, i], axis=-1)
-        apart[i] = np.inf
+        j, apart = _nearest(positions[frame], int(i), None if cells is None else cells[frame], periodic)
         raise UqbiasError(
-            f"{source}: atoms {i} and {apart.argmin()} are {apart.min() / ANGSTROM:.2f} Å apart in frame {frame}",
+            f"{source}: atoms {i} and {j} are {apart / ANGSTROM:.2f} Å apart in frame {frame}",
             "leave that frame out, or check how it was made",
         )
     if topology is None:
-        topology = with_mobile_protons(Topology.from_positions(numbers, positions[0]), positions)
+        graph = from_distances(numbers, positions[0], None if cells is None else cells[0], periodic)
+        topology = with_mobile_protons(graph, positions)
     _check_bonds(positions, topology, close, source)
     always = np.triu(bonded >= NEARLY_ALL * len(positions)) & covalent & covalent[:, None]
     bonds = topology.either_side().bonds
-    missing = [(i, j) for i, j in np.argwhere(always).tolist() if (i, j) not in bonds]
+    missing = [(i, j) for i, j in np.argwhere(always).tolist() if (i, j) not in bonds and not topology.network & {i, j}]
     if missing:
         length = float(np.median(distances(positions, np.array(missing[:1])))) / ANGSTROM
         raise UqbiasError(
@@ -155,6 +164,47 @@ def check_geometries(
             "check its bonds (CONECT), and that its atoms have the order of the frames; without a structure the first "
             "frame gives the bonds",
         )
+
+
+def _near(positions: Array, radii: Array) -> tuple[Array, NDArray[np.int64]]:
+    """Distances [n, N] to the nearest atom, in sums of covalent ``radii`` [N], and how often each pair is bonded."""
+    n_atoms = len(radii)
+    sums = radii[:, None] + radii
+    close, bonded = np.empty((len(positions), n_atoms)), np.zeros((n_atoms, n_atoms), dtype=np.int64)
+    block = max(1, ENTRIES // n_atoms**2)
+    for start in range(0, len(positions), block):
+        x = positions[start : start + block]
+        ratio = np.linalg.norm(x[:, :, None] - x[:, None], axis=-1) / sums
+        ratio[:, range(n_atoms), range(n_atoms)] = np.inf
+        close[start : start + block] = ratio.min(axis=2)
+        bonded += (ratio < BONDED).sum(axis=0)
+    return close, bonded
+
+
+def _near_in_cells(positions: Array, radii: Array, cells: Array, periodic: Periodic) -> tuple[Array, NDArray[np.int64]]:
+    """The same with images; infinite where no atom is within `FAR` sums."""
+    from uqbias.molecule.neighbours import pairs_by_tree
+
+    n_atoms, reach = len(radii), 2 * FAR * float(radii.max())
+    close, bonded = np.full((len(positions), n_atoms), np.inf), np.zeros((n_atoms, n_atoms), dtype=np.int64)
+    for frame, (x, cell) in enumerate(zip(positions, cells, strict=True)):
+        _, i, j, shifts = pairs_by_tree(x[None], cell[None], periodic, reach)
+        ratio = np.linalg.norm(x[j] - x[i] + shifts @ cell, axis=1) / (radii[i] + radii[j])
+        np.minimum.at(close[frame], i, ratio)
+        near = np.zeros_like(bonded, dtype=bool)
+        near[i[ratio < BONDED], j[ratio < BONDED]] = True
+        bonded += near
+    return close, bonded
+
+
+def _nearest(x: Array, i: int, cell: Array | None, periodic: Periodic) -> tuple[int, float]:
+    """The atom, which may be an image, that is nearest to atom ``i`` of positions [N, 3], and how far it is, nm."""
+    steps = [range(-1, 2) if repeats and cell is not None else (0,) for repeats in periodic]
+    images = np.array(list(itertools.product(*steps))) @ (np.eye(3) if cell is None else cell)
+    apart = np.linalg.norm(x + images[:, None] - x[i], axis=-1)
+    apart[len(images) // 2, i] = np.inf
+    j = int(apart.min(axis=0).argmin())
+    return j, float(apart[:, j].min())
 
 
 def _check_bonds(positions: Array, topology: Topology, close: Array, source: str) -> None:
@@ -219,16 +269,20 @@ def check_labels(frames: Frames) -> None:
     slope = fault = None
     if frames.forces is not None and len(frames.numbers) > 1:
         zero = np.flatnonzero(~frames.forces.any(axis=(1, 2)))
-        # A minimum may have forces of zero; two frames, or one that is not the lowest, have not.
-        if len(zero) > 1 or (len(zero) and zero[0] != energies.argmin()):
+        # A minimum may have forces of zero; two frames, or one that is not the lowest, have not. Perfect crystals have.
+        several = len(zero) > 1 or (len(zero) and zero[0] != energies.argmin())
+        if several and (frames.cells is None or len(zero) == len(frames)):
             raise UqbiasError(
                 f"{source}: the forces of {len(zero)} of {len(frames)} frames, the first of them frame {zero[0]}, are "
                 "all zero; most likely they were not computed",
                 "compute them, or leave these frames out",
             )
-        x, e, f = frames.positions / ANGSTROM, energies / EV, frames.forces / EV_PER_ANGSTROM
-        slope = _slope(x[:COMPARED], e[:COMPARED], f[:COMPARED])
-        fault = likely_units(slope, _stiffness(frames.numbers, x, f), len(frames.numbers))
+        first = None if frames.cells is None else frames.cells[0]
+        graph = from_distances(frames.numbers.tolist(), frames.positions[0], first, frames.periodic)
+        x = made_whole(graph, frames.positions, frames.cells, frames.periodic) / ANGSTROM
+        e, f = energies / EV, frames.forces / EV_PER_ANGSTROM
+        slope = _slope(*(_work(x, e, f) if frames.cells is None else _work_in_cells(frames)))
+        fault = likely_units(slope, _stiffness(graph, x, f), len(frames.numbers))
     spread = float(np.ptp(energies)) / EV
     if spread > ABSURD_SPREAD * len(frames.numbers) and (fault is None or slope == 0):
         raise UqbiasError(
@@ -240,31 +294,63 @@ def check_labels(frames: Frames) -> None:
         raise UqbiasError(f"{source}: {fault.what}", fault.cure)
 
 
-def _slope(x: Array, e: Array, f: Array) -> float | None:
-    """Slope of energy differences against work, over pairs of near frames; 0 where they have nothing to do with each
-    other, None where the frames do not tell.
+def _work(x: Array, e: Array, f: Array) -> tuple[Array, Array, Array]:
+    """Work [n] and rise of the energy [n] eV from each frame to one that is near, and the largest move [n] Å.
 
     Parameters
     ----------
     x, e, f : positions [n, N, 3] Å, energies [n] eV, forces [n, N, 3] eV/Å.
     """
+    x, e, f = x[:COMPARED], e[:COMPARED], f[:COMPARED]
     n, n_atoms, _ = x.shape
     if n < 2:
-        return None
+        return np.empty(0), np.empty(0), np.empty(0)
     references = np.unique(np.linspace(0, n_atoms - 1, 6).astype(int))
     shapes = np.linalg.norm(x[:, :, None] - x[:, None, references], axis=-1).reshape(n, -1)
-    squares = np.square(shapes).sum(axis=1)
-    apart = squares[:, None] + squares - 2 * shapes @ shapes.T
-    np.fill_diagonal(apart, np.inf)
-    other = apart.argmin(axis=1)
+    other = _nearest_frame(shapes)
     a, b = x - x.mean(axis=1, keepdims=True), x[other] - x[other].mean(axis=1, keepdims=True)
     # Best superposition of b on a (Kabsch, Acta Cryst. A 32, 922 (1976)).
     left, _, right = np.linalg.svd(b.swapaxes(1, 2) @ a)
     left[:, :, 2] *= np.sign(np.linalg.det(left @ right))[:, None]
     turn = left @ right
     move, force = b @ turn - a, (f + f[other] @ turn) / 2
-    work, rise = -(force * move).sum(axis=(1, 2)), e[other] - e
+    return -(force * move).sum(axis=(1, 2)), e[other] - e, np.linalg.norm(move, axis=-1).max(axis=1)
+
+
+def _work_in_cells(frames: Frames) -> tuple[Array, Array, Array]:
+    """The same of periodic frames: moves through the boundaries, and the work of the stress where cells differ."""
+    frames = frames[:COMPARED]
+    assert frames.cells is not None
+    if len(frames) < 2:
+        return np.empty(0), np.empty(0), np.empty(0)
+    energies, forces = frames.labels()
+    cells, x, e, f = frames.cells / ANGSTROM, frames.positions / ANGSTROM, energies / EV, forces / EV_PER_ANGSTROM
+    places = x @ np.linalg.inv(cells)
+    other = _nearest_frame((moves(places, places[0], frames.periodic) @ cells.mean(axis=0)).reshape(len(x), -1))
+    move = moves(places[other], places, frames.periodic) @ ((cells + cells[other]) / 2)
+    strain = np.linalg.inv(cells) @ cells[other] - np.eye(3)
+    work = -((f + f[other]) / 2 * move).sum(axis=(1, 2))
     moved = np.linalg.norm(move, axis=-1).max(axis=1)
+    if frames.stresses is None:
+        moved[np.abs(strain).max(axis=(1, 2)) > SAME_CELL] = np.inf
+    else:
+        stress = (frames.stresses + frames.stresses[other]) / 2 / EV * ANGSTROM**3
+        work += volume(cells) * (stress * strain).sum(axis=(1, 2))
+    return work, e[other] - e, moved
+
+
+def _nearest_frame(shapes: Array) -> NDArray[np.int64]:
+    """For each frame the one with the nearest row of ``shapes`` [n, D], [n]."""
+    squares = np.square(shapes).sum(axis=1)
+    apart = squares[:, None] + squares - 2 * shapes @ shapes.T
+    np.fill_diagonal(apart, np.inf)
+    return np.asarray(apart.argmin(axis=1))
+
+
+def _slope(work: Array, rise: Array, moved: Array) -> float | None:
+    """Slope of energy differences against work, over pairs of near frames; 0 where they have nothing to do with each
+    other, None where the frames do not tell. For the parameters see `_work`.
+    """
     for limit, fewest in ((NEAR, FEWEST_PAIRS), (NEAREST, FEWEST_NEAREST)):
         w, d = work[moved < limit], rise[moved < limit]
         square = float(w @ w)
@@ -276,12 +362,13 @@ def _slope(x: Array, e: Array, f: Array) -> float | None:
     return 0.0 if abs(correlation) < UNRELATED and w.std() > ENOUGH_WORK else None
 
 
-def _stiffness(numbers: NDArray[np.int64], x: Array, f: Array) -> float | None:
+def _stiffness(graph: Topology, x: Array, f: Array) -> float | None:
     """Median force constant of bonds with hydrogen, eV/Å²; None where the frames do not tell."""
     if len(x) < FEWEST_FRAMES:
         return None
     constants = []
-    for i, j in Topology.from_positions(numbers.tolist(), x[0] * ANGSTROM).bonds:
+    numbers = np.array(graph.numbers)
+    for i, j in graph.bonds:
         if (numbers[[i, j]] == 1).sum() != 1:
             continue
         hydrogen, heavy = (i, j) if numbers[i] == 1 else (j, i)
