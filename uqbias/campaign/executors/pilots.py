@@ -188,12 +188,7 @@ class _Pilots(TaskExecutor):
         last = ended[-MOST_FAILURES:]
         if len(last) < MOST_FAILURES or not all(one.state.name in ("FAILED", "MISSING") for one in last):
             return
-        text = (
-            last[-1].stderr_summary
-            or last[-1].stdout_summary
-            or last[-1].message
-            or "no output: do all nodes see the run directory?"
-        )
+        text = last[-1].stderr_summary or last[-1].message or "no output: do all nodes see the run directory?"
         lines = [line.strip() for line in text.partition("stderr=")[2].splitlines() or text.splitlines()]
         said = " | ".join([line for line in lines if line][-3:])
         assert self.home is not None
