@@ -1,36 +1,66 @@
-"""Campaigns ended by KILL, TERM, INT and HUP at random moments: finished labels lost, paid twice, tracebacks.
+"""Campaigns that are killed at random moments: finished labels lost, paid twice, tracebacks; and what executors cost.
 
     python tests/benchmarks/random_signals.py --signals 100
+    python tests/benchmarks/random_signals.py --cluster 40
+    python tests/benchmarks/random_signals.py --rates
 
-Each executor has its share of the signals; a campaign is run again until it ends by itself, and then another begins.
-With ``dask.distributed`` installed, dask has its share too.
+Each executor of this machine has its share of the signals (KILL, TERM, INT and HUP to the program); a campaign is run
+again until it ends by itself, and then another begins. ``--cluster`` does the same with labels on a SLURM of this
+machine, and kills workers, cancels jobs and restarts slurmctld as well; the data set must be that of a run without
+kills. ``--rates`` prints what the executors that are installed need for labels of 0.5 and 0.1 s.
 """
 
 import argparse
+import os
+import shutil
+import signal
+import subprocess
 import sys
 import tempfile
+import threading
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
+from molecules import PEROXIDE, peroxide
 from peroxide_oracle import make_system
 from signalled_runs import SIGNALS, SignalledRuns
 
+from uqbias.campaign.home import Home
+from uqbias.campaign.label_requests import LabelRequest, label_key
+from uqbias.campaign.labelling import OracleSpec, label_all
+from uqbias.campaign.ledger import open_ledger
+from uqbias.registry import EXECUTORS
+
 COMMAND = "import sys; sys.argv[0] = 'uqbias'; from uqbias.cli import main; sys.exit(main())"
+SLURM = "{kind: slurm, jobs: 2, poll: 2, walltime: '0:10:00', retries: 20}"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--signals", type=int, default=100)
+    parser.add_argument("--cluster", type=int, default=0, metavar="KILLS", help="on SLURM, in place of --signals")
+    parser.add_argument("--rates", action="store_true", help="in place of --signals")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    kinds = ["process", "serial", "thread", *(["dask"] if find_spec("distributed") else [])]
     random = np.random.default_rng(options.seed)
+    if options.rates:
+        rates()
+    elif options.cluster:
+        cluster(options.cluster, random)
+    else:
+        local(options.signals, random)
+
+
+def local(signals, random):
+    kinds = ["process", "local", *(["dask"] if find_spec("distributed") else [])]
     totals = np.zeros(5, dtype=int)
     print("executor  signals  finished labels  lost  paid twice  tracebacks  other exit codes")
-    for kind, share in zip(kinds, np.diff(np.linspace(0, options.signals, len(kinds) + 1).astype(int)), strict=True):
+    for kind, share in zip(kinds, np.diff(np.linspace(0, signals, len(kinds) + 1).astype(int)), strict=True):
         row = campaigns(kind, share, random)
         totals += row[1:]
         print(f"{kind:8} {row[0]:8} {row[1]:16} {row[2]:5} {row[3]:11} {row[4]:11} {row[5]:17}", flush=True)
@@ -44,21 +74,146 @@ def campaigns(kind, share, random):
     while row[0] < share:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            arguments = ["run", str(make_system(folder, kind, 60)), "-o", str(folder / "run"), "-q"]
-            runs = SignalledRuns([sys.executable, "-c", COMMAND, *arguments], folder / "run", folder, seconds=0.05)
+            runs = runs_of(folder, kind, 60, 0.05)
             while not runs.done and row[0] + runs.signals.total() < share:
                 runs.run(random.choice(SIGNALS), random.uniform(0, 6))
-            for what in (*runs.tracebacks, *runs.wrong_ends):
-                print(what, file=sys.stderr, flush=True)
-            row += [
-                runs.signals.total(),
-                len(runs.finished()),
-                runs.lost,
-                runs.paid_twice(),
-                len(runs.tracebacks),
-                len(runs.wrong_ends),
-            ]
+            row += result_of(runs)
     return row
+
+
+def runs_of(folder, executor, frames, seconds):
+    """Runs of a small campaign whose labels are computed by an executor."""
+    arguments = ["run", str(make_system(folder, executor, frames)), "-o", str(folder / "run"), "-q"]
+    if executor.startswith("{"):
+        text = (folder / "campaign.yaml").read_text()
+        (folder / "campaign.yaml").write_text(text.replace(f"explore: {executor}", "explore: process"))
+    return SignalledRuns([sys.executable, "-c", COMMAND, *arguments], folder / "run", folder, seconds=seconds)
+
+
+def result_of(runs):
+    for what in (*runs.tracebacks, *runs.wrong_ends):
+        print(what, file=sys.stderr, flush=True)
+    wrong = [len(runs.tracebacks), len(runs.wrong_ends)]
+    return np.array([runs.signals.total(), len(runs.finished()), runs.lost, runs.paid_twice(), *wrong])
+
+
+def cluster(kills, random):
+    """Labels on SLURM with the program, workers, jobs and slurmctld killed at random."""
+    assert shutil.which("sbatch"), "no sbatch on this machine: nothing was tested"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "undisturbed").mkdir()
+        reference = runs_of(folder / "undisturbed", "process", 60, 0.01)
+        reference.run(signal.SIGTERM, 600)
+        wanted = (reference.directory / "dataset.xyz").read_bytes()
+        others = {"worker": kill_worker, "job": cancel_job, "slurmctld": restart_slurmctld}
+        done, row, number, same = dict.fromkeys(["program", *others], 0), np.zeros(6, dtype=int), 0, True
+        while sum(done.values()) < kills:
+            (folder / str(number)).mkdir()
+            runs = runs_of(folder / str(number), SLURM, 60, 0.3)
+            number += 1
+            while not runs.done:
+                left = kills - sum(done.values())
+                ended, before = threading.Event(), runs.signals.total()
+                disturber = threading.Thread(target=disturb, args=(ended, others, done, left - 1, random))
+                disturber.start()
+                runs.run(random.choice(SIGNALS), random.uniform(10, 40) if left > 0 else 600)
+                ended.set()
+                disturber.join()
+                done["program"] += runs.signals.total() - before
+                print(f"{sum(done.values())} kills {done}, {len(set(runs.finished()))} labels finished", flush=True)
+            row += result_of(runs)
+            same &= (runs.directory / "dataset.xyz").read_bytes() == wanted
+    print(f"kills {done}; {row[1]} labels finished in {number} campaigns, lost {row[2]}, paid twice {row[3]}, ", end="")
+    print(f"tracebacks {row[4]}, other exit codes {row[5]}; same data set as without kills: {same}")
+    sys.exit(bool(row[2:].any() or not same))
+
+
+def disturb(ended, others, done, most, random):
+    """Kill something every few seconds until the program has ended."""
+    while most > 0 and not ended.wait(random.uniform(4, 12)):
+        what = str(random.choice(list(others)))
+        if others[what](random):
+            done[what] += 1
+            most -= 1
+
+
+def kill_worker(random):
+    """Kill a worker of a job, which leads labels; the first of its processes leads the job."""
+    names = [path.name for path in Path("/proc").iterdir() if path.name.isdigit()]
+    spawned = [name for name in names if b"--multiprocessing-fork" in read(name, "cmdline")]
+    workers = [name for name in spawned if b"PARSL_CORES=" in read(name, "environ")]
+    return bool(workers) and kill(random.choice(workers))
+
+
+def read(pid, name):
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:
+        return b""
+
+
+def kill(pid):
+    try:
+        os.kill(int(pid), signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def cancel_job(random):
+    listed = ["squeue", "--noheader", "--states=RUNNING", "--format=%i %j"]
+    lines = subprocess.run(listed, capture_output=True, text=True, timeout=60, check=False).stdout.splitlines()
+    jobs = [line.split()[0] for line in lines if "uqbias-" in line]
+    return bool(jobs) and not subprocess.run(["scancel", random.choice(jobs)], timeout=60, check=False).returncode
+
+
+def restart_slurmctld(random):
+    """End SLURM's controller, and start it again some seconds later."""
+    pids = subprocess.run(["pidof", "slurmctld"], capture_output=True, text=True, check=False).stdout.split()
+    for pid in pids:
+        os.kill(int(pid), signal.SIGTERM)
+    time.sleep(random.uniform(1, 5))
+    return bool(pids) and not subprocess.run(["slurmctld"], timeout=60, check=False).returncode
+
+
+def rates():
+    """Time of labels with each executor that is installed: in all, and a label and worker once all work."""
+    sections = ["{kind: process, jobs: 2}", *(["{kind: dask, jobs: 2}"] if find_spec("distributed") else [])]
+    if find_spec("parsl"):
+        sections += ["{kind: parsl, jobs: 2}", *([SLURM] if shutil.which("sbatch") else [])]
+    for count, seconds in ((80, 0.5), (200, 0.1)):
+        print(
+            f"{count} labels of {seconds} s, 2 workers: executor, s in all, s a label and worker, overhead to process"
+        )
+        first = None
+        for section in sections:
+            whole, each = rate(yaml.safe_load(section), count, seconds)
+            first = first or each
+            print(
+                f"{yaml.safe_load(section)['kind']:8} {whole:6.1f} {each:8.4f} {100 * (each / first - 1):6.1f} %",
+                flush=True,
+            )
+
+
+def rate(section, count, seconds):
+    os.environ["PEROXIDE_SECONDS"] = str(seconds)
+    numbers = list(PEROXIDE.numbers)
+    with tempfile.TemporaryDirectory() as name, open_ledger(name, {}, np.array(numbers), {}) as ledger:
+        home, stamps = Home.take(Path(name)), []
+        options = {"calculator": "peroxide_oracle:Peroxide", "numbers": numbers}
+        spec = OracleSpec("ase", options, folder=home.folder / "labels" / "round_00", home=home)
+        frames = [peroxide(0.01 * index) for index in range(count)]
+        requests = [LabelRequest(index, label_key(x, "peroxide"), x, {}) for index, x in enumerate(frames)]
+        begun = time.monotonic()
+        executor = EXECUTORS.build(section, home=home)
+        note = lambda finished, _: stamps.append(time.monotonic()) if finished else None  # noqa: E731
+        label_all(executor, spec, requests, ledger, 0, progress=note)
+        whole = time.monotonic() - begun
+        executor.shutdown()
+        assert len(ledger.events("label")) == count
+    # The first fifth leaves out how long workers take to begin.
+    return whole, 2 * (stamps[-1] - stamps[count // 5]) / (count - 1 - count // 5)
 
 
 if __name__ == "__main__":

@@ -188,7 +188,8 @@ class _Pilots(TaskExecutor):
         last = ended[-MOST_FAILURES:]
         if len(last) < MOST_FAILURES or not all(one.state.name in ("FAILED", "MISSING") for one in last):
             return
-        text = last[-1].stderr_summary or last[-1].message or "no output: do all nodes see the run directory?"
+        refused = last[-1].message if last[-1].state.name == "FAILED" else ""
+        text = last[-1].stderr_summary or refused or "no output: do all nodes see the run directory?"
         lines = [line.strip() for line in text.partition("stderr=")[2].splitlines() or text.splitlines()]
         said = " | ".join([line for line in lines if line][-3:])
         assert self.home is not None
