@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import threading
@@ -110,11 +111,17 @@ def test_tasks_of_a_program_that_leads_no_longer_begin_nothing(tmp_path, spec):
     assert calls() == []
 
 
-def test_a_worker_that_does_not_fit_is_refused(tmp_path):
+def test_a_worker_that_does_not_fit_is_refused(tmp_path, monkeypatch):
     home = Home.take(tmp_path)
     other = Home(tmp_path, home.token, versions=(home.versions[0], "1.0"))
     with pytest.raises(UqbiasError, match=rf"other packages: torch {home.versions[1]} there, 1\.0 here"):
         other.arrive()
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(UqbiasError, match=r"cannot lock files there \(No locks available\)"),
+    ):
+        patch.setattr("fcntl.lockf", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks available")))
+        home.arrive()
     (tmp_path / LEADER).unlink()
     with pytest.raises(UqbiasError, match=r"does not see the run directory .*drive that all nodes share"):
         home.arrive()

@@ -69,6 +69,7 @@ class Home:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+        home.arrive()
         return home
 
     def arrive(self) -> None:
@@ -83,14 +84,13 @@ class Home:
         """
         node = platform.node()
         try:
-            token = (self.folder / LEADER).read_text(encoding="utf-8")
+            with self.claim(f"{node} {os.getpid()}"):
+                pass
         except OSError as error:
             raise UqbiasError(
-                f"node {node} does not see the run directory {self.folder} ({error.strerror})",
-                "run in a directory on a drive that all nodes share",
+                f"node {node} does not see the run directory {self.folder}, or no locks there ({error.strerror})",
+                "run in a directory on a drive that all nodes share, mounted with locks",
             ) from None
-        if token != self.token:
-            raise Superseded(f"{self.folder} is led by {token}")
         if (here := tuple(map(shared_version, SHARED))) != self.versions:
             both = zip(SHARED, here, self.versions, strict=True)
             other = ", ".join(f"{name} {this} there, {that} here" for name, this, that in both if this != that)
