@@ -81,12 +81,12 @@ def campaigns(kind, share, random):
     return row
 
 
-def runs_of(folder, executor, frames, seconds):
+def runs_of(folder, executor, frames, seconds, *, rounds=True):
     """Runs of a small campaign whose labels are computed by an executor."""
     arguments = ["run", str(make_system(folder, executor, frames)), "-o", str(folder / "run"), "-q"]
-    if executor.startswith("{"):
+    if not rounds:
         text = (folder / "campaign.yaml").read_text()
-        (folder / "campaign.yaml").write_text(text.replace(f"explore: {executor}", "explore: process"))
+        (folder / "campaign.yaml").write_text(text.replace("rounds: 2", "rounds: 0"))
     return SignalledRuns([sys.executable, "-c", COMMAND, *arguments], folder / "run", folder, seconds=seconds)
 
 
@@ -103,14 +103,14 @@ def cluster(kills, random):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "undisturbed").mkdir()
-        reference = runs_of(folder / "undisturbed", "process", 60, 0.01)
+        reference = runs_of(folder / "undisturbed", "process", 150, 0.01, rounds=False)
         reference.run(signal.SIGTERM, 600)
         wanted = (reference.directory / "dataset.xyz").read_bytes()
         others = {"worker": kill_worker, "job": cancel_job, "slurmctld": restart_slurmctld}
         done, row, number, same = dict.fromkeys(["program", *others], 0), np.zeros(6, dtype=int), 0, True
         while sum(done.values()) < kills:
             (folder / str(number)).mkdir()
-            runs = runs_of(folder / str(number), SLURM, 60, 0.3)
+            runs = runs_of(folder / str(number), SLURM, 150, 0.3, rounds=False)
             number += 1
             while not runs.done:
                 left = kills - sum(done.values())
