@@ -36,6 +36,8 @@ UNITS = {"length": "nm", "energy": "kJ/mol", "force": "kJ/mol/nm"}
 #: Tensors of the file that are not part of any module: invariants of the frames that the model was made from, and of
 #: those that calibrated it.
 SEEN, CALIBRATED = "record.seen", "record.calibrated"
+#: Fact of the provenance that is of the model's own system: positions [N, 3] nm of low energy.
+REFERENCE = "reference_positions_nm"
 REPLACE = "copy or train it again"
 #: Atoms of a molecule on which a model that is loaded is not tried.
 LARGE = 200
@@ -55,7 +57,7 @@ class Prediction(NamedTuple):
 
 
 class UncertaintyModel(nn.Module):
-    """Potential and uncertainties of one molecule.
+    """Potential and uncertainties of the atoms of one system; `with_topology` gives those of another.
 
     Parameters
     ----------
@@ -84,6 +86,8 @@ class UncertaintyModel(nn.Module):
         self.topology = topology
         self.provenance = dict(provenance or {})
         self.calibrated_on: Array = NOTHING
+        #: Systems that it was trained on, by name; empty for a model of one.
+        self.systems: dict[str, Topology] = {}
         if len(topology) != len(potential.numbers):
             raise UqbiasError(
                 f"the topology has {len(topology)} atoms, the potential {len(potential.numbers)}",
@@ -96,6 +100,26 @@ class UncertaintyModel(nn.Module):
     def numbers(self) -> tuple[int, ...]:
         """Atomic numbers of the molecule."""
         return self.potential.numbers
+
+    def with_topology(self, topology: Topology) -> UncertaintyModel:
+        """A model of another system of the same elements, with the same weights, statistics and calibration.
+
+        Raises
+        ------
+        UqbiasError
+            If an element is unknown, or the potential, the judge or the driver is of one molecule.
+        """
+        facts = {name: fact for name, fact in self.provenance.items() if name != REFERENCE}
+        twin = UncertaintyModel(
+            self.potential.with_numbers(topology.numbers),
+            self.judge.with_topology(topology),
+            topology,
+            None if self.driver is self.judge else self.driver.with_topology(topology),
+            self.calibration.with_numbers(topology.numbers),
+            self.provenance if topology.numbers == self.numbers else facts,
+        )
+        twin.calibrated_on, twin.systems = self.calibrated_on, self.systems
+        return twin.train(self.training)
 
     def forward(self, positions: Tensor, geometry: Geometry | None = None) -> Prediction:
         """Evaluate W walkers at ``positions`` [W, N, 3] in nm, in the ``geometry`` that `Potential.forward` takes."""
@@ -170,7 +194,10 @@ class UncertaintyModel(nn.Module):
             "format": "uqbias",
             "format_version": FORMAT_VERSION,
             "atomic_numbers": list(self.numbers),
+            "elements": list(self.potential.elements),
+            "element_energies": {str(number): e for number, e in self.potential.element_energies.items()},
             "topology": self.topology.to_dict(),
+            "systems": [{"name": name, "topology": graph.to_dict()} for name, graph in self.systems.items()],
             "units": UNITS | {"driver": self.driver.unit, "judge": calibrated},
             "dtype": str(next(self.potential.parameters()).dtype).removeprefix("torch."),
             "potential": self.potential.describe(),
@@ -256,6 +283,11 @@ class UncertaintyModel(nn.Module):
         if bad:
             raise UqbiasError(f"weights that are not finite numbers ({bad[0]})", "train it again")
         model.potential.seen, model.calibrated_on = seen, calibrated_on
+        # Files of before there were several systems lack both keys.
+        energies = manifest.get("element_energies", {})
+        model.potential.element_energies = {int(number): float(energy) for number, energy in energies.items()}
+        systems = manifest.get("systems", [])
+        model.systems = {system["name"]: Topology.from_dict(system["topology"]) for system in systems}
         return model.eval()
 
 
@@ -277,13 +309,21 @@ class _Calibration(TypedDict):
     atom_quantiles: dict[str, float | list[float]]
 
 
+class _System(TypedDict):
+    name: str
+    topology: Bonds
+
+
 class Manifest(TypedDict):
     """Schema of the manifest of a model file; further keys may stand in it."""
 
     format: Literal["uqbias"]
     format_version: int
     atomic_numbers: list[Element]
+    elements: NotRequired[list[Element]]
+    element_energies: NotRequired[dict[str, float]]
     topology: Bonds
+    systems: NotRequired[list[_System]]
     units: dict[str, str]
     dtype: Literal["float32", "float64"]
     potential: _Part

@@ -14,6 +14,8 @@ from uqbias.molecule.topology import Topology
 Atom = int | str
 #: `all`, `heavy`, or indices and names of atoms.
 Atoms = Literal["all", "heavy"] | Sequence[Atom]
+#: A word that chooses atoms in any system; None where indices and names did.
+Selection = Literal["all", "heavy"] | None
 #: The same from a caller whose words and entries have not been checked.
 Unchecked = str | Sequence[Atom]
 
@@ -82,6 +84,24 @@ def _label(topology: Topology, index: int) -> str:
 def select_atoms(topology: Topology, spec: Unchecked | None) -> tuple[int, ...]:
     """Atom indices, ascending, each once; ``spec`` as for `ordered_atoms`, None for all atoms."""
     return tuple(sorted(set(_chosen(topology, "all" if spec is None else spec, "atoms"))))
+
+
+def word_of(spec: object) -> Selection:
+    """The word of a selection by which it chooses atoms in any system, if it is one."""
+    return "all" if spec == "all" else "heavy" if spec == "heavy" else None
+
+
+def select_again(topology: Topology, selection: Selection, every: bool, owner: str) -> tuple[int, ...]:
+    """Atoms of another system than that in which ``selection`` chose some, or ``every`` atom.
+
+    Raises
+    ------
+    UqbiasError
+        If atoms were chosen by index or name, which says nothing of another system.
+    """
+    if selection is None and not every:
+        raise UqbiasError(f"{owner} of atoms given by index or name", "choose all or heavy for several systems")
+    return select_atoms(topology, selection)
 
 
 def _chosen(topology: Topology, spec: Unchecked, owner: str) -> list[int]:

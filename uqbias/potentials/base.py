@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Annotated, ClassVar, Literal, Self
 
 import torch
@@ -46,6 +48,7 @@ class Potential(Part, Memory, torch.nn.Module, ABC):
     numbers : atomic numbers of the N atoms, see `with_numbers`.
     n_members : committee size M.
     n_latents : latent features per atom, F.
+    element_energies : kJ/mol that an atom of each element adds to ``energy_shift``, where that is known.
     seen : what it was trained on, see `Memory`.
     energy_shift : [] kJ/mol, zero of the energies, a float64 buffer; added where an energy is reported, outside this
         module: a total energy of −10⁶ kJ/mol in single precision would drown what differs between members.
@@ -61,6 +64,7 @@ class Potential(Part, Memory, torch.nn.Module, ABC):
     numbers: tuple[int, ...]
     n_members: int
     n_latents: int
+    element_energies: Mapping[int, float] = MappingProxyType({})
     energy_shift: Tensor
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -123,7 +127,13 @@ class Potential(Part, Memory, torch.nn.Module, ABC):
         for name in ("_parameters", "_buffers", "_modules"):
             vars(twin)[name] = dict(vars(self)[name])
         twin._place(numbers)
+        shift = self.energy_shift
+        twin._buffers["energy_shift"] = shift + (self._element_sum(twin.numbers) - self._element_sum(self.numbers))
         return twin
+
+    def _element_sum(self, numbers: Sequence[int]) -> float:
+        """Energies of the elements of atoms, added up, kJ/mol."""
+        return math.fsum(self.element_energies.get(number, 0.0) for number in numbers)
 
     def _place(self, numbers: Sequence[int]) -> None:
         """Take ``numbers`` for the atoms; a potential of elements sets all that follows from their order here."""

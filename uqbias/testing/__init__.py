@@ -23,6 +23,7 @@ __getattr__, __dir__, __all__ = exports(
         "routes": ("check_routes",),
         "samplers": ("check_sampler",),
         "storage": ("check_refit", "check_round_trip"),
+        "systems": ("check_systems",),
         "uncertainties": ("check_uncertainty",),
     },
 )

@@ -17,6 +17,7 @@ from uqbias.testing.checks import (
 from uqbias.testing.report import ContractError, Report
 from uqbias.testing.routes import check_routes
 from uqbias.testing.storage import check_refit, check_round_trip
+from uqbias.testing.systems import check_systems
 from uqbias.uncertainty.base import Uncertainty
 
 
@@ -62,6 +63,7 @@ def check_uncertainty(
         "routes": lambda: check_routes(case, backends),
         "round trip": lambda: check_round_trip(case),
         "refit": lambda: check_refit(case),
+        "systems": lambda: check_systems(case),
     }
     report, failure = case.report(), None
     for name, check in checks.items():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError, did_you_mean
-from uqbias.molecule.atoms import select_atoms
+from uqbias.molecule.atoms import Selection, select_again, select_atoms, word_of
 from uqbias.molecule.topology import Topology
 from uqbias.options import Positive
 from uqbias.registry import Part
@@ -38,19 +38,27 @@ class Aggregation(Part, nn.Module):
     groups : for each value that is aggregated, the positions along the atom axis that it averages.
     n_inputs : length A of the atom axis.
     sharpness : β, in reciprocal standard deviations of the values.
+    selection : the word by which the atoms were chosen, which chooses those of other systems.
     """
 
     matrix: Tensor
     spread: Tensor
 
     def __init__(
-        self, *, kind: Kind, groups: Sequence[Sequence[int]], n_inputs: int, sharpness: Positive = 1.0
+        self,
+        *,
+        kind: Kind,
+        groups: Sequence[Sequence[int]],
+        n_inputs: int,
+        sharpness: Positive = 1.0,
+        selection: Selection = None,
     ) -> None:
         super().__init__()
         self.kind = kind
         self.groups = tuple(tuple(group) for group in groups)
         self.n_inputs = n_inputs
         self.sharpness = float(sharpness)
+        self.selection = selection
         matrix = torch.zeros(n_inputs, len(self.groups))
         for column, group in enumerate(self.groups):
             matrix[list(group), column] = 1.0 / len(group)
@@ -74,17 +82,30 @@ class Aggregation(Part, nn.Module):
                 raise UqbiasError(
                     f"unknown option '{name}' of aggregation", did_you_mean(name, ("kind", "atoms", "sharpness"))
                 )
-        kind = values.get("kind", "mean")
+        kind, selection = values.get("kind", "mean"), values.get("atoms")
         column = {atom: at for at, atom in enumerate(atoms)}
-        chosen = [atom for atom in select_atoms(topology, values.get("atoms")) if atom in column]
+        chosen = [atom for atom in select_atoms(topology, selection) if atom in column]
         if not chosen:
-            raise UqbiasError(f"aggregation over atoms {values['atoms']!r}, none of which has a value")
+            raise UqbiasError(f"aggregation over atoms {selection!r}, none of which has a value")
         groups = [[column[atom]] for atom in chosen]
         if kind == "local_mean_max":
             for group, atom in zip(groups, chosen, strict=True):
                 bonded = [j if i == atom else i for i, j in topology.bonds if atom in (i, j)]
                 group.extend(column[other] for other in bonded if other in column)
-        return cls(kind=kind, groups=groups, n_inputs=len(atoms), sharpness=values.get("sharpness", 1.0))
+        return cls(
+            kind=kind,
+            groups=groups,
+            n_inputs=len(atoms),
+            sharpness=values.get("sharpness", 1.0),
+            selection=word_of(selection),
+        )
+
+    def placed(self, topology: Topology, atoms: Sequence[int]) -> dict[str, Any]:
+        """Constructor arguments of the same aggregation over the ``atoms`` of another system that have a value."""
+        every = len(self.groups) == self.n_inputs
+        chosen = select_again(topology, self.selection, every, "aggregation")
+        spec = {"kind": self.kind, "atoms": chosen, "sharpness": self.sharpness}
+        return self.build(topology, atoms, spec).options() | {"selection": self.selection}
 
     @property
     def labelled(self) -> bool:

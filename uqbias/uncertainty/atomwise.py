@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from uqbias.molecule.topology import Topology
 from uqbias.uncertainty.aggregation import Aggregation
 from uqbias.uncertainty.base import Uncertainty
 from uqbias.uncertainty.features.base import Features
@@ -40,6 +41,11 @@ class AtomwiseUncertainty(Uncertainty):
         scatter = torch.zeros(len(atoms), n_atoms)
         scatter[range(len(atoms)), list(atoms)] = 1.0
         self.register_buffer("scatter", scatter, persistent=False)
+
+    def _over(self, topology: Topology, atoms: Sequence[int]) -> dict[str, Any]:
+        """Part of `_placed`: the aggregation over the ``atoms`` that have a value, and the number of atoms."""
+        over = None if self.aggregation is None else self.aggregation.placed(topology, atoms)
+        return {"aggregation": over, "n_atoms": len(topology)}
 
     @property
     def labelled(self) -> bool:

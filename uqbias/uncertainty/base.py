@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -83,6 +83,28 @@ class Uncertainty(Part, Memory, nn.Module, ABC):
     def describe(self) -> dict[str, Any]:
         """Description for the manifest of a model file; inverse of `rebuild_uncertainty`."""
         return super().describe() | {"unit": self.unit}
+
+    def with_topology(self, topology: Topology) -> Self:
+        """A twin for the atoms of another system; both have the same weights and statistics, whichever is fitted.
+
+        Raises
+        ------
+        UqbiasError
+            If this kind, or an option of it, is of one molecule, or it knows no such element.
+        """
+        options = self.options() | self._placed(topology)
+        tensors = [tensor for tensor in (*self.parameters(), *self.buffers()) if tensor.is_floating_point()]
+        twin = type(self)(**options).to(tensors[0] if tensors else torch.zeros(()))
+        share_state(self, twin)
+        twin.seen = self.seen
+        return twin.train(self.training)
+
+    def _placed(self, topology: Topology) -> dict[str, Any]:
+        """Those arguments of the constructor that follow from the atoms, for the atoms of ``topology``."""
+        raise UqbiasError(
+            f"uncertainty '{self.kind}' is of one molecule",
+            "choose committee, gmm, distance, llpr, mve, evidential or shallow_ensemble for several systems",
+        )
 
     @property
     def requires_latents(self) -> bool:
@@ -247,6 +269,15 @@ def at_wall(value: Any, driver: Uncertainty) -> Any:
 def energy_unit(n_atoms: int) -> float:
     """Energy error that counts as much as a force error of 1 in training, nm: 0.1 √N."""
     return 0.1 * math.sqrt(n_atoms)
+
+
+def share_state(source: nn.Module, twin: nn.Module) -> None:
+    """Let ``twin``, of the same make, have the weights and the buffers of ``source`` that are stored in files."""
+    modules = dict(source.named_modules())
+    for name, module in twin.named_modules():
+        stored = module._buffers.keys() - module._non_persistent_buffers_set
+        module._parameters.update(modules[name]._parameters)
+        module._buffers.update({key: modules[name]._buffers[key] for key in stored})
 
 
 def set_buffers(module: nn.Module, **values: Any) -> None:

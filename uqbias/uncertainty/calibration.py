@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from uqbias.errors import UqbiasError, did_you_mean
-from uqbias.uncertainty.base import set_buffers
+from uqbias.uncertainty.base import set_buffers, share_state
 from uqbias.uncertainty.conformal import Conformal, PositivePart, checked_pair
 
 KINDS = ("conformal", "variance_scaling")
@@ -88,6 +88,11 @@ class VarianceScaling(PositivePart):
         return self.fitted * variance.sqrt() + (1.0 - self.fitted) * (u - self.shift)
 
 
+def with_elements(numbers: Sequence[int], known: Sequence[int]) -> list[int]:
+    """The atomic ``numbers``, and after them the ``known`` elements that are not among them, ascending."""
+    return [*numbers, *sorted(set(known) - set(numbers))]
+
+
 class Calibration(nn.Module):
     """All maps from a judge's u to a force error, for a structure and for an atom.
 
@@ -100,7 +105,8 @@ class Calibration(nn.Module):
     alpha : miscoverage of the conformal map.
     statistic : what the judge's u is like, see `PositivePart`.
     shape : how the conformal bound grows with u, see `Conformal`.
-    numbers : atomic numbers, so that atoms have a bound for each element; None: one for all.
+    numbers : atomic numbers, so that atoms have a bound for each element, and after them the elements that only other
+        systems have; None: one for all.
     """
 
     def __init__(
@@ -122,6 +128,37 @@ class Calibration(nn.Module):
         self.numbers = None if numbers is None else [int(z) for z in numbers]
         self.structure_bound, self.atom_bound = Conformal(statistic, shape), Conformal(statistic, shape, self.numbers)
         self.structure_deviation, self.atom_deviation = VarianceScaling(statistic), VarianceScaling(statistic)
+
+    def with_numbers(self, numbers: Sequence[int]) -> Calibration:
+        """A twin for other atoms: the bounds of structures are the same, each atom has that of its element.
+
+        Raises
+        ------
+        UqbiasError
+            If an element has no bound.
+        """
+        more = None if self.numbers is None else with_elements(numbers, self.numbers)
+        twin = Calibration(self.kind, self.alpha, self.statistic, self.shape, more).to(self.structure_bound.shift)
+        mine, others = self.atom_bound, twin.atom_bound
+        scale = others.scale
+        share_state(self, twin)
+        twin.frames = self.frames
+        twin.structure_bound.quantiles, others.quantiles = self.structure_bound.quantiles, mine.quantiles
+        if self.numbers is None or more is None:
+            return twin
+        if strangers := sorted(set(more) - set(self.numbers)):
+            raise UqbiasError(
+                f"a calibration for atoms of elements {sorted(set(self.numbers))}, atoms of element {strangers[0]}",
+                "calibrate with frames of such a system",
+            )
+        places = [self.numbers.index(number) for number in more]
+        others.scale = scale
+        set_buffers(others, scale=mine.scale[places] if mine.scale.dim() else mine.scale)
+        others.quantiles = {
+            level: [each[place] for place in places] if isinstance(each, list) else each
+            for level, each in mine.quantiles.items()
+        }
+        return twin
 
     def _fit(self, held_out: HeldOut, shape: HeldOut | None = None) -> None:
         """Fit every map; called by `uqbias.model.fit.calibrate`, which sees to it that the frames were held out.

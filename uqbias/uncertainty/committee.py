@@ -72,6 +72,9 @@ class Committee(AtomwiseUncertainty):
         over_atoms = Aggregation.choose(topology, atoms, aggregation, "a committee's energy, which is")
         return cls(over_atoms, n_atoms, **options)
 
+    def _placed(self, topology: Topology) -> dict[str, Any]:
+        return self._over(topology, range(len(topology)))
+
     @property
     def requires_forces(self) -> bool:
         """Whether the members' forces are used."""

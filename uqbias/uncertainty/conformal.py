@@ -107,11 +107,12 @@ class Conformal(PositivePart):
     ----------
     statistic : see `PositivePart`.
     shape : ``linear`` or ``power``.
-    numbers : atomic numbers of the N atoms, for a bound of atoms; None for one of structures.
+    numbers : atomic numbers of the N atoms, for a bound of atoms, and after them of the elements that only other
+        systems have; None for one of structures.
 
     Attributes
     ----------
-    scale : [] or [N] q̂, kJ/mol/nm per unit of f.
+    scale : [] or [length of numbers] q̂, kJ/mol/nm per unit of f.
     exponent, beyond, edge : b, what is added to it beyond, and ln s where; a bound that is ``linear`` has none.
     quantiles : q̂ at other miscoverages, ``{α: q̂}``, for those of `ALPHAS` that the calibration frames suffice for.
     """
@@ -213,7 +214,7 @@ class Conformal(PositivePart):
         overall = conformal_quantile(scores, alpha)
         if self.numbers is None or numbers is None:
             return overall
-        each = {z: conformal_quantile(scores[:, numbers == z], alpha) or overall for z in np.unique(numbers).tolist()}
+        each = {z: conformal_quantile(scores[..., numbers == z], alpha) or overall for z in np.unique(numbers).tolist()}
         return [each.get(int(z), overall) for z in self.numbers]
 
     def shaped(self, u: Tensor) -> Tensor:
@@ -225,11 +226,16 @@ class Conformal(PositivePart):
 
     def at(self, alpha: float, u: Tensor) -> Tensor:
         """Bound at another of the miscoverages in `quantiles`."""
-        return u.new_tensor(self.quantiles[alpha]) * self.shaped(u)
+        return self._of_atoms(u.new_tensor(self.quantiles[alpha]), u) * self.shaped(u)
+
+    def _of_atoms(self, scale: Tensor, u: Tensor) -> Tensor:
+        """What a scale says of the atoms that there are."""
+        return scale if self.numbers is None or scale.dim() == 0 else scale[: u.shape[-1]]
 
     def forward(self, u: Tensor) -> Tensor:
         """Calibrate u of any shape; kJ/mol/nm, above zero once fitted."""
-        return self.scale * (self.fitted * self.shaped(u) + (1.0 - self.fitted) * (u - self.shift))
+        scale = self._of_atoms(self.scale, u)
+        return scale * (self.fitted * self.shaped(u) + (1.0 - self.fitted) * (u - self.shift))
 
 
 def frames_needed(alpha: float) -> int:

@@ -23,24 +23,30 @@ class ElementGroups(nn.Module):
     Parameters
     ----------
     elements : atomic number of each of the A atoms; None to keep all together.
+    known : atomic numbers of all groups, some of which may have no atom here; those of the atoms if None.
 
     Attributes
     ----------
     labels : atomic number of each group, ascending; None for the one group of all.
+
+    Raises
+    ------
+    UqbiasError
+        If an atom is of an element that is not known.
     """
 
     order: Tensor
     inverse_order: Tensor
 
-    def __init__(self, elements: Sequence[int] | None) -> None:
+    def __init__(self, elements: Sequence[int] | None, known: Sequence[int] | None = None) -> None:
         super().__init__()
         self.labels: list[int | None] = [None]
         self.counts: list[int] = []
         if elements is None:
             return
         numbers = torch.tensor(list(elements))
-        labels, counts = torch.unique(numbers, return_counts=True)
-        self.labels, self.counts = labels.tolist(), counts.tolist()
+        labels = known_elements(elements, known)
+        self.labels, self.counts = list(labels), [list(elements).count(label) for label in labels]
         order = torch.argsort(numbers, stable=True)
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("inverse_order", torch.argsort(order), persistent=False)
@@ -48,15 +54,15 @@ class ElementGroups(nn.Module):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def split(self, x: Tensor) -> Sequence[Tensor]:
-        """[..., A, D] to one [..., A_e, D] for each group."""
+    def split(self, x: Tensor) -> list[tuple[int, Tensor]]:
+        """[..., A, D] to the index and [..., A_e, D] of each group that has atoms."""
         if not self.counts:
-            return [x]
+            return [(0, x)]
         groups: Sequence[Tensor] = torch.split(x.index_select(-2, self.order), self.counts, dim=-2)
-        return groups
+        return [(group, part) for group, part in enumerate(groups) if self.counts[group]]
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
-        """One [..., A_e] for each group to [..., A]."""
+        """One [..., A_e] for each group that has atoms to [..., A]."""
         if not self.counts:
             return parts[0]
         return torch.cat(list(parts), dim=-1).index_select(-1, self.inverse_order)
@@ -69,6 +75,24 @@ class ElementGroups(nn.Module):
         return "the atoms" if label is None else f"the {chemical_symbols[label]} atoms"
 
 
+def known_elements(numbers: Sequence[int], known: Sequence[int] | None) -> tuple[int, ...]:
+    """The elements that something has weights or statistics for, ascending: ``known``, or those of its atoms.
+
+    Raises
+    ------
+    UqbiasError
+        If an atom is of another element.
+    """
+    there = {int(number) for number in numbers}
+    elements = there if known is None else {int(number) for number in known}
+    if strangers := sorted(there - elements):
+        raise UqbiasError(
+            f"atoms of element {strangers[0]}, where the uncertainty knows the elements {sorted(elements)}",
+            "train a model of these elements",
+        )
+    return tuple(sorted(elements))
+
+
 class ElementwiseUncertainty(AtomwiseUncertainty):
     """Statistics of features, of each element's atoms on their own or of all atoms together, aggregated to u.
 
@@ -78,6 +102,7 @@ class ElementwiseUncertainty(AtomwiseUncertainty):
     aggregation : arguments of `Aggregation`; None for one value per geometry.
     elements : atomic number of each of the A atoms, for statistics of each element; None: all together.
     n_atoms : atoms of the molecule, N.
+    known : all elements that have statistics, where other systems have more of them.
     """
 
     features: Features
@@ -88,10 +113,12 @@ class ElementwiseUncertainty(AtomwiseUncertainty):
         aggregation: Mapping[str, Any] | None = None,
         elements: Sequence[int] | None = None,
         n_atoms: int = 0,
+        known: Sequence[int] | None = None,
     ) -> None:
         super().__init__(aggregation, features.atoms, n_atoms, features)
         self.elements = None if elements is None else tuple(elements)
-        self.groups = ElementGroups(elements)
+        self.groups = ElementGroups(elements, known)
+        self.known = None if known is None else tuple(known)
 
     @classmethod
     def _in_space(
@@ -115,6 +142,13 @@ class ElementwiseUncertainty(AtomwiseUncertainty):
         over_atoms = Aggregation.choose(topology, None if whole else space.atoms, aggregation, whole)
         elements = [int(topology.numbers[atom]) for atom in space.atoms] if per_element else None
         return cls(space, aggregation=over_atoms, elements=elements, n_atoms=len(topology.numbers), **options)
+
+    def _placed(self, topology: Topology) -> dict[str, Any]:
+        space = self.features.with_topology(topology)
+        arguments = {"features": space, **self._over(topology, space.atoms)}
+        if self.elements is None:
+            return arguments
+        return arguments | {"elements": [topology.numbers[atom] for atom in space.atoms], "known": self.groups.labels}
 
     def _of_groups(self, samples: NDArray[np.float64]) -> list[NDArray[np.float64]]:
         """Samples [n, A, D] (or [n, D]) of each group, [n, A_e, D]."""

@@ -158,8 +158,7 @@ class GaussianMixture(ElementwiseUncertainty):
         parts = self.groups.split(self.features(positions, latents))
         # Densities of different elements have different units; each is counted from its own median.
         medians = self.group_median.unbind(0)
-        values = [density(part) - m for density, part, m in zip(self.densities, parts, medians, strict=True)]
-        return self.groups.join(values)
+        return self.groups.join([self.densities[group](part) - medians[group] for group, part in parts])
 
     def forward(self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None) -> Tensor:
         """Return u [W]: nats above the median of the training set, or dimensionless if squashed."""

@@ -18,6 +18,7 @@ from uqbias.options import Count, Positive
 from uqbias.uncertainty.aggregation import Aggregation, OverAtoms
 from uqbias.uncertainty.atomwise import AtomwiseUncertainty
 from uqbias.uncertainty.base import energy_unit, set_buffers
+from uqbias.uncertainty.elements import known_elements
 
 
 class ElementNetwork(nn.Module):
@@ -30,13 +31,23 @@ class ElementNetwork(nn.Module):
     hidden : width of the hidden layer; 0 for a linear map.
     n_outputs : outputs per atom, K.
     seed : seed of the initial weights.
+    known : all elements that have a network, where other systems have more of them.
     """
 
     species: Tensor
 
-    def __init__(self, numbers: Sequence[int], n_latents: int, hidden: int, n_outputs: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        numbers: Sequence[int],
+        n_latents: int,
+        hidden: int,
+        n_outputs: int,
+        seed: int = 0,
+        known: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
-        elements, species = torch.unique(torch.tensor(list(numbers)), return_inverse=True)
+        elements = known_elements(numbers, known)
+        species = torch.tensor([elements.index(number) for number in numbers])
         self.register_buffer("species", species, persistent=False)
         draw = torch.Generator().manual_seed(seed)
         widths = (n_latents, hidden, n_outputs) if hidden else (n_latents, n_outputs)
@@ -66,6 +77,7 @@ class TrainedKind(AtomwiseUncertainty):
     n_latents : latent features per atom, F.
     aggregation : arguments of `Aggregation`, or None.
     n_atoms : length of ``numbers``, as model files state it for every kind that has values per atom.
+    known : all elements that have weights, where other systems have more of them.
     loss_weight : weight of the kind's loss beside that of the potential.
     """
 
@@ -79,14 +91,20 @@ class TrainedKind(AtomwiseUncertainty):
         n_latents: int,
         aggregation: Mapping[str, Any] | None = None,
         n_atoms: int | None = None,
+        known: Sequence[int] | None = None,
         *,
         loss_weight: Annotated[Positive, Doc("weight of its likelihood beside the potential's loss")] = 0.1,
     ) -> None:
         super().__init__(aggregation, range(len(numbers)), len(numbers))
         self.numbers = tuple(numbers)
+        self.known = None if known is None else tuple(known)
         self.n_latents = n_latents
         self.loss_weight = loss_weight
         self.register_buffer("force_unit", torch.ones(()))
+
+    def _placed(self, topology: Topology) -> dict[str, Any]:
+        known, numbers = known_elements(self.numbers, self.known), topology.numbers
+        return {"numbers": numbers, "known": known, **self._over(topology, range(len(numbers)))}
 
     @property
     def requires_latents(self) -> bool:
@@ -129,7 +147,7 @@ class ErrorHead(TrainedKind):
         self.quantity = quantity
         self.hidden = hidden
         self.unit = "kJ/mol" if quantity == "energy" else "kJ/mol/nm"
-        self.network = ElementNetwork(self.numbers, self.n_latents, hidden, self.n_outputs)
+        self.network = ElementNetwork(self.numbers, self.n_latents, hidden, self.n_outputs, known=self.known)
 
     @classmethod
     def build(cls, topology: Topology, n_latents: int, *, aggregation: OverAtoms = None, **options: Any) -> ErrorHead:

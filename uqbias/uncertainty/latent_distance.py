@@ -163,7 +163,7 @@ class LatentDistance(ElementwiseUncertainty):
         whole = not self.features.per_atom
         parts = self.groups.split(features.unsqueeze(-2) if whole else features)
         distances = []
-        for group, part in enumerate(parts):
+        for group, part in parts:
             z = bend_tensor((part - self.mean[group]) @ self.matrix[group])
             norms = z.square().sum(-1)
             distances.append(

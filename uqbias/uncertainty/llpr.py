@@ -130,17 +130,14 @@ class LastLayerRigidity(ElementwiseUncertainty):
 
     def atom_values(self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None) -> Tensor:
         """Rigidity of each atom's energy [W, A], or of the total energy [W]."""
+        centre, factors = self.centre.unbind(0), self.factors.unbind(0)
         together = self.groups.split(self.features(positions, latents))
-        parts = [part - at for part, at in zip(together, self.centre.unbind(0), strict=True)]
+        parts = [(part - centre[group], factors[group]) for group, part in together]
         if self.scope == "structure":
             # |Σ_e f_eᵀ L_e|, one sum since L is the factor of the whole C⁻¹.
             total = sum(
-                (part.sum(-2) @ factor for part, factor in zip(parts, self.factors.unbind(0), strict=True)),
+                (part.sum(-2) @ factor for part, factor in parts),
                 start=torch.zeros((), dtype=latents.dtype, device=latents.device),
             )
             return (total.square().sum(-1) + FLOOR).sqrt()
-        each = [
-            ((part @ factor).square().sum(-1) + FLOOR).sqrt()
-            for part, factor in zip(parts, self.factors.unbind(0), strict=True)
-        ]
-        return self.groups.join(each)
+        return self.groups.join([((part @ factor).square().sum(-1) + FLOOR).sqrt() for part, factor in parts])

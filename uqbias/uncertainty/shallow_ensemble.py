@@ -13,6 +13,7 @@ from typing_extensions import Doc
 from uqbias.molecule.topology import Topology
 from uqbias.options import Positive
 from uqbias.uncertainty.aggregation import Aggregation, Spec
+from uqbias.uncertainty.base import energy_unit
 from uqbias.uncertainty.heads import ElementNetwork, TrainedKind
 
 #: Least standard deviation of an energy, in the unit of `Uncertainty.loss`.
@@ -35,6 +36,7 @@ class ShallowEnsemble(TrainedKind):
 
     Parameters
     ----------
+    unit_atoms : the heads give energies in the `energy_unit` of so many atoms; those of the molecule if None.
     n_heads : K.
     options : those of `TrainedKind`, by name. The aggregation is over the standard deviations of the atoms' energies;
         None for that of the total energy.
@@ -45,6 +47,7 @@ class ShallowEnsemble(TrainedKind):
 
     def __init__(
         self,
+        unit_atoms: int | None = None,
         *,
         n_heads: Annotated[int, Ge(2), Doc("last layers")] = 32,
         score: Annotated[Literal["crps", "nll"], Doc("what the last layers are trained on")] = "crps",
@@ -52,9 +55,10 @@ class ShallowEnsemble(TrainedKind):
         **options: Any,
     ) -> None:
         super().__init__(loss_weight=loss_weight, **options)
+        self.unit_atoms = self.n_atoms if unit_atoms is None else unit_atoms
         self.n_heads = n_heads
         self.score = score
-        self.heads = ElementNetwork(self.numbers, self.n_latents, 0, n_heads)
+        self.heads = ElementNetwork(self.numbers, self.n_latents, 0, n_heads, known=self.known)
 
     @classmethod
     def build(
@@ -71,6 +75,14 @@ class ShallowEnsemble(TrainedKind):
         atoms = range(len(topology.numbers))
         over_atoms = None if aggregation is None else Aggregation.build(topology, atoms, aggregation).options()
         return cls(numbers=topology.numbers, n_latents=n_latents, aggregation=over_atoms, **options)
+
+    def _placed(self, topology: Topology) -> dict[str, Any]:
+        return super()._placed(topology) | {"unit_atoms": self.unit_atoms}
+
+    @property
+    def energy_unit(self) -> Tensor:
+        """Unit of the heads' energies, [] kJ/mol, the same for all systems."""
+        return self.force_unit * energy_unit(self.unit_atoms)
 
     def _deviations(self, latents: Tensor) -> Tensor:
         """Centred deviations of each atom's energy, [..., W, N, K]."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,16 @@ class Features(Part, nn.Module, ABC):
     @abstractmethod
     def build(cls, topology: Topology, n_latents: int, *_: Any, **options: Any) -> Features:
         """Make the feature space of one molecule from the options of a campaign file."""
+
+    def with_topology(self, topology: Topology) -> Self:
+        """The same space for the atoms of another system.
+
+        Raises
+        ------
+        UqbiasError
+            If the features are of one molecule.
+        """
+        raise UqbiasError(f"features '{self.kind}' are of one molecule", "choose latents for several systems")
 
     @property
     def is_prepared(self) -> bool:

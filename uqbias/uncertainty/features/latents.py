@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from annotated_types import Ge
@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError
-from uqbias.molecule.atoms import select_atoms
+from uqbias.molecule.atoms import Selection, select_again, select_atoms, word_of
 from uqbias.molecule.topology import Topology
 from uqbias.uncertainty.features.base import Features
 
@@ -24,6 +24,7 @@ class Latents(Features):
     n_latents : latent features per atom, F.
     atoms : indices of the atoms that count.
     n_atoms : atoms of the molecule, N.
+    selection : the word by which the atoms were chosen, which chooses those of other systems.
     member : members have unrelated latent spaces.
     """
 
@@ -36,6 +37,7 @@ class Latents(Features):
         n_latents: int,
         atoms: Sequence[int],
         n_atoms: int,
+        selection: Selection = None,
         *,
         member: Annotated[int, Ge(0), Doc("committee member whose latents are used")] = 0,
     ) -> None:
@@ -47,6 +49,7 @@ class Latents(Features):
         self.dim = self.n_latents = n_latents
         self.atoms = tuple(atoms)
         self.n_atoms = n_atoms
+        self.selection = selection
         self.member = member
         self.requires_latents = True
         self.labelled = False
@@ -64,7 +67,12 @@ class Latents(Features):
         **options: Any,
     ) -> Latents:
         """Choose the atoms of a molecule."""
-        return cls(n_latents, select_atoms(topology, atoms), len(topology.numbers), **options)
+        return cls(n_latents, select_atoms(topology, atoms), len(topology.numbers), word_of(atoms), **options)
+
+    def with_topology(self, topology: Topology) -> Self:
+        """The latents of another system's atoms."""
+        atoms = select_again(topology, self.selection, len(self.atoms) == self.n_atoms, "latents")
+        return type(self)(self.n_latents, atoms, len(topology), self.selection, member=self.member)
 
     def forward(self, positions: Tensor, latents: Tensor) -> Tensor:
         """Latents of one member, [W, A, F]."""
