@@ -205,7 +205,7 @@ def complete_model(
 
 def fit_uncertainty(potential: Potential, part: Uncertainty, frames: Frames, seed: int) -> None:
     """Fit an uncertainty to frames, with what the potential says of them."""
-    part.record_seen(frames.positions)
+    part.record_seen(frames)
     forces: Literal["members", "none"] = "members" if part.requires_forces else "none"
     prediction = predict(potential, frames.positions, forces=forces, cells=frames.cells, periodic=frames.periodic)
     positions = torch.as_tensor(frames.positions).to(prediction.energy)
@@ -249,7 +249,7 @@ def calibrate(
             "the model does not know which frames it was made from, so no frame can be shown to be held out",
             "call model.potential.record_seen(positions) with its training frames",
         )
-    known = is_in(model.seen, held_out.positions)
+    known = is_in(model.seen, held_out)
     if known.any():
         raise UqbiasError(
             f"{int(known.sum())} of {len(held_out)} calibration frames, the first of them frame "
@@ -275,7 +275,7 @@ def calibrate(
         known_of(evaluated, errors), known_of(*residuals(model, shape_frames)) if learn and shape_frames else None
     )
     model.calibration = calibration
-    model.calibrated_on = invariants(held_out.positions)
+    model.calibrated_on = invariants(held_out)
     return {"calibration_force_rmse": float(np.sqrt(np.square(errors).mean()))}
 
 
@@ -313,7 +313,7 @@ def split_by_role(frames: Frames, role: np.typing.NDArray[np.int64]) -> Split:
 
     A copy of a frame that is trained on is not held out, whatever its role: it goes to training.
     """
-    known = is_in(invariants(frames.positions[role != 2]), frames.positions)
+    known = is_in(invariants(frames[role != 2]), frames)
     role = np.where((role == 2) & known, 0, role)
     return Split(*(frames[np.flatnonzero(role == part)] for part in range(3)))
 

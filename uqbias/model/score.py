@@ -120,7 +120,7 @@ def _overlap(model: UncertaintyModel, frames: Frames) -> dict[str, Any]:
     counts = {"frames": len(frames)}
     for name, record in (("frames_trained_on", model.seen), ("frames_calibrated_on", model.calibrated_on)):
         if len(record):
-            counts[name] = int(is_in(record, frames.positions).sum())
+            counts[name] = int(is_in(record, frames).sum())
     return counts
 
 

@@ -143,7 +143,7 @@ def train(
     bootstrap = any(part.bootstrap for part in uncertainties)
     for frames in (training, validation):
         if frames is not None and len(frames):
-            potential.record_seen(frames.positions)
+            potential.record_seen(frames)
     data = [x, e, f]
     if options.stress_weight:
         assert training.stresses is not None

@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from uqbias.molecule.cells import moves
+from uqbias.molecule.frames import Frames
+
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
@@ -67,6 +70,47 @@ class NearFeatures(Sameness):
         same: Mask = np.linalg.norm(self._features - self._features[index], axis=1) <= self._minimum
         same[index] = True
         return same
+
+
+class NearInCells(Sameness):
+    """Sameness of periodic frames with an RMSD no larger than a length, whichever images atoms are at.
+
+    A frame that is moved as a whole is the same. To the squared deviations of atoms, which are those of their places
+    in the cell, a twelfth of the squared difference of the cells is added: what it would be for atoms everywhere.
+
+    Parameters
+    ----------
+    frames : the candidates.
+    known : labelled frames.
+    minimum : nm, largest RMSD of two that are the same.
+    """
+
+    def __init__(self, frames: Frames, known: Frames, minimum: float) -> None:
+        self._minimum, self._periodic = minimum, frames.periodic
+        self._cells, self._places = _in_cells(frames)
+        self._known_cells, self._known = _in_cells(known)
+
+    def as_known(self) -> Mask:
+        known = np.zeros(len(self._places), dtype=bool)
+        for places, cell in zip(self._known, self._known_cells, strict=True):
+            known[~known] = self._near(places, cell, ~known)
+        return known
+
+    def as_candidate(self, index: int) -> Mask:
+        return self._near(self._places[index], self._cells[index], np.ones(len(self._places), dtype=bool))
+
+    def _near(self, places: Array, cell: Array, asked: Mask) -> Mask:
+        """Which of the candidates asked for [n] are the same as one frame, [m]."""
+        apart = moves(self._places[asked], places, self._periodic) @ ((self._cells[asked] + cell) / 2)
+        cells = np.square(self._cells[asked] - cell).sum(axis=(1, 2)) / 12
+        near: Mask = np.square(apart).sum(axis=2).mean(axis=1) + cells <= self._minimum**2
+        return near
+
+
+def _in_cells(frames: Frames) -> tuple[Array, Array]:
+    """Cells [n, 3, 3] nm, and positions [n, N, 3] in lattice vectors."""
+    assert frames.cells is not None
+    return frames.cells, frames.positions @ np.linalg.inv(frames.cells)
 
 
 class NearGeometry(Sameness):
