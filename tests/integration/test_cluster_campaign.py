@@ -56,8 +56,8 @@ def test_work_done_elsewhere_is_the_same_work(campaign, kind):
 
 @pytest.mark.slow
 def test_a_campaign_ends_before_its_walltime_and_goes_on(campaign):
-    noted = {"PEROXIDE_FINISHED": str(campaign / "finished"), "PEROXIDE_SECONDS": "1.0"}
-    stopped = run(campaign, "run", "--walltime", "0:00:10", **noted)
+    noted = {"PEROXIDE_FINISHED": str(campaign / "finished"), "PEROXIDE_SECONDS": "5.0"}
+    stopped = run(campaign, "run", "--walltime", "0:00:30", **noted)
     assert stopped.returncode == 3, stopped.stderr
     assert "the time is up (--walltime); every label is kept" in stopped.stderr
     assert "Traceback" not in stopped.stderr

@@ -217,7 +217,8 @@ class _Labelling:
 
     def _finish(self, in_flight: int, signals: list[int], *, last: bool) -> None:
         while (self.queue or self.pending) and not signals:
-            self.executor.check()
+            if note := self.executor.check():
+                self.tell(0, note)
             while self.queue and len(self.pending) < in_flight and not any(one.done() for one in self.pending):
                 self.ledger.check()
                 request = self.queue.popleft()

@@ -61,14 +61,20 @@ class TaskExecutor(Executor):
         """End of a message: where outputs of jobs are."""
         return f"; outputs in {self.folder}" if self.folder is not None and self.folder.is_dir() else ""
 
-    def check(self) -> None:
+    def check(self) -> str:
         """See that tasks can still be done; called while they are waited for.
+
+        Returns
+        -------
+        str
+            What they wait for, where there is something to say.
 
         Raises
         ------
         UqbiasError
             If no task will ever be done here.
         """
+        return ""
 
     def loss(self, error: Exception) -> LostLabel | None:
         """What was lost, where an exception of a future says that; None where the task itself raised it."""

@@ -64,10 +64,11 @@ class Dask(TaskExecutor):
         future: Future[Any] = self._executor.submit(arrived, self.home, call, pure=False, retries=0)
         return future
 
-    def check(self) -> None:
+    def check(self) -> str:
         """See that the scheduler is there."""
         if self._client.status not in ("running", "connecting"):
             raise UqbiasError(f"executors.{self.work}: the dask scheduler is gone", "start it, and run again")
+        return ""
 
     def loss(self, error: Exception) -> LostLabel | None:
         """Lost workers."""

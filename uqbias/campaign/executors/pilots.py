@@ -139,11 +139,11 @@ class _Pilots(TaskExecutor):
         future: Future[Any] = self._pool.submit(arrived, self.home, partial(fn, *args, **kwargs))
         return future
 
-    def check(self) -> None:
-        """See that Parsl runs, and that a job has begun to work in time."""
+    def check(self) -> str:
+        """See that Parsl runs, and that a job has begun to work in time; what the scheduler says of those that wait."""
         now = time.monotonic()
         if self._pilots is None or now < self._looked + 1:
-            return
+            return ""
         self._looked = now
         if self._pilots.bad_state_is_set:
             raise self._fault(self._pilots.executor_exception)
@@ -151,14 +151,17 @@ class _Pilots(TaskExecutor):
             raise UqbiasError(f"executors.{self.work}: Parsl's interchange ended{self.outputs}", "run again")
         late = self.start_within is not None and now > self._waited + self.start_within
         if not late and now < self._asked + self.poll:
-            return
+            return ""
         self._asked = now
         if self._pilots.connected_managers():
             self._waited = now
-        elif late or NEVER.search(self._waiting()):
+            return ""
+        waiting = self._waiting()
+        if late or NEVER.search(waiting):
             limit = f" within {self.start_within:g} s (start_within)" if late else ""
-            fault = f"executors.{self.work}: no job began to work{limit}{self._waiting()}{self.outputs}"
+            fault = f"executors.{self.work}: no job began to work{limit}{waiting}{self.outputs}"
             raise UqbiasError(fault, "wait longer, or ask for less" if late else "ask for what the partition has")
+        return f"no job works{waiting}"
 
     def _waiting(self) -> str:
         """What the scheduler says of jobs that wait."""
