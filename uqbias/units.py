@@ -21,6 +21,8 @@ ANGSTROM = 0.1
 EV_PER_ANGSTROM = EV / ANGSTROM
 #: kJ/mol per kcal/mol.
 KCAL = 4.184
+#: kJ/mol/nm³ per bar.
+BAR = 1e5 * 1e-27 * AVOGADRO / 1000.0
 #: Gas constant, kJ/mol/K.
 GAS_CONSTANT = BOLTZMANN * AVOGADRO / 1000.0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,6 +60,8 @@ class Look(NamedTuple):
     variables: Array
     #: [W] whether an energy or a force was not finite, or beyond any bound, since the last look.
     broken: NDArray[np.bool_]
+    #: [W, 3, 3] nm, rows are lattice vectors; None in vacuum.
+    boxes: Array | None = None
 
 
 class StepLoop(ABC):
@@ -127,8 +130,8 @@ class StepLoop(ABC):
     def advance(self, steps: int) -> None:  # noqa: B027
         """Integrate all walkers; nothing to do where another program does that."""
 
-    def restart(self, frames: Mapping[int, Array]) -> None:  # noqa: B027
-        """Put walkers at positions [N, 3] nm, with thermal velocities; without a guard it is never called."""
+    def restart(self, frames: Mapping[int, int]) -> None:  # noqa: B027
+        """Put walkers on safe frames, with thermal velocities; without a guard it is never called."""
 
     def heat(self, look: Look) -> tuple[Array | None, Array | None]:
         """Kinetic temperature and conserved energy of the walkers as `Health.note` takes them; here not known."""
@@ -217,7 +220,9 @@ class StepLoop(ABC):
             self.bias.update(self.step, np.where(restarted[:, None], np.nan, look.variables), self.probe)
         events = tuple(self._event(violation) for violation in violations)
         self.events += events
-        observation = Observation(self.step, self.time_ps, *look[:5], restarted, look.variables, self.names, events)
+        observation = Observation(
+            self.step, self.time_ps, *look[:5], restarted, look.variables, self.names, events, look.boxes
+        )
         for observer in observers:
             observer(observation)
         if self._evaluator is not None:
@@ -225,7 +230,7 @@ class StepLoop(ABC):
         self._in_a_row = np.where(stopped, self._in_a_row + 1, 0)
         refuse_endless(events, self._in_a_row)
         if frames := {event.walker: event.restart_frame for event in events} | placed:
-            self.restart({walker: self.safe_frames[frame] for walker, frame in frames.items()})
+            self.restart(frames)
 
     def _event(self, violation: Violation) -> GuardEvent:
         walker, frames = violation.walker, self.safe_frames
@@ -234,7 +239,14 @@ class StepLoop(ABC):
         frame = int(rng.integers(len(frames)) if choose is None else choose(walker, frames, rng))
         return GuardEvent(self.step, self.time_ps, walker, violation.reason, violation.values, frame)
 
-    def save_state(self, path: str | Path, context: Any, numbers: Sequence[int], facts: Mapping[str, Any]) -> None:
+    def save_state(
+        self,
+        path: str | Path,
+        context: Any,
+        numbers: Sequence[int],
+        facts: Mapping[str, Any],
+        arrays: Mapping[str, NDArray[Any]] = MappingProxyType({}),
+    ) -> None:
         """Write a snapshot: one file, atomically, with all that a later `load_state` needs to go on.
 
         Parameters
@@ -242,11 +254,12 @@ class StepLoop(ABC):
         context : openmm.Context of the walkers.
         numbers : atomic numbers of its molecule.
         facts : JSON-able values beside step, timestep and temperature.
+        arrays : further arrays.
         """
         assert self._evaluator is not None
         loop_facts = {"step": self.step, **facts, "timestep_fs": self.timestep_fs, "temperature": self.temperature}
-        arrays = state_of_context(context) | self._evaluator.memo()
-        write_snapshot(path, numbers, loop_facts, arrays, self.bias)
+        everything = {**arrays, **state_of_context(context), **self._evaluator.memo()}
+        write_snapshot(path, numbers, loop_facts, everything, self.bias)
 
     def load_state(
         self,
@@ -293,13 +306,16 @@ def check_pace(bias: Bias, pace: int) -> None:
         )
 
 
-def look_of(evaluator: FusedEvaluator, positions: Array, broken: NDArray[np.bool_]) -> Look:
+def look_of(
+    evaluator: FusedEvaluator, positions: Array, broken: NDArray[np.bool_], boxes: Array | None = None
+) -> Look:
     """The evaluator's latest evaluation, in double precision.
 
     Parameters
     ----------
     positions : [W, N, 3] nm.
     broken : [W].
+    boxes : [W, 3, 3] nm, or None.
     """
     last = evaluator.last
     assert last is not None
@@ -307,4 +323,4 @@ def look_of(evaluator: FusedEvaluator, positions: Array, broken: NDArray[np.bool
         values.detach().cpu().numpy().astype(np.float64)
         for values in (last.energy, last.driver, last.judge, last.bias, last.variables)
     )
-    return Look(positions, energy, driver, judge, bias, variables, broken)
+    return Look(positions, energy, driver, judge, bias, variables, broken, boxes)

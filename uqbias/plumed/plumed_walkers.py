@@ -116,9 +116,9 @@ class PlumedWalkers(StepLoop):
         for walker in self._walkers:
             walker.step(steps)
 
-    def restart(self, frames: Mapping[int, Array]) -> None:
+    def restart(self, frames: Mapping[int, int]) -> None:
         for walker, frame in frames.items():
-            self._walkers[walker].place(frame)
+            self._walkers[walker].place(self.safe_frames[frame])
 
     def save(self, path: str | Path) -> None:
         """Raise UqbiasError: what PLUMED holds cannot be put into a snapshot."""

@@ -50,6 +50,7 @@ class Observation:
     variables : [W, C] variables of the bias, extended ones too.
     names : names of the variables.
     events : one entry per stopped walker.
+    boxes : [W, 3, 3] nm, rows are lattice vectors; None in vacuum.
     """
 
     step: int
@@ -63,6 +64,7 @@ class Observation:
     variables: Array = field(default_factory=lambda: np.zeros((0, 0)))
     names: tuple[str, ...] = ()
     events: tuple[GuardEvent, ...] = ()
+    boxes: Array | None = None
 
 
 Observer = Callable[[Observation], object]

@@ -114,6 +114,7 @@ def check_observations(
         "step": shape[:1],
         "variables": (*shape, *arrays.get("variable_names", np.empty(0)).shape[:1]),
         "positions": (*shape, n_atoms, 3),
+        "boxes": (*shape, 3, 3),
     }
     for name, wanted in fitting.items():
         kinds = "biufU" if name in TEXTS else "biuf"
@@ -143,6 +144,7 @@ class RunFolder:
     under_plumed : whether PLUMED held the biases, which are then not among ``parts``.
     bias : [T, W] total bias in kJ/mol that acted, walls and restraints included, before the hills of that step.
     restarted : [T, W] whether the walker goes on from elsewhere: stopped by the guard, or jumping.
+    boxes : [T, W, 3, 3] nm; None of molecules in vacuum.
 
     Raises
     ------
@@ -170,6 +172,7 @@ class RunFolder:
         self.step = self._arrays["step"].astype(np.int64)
         self.bias = self._arrays["bias"].astype(np.float64)
         self.restarted = self._arrays["restarted"].astype(bool)
+        self.boxes = self._arrays.get("boxes")
         self.parts: list[Bias] = self._restored()
 
     @property

@@ -166,9 +166,10 @@ def stacked(observations: Sequence[Observation]) -> dict[str, NDArray[Any]]:
     """The arrays of ``observations.npz``.
 
     step [T], time [T] ps, positions [T, W, N, 3] nm (float32), energy, driver, judge, bias [T, W], restarted [T, W],
-    variables [T, W, C] and their names variable_names [C].
+    variables [T, W, C] and their names variable_names [C]; of walkers in cells boxes [T, W, 3, 3] nm.
     """
-    columns = ("step", "time_ps", "positions", "energy", "driver", "judge", "bias", "restarted", "variables")
+    boxes = () if observations[0].boxes is None else ("boxes",)
+    columns = ("step", "time_ps", "positions", "energy", "driver", "judge", "bias", "restarted", "variables", *boxes)
     arrays = {name: np.stack([getattr(observation, name) for observation in observations]) for name in columns}
     arrays["time"], arrays["positions"] = arrays.pop("time_ps"), arrays["positions"].astype(np.float32)
     return {**arrays, "variable_names": np.array(observations[0].names, dtype=np.str_)}

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uqbias.files import atomic_path
+from uqbias.molecule.cells import lower_triangular
 from uqbias.molecule.topology import Topology
 from uqbias.runs.observation import Observation
 from uqbias.runs.series import Files
@@ -18,6 +19,9 @@ from uqbias.units import ANGSTROM
 
 class Trajectories(Files):
     """One XTC file a walker, ``walker_0.xtc``, ..., and ``topology.pdb``: ``mdtraj.load(xtc, top=pdb)`` reads them.
+
+    Walkers in a cell have it in the files, turned with the atoms so that its first vector is along x, its second in the
+    plane of x and y.
 
     Parameters
     ----------
@@ -42,14 +46,18 @@ class Trajectories(Files):
     def __call__(self, observation: Observation) -> None:
         """Append the positions; a walker that is not finite or far out of the format's range is left out."""
         if not self._begun:
-            self._write_topology(observation.positions[0])
+            self._write_topology(*_upright(observation, 0))
             self._begun = True
-        time = np.array([observation.time_ps], dtype=np.float32)
-        step = np.array([observation.step], dtype=np.int32)
-        for file, x in zip(self._files, observation.positions, strict=True):
+        when = {
+            "time": np.array([observation.time_ps], dtype=np.float32),
+            "step": np.array([observation.step], dtype=np.int32),
+        }
+        for walker, file in enumerate(self._files):
+            x, box = _upright(observation, walker)
             # XTC holds 0.001 nm in 32-bit integers.
             if np.isfinite(x).all() and np.abs(x).max() < 1e6:
-                self._write(file, x[None].astype(np.float32), time=time, step=step)
+                cell = {} if box is None else {"box": box[None].astype(np.float32)}
+                self._write(file, x[None].astype(np.float32), **when, **cell)
                 file.flush()
 
     def _write(self, file: Any, x: NDArray[np.float32], **when: NDArray[Any]) -> None:
@@ -68,9 +76,19 @@ class Trajectories(Files):
         super().close()
         self._aside.cleanup()
 
-    def _write_topology(self, positions: NDArray[Any]) -> None:
+    def _write_topology(self, positions: NDArray[Any], box: NDArray[Any] | None) -> None:
         from openmm import app
 
-        x = np.nan_to_num(positions) / ANGSTROM
+        x, topology = np.nan_to_num(positions) / ANGSTROM, self._topology.to_openmm()
+        topology.setPeriodicBoxVectors(box)
         with atomic_path(self.directory / "topology.pdb") as temporary, temporary.open("w") as stream:
-            app.PDBFile.writeFile(self._topology.to_openmm(), x, stream, keepIds=True)
+            app.PDBFile.writeFile(topology, x, stream, keepIds=True)
+
+
+def _upright(observation: Observation, walker: int) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """Positions [N, 3] of a walker, and its box [3, 3] or None, turned as readers of XTC and PDB expect a box."""
+    x = observation.positions[walker]
+    if observation.boxes is None:
+        return x, None
+    box, turn = lower_triangular(observation.boxes[walker])
+    return x @ turn, box
