@@ -306,9 +306,7 @@ def check_pace(bias: Bias, pace: int) -> None:
         )
 
 
-def look_of(
-    evaluator: FusedEvaluator, positions: Array, broken: NDArray[np.bool_], boxes: Array | None = None
-) -> Look:
+def look_of(evaluator: FusedEvaluator, positions: Array, broken: NDArray[np.bool_], boxes: Array | None = None) -> Look:
     """The evaluator's latest evaluation, in double precision.
 
     Parameters

@@ -17,6 +17,7 @@ from uqbias.md.force import make_force
 from uqbias.md.guards import Guard, Violation
 from uqbias.md.loop import Array, ChooseRestart, Look, Placements, StepLoop, look_of
 from uqbias.md.stack import available_platforms, check_platform, choose_backend
+from uqbias.md.walker_cells import WalkerCells
 from uqbias.molecule.topology import Topology
 from uqbias.runs.observation import ExternalBias, Observation, Observer
 from uqbias.units import kt
@@ -33,6 +34,7 @@ class Walkers(StepLoop):
     topology : bond graph of the molecule, N atoms.
     evaluator : energy and forces of its ``n_walkers`` walkers; its bias is updated at each observation.
     positions : [W, N, 3] nm, where the walkers start; or [n, N, 3] with n < W, of which each walker takes the next.
+        In a cell atoms may be at any of their images, those of a molecule near each other; none is ever wrapped.
     temperature : K.
     timestep_fs : fs.
     friction_per_ps : 1/ps; None for Verlet dynamics at constant energy.
@@ -46,16 +48,22 @@ class Walkers(StepLoop):
     choose_restart : chooses among them; uniformly at random if None.
     external : further forces on the walkers, beside the evaluator's.
     placements : walkers that are placed every so often on relaxed safe frames of their own.
+    box, safe_boxes : cells of ``positions`` and ``safe_frames``, see `uqbias.md.walker_cells.WalkerCells`.
+    pressure : bar, under which the cell of each walker moves by itself; None for constant volumes.
+    barostat : ``isotropic`` or ``anisotropic``, see `uqbias.md.barostat.Barostat`.
     seed : seed of velocities, noise and restarts.
 
     Attributes
     ----------
-    context : openmm.Context of the W*N particles, walker after walker, and then of the extended variables.
+    context : openmm.Context of the W*N particles, walker after walker, and then of the extended variables. It knows of
+        no cell: only the evaluator's force acts.
+    cells : cells of the walkers.
 
     Raises
     ------
     UqbiasError
-        If the platform is missing, shapes do not fit, or a safe frame violates the guard's geometry.
+        If the platform is missing, shapes do not fit, a safe frame violates the guard's geometry; for a cell that the
+        evaluator was not made for, external forces in one, or a pressure that cannot be held.
     """
 
     def __init__(
@@ -76,6 +84,10 @@ class Walkers(StepLoop):
         choose_restart: ChooseRestart | None = None,
         external: ExternalBias | None = None,
         placements: Placements | None = None,
+        box: NDArray[Any] | None = None,
+        safe_boxes: NDArray[Any] | None = None,
+        pressure: float | None = None,
+        barostat: str = "isotropic",
         seed: int = 0,
     ) -> None:
         import openmm
@@ -99,6 +111,9 @@ class Walkers(StepLoop):
             friction_per_ps=friction_per_ps,
             placements=placements,
         )
+        self.cells = WalkerCells(evaluator, box, len(start), safe_boxes, len(self.safe_frames))
+        if self.cells.boxes is not None and external is not None:
+            raise UqbiasError("external forces on walkers in a cell, of which they do not know", "leave them out")
         self._check_safe_frames()
         self._parked: dict[int, Violation] = {}
         self._external = external
@@ -108,6 +123,12 @@ class Walkers(StepLoop):
         geometry = self.safe_frames if constraint_geometry is None else constraint_geometry
         self.constraints = choose_constraints(topology, geometry, constraints)
         self._project = Projector(masses, self.constraints)
+        if pressure is not None and friction_per_ps is None:
+            raise UqbiasError(f"a pressure of {pressure:g} bar without a thermostat", "give friction_per_ps")
+        if pressure is not None and choose_backend(backend) == "torchforce":
+            raise UqbiasError(f"a pressure of {pressure:g} bar with backend 'torchforce'", "use backend 'pythonforce'")
+        held = [(i, j) for i, j, _ in self.constraints]
+        self.cells.press(pressure, barostat, temperature=self.temperature, n_atoms=self.n_atoms, constraints=held)
         system = openmm.System()
         for walker in range(self.n_walkers):
             for mass in masses:
@@ -157,8 +178,9 @@ class Walkers(StepLoop):
             "random": [rng.bit_generator.state for rng in self._rngs],
             "walkers": self.n_walkers,
             "health": self.health.state(),
+            **self.cells.facts(),
         }
-        self.save_state(path, self.context, self.topology.numbers, facts)
+        self.save_state(path, self.context, self.topology.numbers, facts, self.cells.arrays())
 
     def load(self, path: str | Path) -> None:
         """Go on from a snapshot, made by a `Walkers` of the same settings.
@@ -170,7 +192,15 @@ class Walkers(StepLoop):
         UqbiasError
             If the file is not a whole snapshot, or one of another system or other settings.
         """
-        facts = self.load_state(path, self.context, self.topology.numbers, {"walkers": self.n_walkers})
+        arrays: dict[str, NDArray[Any]] = {}
+
+        def look_back(held: Mapping[str, NDArray[Any]]) -> None:
+            self.cells.check(Path(path), held)
+            arrays.update(held)
+
+        settings = {"walkers": self.n_walkers, **self.cells.ensemble}
+        facts = self.load_state(path, self.context, self.topology.numbers, settings, look_back)
+        self.cells.restore(facts, arrays)
         self._observed_start = facts["observed_start"]
         self._in_a_row = np.array(facts["in_a_row"], dtype=int)
         self.health.restore(facts.get("health", {}))
@@ -183,14 +213,22 @@ class Walkers(StepLoop):
         part = self._slice(walker)
         return _array(state.getPositions(asNumpy=True))[part], _array(state.getVelocities(asNumpy=True))[part]
 
-    def place(self, walker: int, positions: NDArray[Any], velocities: NDArray[Any] | None = None) -> None:
+    def place(
+        self,
+        walker: int,
+        positions: NDArray[Any],
+        velocities: NDArray[Any] | None = None,
+        box: NDArray[Any] | None = None,
+    ) -> None:
         """Put one walker elsewhere; the others are not touched.
 
         Parameters
         ----------
         positions : [N, 3] nm; moved onto the constraints, if there are any.
         velocities : [N, 3] nm/ps; drawn at the temperature from the seed if None.
+        box : [3, 3] nm; that of the walker if None.
         """
+        self.cells.put({} if box is None else {walker: np.asarray(box, dtype=np.float64)})
         v = self._thermal(walker) if velocities is None else np.asarray(velocities, dtype=np.float64)
         self._place({walker: self._project(np.asarray(positions, dtype=np.float64), v)})
 
@@ -226,15 +264,16 @@ class Walkers(StepLoop):
             raise UqbiasError("the force made no evaluation", "leave the Context's force groups as they are")
         positions = self._of_atoms(_array(state.getPositions(asNumpy=True))).copy()
         parked = np.isin(np.arange(self.n_walkers), [*self._parked])
-        return look_of(self.evaluator, positions, self.evaluator.broken | parked)
+        return look_of(self.evaluator, positions, self.evaluator.broken | parked, self.cells.seen())
 
     def check(self, look: Look) -> list[Violation]:
         violations = [self._parked.get(violation.walker, violation) for violation in super().check(look)]
         self._parked.clear()
         return violations
 
-    def restart(self, frames: Mapping[int, Array]) -> None:
-        self._place({walker: self._project(frame, self._thermal(walker)) for walker, frame in frames.items()})
+    def restart(self, frames: Mapping[int, int]) -> None:
+        self.cells.put_as_in(frames)
+        self._place({w: self._project(self.safe_frames[frame], self._thermal(w)) for w, frame in frames.items()})
 
     def advance(self, steps: int) -> None:
         """Integrate; a walker whose coordinates overflow waits on a safe frame for the next observation."""
@@ -243,7 +282,8 @@ class Walkers(StepLoop):
         end = self.context.getStepCount() + steps
         while (left := end - self.context.getStepCount()) > 0:
             try:
-                self._integrator.step(left)
+                self._integrator.step(self.cells.steps_until(self.context.getStepCount(), left))
+                self.cells.move(self.context, self._extended, self._rngs)
             except openmm.OpenMMException:
                 self.evaluator.reraise()
                 if not self._park():
@@ -311,7 +351,7 @@ class Walkers(StepLoop):
         if self.guard is None or not bad:
             return False
         self._parked |= {walker: Violation(walker, "not_finite", {"atoms": float(atoms[walker])}) for walker in bad}
-        self.restart(dict.fromkeys(bad, self.safe_frames[0]))
+        self.restart(dict.fromkeys(bad, 0))
         return True
 
 
