@@ -95,7 +95,7 @@ def test_the_size_of_moves_adapts():
     assert np.max(barostat.state()["sizes"]) < FIRST / 10
     free = Barostat(KT / BAR, "isotropic", 300.0, boxes, 1)
     moved(free, lambda x, cells: np.zeros(W), boxes, x, 400, 0)
-    assert FIRST < np.median(free.state()["sizes"])
+    assert np.median(free.state()["sizes"]) > FIRST
     assert np.max(free.state()["sizes"]) <= LARGEST * 1.001
 
 

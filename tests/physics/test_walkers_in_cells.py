@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 from molecules import PEROXIDE, peroxide
-from periodic_systems import CELLS, atoms, model
-from toy_crystal import BOX, BULK, NEON, PLACES, make
+from periodic_systems import CELLS, atoms
+from toy_crystal import BOX, BULK, NEON, PLACES, Solid, make
 from toy_walkers import Peroxide
 
 from uqbias.bias.linear import Linear
@@ -27,9 +27,7 @@ KT = kt(300.0)
 def solid(request):
     box, periodic = CELLS[request.param]
     numbers, positions = atoms(box, periodic, n_walkers=2)
-    whole = model(numbers, positions, box, periodic, n_members=1)
-    whole.potential.energy_scale.fill_(3e3)
-    return whole, positions.numpy(), box, periodic
+    return Solid(numbers), positions.numpy(), box, periodic
 
 
 def walk(solid, bias=None, *, skin=0.02, **options):
@@ -45,7 +43,11 @@ def test_without_a_thermostat_the_energy_stays(solid):
     walkers, seen = walk(solid, friction_per_ps=None, timestep_fs=0.25), []
     freedom = 1.5 * walkers.n_atoms * kt(1.0)
     # Velocities are half a step behind the positions: the mean of two steps' kinetic energies is that between them.
-    walkers.run(300, pace=1, observers=[lambda one: seen.append((one.energy, freedom * walkers.kinetic_temperatures()))])
+
+    def note(one):
+        seen.append((one.energy, freedom * walkers.kinetic_temperatures()))
+
+    walkers.run(300, pace=1, observers=[note])
     energy, kinetic = (np.array(values) for values in zip(*seen, strict=True))
     total = energy[:-1] + 0.5 * (kinetic[:-1] + kinetic[1:])
     assert walkers.evaluator.neighbours.builds > 2, "atoms move by more than the skin"
@@ -66,7 +68,7 @@ def test_atoms_that_cross_the_boundary_are_not_wrapped(solid):
     np.testing.assert_allclose(ends[1] - away, ends[0], atol=1e-8)
 
 
-@pytest.mark.parametrize("solid", ["slab"], indirect=True)
+@pytest.mark.parametrize("solid", ["triclinic"], indirect=True)
 def test_a_list_that_overflows_goes_on_from_the_same_step(solid, caplog, monkeypatch):
     """With tables that have no room to spare, and few slots in them, the run is the same."""
     monkeypatch.setattr("uqbias.molecule.neighbours.LANES", 1)
@@ -75,10 +77,10 @@ def test_a_list_that_overflows_goes_on_from_the_same_step(solid, caplog, monkeyp
         monkeypatch.setattr("uqbias.molecule.neighbours.SPARE", spare)
         walkers = walk(solid, temperature=900.0)
         caplog.clear()
-        walkers.run(200, pace=20)
+        walkers.run(100, pace=20)
         grown = [record for record in caplog.records if "compiled once more" in record.message]
         assert bool(grown) == (spare == 1.0)
-        assert walkers.step == walkers.context.getStepCount() == 200
+        assert walkers.step == walkers.context.getStepCount() == 100
         ends.append(walkers.look().positions)
     np.testing.assert_allclose(ends[0], ends[1], atol=1e-6)
 
@@ -89,7 +91,7 @@ def often(monkeypatch):
         monkeypatch.setattr(f"uqbias.md.{module}.EVERY", 3)
 
 
-def volumes_of(walkers, steps=900):
+def volumes_of(walkers, steps=600):
     seen = []
     walkers.run(steps, pace=30, observers=[lambda one: seen.append(np.linalg.det(one.boxes))])
     return np.array(seen[5:])
@@ -102,8 +104,8 @@ def test_the_volume_at_constant_pressure(often):
     box = np.cbrt(expected) * BOX
     walkers = make(200, box=box, start=(PLACES @ box)[None], pressure=pressure)
     volumes = volumes_of(walkers)
-    assert abs(volumes.mean() - expected) < 0.1 * spread
-    assert abs(volumes.std() / spread - 1) < 0.06
+    assert abs(volumes.mean() - expected) < 0.12 * spread
+    assert abs(volumes.std() / spread - 1) < 0.08
     assert abs(walkers.kinetic_temperatures().mean() - 300.0) < 40.0
     assert expected < 1.0 - 2 * spread
 
@@ -113,7 +115,7 @@ def test_the_stress_of_a_bias_acts_on_the_cell(often):
     tau, spread = 120.0, np.sqrt(KT / BULK)
     box = np.cbrt(1.0 + tau / BULK) * BOX
     walkers = make(200, Linear(tau=tau), box=box, start=(PLACES @ box)[None], pressure=0.0)
-    assert abs(volumes_of(walkers).mean() - (1.0 + tau / BULK)) < 0.1 * spread
+    assert abs(volumes_of(walkers).mean() - (1.0 + tau / BULK)) < 0.12 * spread
     assert tau / BULK > spread
 
 
@@ -128,11 +130,8 @@ def test_hills_are_of_states_that_were_accepted():
     assert not walkers.evaluator.broken.any()
 
 
-@pytest.mark.parametrize("pressure", [None, 2000.0])
+@pytest.mark.parametrize(("solid", "pressure"), [("slab", None), ("narrow", 2000.0)], indirect=["solid"])
 def test_interrupted_run_is_the_uninterrupted_run(solid, tmp_path, pressure):
-    if pressure is not None and not all(solid[3]):
-        pytest.skip("a slab has no pressure")
-
     def biased(seed=7):
         hills = MetaD(variables=["driver"], pace=10, sigma=0.3)
         return walk(solid, hills, pressure=pressure, barostat="anisotropic", seed=seed)
@@ -150,7 +149,7 @@ def test_interrupted_run_is_the_uninterrupted_run(solid, tmp_path, pressure):
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
     assert (pressure is None) == (np.ptp([one.boxes for one in seen], axis=0).max() == 0)
     if pressure is not None:
-        with pytest.raises(UqbiasError, match="written with pressure 2000.0, this run has 1.0"):
+        with pytest.raises(UqbiasError, match=r"written with pressure 2000\.0, this run has 1\.0"):
             walk(solid, MetaD(variables=["driver"], pace=10, sigma=0.3), pressure=1.0).load(tmp_path / "snapshot.npz")
 
 
@@ -197,5 +196,5 @@ def test_what_is_refused():
     for boxes, what in ((np.zeros((2, 3, 3)), "box of shape"), (np.diag([1, 1, 1e-5]), "degenerate")):
         with pytest.raises(UqbiasError, match=what):
             Walkers(NEON, crystal, place, temperature=300.0, box=boxes)
-    with pytest.raises(UqbiasError, match="are in vacuum|is of walkers"):
+    with pytest.raises(UqbiasError, match="is of walkers in vacuum, these are in cells"):
         make(1).cells.check("snapshot.npz", {})

@@ -72,6 +72,8 @@ class FusedEvaluator:
     Attributes
     ----------
     n_walkers, n_atoms, numbers : sizes and atomic numbers.
+    box : [W, 3, 3] nm, of the last evaluation and of the next unless that is given another; None in vacuum.
+    periodic : along which of its vectors the system repeats.
     names : names of the C variables of the bias.
     input_names : those of them that come from outside, K.
     runner : name of the runner in use; before a graph is compiled, that which is asked for.
@@ -150,7 +152,7 @@ class FusedEvaluator:
                     dynamic[index] = 0
                 self._inputs.append(tensor)
         self._potential = getattr(model, "potential", None)
-        self._box = self._as_input(box)
+        self.periodic, self.box = periodic, self._as_input(box)
         self.neighbours = self._potential and neighbour_list(
             self._potential, box=box is not None, periodic=periodic, skin=skin
         )
@@ -169,7 +171,7 @@ class FusedEvaluator:
         )
         self._dynamic, self._cache_dir, self.runner, self._requested = dynamic, cache_dir, runner, runner
         self._geometry: Geometry | None = None
-        if self.neighbours is None and self._box is None:
+        if self.neighbours is None and self.box is None:
             self._compile()
 
     def _as_input(self, box: Tensor | NDArray[np.floating] | None) -> Tensor | None:
@@ -199,9 +201,9 @@ class FusedEvaluator:
         """Inputs for the cell and the neighbours of the positions; another graph where tables became wider."""
         before = self._geometry
         if self.neighbours is not None:
-            self._geometry = self.neighbours.geometry(self._positions, self._box)
-        elif self._box is not None:
-            self._geometry = Geometry(self._box)
+            self._geometry = self.neighbours.geometry(self._positions, self.box)
+        elif self.box is not None:
+            self._geometry = Geometry(self.box)
             self._potential.check_geometry(self._geometry)  # type: ignore[union-attr]
         if self._geometry is None:
             return
@@ -239,17 +241,17 @@ class FusedEvaluator:
             If there is a box and the evaluator was made without, or a cell that makes no sense.
         """
         outside = torch.zeros_like(self._from_outside) if inputs is None else inputs
-        if box is not None and self._box is None:
+        if box is not None and self.box is None:
             raise UqbiasError("a box for an evaluator that was made without", "give one to its constructor")
         self.n_calls, armed, self._memo_armed = self.n_calls + 1, self._memo_armed, False
         pairs = [(positions, self._positions), (outside, self._from_outside)]
-        if box is not None and self._box is not None:
-            pairs.append((box, self._box))
+        if box is not None and self.box is not None:
+            pairs.append((box, self.box))
         if armed and self.last is not None and all(torch.equal(new.to(old).expand_as(old), old) for new, old in pairs):
             return self.last
         for new, old in pairs:
             old.copy_(new)
-        if self._box is not None or self.neighbours is not None:
+        if self.box is not None or self.neighbours is not None:
             self._set_geometry()
         self._bind_state({})
         *values, self.total_energy, broken = self._run(self._inputs)
@@ -370,8 +372,8 @@ class FusedEvaluator:
         if self.last is not None and self._memo_armed:
             kept = {**self.last._asdict(), "positions": self._positions, "inputs": self._from_outside}
             kept["total"] = self.total_energy
-            if self._box is not None:
-                kept["box"] = self._box
+            if self.box is not None:
+                kept["box"] = self.box
             arrays |= {f"memo_{name}": tensor.detach().cpu().numpy().copy() for name, tensor in kept.items()}
         return arrays
 
@@ -387,7 +389,7 @@ class FusedEvaluator:
         self.last = Evaluation.of([torch.as_tensor(arrays[f"memo_{name}"], device=self.device) for name in names])
         self._positions.copy_(torch.as_tensor(arrays["memo_positions"]))
         self._from_outside.copy_(torch.as_tensor(arrays["memo_inputs"]))
-        if self._box is not None:
-            self._box.copy_(torch.as_tensor(arrays["memo_box"]))
+        if self.box is not None:
+            self.box.copy_(torch.as_tensor(arrays["memo_box"]))
         self.total_energy = torch.as_tensor(arrays["memo_total"], device=self.device)
         self.arm_memo()

@@ -106,9 +106,11 @@ class Barostat:
         moved = self._carried(positions, np.linalg.solve(boxes, trial))
         old, new = energies(positions, boxes), energies(moved, trial)
         with np.errstate(invalid="ignore"):
-            work = new - old + self._pressure * (after - before) - self._n_groups * self._kt * np.log(factor)
+            gained = self._n_groups * self._kt * np.log(factor)
+            cost = new - old + self._pressure * (after - before) - gained
             # What is not a number compares as false.
-            accepted = np.asarray(possible & np.isfinite(old) & (draws[:, 2] < np.exp(np.minimum(-work / self._kt, 0.0))))
+            likely = draws[:, 2] < np.exp(-np.maximum(cost, 0.0) / self._kt)
+        accepted = np.asarray(likely & possible & np.isfinite(old))
         positions[accepted], boxes[accepted] = moved[accepted], trial[accepted]
         self._adapt(walkers, way, accepted)
         return accepted

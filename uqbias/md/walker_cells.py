@@ -49,20 +49,21 @@ class WalkerCells:
         safe_boxes: NDArray[Any] | None,
         n_safe: int,
     ) -> None:
-        self.evaluator, known = evaluator, evaluator.box
+        self.evaluator = evaluator
         self.barostat: Barostat | None = None
         self.ensemble: dict[str, Any] = {}
         self.boxes: Array | None = None
-        if known is None:
+        if evaluator.box is None:
             if box is not None or safe_boxes is not None:
                 raise UqbiasError("a box for walkers whose evaluator has none", "make the evaluator with it, too")
             return
         if box is None:
+            known = evaluator.box.cpu().double().numpy()
             box = known[0] if (known == known[0]).all() else known
         start = _cells_for(box, n_start, evaluator.periodic, "box")
         self._safe = _cells_for(box if safe_boxes is None else safe_boxes, n_safe, evaluator.periodic, "safe_boxes")
         self.boxes = start[np.arange(evaluator.n_walkers) % n_start]
-        evaluator.set_box(self.boxes)
+        self._tell()
 
     def press(self, pressure: float | None, kind: str, **settings: Any) -> None:
         """Let a barostat of this ``kind`` move the cells; ``settings`` are those of `Barostat`."""
@@ -81,7 +82,7 @@ class WalkerCells:
             return
         for walker, box in boxes.items():
             self.boxes[walker] = box
-        self.evaluator.set_box(self.boxes)
+        self._tell()
 
     def put_as_in(self, frames: Mapping[int, int]) -> None:
         """Put walkers into the cells of safe frames."""
@@ -112,9 +113,15 @@ class WalkerCells:
             return np.asarray(total, dtype=np.float64)
 
         accepted = self.barostat.move(x[: w * n].reshape(w, n, 3), self.boxes, energies, generators)
-        evaluator.set_box(self.boxes)
+        self._tell()
         if accepted.any():
             context.setPositions(x)
+
+    def _tell(self) -> None:
+        held, boxes = self.evaluator.box, torch.as_tensor(self.boxes)
+        if held is not None and not torch.equal(boxes.to(held), held):
+            held.copy_(boxes)
+            self.evaluator.arm_memo(False)
 
     def arrays(self) -> dict[str, Array]:
         """The cells, for a snapshot."""
