@@ -27,8 +27,9 @@ from uqbias.attacks.relaxation import RelaxationPath, recorded_steps, relax
 from uqbias.errors import UqbiasError
 from uqbias.model.inference import Evaluated, evaluate_frames
 from uqbias.model.model import UncertaintyModel
+from uqbias.molecule.frames import Frames
 from uqbias.oracles.base import Oracle, OracleError
-from uqbias.potentials.prediction import with_member_forces
+from uqbias.potentials.prediction import geometry_for, with_member_forces
 from uqbias.units import ANGSTROM, EV
 
 Array = NDArray[np.float64]
@@ -105,7 +106,7 @@ def n_labels(n_frames: int, options: DirectionOptions) -> int:
 
 def directions(
     model: UncertaintyModel,
-    positions: NDArray[Any],
+    frames: Frames | NDArray[Any],
     oracle: Oracle,
     options: DirectionOptions | None = None,
     *,
@@ -120,7 +121,8 @@ def directions(
 
     Parameters
     ----------
-    positions : [n, N, 3] nm; give frames that the model was not trained on.
+    frames : frames, or positions [n, N, 3] nm of a molecule in vacuum, that the model was not trained on. Cells stay
+        as they are; a crystal is not turned in its cell.
     oracle : the truth; labels that the frames carry are not used.
     indices : what the frames are called in the result, [n]; 0, 1, ... if None.
     seed : seed of the random directions; those of a frame depend on its index, not on the other frames.
@@ -132,16 +134,18 @@ def directions(
         If the oracle is for another molecule, or no frame is left.
     """
     options = options or DirectionOptions()
-    x = np.asarray(positions, dtype=np.float64)
+    cells = frames.cells if isinstance(frames, Frames) else None
+    x = np.asarray(frames.positions if isinstance(frames, Frames) else frames, dtype=np.float64)
     _check(model, x, oracle, options)
-    labeller = _Labeller(model, oracle, options, advance)
+    labeller = _Labeller(model, oracle, options, advance, cells)
     source = np.arange(len(x)) if indices is None else np.asarray(indices, dtype=np.int64)
-    error, force_error, said = labeller.errors(x, [(index, "frame") for index in source.tolist()])
+    error, force_error, said = labeller.errors(x, [(index, "frame") for index in source.tolist()], np.arange(len(x)))
     good = np.isfinite(error)
     if not good.any():
         first = labeller.failures[0].reason if labeller.failures else "none was given"
         raise UqbiasError(f"none of {len(x)} frames could be labelled: {first}", "check the oracle and the frames")
     x, source, error, force_error = x[good], source[good], error[good], force_error[good]
+    cells = labeller.cells = None if cells is None else cells[good]
     zero = 0.0 if isinstance(options.zero, str) else options.zero * EV
     if options.zero == "frames":
         _check_count(len(error))
@@ -149,9 +153,11 @@ def directions(
     error = error - zero
     gradient = -2.0 * error[:, None, None] * force_error
     assert said.forces is not None
-    other = {"theta": said.forces[good]} | {name: uncertainty_gradient(model, x, name) for name in options.ascents}
+    other = {"theta": said.forces[good]} | {
+        name: uncertainty_gradient(model, x, name, cells) for name in options.ascents
+    }
     random = [
-        random_directions(frame, options.n_random, np.random.default_rng([seed, index]))
+        random_directions(frame, options.n_random, np.random.default_rng([seed, index]), turns=cells is None)
         for frame, index in zip(x, source.tolist(), strict=True)
     ]
     ways = [unit(gradient), *np.stack(random, axis=1), *(unit(other[name]) for name in options.ascents)]
@@ -168,7 +174,7 @@ def directions(
         displaced=displaced,
         zero=zero,
         failures=labeller.failures,
-        n_frames=len(positions),
+        n_frames=len(frames),
         relaxation=path,
         relaxed=relaxed,
     )
@@ -178,20 +184,32 @@ class _Labeller:
     """Labels and predictions of the same geometries, with a note of what fails."""
 
     def __init__(
-        self, model: UncertaintyModel, oracle: Oracle, options: DirectionOptions, advance: Callable[[int, str], None]
+        self,
+        model: UncertaintyModel,
+        oracle: Oracle,
+        options: DirectionOptions,
+        advance: Callable[[int, str], None],
+        cells: Array | None,
     ) -> None:
-        self.model, self.oracle, self.options, self.advance = model, oracle, options, advance
+        self.model, self.oracle, self.options, self.advance, self.cells = model, oracle, options, advance, cells
+        self.numbers = np.array(model.numbers)
         self.failures: list[Failure] = []
 
-    def errors(self, positions: Array, places: Sequence[tuple[int, str]]) -> tuple[Array, Array, Evaluated]:
-        """E_app − E_acc [m] and F_app − F_acc [m, N, 3], NaN where missing, and what the model says."""
-        said = evaluate_frames(self.model, positions, forces=True)
+    def errors(
+        self, positions: Array, places: Sequence[tuple[int, str]], of: NDArray[np.int64]
+    ) -> tuple[Array, Array, Evaluated]:
+        """E_app − E_acc [m] and F_app − F_acc [m, N, 3], NaN where missing, and what the model says.
+
+        ``of`` [m] says whose cells the positions are in.
+        """
+        cells = None if self.cells is None else self.cells[of]
+        said = evaluate_frames(self.model, Frames(self.numbers, positions, cells=cells), forces=True)
         assert said.forces is not None
         energy, forces = np.full(len(positions), np.nan), np.full(positions.shape, np.nan)
         for at, place in enumerate(places):
             if np.isfinite(said.energy[at]) and np.isfinite(said.forces[at]).all():
                 try:
-                    label = self.oracle.label(positions[at])
+                    label = self.oracle.label(positions[at], None if cells is None else cells[at])
                     energy[at], forces[at] = said.energy[at] - label.energy, said.forces[at] - label.forces
                 except OracleError as error:
                     self.failures.append(Failure(*place, str(error)))
@@ -213,7 +231,8 @@ class _Labeller:
             ]
             geometries = x[n] + lengths[None, :, None, None] * along[n, there][:, None]
             places = [(frame, f"{titles[d]} {epsilon:g}") for d in np.flatnonzero(there) for epsilon in epsilons]
-            energy, forces, said = self.errors(geometries.reshape(-1, *x.shape[1:]), places)
+            positions = geometries.reshape(-1, *x.shape[1:])
+            energy, forces, said = self.errors(positions, places, np.full(len(positions), n))
             values = np.stack([energy, _rms(forces), np.where(np.isfinite(energy), said.judge, np.nan)])
             results[:, n, there] = values.reshape(3, -1, len(lengths))
         return results
@@ -223,6 +242,7 @@ class _Labeller:
         path = relax(
             self.model.potential,
             x,
+            cells=self.cells,
             steps=self.options.relax_steps,
             every=self.options.relax_every,
             force_limit=self.options.relax_force,
@@ -234,7 +254,7 @@ class _Labeller:
             columns.append(columns[-1].copy())
             if len(at):
                 places = [(int(source[n]), f"relaxation {step}") for n in at]
-                columns[-1][at] = self.errors(now[at], places)[0] - zero
+                columns[-1][at] = self.errors(now[at], places, at)[0] - zero
             self.advance(len(x) - len(at), "")
         return path, np.stack(columns, axis=1)
 
@@ -264,26 +284,32 @@ def _check(model: UncertaintyModel, x: Array, oracle: Oracle, options: Direction
         _check_count(int(np.isfinite(x).all(axis=(1, 2)).sum()))
 
 
-def uncertainty_gradient(model: UncertaintyModel, positions: NDArray[Any], of: str = "judge") -> Array:
+def uncertainty_gradient(
+    model: UncertaintyModel, positions: NDArray[Any], of: str = "judge", cells: Array | None = None
+) -> Array:
     """Gradient [n, N, 3] of the raw judge (``judge``) or driver (``driver``); calibration does not turn it."""
     parts = []
     weights = next(model.potential.parameters())
-    for block in torch.split(torch.as_tensor(positions).to(weights), BLOCK):
-        x = block.clone().requires_grad_()
-        terms = with_member_forces(model.potential, x) if model.requires_forces else model.potential(x)
+    whole = torch.as_tensor(positions).to(weights)
+    for start in range(0, len(whole), BLOCK):
+        x = whole[start : start + BLOCK].clone().requires_grad_()
+        geometry = geometry_for(model.potential, x.detach(), None if cells is None else cells[start : start + BLOCK])
+        forces = model.requires_forces
+        terms = with_member_forces(model.potential, x, geometry) if forces else model.potential(x, geometry)
         judge, driver, _ = model.uncertainties(x, *terms)
         parts.append(torch.autograd.grad((judge if of == "judge" else driver).sum(), x)[0])
     return np.asarray(torch.cat(parts).double().cpu().numpy())
 
 
-def random_directions(positions: Array, count: int, rng: np.random.Generator) -> Array:
+def random_directions(positions: Array, count: int, rng: np.random.Generator, *, turns: bool = True) -> Array:
     """Directions [count, N, 3] of unit length, isotropic among those that neither move nor turn a molecule as a whole.
 
     A single atom only has directions that move it, so that none is left out. ``positions`` [N, 3] in any unit.
+    ``turns``: False for a crystal, which cannot be turned in its cell.
     """
     directions = rng.normal(size=(count, positions.size))
     if len(positions) > 1:
-        modes = rigid_modes(positions)
+        modes = rigid_modes(positions) if turns else translations(len(positions))
         directions -= (directions @ modes.T) @ modes
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     return directions.reshape(count, *positions.shape)
@@ -293,10 +319,15 @@ def rigid_modes(positions: Array) -> Array:
     """Orthonormal translations and infinitesimal rotations, [6, 3N]; one rotation less if the atoms are on a line."""
     centred = positions - positions.mean(axis=0)
     size = np.linalg.norm(centred)
-    moves = np.stack([np.tile(axis, len(positions)) / np.sqrt(len(positions)) for axis in np.eye(3)])
+    moves = translations(len(positions))
     turns = np.stack([np.cross(axis, centred).ravel() / max(size, 1e-12) for axis in np.eye(3)])
     _, sizes, modes = np.linalg.svd(np.concatenate([moves, turns]), full_matrices=False)
     return np.asarray(modes[sizes > 1e-5])
+
+
+def translations(n_atoms: int) -> Array:
+    """Orthonormal translations [3, 3N] of N atoms."""
+    return np.stack([np.tile(axis, n_atoms) / np.sqrt(n_atoms) for axis in np.eye(3)])
 
 
 def unit(direction: Array) -> Array:

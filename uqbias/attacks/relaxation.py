@@ -42,6 +42,7 @@ def relax(
     potential: Potential,
     positions: NDArray[Any],
     *,
+    cells: Array | None = None,
     steps: int = 100,
     every: int = 10,
     force_limit: float = 0.05,
@@ -55,6 +56,7 @@ def relax(
     Parameters
     ----------
     positions : [n, N, 3] nm.
+    cells : [n, 3, 3] nm, which stay as they are; None in vacuum.
     steps : most steps.
     every : see `recorded_steps`.
     force_limit : a geometry has converged when no atom feels more, eV/Å; above 0.
@@ -75,7 +77,7 @@ def relax(
     kept, path = recorded_steps(steps, every), [x * ANGSTROM]
     for step in range(1, steps + 1):
         if len(going):
-            f = _forces(potential, x[going])
+            f = _forces(potential, x[going], None if cells is None else cells[going])
             failed[going] = ~np.isfinite(f).all(axis=(1, 2))
             converged[going] = np.linalg.norm(f, axis=2).max(axis=1) < force_limit
             left = ~(converged | failed)[going]
@@ -89,9 +91,9 @@ def relax(
     return RelaxationPath(np.array(kept), np.array(path), converged, failed)
 
 
-def _forces(potential: Potential, x: Array) -> Array:
-    """Forces [n, N, 3] in eV/Å at ``x`` in Å."""
-    forces = predict(potential, x * ANGSTROM, 128).forces
+def _forces(potential: Potential, x: Array, cells: Array | None) -> Array:
+    """Forces [n, N, 3] in eV/Å at ``x`` in Å, ``cells`` in nm."""
+    forces = predict(potential, x * ANGSTROM, 128, cells=cells).forces
     assert forces is not None
     return np.asarray(forces.double().cpu().numpy()) / EV_PER_ANGSTROM
 
