@@ -266,8 +266,8 @@ def test_relaxations_that_break_off_are_counted(model, frames, monkeypatch):
     """Forces that are not finite stop their own frame, which stays where it was."""
     forces, calls = relaxation._forces, []
 
-    def spoilt(potential, x):
-        found = forces(potential, x)
+    def spoilt(potential, x, cells):
+        found = forces(potential, x, cells)
         calls.append(len(x))
         if len(calls) == 3:
             found[4] = np.nan
