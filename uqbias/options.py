@@ -145,8 +145,7 @@ def options_of(part: Any, given: Collection[str] = (), *, constructor: bool = Fa
                 if not constructor:
                     raise
                 annotation = Any
-        if annotation is parameter.empty:
-            annotation = Any
+        annotation = Any if annotation is parameter.empty else annotation
         options[name] = Option(name, annotation, parameter.default)
     return options
 

@@ -298,7 +298,7 @@ def category(reason: str) -> str:
     for name in ("driver", "judge"):
         if detail.startswith(name):
             return f"{name} window"
-    for name in ("bond", "angle", "clash", "chirality", "stiff torsion", "energy", "same"):
+    for name in ("bond", "angle", "clash", "chirality", "coordination", "stiff torsion", "energy", "force", "same"):
         if detail.startswith(name):
             return "duplicate" if name == "same" else name
     return detail or "other"

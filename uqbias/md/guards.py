@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from uqbias.errors import UqbiasError
-from uqbias.molecule.measures import Fault, Shape, covalent_contacts
+from uqbias.molecule.approaches import Fault
+from uqbias.molecule.frames import Frames
+from uqbias.molecule.limits import CoordinationLimits
+from uqbias.molecule.measures import Shape, covalent_contacts
 from uqbias.molecule.topology import BOND_TOLERANCE, Topology
 from uqbias.runs.observation import GuardEvent
 from uqbias.settings.md_sections import Guards
@@ -31,8 +35,8 @@ class Violation:
     Attributes
     ----------
     walker : its index.
-    reason : ``"not_finite"``, ``"force"``, ``"bond"``, ``"clash"``, ``"chirality"``, ``"torsion"``, ``"driver"`` or
-        ``"judge"``.
+    reason : ``"not_finite"``, ``"force"``, ``"bond"``, ``"clash"``, ``"chirality"``, ``"coordination"``, ``"torsion"``,
+        ``"driver"`` or ``"judge"``.
     values : the numbers that led to it, such as ``{"ratio": 1.4, "i": 3, "j": 5}``.
     """
 
@@ -56,6 +60,8 @@ class Guard:
     turned : gives the largest turn of a stiff torsion in degrees, such as `uqbias.molecule.measures.StiffTorsions`.
     max_turn : largest such turn allowed, degrees.
     keep_chirality : stop a walker whose stereocentre flips.
+    labelled : frames with cells, of a crystal, glass, surface or molecules in a box.
+    closest, coordination : see `uqbias.molecule.approaches.Approaches`, of those frames.
     """
 
     def __init__(
@@ -70,6 +76,9 @@ class Guard:
         turned: Turned | None = None,
         max_turn: float = LIMITS["stiff_torsion"],
         keep_chirality: bool = LIMITS["chirality"],
+        labelled: Frames | None = None,
+        closest: float = LIMITS["closest"],
+        coordination: Sequence[CoordinationLimits] = (),
     ) -> None:
         x = np.asarray(reference, dtype=np.float64)
         if x.shape != (len(topology), 3):
@@ -79,7 +88,13 @@ class Guard:
         self.max_turn, self.turned = max_turn, turned
         self.driver_cap, self.judge_cap = driver_cap, judge_cap
         contacts = None if clash is None else covalent_contacts(topology.numbers, clash)
-        self._shape = Shape(topology, x[None], bonds=bond_range, contacts=contacts, keep_chirality=keep_chirality)
+        shape = partial(Shape, topology, bonds=bond_range, contacts=contacts, keep_chirality=keep_chirality)
+        self._in_cells = labelled is not None and labelled.cells is not None
+        self._shape = (
+            shape(labelled, closest=closest, coordination=coordination)
+            if self._in_cells and labelled is not None
+            else shape(x[None], coordination=coordination)
+        )
 
     def check(
         self,
@@ -87,6 +102,7 @@ class Guard:
         driver: NDArray[Any] | None = None,
         judge: NDArray[Any] | None = None,
         broken: NDArray[Any] | None = None,
+        boxes: NDArray[Any] | None = None,
     ) -> list[Violation]:
         """Find the walkers to stop, each with the first reason that holds.
 
@@ -95,7 +111,16 @@ class Guard:
         positions : [W, N, 3] nm.
         driver, judge : [W]; None leaves these tests out.
         broken : [W] bool, walkers whose energy or forces were not finite or beyond any bound.
+        boxes : [W, 3, 3] nm, where the labelled frames have cells.
+
+        Raises
+        ------
+        UqbiasError
+            If the labelled frames have cells and there are no boxes, or the other way round.
         """
+        if self._in_cells != (boxes is not None):
+            has, lack = ("labelled frames", "walkers") if self._in_cells else ("walkers", "labelled frames")
+            raise UqbiasError(f"a guard whose {has} have cells, and {lack} without", "give both cells, or neither")
         x = np.asarray(positions, dtype=np.float64)
         violations: dict[int, Violation] = {}
 
@@ -110,7 +135,11 @@ class Guard:
             note("force", np.asarray(broken, dtype=bool), lambda w: {})
         for values in scalars:
             note("not_finite", ~np.isfinite(values), lambda w: {})
-        for walker, fault in zip(np.flatnonzero(finite).tolist(), self._shape.faults(x[finite]), strict=True):
+        for walker, fault in zip(
+            np.flatnonzero(finite).tolist(),
+            self._shape.faults(x[finite], None if boxes is None else boxes[finite]),
+            strict=True,
+        ):
             if fault is not None:
                 violations.setdefault(walker, Violation(walker, fault.kind, _values(fault)))
         if self.turned is not None:
@@ -143,5 +172,7 @@ def refuse_endless(events: Sequence[GuardEvent], in_a_row: NDArray[Any]) -> None
 def _values(fault: Fault) -> dict[str, float]:
     if fault.kind == "chirality":
         return {"centre": fault.atoms[0]}
+    if fault.kind == "coordination":
+        return {"count": fault.value, "i": fault.atoms[0]}
     i, j = fault.atoms
     return {"ratio" if fault.kind == "bond" else "distance": fault.value, "i": i, "j": j}

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from uqbias.molecule.approaches import Approaches, Fault
+from uqbias.molecule.frames import Frames
+from uqbias.molecule.limits import CoordinationLimits
+from uqbias.molecule.structure import made_whole
 from uqbias.molecule.topology import Quadruple, Topology
 from uqbias.units import ANGSTROM
 
@@ -17,17 +22,6 @@ Indices = NDArray[np.int64]
 HYDROGEN_BOND = (7, 8, 9)
 
 
-class Fault(NamedTuple):
-    """Fault of one geometry."""
-
-    #: ``"bond"``, ``"angle"``, ``"clash"`` or ``"chirality"``.
-    kind: str
-    #: Atoms of the worst bond, angle or contact; centre and three neighbours of an inverted stereocentre.
-    atoms: tuple[int, ...]
-    #: Bond: multiple of its reference length; angle: degrees off its reference; clash: distance, nm; chirality: 1.
-    value: float
-
-
 class Shape:
     """Shape of a molecule in reference geometries, and how far a geometry may be from it.
 
@@ -35,24 +29,32 @@ class Shape:
     ----------
     topology : bond graph. A mobile hydrogen is judged by the bond to donor or acceptor that is shorter relative to its
         reference; angles at it are not judged, nor is it too close to either or to their neighbours.
-    reference : [n, N, 3] nm; lengths and angles are compared with their means, handedness with that of the majority.
+    reference : frames, or positions [n, N, 3] nm in vacuum; lengths and angles are compared with their means, and
+        handedness with that of the majority.
     bonds : shortest and longest bond as multiples of its reference length.
     angle : largest deviation of an angle, degrees; None for no such test.
     contacts : [N, N] nm, least distance of atoms three or more bonds apart; None for no such test.
+    closest, coordination : see `uqbias.molecule.approaches.Approaches`, of reference frames with cells.
     keep_chirality : whether an inverted stereocentre is a fault.
     """
 
     def __init__(
         self,
         topology: Topology,
-        reference: NDArray[Any],
+        reference: Frames | NDArray[Any],
         *,
         bonds: tuple[float, float],
         angle: float | None = None,
         contacts: Array | None = None,
+        closest: float = 0.0,
+        coordination: Sequence[CoordinationLimits] = (),
         keep_chirality: bool = True,
     ) -> None:
-        x = np.asarray(reference, dtype=np.float64)
+        frames = reference if isinstance(reference, Frames) else Frames(np.array(topology.numbers), reference)
+        x = made_whole(topology, frames.positions, frames.cells, frames.periodic)
+        self._topology, self._periodic, self._approaches = topology, frames.periodic, None
+        if frames.cells is not None or coordination:
+            self._approaches = Approaches(topology, replace(frames, positions=x), closest, contacts, coordination)
         self._bond_range, self._angle_tolerance = bonds, angle
         self._bonds = np.array(topology.bonds, dtype=np.int64).reshape(-1, 2)
         self._lengths = distances(x, self._bonds).mean(axis=0)
@@ -64,7 +66,10 @@ class Shape:
         angles = [] if angle is None else [three for three in topology.angles() if not np.isin(three, hydrogens).any()]
         self._angles = np.array(angles, dtype=np.int64).reshape(-1, 3)
         self._bent = bond_angles(x, self._angles).mean(axis=0)
-        far = np.triu(topology.bond_separation() >= 3, k=1)
+        separation = topology.bond_separation()
+        far = np.triu(separation >= 3, k=1)
+        if frames.cells is not None:
+            far &= separation < len(topology)  # the others approach through images, too
         either = topology.either_side().bond_separation() >= 3
         far[hydrogens] &= either[hydrogens]
         far[:, hydrogens] &= either[:, hydrogens]
@@ -74,9 +79,13 @@ class Shape:
         self._centres = np.array(centres, dtype=np.int64).reshape(-1, 4)
         self._handedness = np.sign(chirality(x, centres).sum(axis=0))
 
-    def faults(self, positions: Array) -> list[Fault | None]:
-        """First fault by bond, angle, contact and handedness, of finite ``positions`` [n, N, 3] nm; None for none."""
+    def faults(self, positions: Array, cells: Array | None = None) -> list[Fault | None]:
+        """First fault by bond, angle, contact and handedness, of finite ``positions`` [n, N, 3] nm; None for none.
+
+        ``cells`` [n, 3, 3] nm where the reference has some.
+        """
         result: list[Fault | None] = [None] * len(positions)
+        positions = made_whole(self._topology, positions, cells, self._periodic)
         for kind, atoms, values, severity, limit in self._measured(positions):
             if not severity.size:
                 continue
@@ -85,6 +94,9 @@ class Shape:
                 if result[index] is None:
                     place = worst[index]
                     result[index] = Fault(kind, tuple(atoms[place].tolist()), float(values[index, place]))
+        if self._approaches is not None:
+            further = self._approaches.faults(positions, cells)
+            result = [first or second for first, second in zip(result, further, strict=True)]
         return result
 
     def _measured(self, x: Array) -> Iterator[tuple[str, Indices, NDArray[Any], NDArray[Any], float]]:

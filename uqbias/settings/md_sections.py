@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from uqbias.options import Count, InputFile, Positive, Runner, Section
+from uqbias.molecule.limits import CoordinationLimits
+from uqbias.options import Count, InputFile, NotNegative, Positive, Runner, Section
 from uqbias.settings.harvest_sections import DriverValue
 
 #: Share of the walkers of a campaign that jump.
@@ -133,3 +134,11 @@ class Guards(Section):
         description="degrees that a stiff torsion (amide, ester, double bond, flat ring) may turn",
     )
     chirality: bool = Field(default=True, description="stop a walker whose stereocentre flips")
+    closest: NotNegative = Field(
+        default=0.65,
+        description="closest approach in a crystal, glass or surface, for each pair of elements, as a share of the "
+        "smallest distance in labelled frames",
+    )
+    coordination: list[CoordinationLimits] = Field(
+        default=[], description="limits of the coordination, each {centre: Si, neighbour: O, within: 0.22, least: 2}"
+    )
