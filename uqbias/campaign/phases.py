@@ -39,8 +39,6 @@ Array = NDArray[np.float64]
 
 #: What observations hold of every frame.
 OBSERVED = ("positions", "energy", "driver", "judge")
-#: Where cells stand in files of observations and of a harvest.
-BOXES = "boxes"
 #: And where a proposed geometry comes from; see `uqbias.campaign.samplers.distorting`.
 PROPOSED = ("attack", "source", "status", "log_likelihood", "norm", "iterations")
 
@@ -204,13 +202,12 @@ def harvest_phase(work: Work, round_index: int) -> dict[str, Any]:
     }
     taken = set(picks.tolist())
     candidates = [
-        {name: _plain(values[i]) for name, values in seen.items() if name not in ("positions", BOXES)}
+        {name: _plain(values[i]) for name, values in seen.items() if name != "positions"}
         | {"taken": i in taken, "reason": reasons[i]}
         for i in range(len(reasons))
     ]
     counts = dict(Counter(category(reason) for reason in reasons))
-    taken_frames = {name: seen[name][picks] for name in ("positions", BOXES) if name in seen}
-    write_arrays(folder / "harvest.npz", {**taken_frames, "candidate": picks})
+    write_arrays(folder / "harvest.npz", {"positions": seen["positions"][picks], "candidate": picks})
     write_text(folder / "harvest.json", json.dumps({**facts, "counts": counts, "candidates": candidates}, indent=0))
     return facts
 
@@ -226,9 +223,8 @@ def _chosen(
         verdicts = ["not finite"] * len(finite)
         return verdicts, np.empty(0, dtype=np.int64), [f"refused: {verdict}" for verdict in verdicts]
     positions = np.where(finite[:, None, None], seen["positions"], seen["positions"][np.argmax(finite)])
+    verdicts = _filter(work).verdicts(seen["positions"], seen["energy"], stiff_deviations(model, positions))
     known = work.ledger.labels(round_index - 1)
-    frames = Frames(known.numbers, positions, cells=seen.get(BOXES), periodic=known.periodic)
-    verdicts = _filter(work).verdicts(seen["positions"], seen["energy"], stiff_deviations(model, frames))
     space = options.selection.space
     budget = options.labels_per_round
     if (labels := work.campaign.stop.labels) is not None:
@@ -238,10 +234,10 @@ def _chosen(
             seen["driver"],
             seen["judge"],
             seen["energy"],
-            selection_features(model, frames, space),
+            selection_features(model, positions, space),
             verdicts,
             positions,
-            conformers(model, frames),
+            conformers(model, positions),
             len(work.topology),
         ),
         selection_features(model, known, space),
@@ -278,8 +274,7 @@ def observed(work: Work, round_index: int) -> dict[str, NDArray[Any]]:
         check_observations(path, arrays, (*OBSERVED, *proposed), len(work.topology), CURE)
         later = arrays["step"] > 0
         step = arrays["step"][later]
-        there = [name for name in (BOXES,) if name in arrays]
-        data = {name: arrays[name][later] for name in (*OBSERVED, *proposed, *there)}
+        data = {name: arrays[name][later] for name in (*OBSERVED, *proposed)}
         walkers = data["driver"].shape[1]
         if not proposed:
             data["step"] = np.repeat(step[:, None], walkers, axis=1)
@@ -368,19 +363,16 @@ def _harvested_requests(work: Work, round_index: int) -> list[LabelRequest]:
     candidates = read_json(folder / "harvest.json", _Harvest, "list of candidates", CURE)["candidates"]
     arrays = read_arrays(file, "file of a harvest", CURE)
     with content_of(file, CURE, "is not a file of a harvest"):
-        positions, chosen, cells = arrays["positions"], arrays["candidate"], arrays.get(BOXES)
+        positions, chosen = arrays["positions"], arrays["candidate"]
         shape, places = (len(chosen), len(work.topology), 3), {*range(len(candidates))}
         fitting = positions.shape == shape and (positions.dtype.kind, chosen.dtype.kind) == ("f", "i")
-        if cells is not None:
-            fitting &= cells.shape == (len(chosen), 3, 3) and cells.dtype.kind == "f" and bool(np.isfinite(cells).all())
         if not (fitting and np.isfinite(positions).all() and {*chosen.tolist()} <= places):
             raise UqbiasError(f"{positions.shape} positions of {len(candidates)} candidates", CURE)
     requests = []
     for index, (x, candidate) in enumerate(zip(positions, chosen, strict=True)):
         entry = candidates[int(candidate)]
         info = {name: value for name, value in entry.items() if name not in ("energy", "taken")} | work.oracle_facts
-        cell = None if cells is None else cells[index]
-        key = label_key(x, work.oracle_identity, cell)
-        info["model_energy"] = entry["energy"]
-        requests.append(LabelRequest(index, key, x, info, cell, work.start.periodic))
+        requests.append(
+            LabelRequest(index, label_key(x, work.oracle_identity), x, {**info, "model_energy": entry["energy"]})
+        )
     return requests
