@@ -94,7 +94,7 @@ def test_an_overflow_grows_and_loses_nothing():
     grown = [new for new, old in zip(table.capacities, narrow, strict=True) if new >= 1.25 * old]
     assert grown
     assert all(new >= old for new, old in zip(table.capacities, narrow, strict=True))
-    assert all(width % 8 == 0 for width in table.capacities)
+    assert all(width % 16 == 0 for width in table.capacities)
     assert torch.equal(before.neighbours, kept)
     check(table.geometry(positions, torch.tensor(box)[None]), positions, box, periodic, numbers)
     assert not table.grown

@@ -21,7 +21,7 @@ SPARE, GROWTH = 1.15, 1.25
 #: Images of a cell along one of its vectors within reach, beyond which the cell is taken for a mistake.
 MOST_IMAGES = 20
 #: Widths of the blocks of a table are multiples of this, the width of the vectors that processors work on.
-LANES = 8
+LANES = 16
 
 
 class Pairs(NamedTuple):

@@ -185,7 +185,7 @@ class PowerSpectrum(Potential):
                 apart = apart + (shifts * geometry.box[..., None, None, :, axis]).sum(-1)
             along.append(apart)
         distance = (along[0].square() + along[1].square() + along[2].square() + 1e-16).sqrt()  # [M', W, N, K]
-        basis = radial_basis(distance, self.cutoff, self.n_radial, dim=-2)  # [M', W, N, R, K]
+        basis = torch.stack(radial_functions(distance, self.cutoff, self.n_radial), dim=-2)  # [M', W, N, R, K]
         unit = torch.stack(along) / distance
         harmonics = torch.stack(real_harmonics(unit[0], unit[1], unit[2], self.l_max), dim=-2)  # [M', W, N, L, K]
         assert geometry.blocks is not None
@@ -206,12 +206,20 @@ class PowerSpectrum(Potential):
 
     def _power_spectrum(self, positions: Tensor, geometry: Geometry | None) -> Tensor:
         """[M or 1, W, N, 3] -> [M, W, N, P], sorted by element."""
-        powers = []
+        powers, chosen = [], None
+        if geometry is not None and geometry.neighbours is not None:
+            # For many atoms a product with zeros and ones is faster than reading by index, backward above all.
+            every = torch.arange(self.n_channels**2, device=positions.device)
+            chosen = (every.unsqueeze(1) == self.upper).to(positions)
         for l, block in enumerate(self._projected(positions, geometry)):
             if l == 0:
                 powers.append(block.squeeze(-1))
-            product = (block.unsqueeze(-2) * block.unsqueeze(-3)).sum(-1).flatten(-2) / math.sqrt(2 * l + 1)
-            powers.append(product.index_select(-1, self.upper))
+            if chosen is not None:
+                product = torch.matmul(block, block.transpose(-1, -2)).flatten(-2) / math.sqrt(2 * l + 1)
+                powers.append(product @ chosen)
+            else:
+                product = (block.unsqueeze(-2) * block.unsqueeze(-3)).sum(-1).flatten(-2) / math.sqrt(2 * l + 1)
+                powers.append(product.index_select(-1, self.upper))
         return torch.cat(powers, dim=-1)
 
     def forward(self, positions: Tensor, geometry: Geometry | None = None) -> tuple[Tensor, Tensor]:
@@ -279,19 +287,34 @@ def _nearest_image(separation: Tensor, box: Tensor, cutoff: float) -> Tensor:
     return torch.where(narrow, torch.full_like(nearest, torch.nan), nearest)
 
 
-def radial_basis(distance: Tensor, cutoff: float, n_radial: int, dim: int = -1) -> Tensor:
-    """Sines of a logarithmically stretched distance, times a smooth cutoff over r: [...] nm -> [..., K], K at ``dim``.
+def radial_basis(distance: Tensor, cutoff: float, n_radial: int) -> Tensor:
+    """Sines of a logarithmically stretched distance, times a smooth cutoff over r: [...] nm -> [..., K].
 
     The form of the Bessel basis (equation 7 of Klicpera, Groß and Günnemann, ICLR 2020, arXiv:2003.03123), with
     sin(kπs), s = ln(1 + r/r0)/ln(1 + rc/r0), in place of sin(kπr/rc): bonds, which vary by picometres, are resolved
     about five times finer than the distances near the cutoff. The squared cosine cutoff has three vanishing
     derivatives.
     """
-    x = (distance / cutoff).clamp(max=1.0)
-    stretched = torch.log1p(x * (cutoff / STRETCH)) / math.log1p(cutoff / STRETCH)
+    stretched, envelope = _stretched(distance, cutoff)
     order = torch.arange(1, n_radial + 1, device=distance.device, dtype=distance.dtype) * math.pi
+    return torch.sin(stretched.unsqueeze(-1) * order) * envelope.unsqueeze(-1)
+
+
+def radial_functions(distance: Tensor, cutoff: float, n_radial: int) -> list[Tensor]:
+    """`radial_basis` as a list, by the recursion sin((k + 1)t) = 2 cos t sin kt - sin((k - 1)t)."""
+    stretched, envelope = _stretched(distance, cutoff)
+    angle = math.pi * stretched
+    twice, sines = 2 * torch.cos(angle), [torch.zeros_like(distance), torch.sin(angle) * envelope]
+    while len(sines) <= n_radial:
+        sines.append(twice * sines[-1] - sines[-2])
+    return sines[1:]
+
+
+def _stretched(distance: Tensor, cutoff: float) -> tuple[Tensor, Tensor]:
+    """The stretched distance s, from 0 to 1, and the smooth cutoff over r."""
+    x = (distance / cutoff).clamp(max=1.0)
     envelope = (0.5 * (torch.cos(math.pi * x) + 1)).square() / (distance / STRETCH).clamp(min=0.05)
-    return torch.sin(stretched.unsqueeze(dim) * order.view(-1, *[1] * (-1 - dim))) * envelope.unsqueeze(dim)
+    return torch.log1p(x * (cutoff / STRETCH)) / math.log1p(cutoff / STRETCH), envelope
 
 
 def spherical_harmonics(unit: Tensor, l_max: int) -> Tensor:
