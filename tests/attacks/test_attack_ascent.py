@@ -11,6 +11,7 @@ from uqbias.attacks import AttackOptions, Objective, RandomOptions, attack, dist
 from uqbias.attacks.objective import AttackGraph, log_partition, log_softplus
 from uqbias.errors import UqbiasError
 from uqbias.model.inference import evaluate_frames
+from uqbias.molecule.frames import Frames
 from uqbias.registry import SPACES
 from uqbias.testing import build_case, molecule
 from uqbias.units import kt
@@ -103,7 +104,9 @@ def test_objective_leaves_out_what_is_not_finite():
 def graph_of(model, space, **options):
     sound = evaluate_frames(model, FRAMES)
     objective = Objective.from_frames(sound.energy, sound.judge, 800.0, **options)
-    return AttackGraph(model, space, 2, FRAMES, objective, runner="eager", dtype=torch.float64), objective
+    return AttackGraph(
+        model, space, 2, Frames(np.array(model.numbers), FRAMES), objective, runner="eager", dtype=torch.float64
+    ), objective
 
 
 def check_gradient(model, space, **options):
@@ -252,6 +255,9 @@ class Cliff(torch.nn.Module):
         self.numbers, self.n_members = potential.numbers, potential.n_members
         self.register_buffer("energy_shift", potential.energy_shift)
         self.seen = potential.seen
+
+    def uses_table(self, *, box):
+        return self.inner.uses_table(box=box)
 
     def forward(self, positions, geometry=None):
         energy, latents = self.inner(positions, geometry)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from uqbias.attacks.usable_frames import farthest, inliers, radius, reference_fr
 from uqbias.errors import UqbiasError
 from uqbias.model.inference import Evaluated, evaluate_frames
 from uqbias.model.model import UncertaintyModel
+from uqbias.molecule.frames import Frames
 from uqbias.registry import SPACES
 
 Array = NDArray[np.float64]
@@ -72,7 +73,7 @@ class AttackResult:
 
 def attack(
     model: UncertaintyModel,
-    positions: NDArray[Any],
+    frames: Frames | NDArray[Any],
     options: AttackOptions | None = None,
     *,
     training_energies: Array | None = None,
@@ -91,8 +92,9 @@ def attack(
 
     Parameters
     ----------
-    positions : [n, N, 3] nm; for several attacks on a frame give it several times.
-    training_energies : [m] kJ/mol, model energies that Q sums over; those of ``positions`` if None.
+    frames : frames, or positions [n, N, 3] nm in vacuum; for several attacks on a frame give it several times. Cells
+        stay as they are.
+    training_energies : [m] kJ/mol, model energies that Q sums over; those of the frames if None.
     variables : collective variables by name, as in a campaign file, for the space ``variables``.
     seed : seed of the noise; attack i of n begins at the same δ, whatever the batch.
     advance : called with (iterations done, note) while it runs; n · iterations in all, since an attack that stops
@@ -106,11 +108,13 @@ def attack(
         If the frames are not of the model's molecule, none of them can be evaluated, or an option is wrong.
     """
     options = AttackOptions() if options is None else options
-    x = checked_positions(model, positions)
+    frames = frames if isinstance(frames, Frames) else Frames(np.array(model.numbers), np.asarray(frames))
+    x = checked_positions(model, frames.positions)
     finite = np.asarray(np.isfinite(x).all(axis=(1, 2)))
     if not finite.any():
         raise UqbiasError(f"none of the {len(x)} frames is finite", "give frames with positions")
-    start = evaluate_frames(model, np.where(finite[:, None, None], x, x[finite.argmax()]))
+    frames = Frames(frames.numbers, x, cells=frames.cells, periodic=frames.periodic)
+    start = evaluate_frames(model, replace(frames, positions=np.where(finite[:, None, None], x, x[finite.argmax()])))
     whole = radius(x) <= farthest(x)  # false for NaN
     said = [getattr(start, name) for name in SAID]
     sound = np.asarray(whole & np.isfinite(said).all(axis=0))
@@ -129,14 +133,14 @@ def attack(
         space,
         # Machine code is kept for the next time, which may have more frames.
         min(options.batch, len(x)) if options.runner in ("eager", "torchscript") else options.batch,
-        x[sound],
+        frames[sound],
         objective,
         runner=options.runner,
         dtype=dtype,
         device=device,
         cache_dir=cache_dir,
     )
-    ascent = _Ascent(x, sound, start, objective, space, graph, options, energies, seed)
+    ascent = _Ascent(frames, sound, start, objective, space, graph, options, energies, seed)
     ascent.run(advance)
     return ascent.result()
 
@@ -156,7 +160,7 @@ class _Ascent:
 
     def __init__(
         self,
-        x: Array,
+        frames: Frames,
         sound: NDArray[np.bool_],
         start: Evaluated,
         objective: Objective,
@@ -166,7 +170,9 @@ class _Ascent:
         energies: Array,
         seed: int,
     ) -> None:
-        self.options, self.objective, self.space, self.graph, self.base = options, objective, space, graph, x
+        self.options, self.objective, self.space, self.graph = options, objective, space, graph
+        self.base = x = frames.positions
+        self.cells = frames.cells
         n, D = len(x), space.n_coordinates
         noise = space.default_noise if options.noise is None else options.noise
         self.rate = space.default_learning_rate if options.learning_rate is None else options.learning_rate
@@ -213,9 +219,11 @@ class _Ascent:
         while rows:
             # A row without an attack repeats the first frame, undistorted.
             idle = width - len(rows)
+            filled = rows + [filler] * idle
             point = self.graph(
-                self.base[rows + [filler] * idle],
+                self.base[filled],
                 np.concatenate([self.delta[rows], np.zeros((idle, self.space.n_coordinates))]),
+                None if self.cells is None else self.cells[filled],
             )
             before = self.done[rows].sum()
             counted = np.array(rows)

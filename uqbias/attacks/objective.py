@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,11 +22,17 @@ from uqbias.compile.graph_inputs import graph_inputs
 from uqbias.compile.runners import compile_function
 from uqbias.errors import UqbiasError
 from uqbias.model.model import UncertaintyModel
+from uqbias.molecule.frames import Frames
+from uqbias.molecule.geometry import Geometry
+from uqbias.molecule.neighbours import NeighbourList
+from uqbias.potentials.prediction import neighbour_list
 from uqbias.units import kt
 
 Array = NDArray[np.float64]
 #: Width of the rounding of u⁺ at zero, as a share of the spread of u: u⁺ is within 0.5 % of u from one spread on.
 ROUNDING = 0.25
+#: nm, how much further than the cutoff tables of neighbours look, so that they last.
+SKIN = 0.1
 #: Name of the zero of the energies among the weights of the graph.
 SHIFT = f"model.{OF_POTENTIAL}"
 
@@ -144,7 +151,7 @@ class AttackGraph:
     Parameters
     ----------
     width : W, attacks that are evaluated together.
-    bases : [n, N, 3] nm, sound geometries on which machine code is checked against the graph.
+    bases : sound geometries, on which machine code is checked against the graph; in cells, all attacks are.
 
     Attributes
     ----------
@@ -156,7 +163,7 @@ class AttackGraph:
         model: UncertaintyModel,
         space: DistortionSpace,
         width: int,
-        bases: Array,
+        bases: Frames,
         objective: Objective,
         *,
         runner: str = "auto",
@@ -182,28 +189,52 @@ class AttackGraph:
         delta = 0.1 * space.default_noise * torch.randn(width, space.n_coordinates, generator=random)
         numbers = torch.tensor([1.0 / kt(objective.temperature), objective.scale])
         inputs += [delta.to(device, dtype), numbers.to(device, dtype)]
-        self._inputs, self.width = inputs, width
-        inputs[0].copy_(torch.from_numpy(np.resize(bases, (width, *bases.shape[1:]))))
-        self._of = objective.of
-        compiled = compile_function(self._function, inputs, runner=runner, name="attack", cache_dir=cache_dir)
-        self.runner, self._run = compiled.runner, compiled.unchecked
+        self._inputs, self._end, self.width = inputs, len(inputs), width
+        inputs[0].copy_(torch.from_numpy(np.resize(bases.positions, (width, *bases.positions.shape[1:]))))
+        self._of, self._space = objective.of, space
+        self._list: NeighbourList | None = None
+        self._geometry: Geometry | None = None
+        if bases.cells is not None:
+            self._list = neighbour_list(model.potential, box=True, periodic=bases.periodic, skin=SKIN)
+        self._compile = partial(compile_function, self._function, runner=runner, name="attack", cache_dir=cache_dir)
+        if bases.cells is None:
+            self._compiled = self._compile(inputs)
+        else:
+            self._place(np.resize(bases.cells, (width, 3, 3)))
+        self.runner = self._compiled.runner
+
+    def _place(self, cells: Array) -> None:
+        """Put cells [W, 3, 3] nm and the neighbours in them among the inputs; wider tables need another graph."""
+        base, delta = self._inputs[0], self._inputs[self._end - 2]
+        boxes = torch.from_numpy(cells).to(base)
+        with torch.no_grad():
+            positions = self._space(base.cpu().double(), delta.cpu().double()).to(base)
+        before = self._geometry
+        self._geometry = Geometry(boxes) if self._list is None else self._list.geometry(positions, boxes)
+        self._inputs[self._end :] = self._geometry.tensors()
+        if before is None or before.blocks != self._geometry.blocks:
+            self._compiled = self._compile(self._inputs)
 
     def _function(self, inputs: list[Tensor]) -> tuple[Tensor, ...]:
-        base, *weights, delta, numbers = inputs
+        base, *weights, delta, numbers = inputs[: self._end]
+        geometry = self._geometry and self._geometry.with_tensors(inputs[self._end :])
         delta = delta.detach().requires_grad_()
         positions, energy, driver, judge = functional_call(
-            self._whole, dict(zip(self._names, weights, strict=True)), (base, delta)
+            self._whole, dict(zip(self._names, weights, strict=True)), (base, delta, geometry)
         )
         u = judge if self._of == "judge" else driver
         climbed = log_softplus(u / numbers[1]) - energy * numbers[0]
         (gradient,) = torch.autograd.grad(climbed.sum(), delta, materialize_grads=True)
         return positions.clone(), energy.clone(), driver.clone(), judge.clone(), gradient
 
-    def __call__(self, bases: Array, delta: Array) -> Point:
-        """Evaluate W attacks at ``bases`` [W, N, 3] nm and ``delta`` [W, D]."""
+    def __call__(self, bases: Array, delta: Array, cells: Array | None = None) -> Point:
+        """Evaluate W attacks at ``bases`` [W, N, 3] nm and ``delta`` [W, D], in ``cells`` [W, 3, 3] nm."""
         self._inputs[0].copy_(torch.from_numpy(bases))
-        self._inputs[-2].copy_(torch.from_numpy(delta))
-        return Point(*(tensor.detach().cpu().numpy().astype(np.float64) for tensor in self._run(self._inputs)))
+        self._inputs[self._end - 2].copy_(torch.from_numpy(delta))
+        if cells is not None:
+            self._place(cells)
+        values = self._compiled.unchecked(self._inputs)
+        return Point(*(tensor.detach().cpu().numpy().astype(np.float64) for tensor in values))
 
 
 class _ModelInSpace(torch.nn.Module):
@@ -214,7 +245,7 @@ class _ModelInSpace(torch.nn.Module):
         self.model = model
         self.space = space
 
-    def forward(self, base: Tensor, delta: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, base: Tensor, delta: Tensor, geometry: Geometry | None) -> tuple[Tensor, ...]:
         positions = self.space(base, delta)
-        energy, driver, judge, *_ = self.model(positions)
+        energy, driver, judge, *_ = self.model(positions, geometry)
         return positions, energy.type_as(positions), driver, judge

@@ -18,8 +18,9 @@ COLOURS = {"adversarial": RED, "random": GREY, "judge": BLUE, "driver": GREEN}
 @styled
 def direction_figure(results: Mapping[str, DirectionResult]) -> Figure:
     """Draw a histogram of cos θ, and the mean energy error against √ε and under relaxation; a row for each model."""
-    figure, axes = panels(len(results), 3, 3.3 * len(results) + 0.2)
-    for (name, result), (left, middle, right) in zip(results.items(), axes, strict=True):
+    columns = 2 + any(result.relaxation is not None for result in results.values())
+    figure, axes = panels(len(results), columns, 3.3 * len(results) + 0.2)
+    for (name, result), (left, middle, *rest) in zip(results.items(), axes, strict=True):
         facts, cos = summary(result), result.cosines["theta"]
         left.hist(cos[np.isfinite(cos)], np.linspace(-1, 1, 31), color=BLUE, alpha=0.75)
         left.axvline(0.0, color=BLACK, linewidth=0.8)
@@ -32,8 +33,10 @@ def direction_figure(results: Mapping[str, DirectionResult]) -> Figure:
         middle.legend()
         grid(middle)
         if result.relaxation is None:
-            right.set_axis_off()
+            for empty in rest:
+                empty.set_axis_off()
             continue
+        (right,) = rest
         steps, part = facts["relaxation"]["steps"], facts["relaxation"]["energy_error_meV"]
         right.errorbar(steps, part["mean"], part["standard_error"], marker="o", color=PURPLE, label="mean")
         right.plot(steps, part["median"], "s--", color=GREY, label="median")

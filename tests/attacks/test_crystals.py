@@ -1,12 +1,14 @@
-"""Adversarial directions of crystals: another model is the truth, cells of two shapes lie in one set of frames."""
+"""Attacks and adversarial directions of crystals, in cells of two sizes; another model is the truth."""
 
 from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
 from periodic_systems import CELLS, atoms, model
 
-from uqbias.attacks.attack_options import DirectionOptions
+from uqbias.attacks.ascent import attack
+from uqbias.attacks.attack_options import AttackOptions, DirectionOptions
 from uqbias.attacks.directions import directions, random_directions
 from uqbias.model.inference import evaluate_frames
 from uqbias.molecule.frames import Frames
@@ -77,3 +79,18 @@ def test_random_directions_may_turn_a_crystal_and_do_not_move_it():
     moves = random_directions(x, 400, np.random.default_rng(0), turns=False)
     np.testing.assert_allclose(moves.sum(axis=1), 0.0, atol=1e-12)
     assert (np.linalg.svd(moves.reshape(400, 18), compute_uv=False) > 1).sum() == 15
+
+
+def test_attacks_climb_in_the_cell_of_each_frame(crystal):
+    model, _, frames = crystal
+    options = AttackOptions(iterations=8, batch=2, runner="eager", temperature=1e5)
+    four = frames[[0, 1, 0, 1]]
+    found = attack(model, four, options, seed=1, dtype=torch.float64)
+    assert not found.failed.any()
+    reached = evaluate_frames(model, Frames(four.numbers, found.positions, cells=four.cells))
+    np.testing.assert_allclose(found.judge, reached.judge, rtol=1e-6)
+    np.testing.assert_allclose(found.energy, reached.energy, rtol=1e-6)
+    assert (found.judge > evaluate_frames(model, four).judge).all()
+    moved = Frames(four.numbers, four.positions + 2 * four.cells[:, :1], cells=four.cells)
+    again = attack(model, moved, options, seed=1, dtype=torch.float64)
+    np.testing.assert_allclose(again.judge, found.judge, rtol=1e-5)
