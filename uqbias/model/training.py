@@ -333,9 +333,8 @@ class _Loop:
 
 def _small(tensor: Tensor) -> Tensor:
     """The same numbers in fewer bytes, where they are whole: neighbours, or shifts."""
-    if not tensor.is_floating_point():
-        return tensor.to(torch.int32)
-    return tensor.to(torch.int8) if tensor.dim() == 4 else tensor
+    small = tensor.to(torch.int16) if tensor.is_floating_point() else tensor.to(torch.int32)
+    return small if tensor.dim() > 2 and torch.equal(small.to(tensor), tensor) else tensor
 
 
 class _Order:
