@@ -29,6 +29,7 @@ import yaml
 from sampler_arms import ROOT, SYSTEMS, System, summary_of
 
 from uqbias.files import write_text
+from uqbias.settings.file import load_campaign
 
 RUN = """
 import sys
@@ -43,8 +44,6 @@ except LostWalkerError as error:
 """
 #: Exit code of a campaign whose sampler leads to where the model cannot go on.
 EARLY = 3
-#: Keys of a campaign file that name files, by section.
-PATHS = {"system": ("structure", "start"), "score": ("test_set", "surface")}
 #: Rounds of one campaign, campaigns by seed, seeds by arm.
 Results = dict[str, dict[int, list[dict[str, float]]]]
 
@@ -57,16 +56,19 @@ def settings(system: System, arm: str, seed: int, changes: dict) -> dict:
     """The shipped campaign with the changes of system, arm and command line; paths made absolute."""
     file = ROOT / "systems" / system.file
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    for section, keys in PATHS.items():
-        for key in keys:
-            if key in content.get(section, {}):
-                content[section][key] = str(file.parent / content[section][key])
-    dotted = {"seed": seed, "executors": {"label": "local", "explore": "local"}, **system.changes, **system.arms[arm]}
+    files = {key: str(path) for key, path in load_campaign(file).files().items()}
+    dotted = {
+        **files,
+        "seed": seed,
+        "executors": {"label": "local", "explore": "local"},
+        **system.changes,
+        **system.arms[arm],
+    }
     for key, value in (dotted | changes).items():
         place = content
-        *path, last = key.split(".")
+        *path, last = [int(part) if part.isdigit() else part for part in key.split(".")]
         for part in path:
-            place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
+            place = place[part] if isinstance(place, list) else place.setdefault(part, {})
         place[last] = value
     return content
 
