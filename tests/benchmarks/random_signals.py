@@ -26,7 +26,7 @@ import numpy as np
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
-from molecules import PEROXIDE, peroxide
+from counting_oracle import CountingOracle
 from peroxide_oracle import make_system
 from signalled_runs import SIGNALS, SignalledRuns
 
@@ -197,14 +197,12 @@ def rates():
 
 
 def rate(section, count, seconds):
-    os.environ["PEROXIDE_SECONDS"] = str(seconds)
-    numbers = list(PEROXIDE.numbers)
-    with tempfile.TemporaryDirectory() as name, open_ledger(name, {}, np.array(numbers), {}) as ledger:
+    with tempfile.TemporaryDirectory() as name, open_ledger(name, {}, np.array([1, 1]), {}) as ledger:
+        os.environ |= {"COUNTING_SECONDS": str(seconds), "COUNTING_CALLS": str(Path(name) / "calls")}
         home, stamps = Home.take(Path(name)), []
-        options = {"calculator": "peroxide_oracle:Peroxide", "numbers": numbers}
-        spec = OracleSpec("ase", options, folder=home.folder / "labels" / "round_00", home=home)
-        frames = [peroxide(0.01 * index) for index in range(count)]
-        requests = [LabelRequest(index, label_key(x, "peroxide"), x, {}) for index, x in enumerate(frames)]
+        spec = OracleSpec(CountingOracle.kind, folder=home.folder / "labels" / "round_00", home=home)
+        frames = [np.full((2, 3), 0.001 * index) for index in range(count)]
+        requests = [LabelRequest(index, label_key(x, "counting"), x, {}) for index, x in enumerate(frames)]
         begun = time.monotonic()
         executor = EXECUTORS.build(section, home=home)
         note = lambda finished, _: stamps.append(time.monotonic()) if finished else None  # noqa: E731

@@ -42,6 +42,7 @@ class Dask(TaskExecutor):
         retries: Retries = 5,
     ) -> None:
         super().__init__(work, home, jobs, scratch, retries)
+        self.ahead = max(1, jobs // 4)
         try:
             distributed, dask = import_module("distributed"), import_module("dask")
         except ImportError:
