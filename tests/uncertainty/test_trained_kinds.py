@@ -8,7 +8,8 @@ from torch import nn
 from uqbias.errors import UqbiasError
 from uqbias.model.fit import fit_model, make_potential
 from uqbias.model.model import UncertaintyModel
-from uqbias.model.training import _Order, train
+from uqbias.model.batches import _Order
+from uqbias.model.training import train
 from uqbias.molecule.topology import Topology
 from uqbias.potentials.power_spectrum import PowerSpectrum
 from uqbias.potentials.prediction import predict, with_member_forces

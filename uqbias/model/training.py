@@ -1,7 +1,8 @@
 """Training on energies and forces with one compiled step.
 
 Forward, force and loss gradient are flattened to one graph, so that no double backward is left at run time; the graph
-depends on the architecture and the batch size only and is compiled once for all rounds of a campaign.
+depends on the architecture and the batch size only and is compiled once for all rounds of a campaign. Frames of several
+systems are padded to few layouts (`uqbias.model.padded`), with a graph of each.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ from torch.func import functional_call
 
 from uqbias.compile.runners import compile_function
 from uqbias.errors import UqbiasError
-from uqbias.molecule.cells import volume
+from uqbias.model.batches import Batches, check_labels, of_one, of_several
 from uqbias.molecule.frames import Frames
-from uqbias.molecule.geometry import Geometry, virial
+from uqbias.molecule.geometry import virial
+from uqbias.molecule.topology import Topology
 from uqbias.potentials.base import Potential
-from uqbias.potentials.prediction import geometry_for, predict
+from uqbias.potentials.prediction import predict
 from uqbias.settings.schema import TrainingOptions
 from uqbias.uncertainty.base import Uncertainty, energy_unit
+from uqbias.uncertainty.heads import over_atoms
 
 
 @dataclass
@@ -47,10 +50,17 @@ NORM_FLOOR = 1e-4
 CLIP = 2.0
 
 
-def force_and_energy_mae(potential: Potential, frames: Frames) -> tuple[float, float]:
-    """Force MAE per component in meV/Å, NaN without forces, and energy MAE in meV/atom of the mean over members."""
+def force_and_energy_mae(potential: Potential, frames: Frames | Sequence[Frames]) -> tuple[float, float]:
+    """Force MAE per component in meV/Å, NaN without forces, and energy MAE in meV/atom of the mean over members.
+
+    Of several systems it is the mean over all frames of that of a frame.
+    """
     from uqbias.units import EV, EV_PER_ANGSTROM
 
+    if not isinstance(frames, Frames):
+        each = [force_and_energy_mae(potential.with_numbers(one.numbers.tolist()), one) for one in frames if len(one)]
+        force, energy = np.average(each, axis=0, weights=[len(one) for one in frames if len(one)])
+        return float(force), float(energy)
     prediction = predict(potential, frames.positions, cells=frames.cells, periodic=frames.periodic)
     assert prediction.forces is not None
     assert frames.energies is not None
@@ -64,8 +74,8 @@ def force_and_energy_mae(potential: Potential, frames: Frames) -> tuple[float, f
 
 def train(
     potential: Potential,
-    training: Frames,
-    validation: Frames | None = None,
+    training: Frames | Sequence[Frames],
+    validation: Frames | Sequence[Frames] | None = None,
     options: TrainingOptions | None = None,
     *,
     uncertainties: Sequence[Uncertainty] = (),
@@ -83,13 +93,18 @@ def train(
     With a force weight of 0 no force is computed, but labelled forces still set the scale of the energies; without them
     their spread does. With a stress weight the error of the virial, stress times volume, counts as one of an energy.
 
+    Of several systems each frame counts alike, whatever its size: forces are averaged over the atoms of a frame, and an
+    energy error is measured in units that grow with the square root of their number. Energies are counted from the sum
+    of the elements' energies (`Potential.element_energies`), which are set by least squares.
+
     Each committee member sees the frames in an order of its own; where an uncertainty asks for ``bootstrap``, its own
     resample of them with replacement (Breiman, Mach. Learn. 24, 123 (1996)).
 
     Parameters
     ----------
     potential : its scales are set from the training frames unless ``warm_start``.
-    training, validation : labelled frames; with validation frames the best weights on them are kept.
+    training, validation : labelled frames; with validation frames the best weights on them are kept. Of several systems
+        a list, with the frames of one system each.
     uncertainties : those whose weights are to be trained along; others are left alone.
     seed : seed of the order of the frames. The result is a function of the seed, the frames and the options.
     warm_start : go on from the present weights and scales.
@@ -107,50 +122,28 @@ def train(
     if potential.frozen:
         raise UqbiasError(f"training of potential '{potential.kind}', which is frozen", "use it as it is")
     _check_weights(options, uncertainties)
-    energies = training.energies
-    if energies is None or (training.forces is None and options.force_weight):
-        energies, _ = training.labels()
-    if tuple(training.numbers.tolist()) != potential.numbers:
-        raise UqbiasError(
-            f"training frames have atoms {training.numbers.tolist()}, the potential {list(potential.numbers)}",
-            "train a model of this molecule",
-        )
-    if options.stress_weight and (training.stresses is None or training.cells is None):
-        raise UqbiasError(
-            f"training.stress_weight is {options.stress_weight:g}, and not every training frame has a stress",
-            "label them with stress, or set training.stress_weight to 0",
-        )
-    dtype = next(potential.parameters()).dtype
-    forces = training.forces
-    if forces is None:
-        # Only the size of forces that are not learned counts: that for which energies are measured in their spread.
-        spread = max(float(energies.std()), 1e-6)
-        forces = np.full(training.positions.shape, spread / energy_unit(len(training.numbers)))
-    x, e, f = (
-        torch.as_tensor(array).to(dtype).contiguous()
-        for array in (training.positions, energies - energies.mean(), forces)
-    )
-    geometry = geometry_for(potential, x, training.cells, training.periodic)
-    if not warm_start:
-        scales = (x, torch.as_tensor(energies), f)
-        potential.standardise(*scales) if geometry is None else potential.standardise(*scales, geometry)
-    else:
-        e = e + (float(energies.mean()) - float(potential.energy_shift))
+    sets = [training] if isinstance(training, Frames) else [frames for frames in training if len(frames)]
+    checks = [validation] if isinstance(validation, Frames) else list(validation or [])
+    for frames in sets:
+        check_labels(frames, options)
     heads = [part for part in uncertainties if any(True for _ in part.parameters())]
+    if len(sets) == 1:
+        batches = [of_one(potential, sets[0], options, warm_start)]
+    else:
+        batches = of_several(potential, sets, options, warm_start)
     for head in heads:
-        head.set_force_unit(float(f.square().mean().sqrt()))
-    objective = _Objective(potential, heads, options, geometry)
-    bootstrap = any(part.bootstrap for part in uncertainties)
-    for frames in (training, validation):
-        if frames is not None and len(frames):
+        head.set_force_unit(float(batches[0].scale))
+    for frames in (*sets, *checks):
+        if len(frames):
             potential.record_seen(frames)
-    data = [x, e, f]
-    if options.stress_weight:
-        assert training.stresses is not None
-        assert training.cells is not None
-        data.append(torch.as_tensor(training.stresses * volume(training.cells)[:, None, None]).to(dtype))
-    loop = _Loop(objective, data, geometry, options, seed, bootstrap, runner or options.runner, cache_dir)
-    return loop.run(validation, progress)
+    buckets = []
+    for batch in batches:
+        batch.shuffle(seed, any(part.bootstrap for part in uncertainties))
+        layout = Topology(batch.potential.numbers, ())
+        placed = heads if len(sets) == 1 else [head.with_topology(layout) for head in heads]
+        buckets.append(_Bucket(_Objective(placed, batch, options), batch, options, runner or options.runner, cache_dir))
+    loop = _Loop(potential, buckets, options, seed)
+    return loop.run(checks if len(checks) > 1 else checks[0] if checks else None, progress)
 
 
 def _check_weights(options: TrainingOptions, uncertainties: Sequence[Uncertainty]) -> None:
@@ -176,15 +169,13 @@ def _check_weights(options: TrainingOptions, uncertainties: Sequence[Uncertainty
 class _Objective(nn.Module):
     """The loss of a batch, as a module: its parameters are all that is trained."""
 
-    def __init__(
-        self, potential: Potential, heads: list[Uncertainty], options: TrainingOptions, geometry: Geometry | None
-    ) -> None:
+    def __init__(self, heads: list[Uncertainty], batches: Batches, options: TrainingOptions) -> None:
         super().__init__()
-        self.potential = potential
+        self.potential = batches.potential
         self.heads = nn.ModuleList(heads)
         self.force_weight, self.energy_weight = options.force_weight, options.energy_weight
         self.stress_weight = options.stress_weight
-        self.geometry = geometry
+        self.geometry = batches.geometry
 
     def forward(self, scale: Tensor, x: Tensor, e: Tensor, f: Tensor, *more: Tensor) -> Tensor:
         """Loss [] of positions and forces [M, B, N, 3] and energies [M, B]; ``scale`` [1] is the typical force.
@@ -193,7 +184,10 @@ class _Objective(nn.Module):
         """
         geometry = self.geometry and self.geometry.with_tensors(list(more[1 if self.stress_weight else 0 :]))
         if not self.force_weight and not self.stress_weight and not self.heads:
-            return self.energy_weight * self._energy_loss(self.potential(x, geometry)[0], e, scale)[1].sum()
+            return (
+                self.energy_weight
+                * self._energy_loss(self.potential(x, geometry)[0], e, scale, geometry and geometry.present)[1].sum()
+            )
         # Each member has its own copy of the positions: per-member forces from one backward.
         copies = x.clone().requires_grad_()
         roots = [copies]
@@ -203,73 +197,77 @@ class _Objective(nn.Module):
         energy, latents = self.potential(copies, geometry)
         gradient, *of_box = torch.autograd.grad(energy.sum(), roots, create_graph=True)
         force_error = (gradient + f) / -scale
-        force_loss = (force_error.square().sum(-1) + NORM_FLOOR**2).sqrt().mean((1, 2))
-        energy_error, energy_loss = self._energy_loss(energy, e, scale)
+        norms = (force_error.square().sum(-1) + NORM_FLOOR**2).sqrt()
+        present = None if geometry is None else geometry.present
+        force_loss = norms.mean((1, 2)) if present is None else over_atoms(norms.unsqueeze(-1), present).mean((1, 2))
+        energy_error, energy_loss = self._energy_loss(energy, e, scale, present)
         total = (self.force_weight * force_loss + self.energy_weight * energy_loss).sum()
         if of_box:
-            error = (virial(copies, gradient, roots[1], of_box[0]) - more[0]) / (scale * self._energy_unit)
+            unit = self._energy_unit(present)
+            unit = unit if isinstance(unit, float) else unit[..., None, None]
+            error = (virial(copies, gradient, roots[1], of_box[0]) - more[0]) / (scale * unit)
             total = total + self.stress_weight * (error.square().sum((-1, -2)) + NORM_FLOOR**2).sqrt().mean(1).sum()
         for head in self.heads:
-            added = head.loss(energy_error, force_error, latents)  # type: ignore[operator]
+            padded = () if present is None else (present,)
+            added = head.loss(energy_error, force_error, latents, *padded)  # type: ignore[operator]
             total = total if added is None else total + added
         loss: Tensor = total
         return loss
 
-    @property
-    def _energy_unit(self) -> float:
-        return energy_unit(len(self.potential.numbers))
+    def _energy_unit(self, present: Tensor | None) -> float | Tensor:
+        """`energy_unit` of all frames, or of each, [M, B]."""
+        if present is None:
+            return energy_unit(len(self.potential.numbers))
+        return energy_unit(1) * present.sum(-1).sqrt()
 
-    def _energy_loss(self, energy: Tensor, label: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    def _energy_loss(
+        self, energy: Tensor, label: Tensor, scale: Tensor, present: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Energy errors [M, B] in the unit of the loss, and their mean sizes [M]."""
-        error = (energy - label) / (scale * self._energy_unit)
+        error = (energy - label) / (scale * self._energy_unit(present))
         return error, (error.square() + NORM_FLOOR**2).sqrt().mean(1)
 
 
-class _Loop:
-    """State of one training: weights, their average, the optimiser, the order of the frames."""
+class _Bucket:
+    """Frames of one layout, and the graph of a step with them."""
 
     def __init__(
-        self,
-        objective: _Objective,
-        data: list[Tensor],
-        geometry: Geometry | None,
-        options: TrainingOptions,
-        seed: int,
-        bootstrap: bool,
-        runner: str,
-        cache_dir: Path | None,
+        self, objective: _Objective, batches: Batches, options: TrainingOptions, runner: str, cache_dir: Path | None
     ) -> None:
-        self.objective = objective
-        self.potential = objective.potential
-        # Tables of many frames are large: they are kept as small numbers.
-        self.data = data + ([] if geometry is None else [_small(tensor) for tensor in geometry.tensors()])
-        self.kinds = [tensor.dtype for tensor in data + ([] if geometry is None else geometry.tensors())]
-        self.options = options
+        self.objective, self.batches, self.batch_size = objective, batches, options.batch_size
+        self.inputs = [*(buffer.contiguous() for buffer in objective.buffers()), batches.scale.reshape(1)]
         names = [name for name, _ in objective.named_parameters()]
-        self.weights = [weight.detach().clone() for weight in objective.parameters()]
-        self.average = [weight.clone() for weight in self.weights]
-        buffer_names = [name for name, _ in objective.named_buffers()]
-        self.buffers = [buffer.contiguous() for buffer in objective.buffers()]
-        self.scale = data[2].square().mean().sqrt().reshape(1)
-        self.optimiser = torch.optim.Adam(self.weights, lr=options.learning_rate, foreach=True)
-        self.orders = [
-            _Order(len(data[0]), seed + 1000 * member, bootstrap) for member in range(self.potential.n_members)
-        ]
-        self.typical_norm = math.inf
+        weights = [weight.detach().clone() for weight in objective.parameters()]
         self.step_function = compile_function(
-            _step_function(objective, names, buffer_names),
-            [*self.weights, *self.buffers, self.scale, *self._batch()],
+            _step_function(objective, names, [name for name, _ in objective.named_buffers()]),
+            [*weights, *self.inputs, *batches.next(self.batch_size)],
             runner=runner,
             name="training_step",
             cache_dir=cache_dir,
         )
 
-    def _batch(self) -> list[Tensor]:
-        index = torch.stack([order.next(self.options.batch_size) for order in self.orders])
-        return [tensor[index].to(kind) for tensor, kind in zip(self.data, self.kinds, strict=True)]
+    def step(self, weights: list[Tensor]) -> list[Tensor]:
+        """Loss and gradients of the weights, with the next frames."""
+        return list(self.step_function([*weights, *self.inputs, *self.batches.next(self.batch_size)]))
+
+
+class _Loop:
+    """State of one training: weights, their average, the optimiser, the buckets of frames."""
+
+    def __init__(self, potential: Potential, buckets: list[_Bucket], options: TrainingOptions, seed: int) -> None:
+        self.potential, self.buckets, self.options = potential, buckets, options
+        self.objective = buckets[0].objective
+        self.weights = [weight.detach().clone() for weight in self.objective.parameters()]
+        self.average = [weight.clone() for weight in self.weights]
+        self.optimiser = torch.optim.Adam(self.weights, lr=options.learning_rate, foreach=True)
+        self.typical_norm = math.inf
+        self.random = np.random.default_rng(seed)
+        sizes = np.array([len(bucket.batches) for bucket in buckets], dtype=float)
+        self.shares = sizes / sizes.sum()
 
     def _advance(self, step: int, fraction: float) -> float:
-        loss, *strided = self.step_function([*self.weights, *self.buffers, self.scale, *self._batch()])
+        bucket = self.buckets[0 if len(self.buckets) == 1 else self.random.choice(len(self.buckets), p=self.shares)]
+        loss, *strided = bucket.step(self.weights)
         gradients = [gradient.contiguous() for gradient in strided]
         # A rare frame with a large gradient must not throw the weights away: Adam's own scale adapts too slowly.
         norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
@@ -292,7 +290,7 @@ class _Loop:
             for parameter, weight in zip(self.objective.parameters(), weights, strict=True):
                 parameter.copy_(weight)
 
-    def run(self, validation: Frames | None, progress: Progress | None) -> TrainingResult:
+    def run(self, validation: Frames | Sequence[Frames] | None, progress: Progress | None) -> TrainingResult:
         options, result = self.options, TrainingResult()
         best_weights, best_error, stale = self.average, math.inf, 0
         start, step, loss_sum, loss_count = time.perf_counter(), 0, 0.0, 0
@@ -311,7 +309,7 @@ class _Loop:
                 if validation is not None and len(validation):
                     self._install(self.average)
                     force_mae, energy_mae = force_and_energy_mae(self.potential, validation)
-                    if validation.forces is not None:
+                    if math.isfinite(force_mae):
                         entry["validation_force_mae"] = force_mae
                     entry["validation_energy_mae"] = energy_mae
                     error = force_mae if options.force_weight else energy_mae
@@ -329,31 +327,6 @@ class _Loop:
         self._install(best_weights)
         result.steps, result.seconds = step, time.perf_counter() - start
         return result
-
-
-def _small(tensor: Tensor) -> Tensor:
-    """The same numbers in fewer bytes, where they are whole: neighbours, or shifts."""
-    small = tensor.to(torch.int16) if tensor.is_floating_point() else tensor.to(torch.int32)
-    return small if tensor.dim() > 2 and torch.equal(small.to(tensor), tensor) else tensor
-
-
-class _Order:
-    """Endless order of the frames for one member, each epoch shuffled anew."""
-
-    def __init__(self, n_frames: int, seed: int, bootstrap: bool) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
-        self.pool = torch.arange(n_frames)
-        if bootstrap:
-            self.pool = torch.randint(n_frames, (n_frames,), generator=self.generator)
-        self.waiting = torch.empty(0, dtype=torch.long)
-
-    def next(self, size: int) -> Tensor:
-        """Indices of the next ``size`` frames, [size]."""
-        while len(self.waiting) < size:
-            shuffled = torch.randperm(len(self.pool), generator=self.generator)
-            self.waiting = torch.cat([self.waiting, self.pool[shuffled]])
-        index, self.waiting = self.waiting[:size], self.waiting[size:]
-        return index
 
 
 def _step_function(

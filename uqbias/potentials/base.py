@@ -128,10 +128,10 @@ class Potential(Part, Memory, torch.nn.Module, ABC):
             vars(twin)[name] = dict(vars(self)[name])
         twin._place(numbers)
         shift = self.energy_shift
-        twin._buffers["energy_shift"] = shift + (self._element_sum(twin.numbers) - self._element_sum(self.numbers))
+        twin._buffers["energy_shift"] = shift + (self.element_sum(twin.numbers) - self.element_sum(self.numbers))
         return twin
 
-    def _element_sum(self, numbers: Sequence[int]) -> float:
+    def element_sum(self, numbers: Sequence[int]) -> float:
         """Energies of the elements of atoms, added up, kJ/mol."""
         return math.fsum(self.element_energies.get(number, 0.0) for number in numbers)
 

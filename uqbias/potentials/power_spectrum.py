@@ -263,10 +263,15 @@ class PowerSpectrum(Potential):
             ],
             dim=1,
         )
+        present = None if geometry is None or geometry.present is None else geometry.present[:, self.order].bool()
+        first = 0
         for element, atoms in enumerate(torch.split(power, self.counts, dim=2)):
             if not self.counts[element]:
                 continue
             flat = atoms.flatten(1, 2)
+            if present is not None:
+                flat = flat[:, present[:, first : first + self.counts[element]].flatten()]
+                first += self.counts[element]
             self.power_mean[:, element] = flat.mean(1)
             # A feature that hardly varies on the training set must not explode off it.
             spread = flat.std(1)

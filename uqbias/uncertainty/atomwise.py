@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from uqbias.molecule.topology import Topology
 from uqbias.uncertainty.aggregation import Aggregation
-from uqbias.uncertainty.base import Uncertainty
+from uqbias.uncertainty.base import Sample, Uncertainty
 from uqbias.uncertainty.features.base import Features
 
 
@@ -59,9 +61,19 @@ class AtomwiseUncertainty(Uncertainty):
     def fit(
         self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None, *, seed: int
     ) -> None:
+        """Fit to one system; see `Uncertainty.fit`."""
+        self._fit([Sample(self, positions, energy, latents, forces)], seed)
+
+    def fit_systems(self, samples: Sequence[Sample], *, seed: int) -> None:
+        """Fit to several systems; see `Uncertainty.fit_systems`."""
+        if type(self).fit is not AtomwiseUncertainty.fit:  # what a kind of somebody else's does is of one system
+            return super().fit_systems(samples, seed=seed)
+        return self._fit(samples, seed)
+
+    def _fit(self, samples: Sequence[Sample], seed: int) -> None:
         """Check the committee, and scale the aggregation: all that there is to fit for many kinds."""
-        self.check_members(len(energy))
-        self.fit_aggregation(positions, energy, latents, forces)
+        self.check_members(len(samples[0].energy))
+        self._fit_aggregation(samples)
 
     def forward(self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None) -> Tensor:
         """Return u [W], the aggregated values."""
@@ -78,5 +90,14 @@ class AtomwiseUncertainty(Uncertainty):
 
     def fit_aggregation(self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None) -> None:
         """Scale a smooth maximum to the spread of the values over the training atoms; call it last in `fit`."""
+        self._fit_aggregation([Sample(self, positions, energy, latents, forces)])
+
+    def _fit_aggregation(self, samples: Sequence[Sample]) -> None:
         if self.aggregation is not None:
-            self.aggregation.fit(self._in_chunks(self.atom_values, positions, energy, latents, forces))
+            self.aggregation.fit(in_one(samples, type(self).atom_values))
+
+
+def in_one(samples: Sequence[Sample], function: Callable[..., Tensor]) -> NDArray[np.float64]:
+    """`Sample.values` of several systems in one array, flat if there are several."""
+    values = [sample.values(function) for sample in samples]
+    return values[0] if len(values) == 1 else np.concatenate([each.ravel() for each in values])

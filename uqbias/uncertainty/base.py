@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -24,6 +25,21 @@ PADDING = -1e9
 CHUNK = 512
 #: nats; a geometry of a larger u of a density of one or two torsions is broken, not unknown.
 WALL = 14.0
+
+
+class Sample(NamedTuple):
+    """Frames of one system that an uncertainty is fitted to: arguments of `Uncertainty.fit`."""
+
+    #: The uncertainty of the system's atoms, see `Uncertainty.with_topology`.
+    part: Uncertainty
+    positions: Tensor
+    energy: Tensor
+    latents: Tensor
+    forces: Tensor | None = None
+
+    def values(self, function: Callable[..., Tensor]) -> NDArray[np.float64]:
+        """A function of part, positions, energy, latents and forces, [n, ...], a chunk of frames at a time."""
+        return self.part._in_chunks(partial(function, self.part), *self[1:])
 
 
 class Uncertainty(Part, Memory, nn.Module, ABC):
@@ -101,8 +117,13 @@ class Uncertainty(Part, Memory, nn.Module, ABC):
 
     def _placed(self, topology: Topology) -> dict[str, Any]:
         """Those arguments of the constructor that follow from the atoms, for the atoms of ``topology``."""
-        raise UqbiasError(
-            f"uncertainty '{self.kind}' is of one molecule",
+        raise self.of_one_molecule()
+
+    @classmethod
+    def of_one_molecule(cls) -> UqbiasError:
+        """The error of a kind that other systems are asked of."""
+        return UqbiasError(
+            f"uncertainty '{cls.kind}' is of one molecule",
             "choose committee, gmm, distance, llpr, mve, evidential or shallow_ensemble for several systems",
         )
 
@@ -153,6 +174,9 @@ class Uncertainty(Part, Memory, nn.Module, ABC):
         force_error : [M, n, N, 3] predicted minus labelled forces, in units of the root mean square force component
             of the training set.
         latents : [M, n, N, F].
+
+        Kinds that are of any system take ``present`` beside them, [M, n, N]: 0 for empty places of frames that are
+        padded to one number of atoms, else 1.
         """
         return None
 
@@ -180,6 +204,18 @@ class Uncertainty(Part, Memory, nn.Module, ABC):
         UqbiasError
             If the frames are too few, all the same or not finite, or the fit fails.
         """
+
+    def fit_systems(self, samples: Sequence[Sample], *, seed: int) -> None:
+        """`fit` to frames of several systems; afterwards all ``samples[...].part`` are fitted, and this too.
+
+        Raises
+        ------
+        UqbiasError
+            Where `fit` does, or if this kind is of one molecule.
+        """
+        if len(samples) > 1:
+            raise self.of_one_molecule()
+        samples[0].part.fit(*samples[0][1:], seed=seed)
 
     @abstractmethod
     def forward(self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None) -> Tensor:
@@ -219,6 +255,9 @@ class Uncertainty(Part, Memory, nn.Module, ABC):
                 f"{len(positions)} training frames for the uncertainty '{self.kind}' are one geometry, moved or turned",
                 "give frames that differ",
             )
+        return self._finite_features(positions, latents)
+
+    def _finite_features(self, positions: Tensor, latents: Tensor) -> NDArray[np.float64]:
         features = self.features
         assert features is not None
         if not features.is_prepared:

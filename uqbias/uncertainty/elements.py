@@ -14,6 +14,7 @@ from uqbias.errors import UqbiasError
 from uqbias.molecule.topology import Topology
 from uqbias.uncertainty.aggregation import Aggregation, Spec
 from uqbias.uncertainty.atomwise import AtomwiseUncertainty
+from uqbias.uncertainty.base import Sample
 from uqbias.uncertainty.features.base import Features
 
 
@@ -150,7 +151,29 @@ class ElementwiseUncertainty(AtomwiseUncertainty):
             return arguments
         return arguments | {"elements": [topology.numbers[atom] for atom in space.atoms], "known": self.groups.labels}
 
-    def _of_groups(self, samples: NDArray[np.float64]) -> list[NDArray[np.float64]]:
-        """Samples [n, A, D] (or [n, D]) of each group, [n, A_e, D]."""
-        numbers = np.array(self.elements)
-        return [samples if label is None else samples[:, numbers == label] for label in self.groups.labels]
+    def _features_of(self, samples: Sequence[Sample]) -> list[list[NDArray[np.float64]]]:
+        """Features of each group's atoms, an [n, A_e, D] (or [n, D]) for each system.
+
+        Raises
+        ------
+        UqbiasError
+            If frames are too few, all the same or not finite, or none has an atom of an element.
+        """
+        if len(samples) == 1:
+            values = [samples[0].part._training_features(samples[0].positions, samples[0].latents)]
+        else:
+            values = [sample.part._finite_features(sample.positions, sample.latents) for sample in samples]
+        groups = []
+        for group, label in enumerate(self.groups.labels):
+            groups.append(
+                [
+                    each if label is None else each[:, np.array(sample.part.elements) == label]  # type: ignore[arg-type]
+                    for sample, each in zip(samples, values, strict=True)
+                ]
+            )
+            if not sum(each.size for each in groups[-1]):
+                raise UqbiasError(
+                    f"no training frame of the uncertainty '{self.kind}' has {self.groups.name(group)}",
+                    "give frames of systems that have them",
+                )
+        return groups

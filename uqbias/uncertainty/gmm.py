@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -15,7 +16,8 @@ from uqbias.molecule.topology import Topology
 from uqbias.options import Count, OfKind, Positive
 from uqbias.registry import FEATURES
 from uqbias.uncertainty.aggregation import OverAtoms
-from uqbias.uncertainty.base import set_buffers
+from uqbias.uncertainty.atomwise import in_one
+from uqbias.uncertainty.base import Sample, set_buffers
 from uqbias.uncertainty.elements import ElementwiseUncertainty
 from uqbias.uncertainty.features.base import Features, FeatureSpec
 from uqbias.uncertainty.mixture import MixtureDensity
@@ -108,14 +110,11 @@ class GaussianMixture(ElementwiseUncertainty):
         asked = None if aggregation == "mean" else aggregation
         return cls._in_space(space, topology, asked, per_element, **options)
 
-    def fit(
-        self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None, *, seed: int
-    ) -> None:
+    def _fit(self, samples: Sequence[Sample], seed: int) -> None:
         """Fit whitening, mixture and scale; see `Uncertainty.fit`."""
-        samples = self._training_features(positions, latents)
         medians = np.zeros(len(self.groups))
-        for group, (chosen, density) in enumerate(zip(self._of_groups(samples), self.densities, strict=True)):
-            flat = chosen.reshape(-1, self.features.dim)
+        for group, (chosen, density) in enumerate(zip(self._features_of(samples), self.densities, strict=True)):
+            flat = np.concatenate([each.reshape(-1, self.features.dim) for each in chosen])
             try:
                 density.fit(  # type: ignore[operator]
                     flat,
@@ -133,13 +132,13 @@ class GaussianMixture(ElementwiseUncertainty):
                 with torch.no_grad():
                     medians[group] = float(density(torch.as_tensor(flat).to(self.group_median)).median())
         set_buffers(self, group_median=medians)
-        self._set_scale(positions, energy, latents)
+        self._set_scale(samples)
 
-    def _set_scale(self, positions: Tensor, energy: Tensor, latents: Tensor) -> None:
+    def _set_scale(self, samples: Sequence[Sample]) -> None:
         """Set the shift and, for the squashed u, the scales, from the quantiles over the training frames."""
         set_buffers(self, nll_median=0.0, nll_scale=1.0, squashed_median=0.0, squashed_scale=1.0)
-        self.fit_aggregation(positions, energy, latents)
-        nll = self._in_chunks(super().forward, positions, energy, latents)
+        self._fit_aggregation(samples)
+        nll = in_one(samples, ElementwiseUncertainty.forward)
         median, upper = np.quantile(nll, (0.5, 0.95))
         set_buffers(self, nll_median=median)
         if self.squash == "none":
@@ -147,7 +146,7 @@ class GaussianMixture(ElementwiseUncertainty):
         if not upper - median > 0:
             raise UqbiasError(f"the NLL of {len(nll)} training frames has no spread", "give frames that differ")
         set_buffers(self, nll_scale=upper - median)
-        u0 = self._in_chunks(self.forward, positions, energy, latents)
+        u0 = in_one(samples, type(self).forward)
         lower, median = np.quantile(u0, (0.1, 0.5))
         if not median - lower > 0:
             raise UqbiasError(f"the NLL of {len(nll)} training frames has no lower tail", "give frames that differ")

@@ -21,6 +21,13 @@ from uqbias.uncertainty.base import energy_unit, set_buffers
 from uqbias.uncertainty.elements import known_elements
 
 
+def over_atoms(values: Tensor, present: Tensor | None) -> Tensor:
+    """Mean of [..., N, K] over the atoms that are ``present`` [..., N], or over all."""
+    if present is None:
+        return values.mean(-2)
+    return (values * present.unsqueeze(-1)).sum(-2) / present.sum(-1, keepdim=True)
+
+
 class ElementNetwork(nn.Module):
     """A network per element: latents [..., W, N, F] to outputs [..., W, N, K], one hidden layer or none.
 
@@ -164,13 +171,16 @@ class ErrorHead(TrainedKind):
     def deviation(self, outputs: Tensor) -> Tensor:
         """Standard deviation of the error, [...], of outputs [..., K], in the unit of `loss`."""
 
-    def loss(self, energy_error: Tensor, force_error: Tensor, latents: Tensor) -> Tensor:
+    def loss(self, energy_error: Tensor, force_error: Tensor, latents: Tensor, present: Tensor | None = None) -> Tensor:
         """Weighted mean over the components of `negative_log_likelihood`; see `Uncertainty.loss`."""
         outputs = self.network(latents)
         if self.quantity == "energy":
-            return self.loss_weight * self.negative_log_likelihood(energy_error, outputs.mean(-2)).mean()
+            return self.loss_weight * self.negative_log_likelihood(energy_error, over_atoms(outputs, present)).mean()
         # The three components of an atom's force have one distribution, so that it does not turn with the molecule.
-        return self.loss_weight * self.negative_log_likelihood(force_error, outputs.unsqueeze(-2)).mean()
+        likelihood = self.negative_log_likelihood(force_error, outputs.unsqueeze(-2))
+        if present is not None:
+            likelihood = over_atoms(likelihood, present)
+        return self.loss_weight * likelihood.mean()
 
     def atom_values(self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None) -> Tensor:
         """Standard deviation of each atom's force components [W, N], kJ/mol/nm, or of the energy [W], kJ/mol."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from uqbias.molecule.topology import Topology
 from uqbias.options import Count, OfKind, Positive
 from uqbias.registry import FEATURES
 from uqbias.uncertainty.aggregation import OverAtoms
-from uqbias.uncertainty.base import PADDING, set_buffers
+from uqbias.uncertainty.base import PADDING, Sample, set_buffers
 from uqbias.uncertainty.elements import ElementwiseUncertainty
 from uqbias.uncertainty.features.base import Features, FeatureSpec
 from uqbias.uncertainty.whitening import bend, bend_tensor, check_varies
@@ -104,16 +105,13 @@ class LatentDistance(ElementwiseUncertainty):
         apart = space.per_atom if per_element is None else per_element
         return cls._in_space(space, topology, aggregation, apart, **options)
 
-    def fit(
-        self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None, *, seed: int
-    ) -> None:
+    def _fit(self, samples: Sequence[Sample], seed: int) -> None:
         """Set metric and references; see `Uncertainty.fit`."""
-        samples = self._training_features(positions, latents)
         dim = self.features.dim
         random = np.random.default_rng(seed)
         buffers = {name: value.double().cpu().numpy().copy() for name, value in self.named_buffers(recurse=False)}
-        for group, chosen in enumerate(self._of_groups(samples)):
-            flat = chosen.reshape(-1, dim)
+        for group, chosen in enumerate(self._features_of(samples)):
+            flat = np.concatenate([each.reshape(-1, dim) for each in chosen])
             mean, matrix = self._metric_of(flat, group)
             buffers["mean"][group], buffers["matrix"][group] = mean, matrix
             if self.metric == "knn":
@@ -125,7 +123,7 @@ class LatentDistance(ElementwiseUncertainty):
                 buffers["offsets"][group] = np.where(np.arange(self.capacity) < len(picked), 0.0, PADDING)
                 buffers["width"][group] = self._width_of(z, picked, random, self.groups.name(group))
         set_buffers(self, **{name: buffers[name] for name in buffers if name != "scatter"})
-        self.fit_aggregation(positions, energy, latents)
+        self._fit_aggregation(samples)
 
     def _metric_of(self, flat: Array, group: int) -> tuple[Array, Array]:
         mean = flat.mean(axis=0)

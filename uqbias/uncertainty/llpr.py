@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from uqbias.molecule.topology import Topology
 from uqbias.options import OfKind, Positive
 from uqbias.registry import FEATURES
 from uqbias.uncertainty.aggregation import OverAtoms
-from uqbias.uncertainty.base import set_buffers
+from uqbias.uncertainty.base import Sample, set_buffers
 from uqbias.uncertainty.elements import ElementwiseUncertainty
 from uqbias.uncertainty.features.base import Features, FeatureSpec
 from uqbias.uncertainty.whitening import check_varies
@@ -97,17 +98,21 @@ class LastLayerRigidity(ElementwiseUncertainty):
         whole = f"scope '{scope}', which is" if scope == "structure" else ""
         return cls._in_space(space, topology, aggregation, True, whole, **options)
 
-    def fit(
-        self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None, *, seed: int
-    ) -> None:
+    def _fit(self, samples: Sequence[Sample], seed: int) -> None:
         """Set C from the training frames; see `Uncertainty.fit`. Nothing is random here."""
-        samples = self._training_features(positions, latents)
-        groups = self._of_groups(samples)
-        centre = np.stack([group.mean(axis=(0, 1)) for group in groups])
-        design = np.concatenate([(group - at).sum(axis=1) for group, at in zip(groups, centre, strict=True)], axis=1)
+        groups = self._features_of(samples)
+        flat = [np.concatenate([each.reshape(-1, self.features.dim) for each in group]) for group in groups]
+        one = len(samples) == 1
+        means = [group[0].mean(axis=(0, 1)) if one else x.mean(axis=0) for group, x in zip(groups, flat, strict=True)]
+        centre = np.stack(means)
+        pairs = zip(groups, centre, strict=True)
+        # f of each frame, [n, elements · F]
+        design = np.concatenate(
+            [np.concatenate([(each - at).sum(axis=1) for each in group]) for group, at in pairs], axis=1
+        )
         covariance = design.T @ design / len(design)
-        for at, group in enumerate(groups):
-            check_varies(group.reshape(-1, self.features.dim), f"latents of {self.groups.name(at)}")
+        for at, atoms in enumerate(flat):
+            check_varies(atoms, f"latents of {self.groups.name(at)}")
         mean = float(np.trace(covariance)) / len(covariance)
         regularised = covariance + self.ridge * mean * np.eye(len(covariance))
         dim = self.features.dim
@@ -117,7 +122,7 @@ class LastLayerRigidity(ElementwiseUncertainty):
             blocks = [regularised[at : at + dim, at : at + dim] for at in range(0, len(covariance), dim)]
             factors = np.stack([self._inverse_factor(block) for block in blocks])
         set_buffers(self, factors=factors, centre=centre)
-        self.fit_aggregation(positions, energy, latents)
+        self._fit_aggregation(samples)
 
     def _inverse_factor(self, covariance: NDArray[np.float64]) -> NDArray[np.float64]:
         """L⁻ᵀ of C = L Lᵀ, so that |h L⁻ᵀ|² = h C⁻¹ hᵀ."""

@@ -92,9 +92,14 @@ class ShallowEnsemble(TrainedKind):
     def _spread(self, deviations: Tensor) -> Tensor:
         return (deviations.square().sum(-1) / (self.n_heads - 1) + FLOOR**2).sqrt()
 
-    def loss(self, energy_error: Tensor, force_error: Tensor, latents: Tensor) -> Tensor:
+    def loss(self, energy_error: Tensor, force_error: Tensor, latents: Tensor, present: Tensor | None = None) -> Tensor:
         """Weighted mean score of the energies; see `Uncertainty.loss`."""
-        sigma = self._spread(self._deviations(latents).sum(-2))
+        deviations = self._deviations(latents)
+        if present is not None:
+            deviations = deviations * present.unsqueeze(-1)
+        n_atoms = self.n_atoms if present is None else present.sum(-1)
+        # Errors are given in the unit of their own frame.
+        sigma = self._spread(deviations.sum(-2)) * (self.unit_atoms / n_atoms) ** 0.5
         z = energy_error / sigma
         if self.score == "nll":
             return self.loss_weight * (torch.log(sigma) + 0.5 * z.square()).mean()
