@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from uqbias.errors import UqbiasError
+from uqbias.model.batches import _Order
 from uqbias.model.fit import fit_model, make_potential
 from uqbias.model.model import UncertaintyModel
-from uqbias.model.batches import _Order
 from uqbias.model.training import train
 from uqbias.molecule.topology import Topology
 from uqbias.potentials.power_spectrum import PowerSpectrum
