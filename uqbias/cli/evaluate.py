@@ -59,9 +59,11 @@ def evaluate(
     from uqbias.model.score import score_model
     from uqbias.molecule.frames import read_frames
     from uqbias.molecule.sense import check_sense
+    from uqbias.molecule.structure import whole_frames
 
     loaded = UncertaintyModel.load(model)
-    frames = read_frames(data, labelled="energies", keys=LabelKeys(*label_keys.values()))
+    keys = LabelKeys(*label_keys.values())
+    frames = whole_frames(read_frames(data, labelled="energies", periodic=True, keys=keys), loaded.topology)
     check_sense(frames, loaded.topology, "the model")
     scores = score_model(loaded, frames, large)
     if json:

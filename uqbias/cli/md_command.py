@@ -16,12 +16,17 @@ from uqbias.settings.md_sections import MD
 
 if TYPE_CHECKING:
     from uqbias.model.model import UncertaintyModel
+    from uqbias.molecule.frames import Frames
     from uqbias.settings.schema import Campaign
 
 #: Steps and walkers of one run. On purpose not those of a round of a campaign, which is shorter and has more walkers.
 OTHERWISE = {"steps": 20_000, "walkers": 4}
 DYNAMICS = options_from(
-    MD, "steps", "temperature", "walkers", timestep="timestep_fs", friction="friction_per_ps", defaults=OTHERWISE
+    MD,
+    *("steps", "temperature", "walkers", "pressure"),
+    timestep="timestep_fs",
+    friction="friction_per_ps",
+    defaults=OTHERWISE,
 )
 MACHINERY = options_from(MD, "constraints", "backend", "runner", "platform")
 #: nats; how far above the wall a walker is stopped.
@@ -147,10 +152,12 @@ def md(
         biases=tuple((section.kind, section.arguments()) for section in settings.bias),
         md=settings.md,
         guards=settings.guards,
-        safe_frames=frames,
+        safe_frames=frames.positions,
         safe_weights=np.full(len(frames), 1.0 / len(frames)),
+        cells=frames.cells,
+        periodic=frames.periodic,
         # Bond lengths and chirality are those of the geometry that is lowest in energy.
-        reference=frames[int(evaluate_frames(loaded, frames).energy.argmin())],
+        reference=frames.positions[int(evaluate_frames(loaded, frames).energy.argmin())],
         seed=seed,
         variables={name: {"kind": section.kind, **section.arguments()} for name, section in settings.variables.items()},
         snapshot_every=snapshot_every or None,
@@ -237,21 +244,25 @@ def _settings(
     return settings
 
 
-def _start_frames(model: Any, path: Path, start: Path | None) -> Any:
-    """[n, N, 3] nm."""
+def _start_frames(model: Any, path: Path, start: Path | None) -> Frames:
     import numpy as np
 
-    from uqbias.molecule.frames import read_frames
+    from uqbias.molecule.cells import EVERYWHERE
+    from uqbias.molecule.frames import Frames, read_frames
     from uqbias.molecule.sense import check_sense
+    from uqbias.molecule.structure import whole_frames
 
     if start is None:
         kept = model.provenance.get("reference_positions_nm")
         if kept is None:
             raise UqbiasError(f"{path} holds no geometry to begin with", "give --start FRAMES.xyz")
-        return np.array([kept], dtype=np.float64)
-    frames = read_frames(start, labelled=False)
+        cell = model.provenance.get("reference_cell_nm")
+        cells = None if cell is None else np.array([cell], dtype=np.float64)
+        repeats = tuple(model.provenance.get("reference_periodic", EVERYWHERE))
+        return Frames(np.array(model.numbers), np.array([kept], dtype=np.float64), cells=cells, periodic=repeats)
+    frames = whole_frames(read_frames(start, labelled=False, periodic=True), model.topology)
     check_sense(frames, model.topology, "the model")
-    return frames.positions
+    return frames
 
 
 def _tell(folder: Path, facts: dict[str, Any], md: MD, hints: Sequence[str], *, json: bool) -> None:

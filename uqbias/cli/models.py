@@ -95,7 +95,7 @@ def train(
     topology = None if structure is None else Topology.from_pdb(structure)
     keys = LabelKeys(*label_keys.values())
     energies_alone = sections.get("training", {}).get("force_weight") == 0
-    frames = read_frames(data, labelled="energies" if energies_alone else True, keys=keys)
+    frames = read_frames(data, labelled="energies" if energies_alone else True, periodic=True, keys=keys)
     with make_progress(quiet) as progress:
         model, facts = fit_model(
             frames,

@@ -141,7 +141,7 @@ class StepLoop(ABC):
         """Walkers to be stopped."""
         if self.guard is None:
             return []
-        return self.guard.check(look.positions, look.driver, look.judge, look.broken)
+        return self.guard.check(look.positions, look.driver, look.judge, look.broken, look.boxes)
 
     def probe(self, state: Mapping[str, Tensor]) -> Array:
         """Forces [W, N, 3] kJ/mol/nm at the walkers' positions under another state of the bias."""

@@ -33,6 +33,7 @@ class WalkerCells:
     Attributes
     ----------
     boxes : [W, 3, 3] nm, rows are lattice vectors; None in vacuum.
+    safe : [n_safe, 3, 3] nm, cells of the safe frames; None in vacuum.
     barostat : moves them, see `press`; or None.
 
     Raises
@@ -53,6 +54,7 @@ class WalkerCells:
         self.barostat: Barostat | None = None
         self.ensemble: dict[str, Any] = {}
         self.boxes: Array | None = None
+        self.safe: Array | None = None
         if evaluator.box is None:
             if box is not None or safe_boxes is not None:
                 raise UqbiasError("a box for walkers whose evaluator has none", "make the evaluator with it, too")
@@ -61,7 +63,7 @@ class WalkerCells:
             known = evaluator.box.cpu().double().numpy()
             box = known[0] if (known == known[0]).all() else known
         start = _cells_for(box, n_start, evaluator.periodic, "box")
-        self._safe = _cells_for(box if safe_boxes is None else safe_boxes, n_safe, evaluator.periodic, "safe_boxes")
+        self.safe = _cells_for(box if safe_boxes is None else safe_boxes, n_safe, evaluator.periodic, "safe_boxes")
         self.boxes = start[np.arange(evaluator.n_walkers) % n_start]
         self._tell()
 
@@ -86,7 +88,7 @@ class WalkerCells:
 
     def put_as_in(self, frames: Mapping[int, int]) -> None:
         """Put walkers into the cells of safe frames."""
-        self.put({walker: self._safe[frame] for walker, frame in frames.items()} if self.boxes is not None else {})
+        self.put({} if self.safe is None else {walker: self.safe[frame] for walker, frame in frames.items()})
 
     def seen(self) -> Array | None:
         """A copy of the cells as they are."""

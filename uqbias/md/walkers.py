@@ -332,7 +332,7 @@ class Walkers(StepLoop):
     def _check_safe_frames(self) -> None:
         if self.guard is None:
             return
-        bad = self.guard.check(self.safe_frames)
+        bad = self.guard.check(self.safe_frames, boxes=self.cells.safe)
         if bad:
             raise UqbiasError(
                 f"safe frame {bad[0].walker} violates the guard itself: '{bad[0].reason}' {bad[0].values}",

@@ -113,8 +113,11 @@ def fit_model(
     )
     model, facts = complete_model(campaign, potential, judge, driver, topology, split, (campaign.seed, campaign.seed))
     assert frames.energies is not None
-    lowest = frames.positions[int(frames.energies.argmin())]
-    model.provenance["reference_positions_nm"] = np.round(lowest, 6).tolist()
+    lowest = int(frames.energies.argmin())
+    model.provenance["reference_positions_nm"] = np.round(frames.positions[lowest], 6).tolist()
+    if frames.cells is not None:
+        model.provenance["reference_cell_nm"] = np.round(frames.cells[lowest], 6).tolist()
+        model.provenance["reference_periodic"] = list(frames.periodic)
     facts |= {
         "steps": result.steps,
         "best_step": result.best_step,

@@ -36,8 +36,9 @@ UNITS = {"length": "nm", "energy": "kJ/mol", "force": "kJ/mol/nm"}
 #: Tensors of the file that are not part of any module: invariants of the frames that the model was made from, and of
 #: those that calibrated it.
 SEEN, CALIBRATED = "record.seen", "record.calibrated"
-#: Fact of the provenance that is of the model's own system: positions [N, 3] nm of low energy.
-REFERENCE = "reference_positions_nm"
+#: Facts of the provenance that are of the model's own system: positions [N, 3] nm of low energy, in a crystal also
+#: their cell [3, 3] nm and along which vectors it repeats.
+REFERENCE = ("reference_positions_nm", "reference_cell_nm", "reference_periodic")
 REPLACE = "copy or train it again"
 #: Atoms of a molecule on which a model that is loaded is not tried.
 LARGE = 200
@@ -109,7 +110,7 @@ class UncertaintyModel(nn.Module):
         UqbiasError
             If an element is unknown, or the potential, the judge or the driver is of one molecule.
         """
-        facts = {name: fact for name, fact in self.provenance.items() if name != REFERENCE}
+        facts = {name: fact for name, fact in self.provenance.items() if name not in REFERENCE}
         twin = UncertaintyModel(
             self.potential.with_numbers(topology.numbers),
             self.judge.with_topology(topology),

@@ -45,6 +45,14 @@ class MD(Section):
         default=0.5, description="time step in fs; 0.5 with free hydrogens, 2 with constraints"
     )
     friction_per_ps: Positive = Field(default=1.0, description="friction of the Langevin thermostat, 1/ps")
+    pressure: float | None = Field(
+        default=None,
+        description="pressure in bar of walkers in cells, of which each moves by itself, under the bias too; null: "
+        "constant volume",
+    )
+    barostat: Literal["isotropic", "anisotropic"] = Field(
+        default="isotropic", description="how cells move: isotropic, or anisotropic (each lattice vector by itself)"
+    )
     steps: Count = Field(default=10000, description="steps of every walker in a round; a multiple of pace")
     seconds_per_label: float | None = Field(
         default=None,
@@ -95,6 +103,10 @@ class MD(Section):
             raise ValueError(f"engine = {self.engine} with plumed = {self.plumed}: give both engine: plumed and a file")
         if self.engine == "plumed" and self.constraints != "none":
             raise ValueError(f"engine = plumed with constraints = {self.constraints}: take constraints: none")
+        if self.pressure is not None:
+            for name, value, cure in (("engine", "plumed", "openmm"), ("backend", "torchforce", "pythonforce")):
+                if getattr(self, name) == value:
+                    raise ValueError(f"{name} = {value} with pressure = {self.pressure:g}: take {name}: {cure}")
         if self.engine == "plumed" and self.jumps.share:
             raise ValueError(f"engine = plumed with jumps.share = {self.jumps.share:g}: take share: 0")
         for name in ("steps", "observe_every", "trajectory_every"):

@@ -22,8 +22,14 @@ Kind = Literal["mean", "max", "sum", "local_mean_max"]
 #: What a user may write for the option ``aggregation``, and its description for most kinds.
 Spec = Kind | dict[str, Any] | None
 OverAtoms = Annotated[
-    Spec, Doc("over values per atom: mean (null), max, sum, local_mean_max, or {kind, atoms, sharpness}")
+    Spec,
+    Doc(
+        "over values per atom: mean, max, sum, local_mean_max, or {kind, atoms, sharpness}; null: mean, or max of more "
+        "than 100 atoms, among which a mean drowns what happens at one"
+    ),
 ]
+#: Atoms beyond which a maximum is the default.
+MANY = 100
 
 
 class Aggregation(Part, nn.Module):
@@ -120,7 +126,7 @@ class Aggregation(Part, nn.Module):
         spec: str | Mapping[str, Any] | None,
         what: str,
     ) -> dict[str, Any] | None:
-        """Constructor arguments for a kind's option ``aggregation``, of which None is ``mean``.
+        """Constructor arguments for a kind's option ``aggregation``; None is ``mean``, or ``max`` of `MANY` atoms.
 
         Parameters
         ----------
@@ -128,7 +134,7 @@ class Aggregation(Part, nn.Module):
         what : such a kind in words, for the message.
         """
         if atoms is not None:
-            return cls.build(topology, atoms, spec or "mean").options()
+            return cls.build(topology, atoms, spec or ("max" if len(topology) > MANY else "mean")).options()
         if spec is not None:
             raise UqbiasError(f"aggregation {spec!r} of {what} not per atom", "leave it out")
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uqbias.bias.build import BiasParts
+from uqbias.molecule.cells import ISOLATED, Periodic
 from uqbias.registry import named_paths
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class Exploration:
     names : names of the safe frames, ``"round/index"`` of their labels; may be empty.
     known : [k, N, 3] nm, geometries that the oracle was asked for before.
     physical : what refuses jumped frames; None: the default limits, about the safe frames.
+    cells : [n, 3, 3] nm, those of the safe frames; None in vacuum.
+    periodic : along which lattice vectors they repeat.
     named : import paths that the campaign file names, which its model files may name too.
     """
 
@@ -69,7 +72,15 @@ class Exploration:
     names: tuple[str, ...] = ()
     known: Array | None = None
     physical: PhysicalFilter | None = None
+    cells: Array | None = None
+    periodic: Periodic = ISOLATED
     named: frozenset[str] = field(default_factory=lambda: frozenset(named_paths))
+
+    def safe(self, numbers: Sequence[int]) -> Frames:
+        """The safe frames, of atoms with these atomic numbers."""
+        from uqbias.molecule.frames import Frames
+
+        return Frames(np.array(numbers), self.safe_frames, cells=self.cells, periodic=self.periodic)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Arrive in a process of its own."""

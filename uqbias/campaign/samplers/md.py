@@ -61,14 +61,17 @@ def begin(job: Exploration, model: Any) -> tuple[Array, dict[str, Any], dict[str
         turned=lambda positions: stiff_deviations(model, positions),
         max_turn=limits.stiff_torsion,
         keep_chirality=limits.chirality,
+        labelled=job.safe(model.numbers),
+        closest=limits.closest,
+        coordination=limits.coordination,
     )
-    stopped = {violation.walker for violation in guard.check(job.safe_frames)}
+    stopped = {violation.walker for violation in guard.check(job.safe_frames, boxes=job.cells)}
     safe = np.array([index for index in range(len(job.safe_frames)) if index not in stopped], dtype=np.int64)
     if not len(safe):
         raise UqbiasError("every labelled frame violates the guards", "widen guards.bond_low, guards.bond_high")
-    frames, weights = job.safe_frames[safe], job.safe_weights[safe]
-    weights = weights / weights.sum()
-    said = evaluate_frames(model, frames)
+    kept, weights = job.safe(model.numbers)[safe], job.safe_weights[safe]
+    frames, weights = kept.positions, weights / weights.sum()
+    said = evaluate_frames(model, kept)
     if not np.isfinite([said.energy, said.driver, said.judge]).all(axis=0).any():
         raise UqbiasError(
             f"the model gives no number in any of {len(frames)} start frames: energy {said.energy[0]:.6g} kJ/mol, "
@@ -76,9 +79,14 @@ def begin(job: Exploration, model: Any) -> tuple[Array, dict[str, Any], dict[str
             "train it again",
         )
     first = np.random.default_rng(job.seed).choice(len(frames), md.walkers, p=weights, replace=len(frames) < md.walkers)
-    positions, facts, placements = frames[first], None, None
+    positions, placements = frames[first], None
+    facts: dict[str, Any] | None = None
     settings: dict[str, Any] = {}
-    if jumping := md.jumps.of(md.walkers):
+    if kept.cells is not None:
+        settings = {"box": kept.cells[first], "safe_boxes": kept.cells}
+    if (jumping := md.jumps.of(md.walkers)) and kept.cells is not None:
+        facts = {"none": "walkers in cells do not jump"}
+    elif jumping:
         from uqbias.campaign.samplers.jumps import prepare
 
         every = -(-md.jumps.every // md.pace) * md.pace
@@ -157,7 +165,8 @@ class MolecularDynamics(Sampler):
         model = UncertaintyModel.load(job.model)
         job = with_wall(job, model.driver)
         variables = build_variables(job.variables, model.topology, job.reference)
-        at_start = evaluate_frames(model, job.safe_frames)
+        safe = job.safe(model.numbers)
+        at_start = evaluate_frames(model, safe)
         lowest, local = _lowest(job, at_start)
         parts = completed(job.biases, md.temperature, periods_of(variables), lowest, local)
         # What can be refused is, before a run.json says that there is a run.
@@ -174,9 +183,17 @@ class MolecularDynamics(Sampler):
                     for part in bias.biases:
                         part.on_new_model()
                 evaluator = FusedEvaluator(
-                    model, bias, md.walkers, variables=variables, runner=md.runner, device=_device(md)
+                    model,
+                    bias,
+                    md.walkers,
+                    variables=variables,
+                    runner=md.runner,
+                    device=_device(md),
+                    box=None if safe.cells is None else safe.cells[0],
+                    periodic=safe.periodic,
                 )
                 settings |= {"backend": md.backend, "constraints": md.constraints, "external": external}
+                settings |= {"pressure": md.pressure, "barostat": md.barostat}
                 walkers = Walkers(model.topology, evaluator, positions, **settings)
                 writer.start(walkers, md.observe_every, md.trajectory_every)
                 run_to_end(job, walkers, writer, advance)
@@ -260,10 +277,13 @@ def describe_run(
         "model": {"path": str(job.model), "sha256": sha256(job.model)},
     }
     geometry = hashlib.sha256()
-    for array in (job.safe_frames, job.safe_weights, job.reference):
+    in_cells = () if job.cells is None else (job.cells,)
+    for array in (job.safe_frames, job.safe_weights, job.reference, *in_cells):
         geometry.update(np.ascontiguousarray(array, dtype=np.float64).tobytes())
+    unused = {"steps"} | (set() if md.jumps.of(md.walkers) else {"jumps"})
+    unused |= {"barostat", "pressure"} if md.pressure is None else set()
     settings = {
-        "md": md.model_dump(exclude={"steps"} | (set() if md.jumps.of(md.walkers) else {"jumps"})),
+        "md": md.model_dump(exclude=unused),
         "guards": job.guards.model_dump(),
         "kinds of bias": [kind for kind, _ in parts],
         "names of variables": [*variables],

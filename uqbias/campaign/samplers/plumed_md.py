@@ -42,6 +42,8 @@ class PlumedDynamics(MolecularDynamics):
         from uqbias.plumed.plumed_walkers import PlumedWalkers
         from uqbias.runs.writer import RunWriter
 
+        if job.cells is not None:
+            raise UqbiasError("engine plumed with frames in cells", "take engine: openmm and the biases of `bias:`")
         torch.set_num_threads(1)
         plumed = Path(str(job.md.plumed))
         model = UncertaintyModel.load(job.model)
