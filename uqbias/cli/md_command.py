@@ -154,7 +154,7 @@ def md(
         guards=settings.guards,
         safe_frames=frames.positions,
         safe_weights=np.full(len(frames), 1.0 / len(frames)),
-        cells=frames.cells,
+        safe_boxes=frames.cells,
         periodic=frames.periodic,
         # Bond lengths and chirality are those of the geometry that is lowest in energy.
         reference=frames.positions[int(evaluate_frames(loaded, frames).energy.argmin())],

@@ -39,6 +39,8 @@ class Exploration:
     md : the ``md`` section of a campaign file.
     guards : its ``guards`` section.
     safe_frames : [n, N, 3] nm, labelled frames that exploration begins from.
+    safe_boxes : [n, 3, 3] nm, their cells; None in vacuum.
+    periodic : whether they repeat along each lattice vector.
     safe_weights : [n] probability of each safe frame.
     reference : [N, 3] nm, geometry that gives bond lengths and chirality.
     seed : seed of all random numbers of this exploration.
@@ -50,8 +52,6 @@ class Exploration:
     names : names of the safe frames, ``"round/index"`` of their labels; may be empty.
     known : [k, N, 3] nm, geometries that the oracle was asked for before.
     physical : what refuses jumped frames; None: the default limits, about the safe frames.
-    cells : [n, 3, 3] nm, those of the safe frames; None in vacuum.
-    periodic : along which lattice vectors they repeat.
     named : import paths that the campaign file names, which its model files may name too.
     """
 
@@ -71,16 +71,16 @@ class Exploration:
     energies: Array | None = None
     names: tuple[str, ...] = ()
     known: Array | None = None
-    physical: PhysicalFilter | None = None
-    cells: Array | None = None
+    safe_boxes: Array | None = None
     periodic: Periodic = ISOLATED
+    physical: PhysicalFilter | None = None
     named: frozenset[str] = field(default_factory=lambda: frozenset(named_paths))
 
     def safe(self, numbers: Sequence[int]) -> Frames:
         """The safe frames, of atoms with these atomic numbers."""
         from uqbias.molecule.frames import Frames
 
-        return Frames(np.array(numbers), self.safe_frames, cells=self.cells, periodic=self.periodic)
+        return Frames(np.array(numbers), self.safe_frames, cells=self.safe_boxes, periodic=self.periodic)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Arrive in a process of its own."""

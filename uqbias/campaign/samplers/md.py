@@ -65,7 +65,7 @@ def begin(job: Exploration, model: Any) -> tuple[Array, dict[str, Any], dict[str
         closest=limits.closest,
         coordination=limits.coordination,
     )
-    stopped = {violation.walker for violation in guard.check(job.safe_frames, boxes=job.cells)}
+    stopped = {violation.walker for violation in guard.check(job.safe_frames, boxes=job.safe_boxes)}
     safe = np.array([index for index in range(len(job.safe_frames)) if index not in stopped], dtype=np.int64)
     if not len(safe):
         raise UqbiasError("every labelled frame violates the guards", "widen guards.bond_low, guards.bond_high")
@@ -277,7 +277,7 @@ def describe_run(
         "model": {"path": str(job.model), "sha256": sha256(job.model)},
     }
     geometry = hashlib.sha256()
-    in_cells = () if job.cells is None else (job.cells,)
+    in_cells = () if job.safe_boxes is None else (job.safe_boxes,)
     for array in (job.safe_frames, job.safe_weights, job.reference, *in_cells):
         geometry.update(np.ascontiguousarray(array, dtype=np.float64).tobytes())
     unused = {"steps"} | (set() if md.jumps.of(md.walkers) else {"jumps"})

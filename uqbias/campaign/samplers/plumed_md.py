@@ -42,7 +42,7 @@ class PlumedDynamics(MolecularDynamics):
         from uqbias.plumed.plumed_walkers import PlumedWalkers
         from uqbias.runs.writer import RunWriter
 
-        if job.cells is not None:
+        if job.safe_boxes is not None:
             raise UqbiasError("engine plumed with frames in cells", "take engine: openmm and the biases of `bias:`")
         torch.set_num_threads(1)
         plumed = Path(str(job.md.plumed))
