@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ from uqbias.attacks.usable_frames import farthest, radius
 from uqbias.errors import UqbiasError
 from uqbias.model.inference import BLOCK, evaluate_frames
 from uqbias.model.model import UncertaintyModel
+from uqbias.molecule.frames import Frames
 from uqbias.options import NotNegative, OfKind, Positive, check_values
 from uqbias.registry import SPACES
 
@@ -47,7 +48,7 @@ class RandomOptions:
 
 def distort_at_random(
     model: UncertaintyModel,
-    positions: NDArray[Any],
+    frames: Frames | NDArray[Any],
     options: RandomOptions | None = None,
     *,
     variables: Mapping[str, Any] | None = None,
@@ -57,7 +58,7 @@ def distort_at_random(
 
     Parameters
     ----------
-    positions : [n, N, 3] nm; for several distortions of a frame give it several times.
+    frames : frames, or positions [n, N, 3] nm in vacuum; for several distortions of a frame give it several times.
     variables : collective variables by name, as in a campaign file, for the space ``variables``.
 
     Returns
@@ -72,7 +73,8 @@ def distort_at_random(
         If the frames are not of the model's molecule or not finite, or the amplitudes do not fit the space.
     """
     options = RandomOptions() if options is None else options
-    x = checked_positions(model, positions)
+    frames = frames if isinstance(frames, Frames) else Frames(np.array(model.numbers), frames)
+    x = checked_positions(model, frames.positions)
     if not np.isfinite(x).all():
         bad = int(np.argmin(np.isfinite(x).all(axis=(1, 2))))
         raise UqbiasError(f"frame {bad} to distort is not finite", "leave it out")
@@ -90,11 +92,11 @@ def distort_at_random(
     distorted = distort(space, x, delta)
     whole = radius(distorted) <= farthest(x)  # false for NaN
     distorted[~whole] = x[~whole]
-    evaluated = evaluate_frames(model, distorted)
+    evaluated = evaluate_frames(model, replace(frames, positions=distorted))
     said = {name: getattr(evaluated, name) for name in SAID}
     good = np.asarray(whole & np.isfinite(list(said.values())).all(axis=0))
     if not good.all():
-        start = evaluate_frames(model, x[~good])
+        start = evaluate_frames(model, frames[~good])
         distorted[~good], delta[~good] = x[~good], 0.0
         for name, values in said.items():
             values[~good] = getattr(start, name)

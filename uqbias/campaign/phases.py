@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 from uqbias.campaign.budget import multiple_of_steps
 from uqbias.campaign.executors.base import results_of
 from uqbias.campaign.home import Home
-from uqbias.campaign.label_requests import LabelRequest, label_in, label_key, requests_from
+from uqbias.campaign.label_requests import LabelRequest, label_in, requests_from
 from uqbias.campaign.labelling import label_all
 from uqbias.campaign.phase_files import DATASET
 from uqbias.campaign.progress import Announced
@@ -39,6 +39,8 @@ Array = NDArray[np.float64]
 
 #: What observations hold of every frame.
 OBSERVED = ("positions", "energy", "driver", "judge")
+#: The geometry itself, with the cells of a periodic system.
+GEOMETRY = ("positions", "boxes")
 #: And where a proposed geometry comes from; see `uqbias.campaign.samplers.distorting`.
 PROPOSED = ("attack", "source", "status", "log_likelihood", "norm", "iterations")
 
@@ -125,7 +127,7 @@ def _exploration(work: Work, md: MD, sampler: Sampler, round_index: int, group: 
     several = groups > 1
     accepted = frames = work.accepted(round_index - 1)
     model = UncertaintyModel.load(work.model_path(round_index - 1))
-    physical = _filter(work).verdicts(frames.positions, frames.labels()[0], stiff_deviations(model, frames.positions))
+    physical = _filter(work).verdicts(frames, frames.labels()[0], stiff_deviations(model, frames))
     safe = np.array([verdict == PHYSICAL for verdict in physical], dtype=bool)
     if not safe.any():
         raise UqbiasError("no labelled frame passes the physical filters", "widen the tolerances under harvest")
@@ -147,6 +149,8 @@ def _exploration(work: Work, md: MD, sampler: Sampler, round_index: int, group: 
         md=md,
         guards=campaign.guards,
         safe_frames=frames.positions,
+        safe_boxes=frames.cells,
+        periodic=frames.periodic,
         safe_weights=weights / weights.sum(),
         reference=start.positions[int(start.labels()[0].argmin())],
         seed=work.seed(round_index, f"md/{group}"),
@@ -170,20 +174,19 @@ def _sparseness(model: UncertaintyModel, driver: Array) -> Array:
     return np.asarray((1.0 + ranks) / len(driver))
 
 
-def _asked(work: Work, round_index: int) -> Array:
-    """Geometries [n, N, 3] nm that the oracle was asked for before this round: labelled, or failed on."""
-    parts = [work.ledger.labels(round_index - 1).positions]
+def _asked(work: Work, round_index: int) -> Frames:
+    """Geometries that the oracle was asked for before this round: labelled, or failed on."""
+    parts = [work.ledger.labels(round_index - 1)]
     for index in range(1, round_index):
-        failed = work.ledger.failed(index)
-        requests = _harvested_requests(work, index) if failed else []
-        lost = [request.positions for request in requests if request.key in failed]
-        parts.append(np.array(lost).reshape(-1, len(work.topology), 3))
-    return np.concatenate(parts)
+        if failed := work.ledger.failed(index):
+            frames = _harvested(work, index)
+            keys = [request.key for request in requests_from(frames, work.oracle_identity)]
+            parts.append(frames[[place for place, key in enumerate(keys) if key in failed]])
+    return Frames.concatenate(parts)
 
 
 def _filter(work: Work) -> PhysicalFilter:
-    start = work.ledger.labels(0).positions
-    return PhysicalFilter(work.topology, start, work.reference_energy, work.campaign.harvest)
+    return PhysicalFilter(work.topology, work.ledger.labels(0), work.reference_energy, work.campaign.harvest)
 
 
 def harvest_phase(work: Work, round_index: int) -> dict[str, Any]:
@@ -202,12 +205,13 @@ def harvest_phase(work: Work, round_index: int) -> dict[str, Any]:
     }
     taken = set(picks.tolist())
     candidates = [
-        {name: _plain(values[i]) for name, values in seen.items() if name != "positions"}
+        {name: _plain(values[i]) for name, values in seen.items() if name not in GEOMETRY}
         | {"taken": i in taken, "reason": reasons[i]}
         for i in range(len(reasons))
     ]
     counts = dict(Counter(category(reason) for reason in reasons))
-    write_arrays(folder / "harvest.npz", {"positions": seen["positions"][picks], "candidate": picks})
+    geometries = {name: seen[name][picks] for name in GEOMETRY if name in seen}
+    write_arrays(folder / "harvest.npz", {**geometries, "candidate": picks})
     write_text(folder / "harvest.json", json.dumps({**facts, "counts": counts, "candidates": candidates}, indent=0))
     return facts
 
@@ -223,7 +227,10 @@ def _chosen(
         verdicts = ["not finite"] * len(finite)
         return verdicts, np.empty(0, dtype=np.int64), [f"refused: {verdict}" for verdict in verdicts]
     positions = np.where(finite[:, None, None], seen["positions"], seen["positions"][np.argmax(finite)])
-    verdicts = _filter(work).verdicts(seen["positions"], seen["energy"], stiff_deviations(model, positions))
+    frames = Frames(work.ledger.numbers, positions, cells=seen.get("boxes"), periodic=work.start.periodic)
+    forces = None if options.largest_force is None else evaluate_frames(model, frames, forces=True).forces
+    visited = replace(frames, positions=seen["positions"])
+    verdicts = _filter(work).verdicts(visited, seen["energy"], stiff_deviations(model, frames), forces)
     known = work.ledger.labels(round_index - 1)
     space = options.selection.space
     budget = options.labels_per_round
@@ -234,10 +241,10 @@ def _chosen(
             seen["driver"],
             seen["judge"],
             seen["energy"],
-            selection_features(model, positions, space),
+            selection_features(model, frames, space),
             verdicts,
-            positions,
-            conformers(model, positions),
+            frames,
+            conformers(model, frames),
             len(work.topology),
         ),
         selection_features(model, known, space),
@@ -246,7 +253,7 @@ def _chosen(
         work.seed(round_index, "harvest"),
         driver_window=[at_wall(value, model.driver) for value in options.driver_window],
         judge_window=options.judge_window,
-        known_positions=known.positions,
+        known_positions=known,
         known_conformers=conformers(model, known),
         superpose=model.potential.invariant,
     )
@@ -270,11 +277,12 @@ def observed(work: Work, round_index: int) -> dict[str, NDArray[Any]]:
     for path in sorted(folder.rglob("observations.npz")):
         group = int(path.parent.name.removeprefix("group_")) if path.parent != folder else 0
         arrays = read_arrays(path, "file of observations", CURE)
+        boxes = [] if work.start.cells is None else ["boxes"]
         proposed = [name for name in PROPOSED if name in arrays]
-        check_observations(path, arrays, (*OBSERVED, *proposed), len(work.topology), CURE)
+        check_observations(path, arrays, (*OBSERVED, *proposed, *boxes), len(work.topology), CURE)
         later = arrays["step"] > 0
         step = arrays["step"][later]
-        data = {name: arrays[name][later] for name in (*OBSERVED, *proposed)}
+        data = {name: arrays[name][later] for name in (*OBSERVED, *proposed, *boxes)}
         walkers = data["driver"].shape[1]
         if not proposed:
             data["step"] = np.repeat(step[:, None], walkers, axis=1)
@@ -340,12 +348,11 @@ def judged(work: Work, round_index: int) -> tuple[Frames, dict[str, Any]]:
 
 def requests_of(work: Work, round_index: int) -> list[LabelRequest]:
     """Frames that a round has labelled: those of its harvest, in round 0 the start frames."""
-    return _start_requests(work) if round_index == 0 else _harvested_requests(work, round_index)
-
-
-def _start_requests(work: Work) -> list[LabelRequest]:
-    start = replace(work.start, info=[{"reason": "start", **work.oracle_facts}] * len(work.start))
-    return requests_from(start, work.oracle_identity)
+    if round_index == 0:
+        frames = replace(work.start, info=[{"reason": "start", **work.oracle_facts}] * len(work.start))
+    else:
+        frames = _harvested(work, round_index)
+    return requests_from(frames, work.oracle_identity)
 
 
 def _adopt(work: Work, requests: list[LabelRequest]) -> None:
@@ -357,22 +364,23 @@ def _adopt(work: Work, requests: list[LabelRequest]) -> None:
         work.progress.advance(1, "labels of the start file")
 
 
-def _harvested_requests(work: Work, round_index: int) -> list[LabelRequest]:
+def _harvested(work: Work, round_index: int) -> Frames:
+    """The frames that the harvest of a round took, with what it says of them."""
     folder = work.folder(round_index)
     file = folder / "harvest.npz"
     candidates = read_json(folder / "harvest.json", _Harvest, "list of candidates", CURE)["candidates"]
     arrays = read_arrays(file, "file of a harvest", CURE)
     with content_of(file, CURE, "is not a file of a harvest"):
         positions, chosen = arrays["positions"], arrays["candidate"]
+        boxes = None if work.start.cells is None else arrays["boxes"]
         shape, places = (len(chosen), len(work.topology), 3), {*range(len(candidates))}
         fitting = positions.shape == shape and (positions.dtype.kind, chosen.dtype.kind) == ("f", "i")
+        fitting &= boxes is None or (boxes.shape == (len(chosen), 3, 3) and bool(np.isfinite(boxes).all()))
         if not (fitting and np.isfinite(positions).all() and {*chosen.tolist()} <= places):
             raise UqbiasError(f"{positions.shape} positions of {len(candidates)} candidates", CURE)
-    requests = []
-    for index, (x, candidate) in enumerate(zip(positions, chosen, strict=True)):
-        entry = candidates[int(candidate)]
-        info = {name: value for name, value in entry.items() if name not in ("energy", "taken")} | work.oracle_facts
-        requests.append(
-            LabelRequest(index, label_key(x, work.oracle_identity), x, {**info, "model_energy": entry["energy"]})
-        )
-    return requests
+    info = []
+    for candidate in chosen.tolist():
+        entry: dict[str, Any] = {**candidates[candidate]}
+        facts = {name: value for name, value in entry.items() if name not in ("energy", "taken")}
+        info.append({**facts, **work.oracle_facts, "model_energy": entry["energy"]})
+    return Frames(work.ledger.numbers, positions, info=info, cells=boxes, periodic=work.start.periodic)

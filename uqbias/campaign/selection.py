@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.molecule.frames import Frames
 from uqbias.molecule.physical import PHYSICAL
-from uqbias.molecule.sameness import NearFeatures, NearGeometry, NoSameness, Sameness, nearest
+from uqbias.molecule.sameness import NearFeatures, NoSameness, Sameness, by_rmsd, nearest
 from uqbias.settings.harvest_sections import SelectionOptions
 from uqbias.units import kt
 
@@ -36,7 +37,7 @@ class Candidates:
     energy : [n] model energy, kJ/mol.
     features : [n, D] space in which diversity is measured.
     verdicts : n verdicts of the physical filter, empty where physical.
-    positions : [n, N, 3] nm; needed only where duplicates are told by their RMSD.
+    positions : frames, or positions [n, N, 3] nm in vacuum; needed only where duplicates are told by their RMSD.
     conformers : [n, T, 2] unit vectors of the soft torsions; None where there are none.
     n_atoms : N.
     """
@@ -46,7 +47,7 @@ class Candidates:
     energy: Array
     features: Array
     verdicts: Sequence[str]
-    positions: Array | None = None
+    positions: Frames | Array | None = None
     conformers: Array | None = None
     n_atoms: int = FEW_ATOMS
 
@@ -217,7 +218,7 @@ def select(
     *,
     driver_window: Window = (None, None),
     judge_window: Window = (None, None),
-    known_positions: NDArray[Any] | None = None,
+    known_positions: Frames | NDArray[Any] | None = None,
     known_conformers: NDArray[Any] | None = None,
     superpose: bool = True,
 ) -> tuple[Indices, list[str]]:
@@ -231,7 +232,7 @@ def select(
     options : strategy and weights, as in a campaign file.
     seed : seed of the random choices.
     driver_window, judge_window : lowest and highest value of a frame that may be taken, None for open.
-    known_positions : [m, N, 3] nm of the labelled frames, for duplicates by RMSD.
+    known_positions : the labelled frames, or their positions [m, N, 3] nm in vacuum, for duplicates by RMSD.
     known_conformers : [m, T, 2] unit vectors of their soft torsions; where given, no new conformer stays without a
         label while the budget allows.
     superpose : take the RMSD after superposition; False for particles in a field that is fixed in space.
@@ -332,7 +333,7 @@ def _weights(energy: Array, temperature: float | None, n_atoms: int) -> Array:
 def _sameness(
     candidates: Candidates,
     known: Array,
-    known_positions: NDArray[Any] | None,
+    known_positions: Frames | NDArray[Any] | None,
     options: SelectionOptions,
     superpose: bool,
     rows: Indices,
@@ -344,7 +345,7 @@ def _sameness(
         return NearFeatures(np.asarray(candidates.features, dtype=np.float64)[rows], known, options.minimum_distance)
     if candidates.positions is None or known_positions is None:
         raise UqbiasError("duplicates by RMSD without positions", "give those of candidates and labelled frames")
-    return NearGeometry(candidates.positions[rows], known_positions, options.minimum_rmsd, superpose=superpose)
+    return by_rmsd(candidates.positions[rows], known_positions, options.minimum_rmsd, superpose=superpose)
 
 
 def _preference(pool: CandidatePool) -> Array:

@@ -152,6 +152,16 @@ class NearGeometry(Sameness):
         return result
 
 
+def by_rmsd(
+    candidates: Frames | NDArray[Any], known: Frames | NDArray[Any], minimum: float, *, superpose: bool = True
+) -> Sameness:
+    """The test by RMSD of frames, in cells or in vacuum, or of positions [n, N, 3] nm in vacuum."""
+    if isinstance(candidates, Frames) and isinstance(known, Frames) and candidates.cells is not None:
+        return NearInCells(candidates, known, minimum)
+    x, y = (each.positions if isinstance(each, Frames) else each for each in (candidates, known))
+    return NearGeometry(x, y, minimum, superpose=superpose)
+
+
 def rmsd(positions: NDArray[Any], reference: NDArray[Any]) -> Array:
     """Root mean square deviation after optimal superposition; all atoms count alike, none are exchanged.
 

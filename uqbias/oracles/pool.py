@@ -10,52 +10,60 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from typing_extensions import Doc
 
-from uqbias.molecule.frames import read_frames
+from uqbias.errors import UqbiasError
+from uqbias.molecule.cells import ISOLATED, Periodic
+from uqbias.molecule.frames import Frames, read_frames
 from uqbias.molecule.labels import LabelKeys
 from uqbias.molecule.sense import check_molecule, check_sense
+from uqbias.molecule.structure import from_distances, whole_frames
 from uqbias.options import InputFile
 from uqbias.oracles.base import Answer, Array, Oracle, OracleError
 
+NO_NUMBERS = np.empty(0, dtype=np.int64)
 #: nm; no coordinate of a geometry may be further from that of its frame in the file.
 TOLERANCE = 1e-6
 
 
 class Places:
-    """Geometries looked up by their coordinates and cells, without any superposition.
+    """Geometries looked up by their coordinates and cells, without any superposition, whichever images atoms are at.
 
     Parameters
     ----------
-    positions : [n, N, 3] nm.
-    cells : [n, 3, 3] nm, or None in vacuum.
+    frames : frames, or positions [n, N, 3] nm in vacuum.
     """
 
-    def __init__(self, positions: NDArray[Any], cells: NDArray[Any] | None = None) -> None:
-        self._count = len(positions)
-        self._tree = cKDTree(_flat(positions, cells))
+    def __init__(self, frames: Frames | NDArray[Any]) -> None:
+        frames = frames if isinstance(frames, Frames) else Frames(NO_NUMBERS, frames)
+        self._count, period = len(frames), None
+        if frames.cells is not None:
+            #: nm, by which coordinates along each lattice vector are multiplied; where it repeats, the period.
+            self._scale = np.linalg.norm(frames.cells, axis=2).max(axis=0, initial=1e-9)
+            period = np.concatenate([np.tile(self._scale * frames.periodic, frames.positions.shape[1]), np.zeros(9)])
+        self._tree = cKDTree(self._flat(frames), boxsize=period)
 
-    def find(self, positions: NDArray[Any], cells: NDArray[Any] | None = None) -> tuple[NDArray[np.int64], Array]:
-        """Index [m] of the nearest geometry to each of ``positions`` [m, N, 3], -1 where none is within `TOLERANCE`.
-
-        Parameters
-        ----------
-        cells : [m, 3, 3] nm, or None in vacuum.
+    def find(self, frames: Frames | NDArray[Any]) -> tuple[NDArray[np.int64], Array]:
+        """Index [m] of the nearest geometry to each of m frames, -1 where none is within `TOLERANCE`.
 
         Returns
         -------
         index : [m].
         apart : [m] nm, largest difference of a coordinate from the nearest geometry; infinite where there is none.
         """
-        x = _flat(positions, cells)
+        frames = frames if isinstance(frames, Frames) else Frames(NO_NUMBERS, frames)
+        x = self._flat(frames)
         if not self._count or not len(x) or x.shape[1] != self._tree.m:  # one in a cell, the other in vacuum
             return np.full(len(x), -1), np.full(len(x), np.inf)
         apart, index = self._tree.query(x, p=np.inf)
         return np.where(apart <= TOLERANCE, index, -1), apart
 
-
-def _flat(positions: NDArray[Any], cells: NDArray[Any] | None) -> Array:
-    """Coordinates, then those of the cell, [n, D]."""
-    parts = [np.asarray(part, dtype=np.float64) for part in (positions, cells) if part is not None]
-    return np.concatenate([part.reshape(len(positions), -1) for part in parts], axis=1)
+    def _flat(self, frames: Frames) -> Array:
+        """Coordinates, then those of the cell, [n, D] nm."""
+        x = np.asarray(frames.positions, dtype=np.float64)
+        if frames.cells is None:
+            return x.reshape(len(x), -1)
+        places = x @ np.linalg.inv(frames.cells)
+        places = np.where(frames.periodic, places % 1 % 1, places)  # twice: the rest of -1e-17 is 1
+        return np.concatenate([(places * self._scale).reshape(len(x), -1), frames.cells.reshape(len(x), -1)], axis=1)
 
 
 class PoolOracle(Oracle):
@@ -97,7 +105,7 @@ class PoolOracle(Oracle):
                 self._keys[name] = value
         self._frames = read_frames(file, periodic=True, keys=LabelKeys(energy_key, forces_key, stress_key))
         self.numbers = tuple(int(number) for number in self._frames.numbers)
-        self._places = Places(self._frames.positions, self._frames.cells)
+        self._places = Places(self._frames)
 
     def options(self) -> dict[str, Any]:
         """JSON-able keyword arguments that rebuild this oracle."""
@@ -109,7 +117,8 @@ class PoolOracle(Oracle):
         check_pool(options["file"], numbers, keys)
 
     def _evaluate(self, positions: Array, cell: Array | None = None) -> Answer:
-        (index,), (apart,) = self._places.find(positions[None], None if cell is None else cell[None])
+        cells, repeats = (None, ISOLATED) if cell is None else (cell[None], self._frames.periodic)
+        (index,), (apart,) = self._places.find(Frames(NO_NUMBERS, positions[None], cells=cells, periodic=repeats))
         if index < 0:
             raise OracleError(
                 f"pool oracle: no frame of {self.file} has this geometry, the nearest is {apart:.2g} nm away",
@@ -120,13 +129,16 @@ class PoolOracle(Oracle):
         return float(energies[index]), forces[index], None if stresses is None else stresses[index]
 
 
-def check_pool(file: str | Path, numbers: tuple[int, ...], keys: LabelKeys | None) -> None:
+def check_pool(
+    file: str | Path, numbers: tuple[int, ...], keys: LabelKeys | None, periodic: Periodic | None = None
+) -> None:
     """See that a file holds frames of this molecule.
 
     Parameters
     ----------
     numbers : [N] atomic numbers of the molecule.
     keys : names of its labels; None if it needs none.
+    periodic : whether the start frames repeat along each lattice vector; None: not asked.
 
     Raises
     ------
@@ -135,4 +147,10 @@ def check_pool(file: str | Path, numbers: tuple[int, ...], keys: LabelKeys | Non
     """
     frames = read_frames(file, labelled=keys is not None, periodic=True, keys=keys or LabelKeys())
     check_molecule(frames, numbers, "the structure")
-    check_sense(frames)
+    if periodic is not None and frames.periodic != periodic:
+        raise UqbiasError(
+            f"{file} has pbc {list(frames.periodic)}, the start frames {list(periodic)}",
+            "give a pool and start frames that repeat alike",
+        )
+    first = None if frames.cells is None else frames.cells[0]
+    check_sense(whole_frames(frames, from_distances(frames.numbers, frames.positions[0], first, frames.periodic)))

@@ -50,7 +50,7 @@ class Exploration:
     resume : go on with the run in the folder, if there is one.
     energies : [m] kJ/mol, oracle energies of all accepted frames; None where there are none.
     names : names of the safe frames, ``"round/index"`` of their labels; may be empty.
-    known : [k, N, 3] nm, geometries that the oracle was asked for before.
+    known : geometries that the oracle was asked for before.
     physical : what refuses jumped frames; None: the default limits, about the safe frames.
     named : import paths that the campaign file names, which its model files may name too.
     """
@@ -70,7 +70,7 @@ class Exploration:
     resume: bool = False
     energies: Array | None = None
     names: tuple[str, ...] = ()
-    known: Array | None = None
+    known: Frames | None = None
     safe_boxes: Array | None = None
     periodic: Periodic = ISOLATED
     physical: PhysicalFilter | None = None

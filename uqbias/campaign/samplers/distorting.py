@@ -24,6 +24,7 @@ from uqbias.model.inference import evaluate_frames
 from uqbias.model.model import UncertaintyModel
 from uqbias.molecule.frames import Frames, read_frames, write_frames
 from uqbias.molecule.sense import check_molecule
+from uqbias.molecule.structure import whole_frames
 from uqbias.molecule.topology import Topology
 from uqbias.options import Count, InputFile
 from uqbias.oracles.pool import Places, check_pool
@@ -81,13 +82,18 @@ class Attack(AttackOptions, _Proposing):
 
     title: ClassVar[str] = "attacks"
 
+    def check(self, campaign: Campaign, topology: Topology, start: Frames) -> None:
+        if start.cells is not None:
+            raise UqbiasError("sampling.kind = attack: the start frames have cells", "choose random, pool or md")
+        super().check(campaign, topology, start)
+
     def explore(self, job: Exploration, advance: Advance | None = None) -> dict[str, Any]:
         from uqbias.attacks import ascent
 
         model, start, source = _begin(job, self.count)
         result = ascent.attack(
             model,
-            start,
+            start.positions,
             self,
             training_energies=job.energies,
             variables=job.variables,
@@ -128,7 +134,7 @@ class Random(RandomOptions, _Proposing):
         result = distort_at_random(model, start, self, variables=job.variables, seed=job.seed)
         if advance is not None:
             advance(len(start), "")
-        return _finish(job, model, *_sorted_out(job, result, source), options=vars(self), runner="none")
+        return _finish(job, model, *_sorted_out(job, result, source, start.cells), options=vars(self), runner="none")
 
 
 class PoolOfFrames(Sampler):
@@ -155,38 +161,43 @@ class PoolOfFrames(Sampler):
         self.file = file
 
     def check(self, campaign: Campaign, topology: Topology, start: Frames) -> None:
-        check_pool(self.file, topology.numbers, None)
+        check_pool(self.file, topology.numbers, None, start.periodic)
 
     def explore(self, job: Exploration, advance: Advance | None = None) -> dict[str, Any]:
         model = UncertaintyModel.load(job.model)
-        frames = read_frames(self.file, labelled=False)
+        frames = read_frames(self.file, labelled=False, periodic=True)
         check_molecule(frames, model.numbers, "the model")
+        frames = whole_frames(frames, model.topology)
         left = np.arange(len(frames))
         if job.known is not None and len(job.known):
-            left = np.flatnonzero(Places(job.known).find(frames.positions)[0] < 0)
-        proposals = evaluated(model, frames.positions[left], source=left, status=np.full(len(left), "pool"))
+            left = np.flatnonzero(Places(job.known).find(frames)[0] < 0)
+        proposals = evaluated(model, frames[left], source=left, status=np.full(len(left), "pool"))
         if advance is not None:
             advance(len(frames), f"{len(left)} without a label")
         return _finish(job, model, proposals, [], options=vars(self), runner="none")
 
     def outlook(self, campaign: Campaign) -> dict[str, Any]:
-        return {"pool_frames": len(read_frames(self.file, labelled=False))}
+        return {"pool_frames": len(read_frames(self.file, labelled=False, periodic=True))}
 
     def why_nothing(self, round_index: int, events: str) -> str | None:
         return f"the pool is used up: the oracle was asked for every frame of {Path(self.file).name}"
 
 
-def evaluated(model: UncertaintyModel, positions: Array, **columns: NDArray[Any]) -> Proposals:
-    """Proposals with what a model says of them; ``positions`` [n, N, 3] nm, ``columns`` [n] each."""
+def evaluated(model: UncertaintyModel, frames: Frames, **columns: NDArray[Any]) -> Proposals:
+    """Proposals with what a model says of them; ``columns`` [n] each."""
     values: Proposals = dict.fromkeys(OF_MODEL[1:], np.empty(0))
-    if len(positions):
-        result = evaluate_frames(model, positions)
+    if len(frames):
+        result = evaluate_frames(model, frames)
         values = {name: getattr(result, name) for name in values}
-    return {"positions": positions, **values, **columns}
+    return {"positions": frames.positions, **values, **columns, **_boxes(frames.cells)}
 
 
-def _begin(job: Exploration, count: int) -> tuple[UncertaintyModel, Array, NDArray[np.int64]]:
-    """The model, the frames [n, N, 3] nm to distort, and which of the job's frames they are [n]."""
+def _boxes(cells: Array | None) -> Proposals:
+    return {} if cells is None else {"boxes": cells}
+
+
+def _begin(job: Exploration, count: int) -> tuple[UncertaintyModel, Frames, NDArray[np.int64]]:
+    """The model, the frames to distort, and which of the job's frames they are [n]."""
     weights = job.safe_weights / job.safe_weights.sum()
     random = np.random.default_rng(job.seed)
     # Each frame as often as its weight asks for, to within one: no frame is left out by chance.
@@ -199,11 +210,14 @@ def _begin(job: Exploration, count: int) -> tuple[UncertaintyModel, Array, NDArr
         places = np.searchsorted(np.cumsum(rest), random.random() + np.arange(missing))
         np.add.at(times, np.minimum(places, len(rest) - 1), 1)
     source = random.permutation(np.repeat(np.arange(len(weights)), times))
-    return UncertaintyModel.load(job.model), job.safe_frames[source], source
+    model = UncertaintyModel.load(job.model)
+    boxes = None if job.safe_boxes is None else job.safe_boxes[source]
+    numbers = np.array(model.numbers, dtype=np.int64)
+    return model, Frames(numbers, job.safe_frames[source], cells=boxes, periodic=job.periodic), source
 
 
 def _sorted_out(
-    job: Exploration, result: AttackResult, source: NDArray[np.int64]
+    job: Exploration, result: AttackResult, source: NDArray[np.int64], cells: Array | None = None
 ) -> tuple[Proposals, list[dict[str, Any]]]:
     """The geometries worth proposing, and an event for each that failed."""
     status = np.asarray(result.status, dtype=str)
@@ -221,6 +235,7 @@ def _sorted_out(
         "source": names[source[good]],
         "status": status[good],
         **{name: getattr(result, name)[good] for name in ("log_likelihood", "norm", "iterations")},
+        **_boxes(None if cells is None else cells[good]),
     }, events
 
 
@@ -244,10 +259,11 @@ def _finish(
     if n:
         info = [
             {"model_energy_kJ_per_mol": float(proposals["energy"][i]), "judge": float(proposals["judge"][i])}
-            | {name: values[i].item() for name, values in proposals.items() if name not in OF_MODEL}
+            | {name: values[i].item() for name, values in proposals.items() if name not in (*OF_MODEL, "boxes")}
             for i in range(n)
         ]
-        frames = Frames(np.array(model.numbers, dtype=np.int64), proposals["positions"], info=info)
+        numbers, cells = np.array(model.numbers, dtype=np.int64), proposals.get("boxes")
+        frames = Frames(numbers, proposals["positions"], info=info, cells=cells, periodic=job.periodic)
         write_frames(job.folder / "candidates.xyz", frames)
     counts = Counter(str(entry).partition(":")[0] for entry in proposals["status"])
     facts = {
