@@ -82,18 +82,13 @@ class Attack(AttackOptions, _Proposing):
 
     title: ClassVar[str] = "attacks"
 
-    def check(self, campaign: Campaign, topology: Topology, start: Frames) -> None:
-        if start.cells is not None:
-            raise UqbiasError("sampling.kind = attack: the start frames have cells", "choose random, pool or md")
-        super().check(campaign, topology, start)
-
     def explore(self, job: Exploration, advance: Advance | None = None) -> dict[str, Any]:
         from uqbias.attacks import ascent
 
         model, start, source = _begin(job, self.count)
         result = ascent.attack(
             model,
-            start.positions,
+            start,
             self,
             training_energies=job.energies,
             variables=job.variables,
@@ -106,7 +101,8 @@ class Attack(AttackOptions, _Proposing):
             for name, values in result.trajectory.items()
         }
         write_arrays(job.folder / "attacks.npz", {**ways, "status": np.array(result.status)}, compressed=True)
-        return _finish(job, model, *_sorted_out(job, result, source), options=vars(self), runner=result.runner)
+        proposed = _sorted_out(job, result, source, start.cells)
+        return _finish(job, model, *proposed, options=vars(self), runner=result.runner)
 
     def units(self, campaign: Campaign) -> int | None:
         return self.count * self.iterations
