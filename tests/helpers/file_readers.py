@@ -14,9 +14,10 @@ from uqbias.bias.base import BiasSum
 from uqbias.bias.metad import MetaD
 from uqbias.campaign.label_requests import label_key
 from uqbias.campaign.ledger import open_ledger
-from uqbias.campaign.phases import _harvested_requests, observed
+from uqbias.campaign.phases import observed, requests_of
 from uqbias.errors import UqbiasError
 from uqbias.model.model import UncertaintyModel
+from uqbias.molecule.cells import ISOLATED
 from uqbias.molecule.frames import Frames, read_frames, write_frames
 from uqbias.molecule.sense import check_sense
 from uqbias.potentials.power_spectrum import PowerSpectrum
@@ -212,7 +213,15 @@ def read_data(path):
 
 def work(folder):
     campaign = SimpleNamespace(md=SimpleNamespace(timestep_fs=0.5))
-    return SimpleNamespace(folder=lambda _: folder, topology=PEROXIDE, oracle_identity="oracle", campaign=campaign)
+    return SimpleNamespace(
+        folder=lambda _: folder,
+        topology=PEROXIDE,
+        oracle_identity="oracle",
+        oracle_facts={},
+        campaign=campaign,
+        start=SimpleNamespace(cells=None, periodic=ISOLATED),
+        ledger=SimpleNamespace(numbers=np.array(PEROXIDE.numbers)),
+    )
 
 
 #: Reader by name, which is given the folder with the damaged file.
@@ -221,7 +230,7 @@ READERS = {
     "campaign": lambda folder: load_campaign(folder / "campaign.yaml"),
     "ledger": read_ledger,
     "report": read_report,
-    "harvest": lambda folder: _harvested_requests(work(folder), 1),
+    "harvest": lambda folder: requests_of(work(folder), 1),
     "observations": lambda folder: observed(work(folder), 1),
     "run": read_run,
     "snapshot": read_snapshot,
