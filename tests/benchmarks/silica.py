@@ -23,14 +23,15 @@ from uqbias.molecule.frames import read_frames
 
 REFERENCE = ROOT / "systems" / "silica" / "reference"
 TESTS = ("liquid", "glass", "stishovite", "coesite")
-#: What differs from the campaign file, which drives MD at 300 K by metadynamics on the uncertainty of the worst atom.
+#: What differs from the campaign file, in which uncertainty pulls at MD at 1500 K.
 ARMS: dict[str, Arm] = {
     "MD 300 K": {"sampler": "md", "md.temperature": 300.0},
     "MD 1500 K": {"sampler": "md", "md.temperature": 1500.0},
     "MD 3000 K": {"sampler": "md", "md.temperature": 3000.0},
     "random": {"sampler": "random", "md.start_from": "labelled"},
     "attack": {"sampler": "attack", "md.start_from": "labelled"},
-    "uncertainty": {},
+    "uncertainty 300 K": {"md.temperature": 300.0},
+    "uncertainty 1500 K": {},
 }
 
 
