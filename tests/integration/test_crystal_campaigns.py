@@ -14,6 +14,8 @@ from uqbias.campaign.verification import verify
 from uqbias.errors import UqbiasError
 from uqbias.model.model import UncertaintyModel
 from uqbias.molecule.frames import read_frames
+from uqbias.report.page import render
+from uqbias.report.run_data import RunData
 from uqbias.settings.file import load_campaign
 
 SHEAR = np.array([[1.0, 0.05, 0.0], [0.0, 1.0, 0.1], [0.0, 0.0, 1.0]])
@@ -95,6 +97,9 @@ def test_distortions_of_a_crystal(tmp_path, sampler):
     model = UncertaintyModel.load(tmp_path / "run" / "round_02" / "model.uqb")
     assert model.topology.network == frozenset(range(4))
     assert not verify(tmp_path / "run").faults
+    report = RunData.load(tmp_path / "run")
+    assert report.test_positions.shape == (6, 4, 3)
+    assert "crystal" in render(report)
 
 
 def test_a_pool_of_a_crystal(tmp_path):

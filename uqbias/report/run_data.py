@@ -299,7 +299,7 @@ class _Reader:
         """Labels from the ledger; verdicts and atomic numbers from the data set that is derived from it."""
 
         def verdicts_of(path: Path) -> tuple[NDArray[np.int64], dict[tuple[int, int], str]]:
-            frames = read_frames(path)
+            frames = read_frames(path, periodic=True)
             return frames.numbers, {(int(e["round"]), int(e["index"])): str(e["verdict"]) for e in frames.info}
 
         numbers, verdicts = self.file(self.path / "dataset.xyz", verdicts_of) or (None, {})
@@ -358,16 +358,16 @@ class _Reader:
         score = self.run.score
         test_set, surface = (self.named(score.get(key)) for key in ("test_set", "surface"))
         if test_set is not None:
-            self.run.test_positions = self.file(test_set, lambda path: read_frames(path, labelled=False).positions)
+            test = self.file(test_set, lambda path: read_frames(path, labelled=False, periodic=True))
+            self.run.test_positions = None if test is None else test.positions
         if surface is not None and len(score.get("coordinates") or ()) >= 2:
             self.run.surface = self.file(surface, ReferenceSurface.load)
 
     def named(self, name: Any) -> Path | None:
         """A file named in the configuration, relative to the run directory."""
-        if isinstance(name, str) and (self.path / name).is_file():
-            return self.path / name
-        if isinstance(name, str):
-            self.run.notes.append(f"{name} is named in the configuration and not found from here")
+        if not isinstance(name, str) or (self.path / name).is_file():
+            return self.path / name if isinstance(name, str) else None
+        self.run.notes.append(f"{name} is named in the configuration and not found from here")
         return None
 
 
