@@ -261,12 +261,11 @@ def test_rebuilt_run_goes_on_as_if_nothing_had_been(finished, copied, damage):
 def test_labels_in_their_folders_are_kept_to_the_last_bit_and_the_one_lost_is_paid(finished, copied):
     campaign, run, paid = copied
     labels = {(e["round"], e["index"]): e for e in map(json.loads, (run / NAME).read_text().splitlines()) if "key" in e}
+    topology, start = Topology.from_pdb(campaign.parent / "structure.pdb"), read_frames(run / "dataset.xyz")
     for name in (NAME, "dataset.xyz", "round_02/model.uqb", "round_02/training.json"):
         (run / name).unlink()
     shutil.rmtree(run / "labels")
-    work = rounds.Work(
-        load_campaign(campaign), run, None, Topology.from_pdb(campaign.parent / "structure.pdb"), None, None
-    )
+    work = rounds.Work(load_campaign(campaign), run, None, topology, start, None)
     oracle = json.dumps([work.oracle.kind, work.oracle.options], sort_keys=True)
     for (index, place), event in labels.items():
         folder = run / "labels" / f"round_{index:02d}" / f"frame_{place:04d}_0"

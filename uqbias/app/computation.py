@@ -89,10 +89,21 @@ class NoModel(torch.nn.Module):
 
 
 def load_model(model: torch.nn.Module | str | Path | None, n_atoms: int) -> torch.nn.Module:
-    """The model, from its file if that is given; `NoModel` of ``n_atoms`` for None."""
+    """The model, from its file if that is given; `NoModel` of ``n_atoms`` for None.
+
+    Raises
+    ------
+    UqbiasError
+        For a model of a crystal, whose cell a System of the user's would not hand over.
+    """
     if model is None:
         return NoModel([0] * n_atoms)
-    return UncertaintyModel.load(model) if isinstance(model, str | Path) else model
+    model = UncertaintyModel.load(model) if isinstance(model, str | Path) else model
+    if getattr(getattr(model, "topology", None), "network", None) or "reference_cell_nm" in getattr(
+        model, "provenance", {}
+    ):
+        raise UqbiasError("a model of atoms in a cell in a System of one's own", "run it by `uqbias md` or a campaign")
+    return model
 
 
 class Computation:
