@@ -168,8 +168,8 @@ def test_geometries_without_a_label_are_skipped(frames, folder, tmp_path):
 def test_relaxations_that_break_off_are_told(folder, tmp_path, monkeypatch):
     forces = relaxation._forces
 
-    def spoilt(potential, x):
-        found = forces(potential, x)
+    def spoilt(potential, x, *cells):
+        found = forces(potential, x, *cells)
         found[:2] = np.nan
         return found
 

@@ -15,6 +15,7 @@ from uqbias.compile.fused import FusedEvaluator
 from uqbias.errors import UqbiasError
 from uqbias.md.guards import Guard
 from uqbias.md.walkers import Walkers
+from uqbias.molecule.frames import Frames
 from uqbias.runs.series import stacked
 from uqbias.runs.trajectories import Trajectories
 from uqbias.units import BAR, kt
@@ -155,10 +156,10 @@ def test_interrupted_run_is_the_uninterrupted_run(solid, tmp_path, pressure):
 
 def test_stopped_walkers_begin_again_in_the_cell_of_their_frame():
     frames = np.stack([PLACES @ BOX, PLACES @ (1.1 * BOX)])
-    guard = Guard(NEON, PLACES @ BOX, driver_cap=1.2)
-    walkers = make(
-        2, guard=guard, safe_frames=frames, safe_boxes=np.stack([BOX, 1.05 * BOX]), choose_restart=lambda *_: 1
-    )
+    boxes = np.stack([BOX, 1.05 * BOX])
+    labelled = Frames(np.array(NEON.numbers), PLACES @ boxes, cells=boxes)
+    guard = Guard(NEON, PLACES @ BOX, driver_cap=1.2, labelled=labelled)
+    walkers = make(2, guard=guard, safe_frames=frames, safe_boxes=boxes, choose_restart=lambda *_: 1)
     walkers.place(0, PLACES @ (1.2 * BOX), box=1.2 * BOX)
     seen = []
     walkers.run(50, pace=25, observers=[seen.append])

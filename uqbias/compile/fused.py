@@ -153,9 +153,11 @@ class FusedEvaluator:
                 self._inputs.append(tensor)
         self._potential = getattr(model, "potential", None)
         self.periodic, self.box = periodic, self._as_input(box)
-        self.neighbours = self._potential and neighbour_list(
-            self._potential, box=box is not None, periodic=periodic, skin=skin
-        )
+        self.neighbours = None
+        if self._potential is not None and hasattr(
+            self._potential, "uses_table"
+        ):  # a module of one's own may have anything of this name
+            self.neighbours = neighbour_list(self._potential, box=box is not None, periodic=periodic, skin=skin)
         self._function = FusedFunction(
             whole,
             [f"model.{name}" for name in self._weight_names] + self._extra_weights,
