@@ -246,7 +246,9 @@ def main(
             everything[name] = results
             report = [*table(name, system, results), f"({time.perf_counter() - begun:.0f} s)"]
             print("\n" + "\n".join(report) + "\n", flush=True)
-            draw(system, results, (arguments.figures or arguments.output) / f"{figures}_{name}.png")
+            pictures = arguments.figures or arguments.output
+            pictures.mkdir(parents=True, exist_ok=True)
+            draw(system, results, pictures / f"{figures}_{name}.png")
             if arguments.json:
                 write_text(arguments.json, json.dumps(everything, indent=1) + "\n")
 

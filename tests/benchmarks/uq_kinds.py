@@ -2,7 +2,8 @@
 
 Three data sets: acetylacetone (trained on 300 K, judged on 600 K frames), ammonia (78 DFT geometries in five blocks,
 each judged by models that never saw it) and alanine dipeptide (trained on 100 frames with φ < 0, judged on the whole
-map). Kinds that need no training of their own share one trained potential, whose training time each is charged with.
+map); ``--parts rmd17`` stands for the ten molecules of revised MD17 (trained and judged on the official split 1).
+Kinds that need no training of their own share one trained potential, whose training time each is charged with.
 All trainings have the same steps, batches and seeds; the best weights on the validation frames are kept.
 
 The columns: force MAE of the model; AUROC (of the fifth with the largest force error) and Spearman ρ of structures and
@@ -28,6 +29,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from step_cost import Side, measure, repeat
+from uq_sets import DATA, RMD17, SETS, alanine
 
 from uqbias.bias.base import BiasSum
 from uqbias.bias.fixed import UpperWall
@@ -36,17 +38,11 @@ from uqbias.model import metrics
 from uqbias.model.fit import complete_model, make_potential, make_uncertainties, split_by_role
 from uqbias.model.inference import residuals
 from uqbias.model.training import train
-from uqbias.molecule.frames import read_frames
-from uqbias.molecule.seen import invariants, is_in
-from uqbias.molecule.topology import Topology
 from uqbias.settings.file import check_campaign
 from uqbias.settings.schema import TrainingOptions
 from uqbias.uncertainty.conformal import Conformal
 from uqbias.units import EV_PER_ANGSTROM
 
-ROOT = Path(__file__).parents[2]
-DATA = ROOT.parent / "shared" / "data"
-ALANINE = ROOT / "systems" / "alanine_dipeptide"
 COMMITTEE = {"n_members": 5}
 SHARED = COMMITTEE | {"shared_density": True}
 #: name: (kind, options, options of the potential, goal of the cost)
@@ -69,6 +65,8 @@ KINDS = {
 #: A committee of this size is what the goals of the cost are for.
 COST_MEMBERS = 4
 SPLITS = 20
+#: Parts that run and that the figure shows, unless others are asked for.
+SHOWN = ("acetylacetone", "ammonia", "alanine", "cost")
 #: Panels in a row of the figure.
 ACROSS = 7
 MEV_PER_A = EV_PER_ANGSTROM * 1e-3
@@ -85,42 +83,6 @@ COLUMNS = (
     ("coverage_0.32", "cov 68 %", "{:.1%}"),
     ("train_s", "train s", "{:.0f}"),
 )
-
-
-class Task:
-    """Frames to learn from and frames to be judged on; several folds for a small set."""
-
-    def __init__(self, name, topology, folds):
-        self.name, self.topology, self.folds = name, topology, folds
-
-
-def acetylacetone():
-    train_frames, test = (read_frames(DATA / f"acetylacetone_train_{kelvin}K.xyz") for kelvin in (300, 600))
-    return Task("acetylacetone", guessed(train_frames), [(train_frames, test)])
-
-
-def ammonia(n_blocks=5):
-    frames = read_frames(DATA / "ammonia_dft_78.xyz")
-    blocks = np.array_split(np.arange(len(frames)), n_blocks)
-    folds = []
-    for block in blocks:
-        rest = frames[np.setdiff1d(np.arange(len(frames)), block)]
-        # Some geometries are others with hydrogens exchanged: what the rest holds too is no test.
-        folds.append((rest, frames[block[~is_in(invariants(rest.positions), frames.positions[block])]]))
-    return Task("ammonia", guessed(frames), folds)
-
-
-def alanine():
-    topology = Topology.from_pdb(ALANINE / "structure.pdb")
-    test = read_frames(ALANINE / "reference" / "test_set.xyz")
-    return Task("alanine dipeptide", topology, [(read_frames(ALANINE / "start.xyz"), test)])
-
-
-def guessed(frames):
-    return Topology.from_positions([int(number) for number in frames.numbers], frames.positions[0])
-
-
-SETS = {"acetylacetone": acetylacetone, "ammonia": ammonia, "alanine": alanine}
 
 
 def campaign_of(kind, options, potential, seed):
@@ -343,7 +305,8 @@ def draw(output, path):
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    found = [json.loads((output / f"{name}.json").read_text()) for name in SETS if (output / f"{name}.json").is_file()]
+    found = [json.loads((output / f"{name}.json").read_text()) for name in SHOWN if (output / f"{name}.json").is_file()]
+    found = [part for part in found if "shown" in part]
     shown = {part["name"]: part["shown"] for part in found}
     if not shown:
         return
@@ -388,14 +351,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4000, help="optimiser steps of every training")
-    parser.add_argument("--parts", nargs="+", choices=[*SETS, "cost"], default=[*SETS, "cost"])
+    parser.add_argument("--parts", nargs="+", choices=[*SETS, "rmd17", "cost"], default=SHOWN)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--runner", default="auto", help="of the cost: auto, aoti, torchscript or eager")
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/uq_kinds"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.output.mkdir(parents=True, exist_ok=True)
-    for name in options.parts:
+    for name in (part for asked in options.parts for part in (RMD17 if asked == "rmd17" else [asked])):
         if name == "cost":
             found = costs(options.kinds, options.runner)
             print_costs(found, options.kinds)

@@ -64,6 +64,20 @@ def test_disagreement():
         disagreement(values[:2], values)
 
 
+def test_what_cancels_is_judged_by_what_rounding_makes_of_it():
+    """The sum of a million numbers that cancel is rounding, whichever way it is added up; a lost share is none."""
+    values = torch.randn(10**6, generator=torch.Generator().manual_seed(1))
+    values = torch.cat([values, -values])
+    forth, back = [values.sum()], [values.flip(0).cumsum(0)[-1]]
+    assert disagreement(back, forth)
+    spread = runners._spread(lambda inputs: [inputs[0].sum()], [values], forth)
+    assert disagreement(back, forth, spread=spread) == ""
+    assert disagreement([forth[0] + 1.0], forth, spread=spread)
+    whole = [values[: 10**6].square().sum()]
+    spread = runners._spread(lambda inputs: [inputs[0][: 10**6].square().sum()], [values], whole)
+    assert disagreement([0.9 * whole[0]], whole, spread=spread)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
 def test_wrong_machine_code_is_made_again_or_refused(inputs, tmp_path, monkeypatch, caplog):
