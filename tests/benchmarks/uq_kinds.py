@@ -35,8 +35,9 @@ from uqbias.bias.base import BiasSum
 from uqbias.bias.fixed import UpperWall
 from uqbias.compile.fused import FusedEvaluator
 from uqbias.model import metrics
-from uqbias.model.fit import complete_model, make_potential, make_uncertainties, split_by_role
+from uqbias.model.fit import complete_model, make_potential, make_uncertainties
 from uqbias.model.inference import residuals
+from uqbias.model.splitting import Dealt, split_by_role
 from uqbias.model.training import train
 from uqbias.settings.file import check_campaign
 from uqbias.settings.schema import TrainingOptions
@@ -140,7 +141,8 @@ def models_of(task, fold, kinds, seed, steps):
         if not any(True for _ in judge.parameters()):
             judge = probe
         begin = time.perf_counter()
-        model, _ = complete_model(campaign, copy.deepcopy(potential), judge, judge, task.topology, split, (seed, seed))
+        dealt = {"": Dealt(task.topology, split)}
+        model, _ = complete_model(campaign, copy.deepcopy(potential), judge, judge, dealt, (seed, seed))
         yield name, model, split, seconds + time.perf_counter() - begin
 
 
@@ -244,7 +246,7 @@ def quick_model(campaign, task, split):
     judge, _ = make_uncertainties(campaign, task.topology, potential, split.training, split.training)
     options = TrainingOptions(steps=2, evaluate_every=1)
     train(potential, split.training, split.validation, options, uncertainties=[judge], runner="eager")
-    return complete_model(campaign, potential, judge, judge, task.topology, split, (0, 0))[0]
+    return complete_model(campaign, potential, judge, judge, {"": Dealt(task.topology, split)}, (0, 0))[0]
 
 
 def run_set(task, kinds, seeds, steps):

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 from ase.data import chemical_symbols
 
+from uqbias.molecule.frames import Frames
 from uqbias.molecule.topology import Topology
 from uqbias.testing.peroxide import peroxide_geometries, peroxide_model
+from uqbias.units import ANGSTROM, EV, EV_PER_ANGSTROM
 
 __all__ = [
     "ALANINE",
@@ -17,6 +19,7 @@ __all__ = [
     "AMMONIA_POSITIONS",
     "HYDROGENS_LAST",
     "PEROXIDE",
+    "emt_frames",
     "peroxide",
     "peroxide_geometries",
     "peroxide_model",
@@ -48,6 +51,21 @@ def peroxide(torsion=np.pi / 2):
         0.97 * np.sin(bend) * np.sin(torsion),
     ]
     return 0.1 * np.array([first, [0.0, 0.0, 0.0], [1.45, 0.0, 0.0], last])
+
+
+def emt_frames(name, count, seed=0):
+    """Distorted frames of one of ASE's molecules, labelled by its EMT."""
+    from ase.build import molecule
+    from ase.calculators.emt import EMT
+
+    atoms, random = molecule(name), np.random.default_rng(seed)
+    atoms.calc, rest, rows = EMT(), atoms.positions.copy(), []
+    for _ in range(count):
+        atoms.positions = rest + random.normal(scale=0.05, size=rest.shape)
+        rows.append((atoms.positions.copy(), atoms.get_potential_energy(), atoms.get_forces()))
+    x, energies, forces = (np.array(column) for column in zip(*rows, strict=True))
+    units = ANGSTROM * x, EV * energies, EV_PER_ANGSTROM * forces
+    return Frames(atoms.numbers.astype(np.int64), *units, source=f"{name}.xyz")
 
 
 def write_pdb(path, topology, positions):

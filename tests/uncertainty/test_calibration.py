@@ -9,8 +9,9 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from uqbias.errors import UqbiasError
-from uqbias.model.fit import calibrate, fit_model, split_by_role
+from uqbias.model.fit import calibrate, fit_model
 from uqbias.model.model import UncertaintyModel
+from uqbias.model.splitting import split_by_role
 from uqbias.molecule.frames import Frames, read_frames, write_frames
 from uqbias.molecule.seen import invariants, is_in
 from uqbias.uncertainty.calibration import Calibration, HeldOut, VarianceScaling

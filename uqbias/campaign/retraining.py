@@ -14,8 +14,9 @@ from uqbias.campaign.ledger import Record
 from uqbias.campaign.progress import SilentProgress, TrainingProgress
 from uqbias.campaign.work import Work
 from uqbias.files import write_text
-from uqbias.model.fit import check_calibration_frames, complete_model, distinct, make_potential, make_uncertainties
+from uqbias.model.fit import complete_model, distinct, make_potential, make_uncertainties
 from uqbias.model.model import UncertaintyModel
+from uqbias.model.splitting import Dealt, check_calibration_frames
 from uqbias.model.training import train
 from uqbias.molecule.frames import Frames
 from uqbias.potentials.base import Potential
@@ -26,7 +27,7 @@ def train_phase(work: Work, round_index: int) -> dict[str, Any]:
     """Train on the accepted labels; writes ``round_XX/model.uqb`` and ``training.json``."""
     campaign = work.campaign
     split = work.deal(work.accepted(round_index))
-    check_calibration_frames(split, campaign.calibration.alpha)
+    check_calibration_frames([split], campaign.calibration.alpha)
     last = _last_model(work, round_index)
     potential = make_potential(campaign, work.topology, work.seed(0, "potential")) if last is None else last.potential
     # What counts as a stiff coordinate is learned once, from the start frames, and stays.
@@ -41,7 +42,8 @@ def train_phase(work: Work, round_index: int) -> dict[str, Any]:
     parts = distinct(judge, driver)
     history = _train(work, round_index, potential, parts, split.training, split.validation, last is not None)
     seeds = (work.seed(round_index, "judge"), work.seed(round_index, "driver"))
-    model, facts = complete_model(campaign, potential, judge, driver, work.topology, split, seeds)
+    dealt = {"": Dealt(work.topology, split)}
+    model, facts = complete_model(campaign, potential, judge, driver, dealt, seeds)
     model.provenance.update(campaign=campaign.name, round=round_index)
     model.save(work.model_path(round_index))
     write_text(work.folder(round_index) / "training.json", json.dumps({**facts, **history}, indent=1))

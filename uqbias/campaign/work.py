@@ -21,7 +21,7 @@ from uqbias.campaign.post_label import ACCEPTED, label_verdicts
 from uqbias.campaign.progress import Progress
 from uqbias.errors import UqbiasError
 from uqbias.files import sha256
-from uqbias.model.fit import Split, split_by_role
+from uqbias.model.splitting import Split, split_by_role
 from uqbias.molecule.cells import EVERYWHERE, ISOLATED, Periodic
 from uqbias.molecule.frames import Frames, read_frames
 from uqbias.molecule.protons import with_mobile_protons

@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = exports(
     __name__,
     {
         "export": ("export_torchscript",),
-        "fit": ("Split", "calibrate", "complete_model", "fit_model", "fit_uncertainty", "make_potential"),
+        "fit": ("calibrate", "complete_model", "fit_model", "fit_uncertainty", "make_potential"),
         "inference": ("Evaluated", "evaluate_frames"),
         "metrics": (
             "auroc",
@@ -19,6 +19,7 @@ __getattr__, __dir__, __all__ = exports(
         ),
         "model": ("Prediction", "UncertaintyModel", "read_manifest"),
         "score": ("score_model",),
+        "splitting": ("Dealt", "Split"),
         "training": ("TrainingOptions", "TrainingResult", "train"),
     },
 )

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
 from uqbias.errors import UqbiasError
-from uqbias.model.inference import Evaluated, atoms_with_values, residuals
+from uqbias.model.inference import atoms_with_values, residuals
 from uqbias.model.model import UncertaintyModel
 from uqbias.model.score import score_model
+from uqbias.model.several import layout_of, of_system, score_systems
+from uqbias.model.splitting import Dealt, Split, check_calibration_frames, deal
 from uqbias.model.training import Progress, train
 from uqbias.molecule.frames import Frames
 from uqbias.molecule.protons import with_mobile_protons
@@ -26,9 +27,8 @@ from uqbias.potentials.prediction import predict
 from uqbias.registry import POTENTIALS, UNCERTAINTIES
 from uqbias.settings.schema import CalibrationSettings
 from uqbias.uncertainty.auto import driver_story
-from uqbias.uncertainty.base import Uncertainty, at_wall
-from uqbias.uncertainty.calibration import Calibration, HeldOut
-from uqbias.uncertainty.conformal import frames_needed
+from uqbias.uncertainty.base import Sample, Uncertainty, at_wall
+from uqbias.uncertainty.calibration import Calibration, HeldOut, with_elements
 
 if TYPE_CHECKING:
     from uqbias.options import KindSection
@@ -36,24 +36,11 @@ if TYPE_CHECKING:
 
 #: Kind and miscoverage of a calibration unless it is said otherwise.
 CALIBRATION = CalibrationSettings()
-#: Fewest frames left to train on.
-FEWEST = 10
-
-
-class Split(NamedTuple):
-    """Labelled frames by what they are used for."""
-
-    #: the potential and the judge are made from these.
-    training: Frames
-    #: decide when training stops.
-    validation: Frames
-    #: seen by nothing but the calibration.
-    calibration: Frames
 
 
 def fit_model(
-    frames: Frames,
-    topology: Topology | None = None,
+    frames: Frames | Mapping[str, Frames],
+    topology: Topology | Mapping[str, Topology] | None = None,
     settings: dict[str, Any] | Campaign | None = None,
     *,
     begin: Callable[[], object] | None = None,
@@ -61,11 +48,16 @@ def fit_model(
 ) -> tuple[UncertaintyModel, dict[str, Any]]:
     """Train a potential, fit driver and judge, and calibrate the judge on frames held out.
 
+    Of several systems, molecules or crystals, one potential is trained on all of them; driver and judge are fitted to
+    all, and the judge is calibrated on frames of all, of each its share. The model is then one of the first system, and
+    `UncertaintyModel.with_topology` gives those of the others. For them ``driver: auto`` is the judge.
+
     Parameters
     ----------
-    frames : labelled frames of one molecule; give some tens at least. Where ``training.force_weight`` is 0 they may be
-        without forces; the judge is then not calibrated.
-    topology : bond graph; guessed from the distances in the first frame if None.
+    frames : labelled frames of one molecule; give some tens at least. Of several systems those of each, by its name.
+        Where ``training.force_weight`` is 0 they may be without forces; the judge is then not calibrated.
+    topology : bond graph, or those of some of the systems by name; guessed from the distances in the first frame if
+        None.
     settings : sections ``potential``, ``training``, ``driver``, ``judge``, ``calibration`` and ``seed`` as in a
         campaign file; what is left out has its default.
     begin : called once the input is found to be in order, before the training step is loaded or compiled.
@@ -79,9 +71,58 @@ def fit_model(
     Raises
     ------
     UqbiasError
-        If the frames are not labelled, too few, of another molecule than the topology, or make no sense.
+        If the frames are not labelled, too few, of another molecule than the topology, or make no sense; of several
+        systems also if potential, judge or driver are of one molecule.
     """
     campaign = _settings(settings)
+    sets = {"": frames} if isinstance(frames, Frames) else dict(frames)
+    graphs = topology if isinstance(topology, Mapping) else dict.fromkeys(sets, topology)
+    several = len(sets) > 1
+    graphs = {name: _checked(sets, name, graphs.get(name), campaign) for name in sets}
+    splits = deal(list(sets.values()), campaign)
+    systems = {name: Dealt(graphs[name], split) for name, split in zip(sets, splits, strict=True)}
+    if all(frames.forces is not None for frames in sets.values()):
+        check_calibration_frames(splits, campaign.calibration.alpha)
+    # Before the training: a wrong option is told at once.
+    layout = layout_of(list(graphs.values()))
+    potential = make_potential(campaign, layout, campaign.seed)
+    starts = (None, None) if several else (*sets.values(), splits[0].training)
+    judge, driver = make_uncertainties(campaign, layout, potential, *starts)
+    if several:
+        first = next(iter(graphs.values()))
+        potential, one = potential.with_numbers(first.numbers), judge is driver
+        judge, driver = judge.with_topology(first), driver.with_topology(first)
+        driver = judge if one else driver
+    if begin is not None:
+        begin()
+    result = train(
+        potential,
+        [split.training for split in splits],
+        [split.validation for split in splits if len(split.validation)] or None,
+        campaign.training,
+        uncertainties=distinct(judge, driver),
+        seed=campaign.seed,
+        progress=progress,
+    )
+    model, facts = complete_model(campaign, potential, judge, driver, systems, (campaign.seed, campaign.seed))
+    model.provenance.update(_reference(next(iter(sets.values()))))
+    facts |= {
+        "steps": result.steps,
+        "best_step": result.best_step,
+        "wall_s": round(result.seconds, 3),
+        "history": result.history,
+    }
+    checks = {name: split.validation for name, split in zip(sets, splits, strict=True) if len(split.validation) > 1}
+    if several:
+        facts["validation"] = score_systems(model, checks) if checks else {}
+    elif len(splits[0].validation):
+        facts["validation"] = score_model(model, checks[""]) if checks else {}
+    return model, facts
+
+
+def _checked(sets: dict[str, Frames], name: str, topology: Topology | None, campaign: Campaign) -> Topology:
+    """Bond graph of a system; its frames are checked, and made whole in ``sets``."""
+    frames = sets[name]
     if frames.forces is None and (frames.energies is None or campaign.training.force_weight):
         raise UqbiasError(
             f"{frames.source} without {'energies' if frames.energies is None else 'forces'}",
@@ -91,42 +132,20 @@ def fit_model(
         check_molecule(frames, topology.numbers, "the structure")
     first = None if frames.cells is None else frames.cells[0]
     graph = topology or from_distances(frames.numbers.tolist(), frames.positions[0], first, frames.periodic)
-    frames = whole_frames(frames, graph)
+    sets[name] = frames = whole_frames(frames, graph)
     check_sense(frames, topology and with_mobile_protons(topology, frames.positions))
-    topology = with_mobile_protons(graph, frames.positions)
-    split = _deal(frames, campaign)
-    if frames.forces is not None:
-        check_calibration_frames(split, campaign.calibration.alpha)
-    # Before the training: a wrong option is told at once.
-    potential = make_potential(campaign, topology, campaign.seed)
-    judge, driver = make_uncertainties(campaign, topology, potential, frames, split.training)
-    if begin is not None:
-        begin()
-    result = train(
-        potential,
-        split.training,
-        split.validation if len(split.validation) else None,
-        campaign.training,
-        uncertainties=distinct(judge, driver),
-        seed=campaign.seed,
-        progress=progress,
-    )
-    model, facts = complete_model(campaign, potential, judge, driver, topology, split, (campaign.seed, campaign.seed))
+    return with_mobile_protons(graph, frames.positions)
+
+
+def _reference(frames: Frames) -> dict[str, Any]:
+    """Facts `REFERENCE` of the frame of lowest energy."""
     assert frames.energies is not None
     lowest = int(frames.energies.argmin())
-    model.provenance["reference_positions_nm"] = np.round(frames.positions[lowest], 6).tolist()
+    facts: dict[str, Any] = {"reference_positions_nm": np.round(frames.positions[lowest], 6).tolist()}
     if frames.cells is not None:
-        model.provenance["reference_cell_nm"] = np.round(frames.cells[lowest], 6).tolist()
-        model.provenance["reference_periodic"] = list(frames.periodic)
-    facts |= {
-        "steps": result.steps,
-        "best_step": result.best_step,
-        "wall_s": round(result.seconds, 3),
-        "history": result.history,
-    }
-    if len(split.validation):
-        facts["validation"] = score_model(model, split.validation) if len(split.validation) > 1 else {}
-    return model, facts
+        facts["reference_cell_nm"] = np.round(frames.cells[lowest], 6).tolist()
+        facts["reference_periodic"] = list(frames.periodic)
+    return facts
 
 
 def make_potential(campaign: Campaign, topology: Topology, seed: int) -> Potential:
@@ -143,25 +162,30 @@ def make_potential(campaign: Campaign, topology: Topology, seed: int) -> Potenti
 
 
 def make_uncertainties(
-    campaign: Campaign, topology: Topology, potential: Potential, start: Frames, training: Frames
+    campaign: Campaign, topology: Topology, potential: Potential, start: Frames | None, training: Frames | None
 ) -> tuple[Uncertainty, Uncertainty]:
     """Unfitted judge and driver, one object where the campaign names the same twice.
 
     Parameters
     ----------
-    start : frames from which the driver's features learn what is stiff.
+    start : frames from which the driver's features learn what is stiff; None for several systems.
     training : the same for the judge: none of the frames that it is to be calibrated on.
     """
 
-    def make(section: KindSection, start: Frames) -> Uncertainty:
+    def make(section: KindSection, start: Frames | None) -> Uncertainty:
+        kind = UNCERTAINTIES.get(section.kind)
+        if start is None and kind._placed is Uncertainty._placed:
+            raise kind.of_one_molecule()
         part: Uncertainty = UNCERTAINTIES.build(section, topology=topology, n_latents=potential.n_latents)
         part.check_members(potential.n_members)
         part.to(next(potential.parameters()).dtype)
-        part.prepare(torch.as_tensor(start.positions))
+        if start is not None:
+            part.prepare(torch.as_tensor(start.positions))
         return part
 
     judge = make(campaign.judge, training)
-    return judge, judge if campaign.driver == campaign.judge else make(campaign.driver, start)
+    of_judge = campaign.driver == campaign.judge or (start is None and campaign.driver.kind == "auto")
+    return judge, judge if of_judge else make(campaign.driver, start)
 
 
 def distinct(judge: Uncertainty, driver: Uncertainty) -> tuple[Uncertainty, ...]:
@@ -174,14 +198,15 @@ def complete_model(
     potential: Potential,
     judge: Uncertainty,
     driver: Uncertainty,
-    topology: Topology,
-    split: Split,
+    systems: Mapping[str, Dealt],
     seeds: tuple[int, int],
 ) -> tuple[UncertaintyModel, dict[str, Any]]:
     """Put a trained potential, judge and driver together: fit both, calibrate, write down where it comes from.
 
     Parameters
     ----------
+    potential, judge, driver : of the first of the systems.
+    systems : the systems and their frames, by name.
     seeds : seeds of the fit of the judge and of the driver.
 
     Returns
@@ -189,49 +214,79 @@ def complete_model(
     model : the model.
     facts : JSON-able counts of frames, the force error on the calibration frames, and what the driver is.
     """
+    dealt = list(systems.values())
+    topology, splits = dealt[0].topology, [system.split for system in dealt]
     model = UncertaintyModel(potential, judge, topology, driver=None if judge is driver else driver).eval()
+    if len(dealt) > 1:
+        model.systems = {name: system.topology for name, system in systems.items()}
+    graphs = [system.topology for system in dealt]
     # The judge must not know the frames that it is calibrated on; the driver is to be pushed away from every frame.
-    fit_uncertainty(potential, judge, split.training, seeds[0])
+    fit_uncertainty(potential, judge, [split.training for split in splits], seeds[0], graphs)
     if driver is not judge:
-        fit_uncertainty(potential, driver, Frames.concatenate(list(split)), seeds[1])
+        fit_uncertainty(potential, driver, [Frames.concatenate(list(split)) for split in splits], seeds[1], graphs)
     settings = campaign.calibration
     calibrated = {}
-    if split.training.forces is not None:  # the judge is calibrated as an error of forces
+    if all(split.training.forces is not None for split in splits):  # the judge is calibrated as an error of forces
         options = settings.model_dump(exclude={"fraction"})
-        calibrated = calibrate(model, split.calibration, shape_frames=split.validation, **options)
-    story = driver_story(campaign.driver, topology)
+        held_out, shape_frames = ([split[role] for split in splits if len(split[role])] for role in (2, 1))
+        calibrated = calibrate(model, held_out, shape_frames=shape_frames, **options)
+    story = driver_story(campaign.driver, topology, len(dealt))
     model.provenance["driver_choice"] = "; ".join(story)
-    counts = {f"{name}_frames".removeprefix("training_"): len(part) for name, part in split._asdict().items()}
-    model.provenance.update(**counts, **calibrated, dataset_sha256=_digest(split.training))
+    names = [f"{name}_frames".removeprefix("training_") for name in Split._fields]
+    each = [dict(zip(names, map(len, split), strict=True)) for split in splits]
+    counts = {name: sum(of_one[name] for of_one in each) for name in names}
+    model.provenance.update(**counts, **calibrated, dataset_sha256=_digest([split.training for split in splits]))
+    if len(dealt) > 1:
+        model.provenance["frames_of_systems"] = dict(zip(systems, each, strict=True))
     return model, counts | calibrated | {"driver_story": story, "driver_wall": at_wall("wall", driver)}
 
 
-def fit_uncertainty(potential: Potential, part: Uncertainty, frames: Frames, seed: int) -> None:
-    """Fit an uncertainty to frames, with what the potential says of them."""
-    part.record_seen(frames)
+def fit_uncertainty(
+    potential: Potential,
+    part: Uncertainty,
+    frames: Frames | Sequence[Frames],
+    seed: int,
+    systems: Sequence[Topology] = (),
+) -> None:
+    """Fit an uncertainty to frames, with what the potential says of them.
+
+    Parameters
+    ----------
+    frames : of the system of potential and part; or of several, whose bond graphs are ``systems``.
+    """
+    sets = [frames] if isinstance(frames, Frames) else list(frames)
+    for one in sets:
+        part.record_seen(one)
     forces: Literal["members", "none"] = "members" if part.requires_forces else "none"
-    prediction = predict(potential, frames.positions, forces=forces, cells=frames.cells, periodic=frames.periodic)
-    positions = torch.as_tensor(frames.positions).to(prediction.energy)
-    part.fit(positions, prediction.energy, prediction.latents, prediction.member_forces, seed=seed)
+    samples = []
+    for index, one in enumerate(sets):
+        here, placed = potential, part
+        if len(sets) > 1:
+            here, placed = potential.with_numbers(systems[index].numbers), part.with_topology(systems[index])
+        prediction = predict(here, one.positions, forces=forces, cells=one.cells, periodic=one.periodic)
+        positions = torch.as_tensor(one.positions).to(prediction.energy)
+        samples.append(Sample(placed, positions, prediction.energy, prediction.latents, prediction.member_forces))
+    part.fit_systems(samples, seed=seed)
 
 
 def calibrate(
     model: UncertaintyModel,
-    held_out: Frames,
+    held_out: Frames | Sequence[Frames],
     *,
     alpha: float = CALIBRATION.alpha,
     kind: str = CALIBRATION.kind,
     shape: str = CALIBRATION.shape,
-    shape_frames: Frames | None = None,
+    shape_frames: Frames | Sequence[Frames] | None = None,
 ) -> dict[str, float]:
     """Calibrate a model's judge, per structure and per atom, in place.
 
     The way to a calibrated model: it refuses frames that potential or judge were made from, however they were moved or
-    rounded since.
+    rounded since. The bound is one for all systems, and holds for frames drawn from all of them as those held out are.
 
     Parameters
     ----------
-    held_out : labelled frames that neither trained the potential nor stopped its training; 1/α or more.
+    held_out : labelled frames that neither trained the potential nor stopped its training; 1/α or more. Of several
+        systems a list, with the frames of one system each.
     alpha, kind, shape : see `uqbias.uncertainty.calibration.Calibration`.
     shape_frames : labelled frames that the shape is fitted to: none of ``held_out``, so that the bound on top keeps its
         guarantee, and none that the judge was fitted to. Those that stopped the training serve: their errors are a
@@ -252,34 +307,46 @@ def calibrate(
             "the model does not know which frames it was made from, so no frame can be shown to be held out",
             "call model.potential.record_seen(positions) with its training frames",
         )
-    known = is_in(model.seen, held_out)
-    if known.any():
-        raise UqbiasError(
-            f"{int(known.sum())} of {len(held_out)} calibration frames, the first of them frame "
-            f"{int(known.argmax())}, were used to train the model",
-            "calibrate on frames that the model has not seen",
-        )
-    if not len(held_out):
+    sets, shapes = ([given] if isinstance(given, Frames) else list(given or []) for given in (held_out, shape_frames))
+    for frames in sets:
+        known = is_in(model.seen, frames)
+        if known.any():
+            raise UqbiasError(
+                f"{int(known.sum())} of {len(frames)} calibration frames, the first of them frame "
+                f"{int(known.argmax())}, were used to train the model",
+                "calibrate on frames that the model has not seen",
+            )
+    if not sum(map(len, sets)):
         raise UqbiasError("no frame is left for calibration", "give more frames")
-    calibration = Calibration(kind, alpha, model.judge.statistic, shape, model.numbers).to(next(model.parameters()))
-    evaluated, errors = residuals(model, held_out)
-    raw_atoms = evaluated.raw_atom_uncertainty
-    valued = None if raw_atoms is None else atoms_with_values(raw_atoms)
-
-    def known_of(evaluated: Evaluated, errors: np.typing.NDArray[np.float64]) -> HeldOut:
-        known = HeldOut(evaluated.raw_judge, np.sqrt(np.square(errors).mean(axis=(1, 2))))
-        if evaluated.raw_atom_uncertainty is None or valued is None:
-            return known
-        atoms = evaluated.raw_atom_uncertainty[:, valued], np.sqrt(np.square(errors[:, valued]).mean(axis=2))
-        return HeldOut(*known[:2], *atoms, np.array(model.numbers)[valued])
-
-    learn = shape_frames is not None and len(shape_frames) > 0 and shape != "linear"
-    calibration._fit(
-        known_of(evaluated, errors), known_of(*residuals(model, shape_frames)) if learn and shape_frames else None
-    )
+    elements = with_elements(model.numbers, model.potential.elements) if model.systems else model.numbers
+    calibration = Calibration(kind, alpha, model.judge.statistic, shape, elements).to(next(model.parameters()))
+    values, errors = _held_out(model, sets)
+    learn = shape != "linear" and sum(map(len, shapes)) > 0
+    calibration._fit(values, _held_out(model, shapes)[0] if learn else None)
     model.calibration = calibration
-    model.calibrated_on = invariants(held_out)
+    model.calibrated_on = np.concatenate([invariants(frames) for frames in sets])
     return {"calibration_force_rmse": float(np.sqrt(np.square(errors).mean()))}
+
+
+def _held_out(model: UncertaintyModel, sets: Sequence[Frames]) -> tuple[HeldOut, np.typing.NDArray[np.float64]]:
+    """What a calibration learns from frames, each of one system; and the errors of all force components."""
+    columns: list[tuple[np.typing.NDArray[Any], ...]] = []
+    components = []
+    for frames in sets:
+        twin = of_system(model, frames)
+        evaluated, errors = residuals(twin, frames)
+        components.append(errors.ravel())
+        row: tuple[np.typing.NDArray[Any], ...] = (
+            evaluated.raw_judge,
+            np.sqrt(np.square(errors).mean(axis=(1, 2))),
+        )
+        if (raw := evaluated.raw_atom_uncertainty) is not None:
+            valued = atoms_with_values(raw)
+            of_atoms = np.sqrt(np.square(errors[:, valued]).mean(axis=2))
+            numbers = np.broadcast_to(frames.numbers[valued], of_atoms.shape)
+            row += (raw[:, valued].ravel(), of_atoms.ravel(), numbers.ravel())
+        columns.append(row)
+    return HeldOut(*(np.concatenate(column) for column in zip(*columns, strict=True))), np.concatenate(components)
 
 
 def _settings(settings: dict[str, Any] | Campaign | None) -> Campaign:
@@ -290,50 +357,9 @@ def _settings(settings: dict[str, Any] | Campaign | None) -> Campaign:
     return settings
 
 
-def _deal(frames: Frames, campaign: Campaign) -> Split:
-    """Training, validation and calibration frames at random."""
-    n, options = len(frames), campaign.calibration
-    # The conformal quantile of n frames exists for n of 1/α or more.
-    n_calibration = max(math.ceil(options.fraction * n), frames_needed(options.alpha))
-    if frames.forces is None:
-        n_calibration = 0
-    n_validation = math.ceil(campaign.training.validation_fraction * n)
-    if n - n_calibration - n_validation < FEWEST:
-        raise UqbiasError(
-            f"{n} frames: {n_calibration} are kept for calibration and {n_validation} for validation, "
-            f"fewer than {FEWEST} are left to train on",
-            f"give {FEWEST + n_calibration + n_validation} frames or more, or raise calibration.alpha",
-        )
-    order = np.random.default_rng(campaign.seed).permutation(n)
-    role = np.zeros(n, dtype=np.int64)
-    role[order[:n_validation]] = 1
-    role[order[n_validation : n_validation + n_calibration]] = 2
-    return split_by_role(frames, role)
-
-
-def split_by_role(frames: Frames, role: np.typing.NDArray[np.int64]) -> Split:
-    """Split frames by role: 0 training, 1 validation, 2 calibration.
-
-    A copy of a frame that is trained on is not held out, whatever its role: it goes to training.
-    """
-    known = is_in(invariants(frames[role != 2]), frames)
-    role = np.where((role == 2) & known, 0, role)
-    return Split(*(frames[np.flatnonzero(role == part)] for part in range(3)))
-
-
-def check_calibration_frames(split: Split, alpha: float) -> None:
-    """Refuse, before anything is trained, a split that leaves too few frames for calibration."""
-    needed = frames_needed(alpha)
-    if len(split.calibration) < needed:
-        raise UqbiasError(
-            f"{len(split.calibration)} frames are left for calibration, {needed} are needed for alpha {alpha:g} "
-            "(a copy of a training frame does not count)",
-            "give more frames, or raise calibration.alpha",
-        )
-
-
-def _digest(frames: Frames) -> str:
+def _digest(sets: Sequence[Frames]) -> str:
     content = hashlib.sha256()
-    for array in (frames.numbers, frames.positions, frames.energies, frames.forces):
-        content.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
+    for frames in sets:
+        for array in (frames.numbers, frames.positions, frames.energies, frames.forces):
+            content.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
     return content.hexdigest()

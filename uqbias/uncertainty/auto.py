@@ -49,13 +49,18 @@ def chosen(topology: Topology) -> dict[str, Any]:
     return {"kind": "kernel_density", "kernel": "gaussian", "features": {"kind": "pair_distances", **pairs}}
 
 
-def driver_story(driver: KindSection, topology: Topology) -> list[str]:
+def driver_story(driver: KindSection, topology: Topology, systems: int = 1) -> list[str]:
     """What a driver is of, why, and what of the molecule it leaves out, in sentences.
 
     Parameters
     ----------
     driver : section of a campaign file.
+    systems : of how many systems the model is; of several the driver acts on no single parts.
     """
+    if systems > 1:
+        if driver.kind == "auto":
+            return [f"auto chose the judge, since densities of angles and distances are of one of {systems} systems"]
+        return [f"{driver.kind}, as the settings have it"]
     kind, parts = driver.kind, local_parts(topology, getattr(driver, "grouping", "bonds"))
     features = getattr(getattr(driver, "features", None), "kind", "")
     lines = []

@@ -119,10 +119,11 @@ class Uncertainty(Part, Memory, nn.Module, ABC):
         """Those arguments of the constructor that follow from the atoms, for the atoms of ``topology``."""
         raise self.of_one_molecule()
 
-    def of_one_molecule(self) -> UqbiasError:
+    @classmethod
+    def of_one_molecule(cls) -> UqbiasError:
         """The error of a kind that other systems are asked of."""
         return UqbiasError(
-            f"uncertainty '{self.kind}' is of one molecule",
+            f"uncertainty '{cls.kind}' is of one molecule",
             "choose committee, gmm, distance, llpr, mve, evidential or shallow_ensemble for several systems",
         )
 
