@@ -6,6 +6,7 @@ The file imports nothing, so that help texts and rooms can list the kinds; `uqbi
 POTENTIALS = {
     "power_spectrum": "uqbias.potentials.power_spectrum:PowerSpectrum",
     "coordinates": "uqbias.potentials.coordinates:Coordinates",
+    "module": "uqbias.potentials.module:FactoryModule",
 }
 FEATURES = {
     "latents": "uqbias.uncertainty.features.latents:Latents",

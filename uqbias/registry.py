@@ -230,14 +230,7 @@ class Registry:
             if entry.name == name:
                 return entry.load()
         if ":" in name:
-            if _OF_FILE.get() and name not in named_paths:
-                raise UqbiasError(
-                    f"{self.kind} '{name}' is an import path, and this file may be another's: nothing is imported",
-                    "give --trust (trust=True in Python) if the file is yours, or register the kind as an entry point",
-                )
-            entry = self._checked(name, import_attribute(name))
-            named_paths.add(name)
-            return entry
+            return self._checked(name, import_path(self.kind, name))
         raise UqbiasError(f"unknown {self.kind} '{name}'", did_you_mean(name, self.names()))
 
     def part(self, name: str) -> Any:
@@ -318,6 +311,18 @@ class Registry:
 
     def _entry_points(self) -> Any:
         return entry_points(group=f"uqbias.{self.kind}")
+
+
+def import_path(kind: str, name: str) -> Any:
+    """`import_attribute`, unless ``name`` stands in a file that may be another's."""
+    if _OF_FILE.get() and name not in named_paths:
+        raise UqbiasError(
+            f"{kind} '{name}' is an import path, and this file may be another's: nothing is imported",
+            "give --trust (trust=True in Python) if the file is yours, or register the kind as an entry point",
+        )
+    entry = import_attribute(name)
+    named_paths.add(name)
+    return entry
 
 
 def import_attribute(path: str) -> Any:

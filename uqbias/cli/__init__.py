@@ -22,6 +22,7 @@ COMMANDS = {
     "verify": ("verify_command", "Check a run's ledger, labels and files."),
     "report": ("campaigns", "Print a run's summary, write its HTML report."),
     "train": ("models", "Train a model on your own frames."),
+    "wrap": ("wrap_command", "Model file of a model that is trained already."),
     "evaluate": ("evaluate", "Errors of a model, and of its uncertainty."),
     "info": ("models", "What is in a model file."),
     "export": ("models", "Write a plain TorchScript module."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -83,8 +84,8 @@ def train(
 
     torch.set_num_threads(1)
     check_file(output)
-    sections = _sections(settings)
-    _choose(sections, driver, features, judge)
+    sections = sections_of(settings)
+    choose(sections, driver, features, judge)
     for section, options in (("potential", {"n_members": members}), ("training", training)):
         if given := {key: value for key, value in options.items() if value is not None}:
             sections.setdefault(section, {}).update(given)
@@ -135,14 +136,16 @@ def info(model: ModelPath, json: Json = False) -> None:
     loaded = UncertaintyModel.load(model)
     driver = manifest["driver"] or manifest["judge"]
     residues = [name for name in dict.fromkeys(manifest["topology"].get("residues", [])) if name]
-    mobile = loaded.topology.mobile
+    mobile, frozen = loaded.topology.mobile, ", not trained here" if loaded.potential.frozen else ""
     pairs: list[tuple[str, Any]] = [
         ("file", f"{model}, format {manifest['format_version']}, SHA-256 {manifest['sha256'][:16]}"),
         ("molecule", f"{_formula(manifest['atomic_numbers'])}, {len(manifest['topology']['bonds'])} bonds"),
         *([("residues", " ".join(residues))] if residues else []),
         *([("mobile protons", f"{mobile} (donor, hydrogen, acceptor)")] if mobile else []),
-        ("potential", f"{manifest['potential']['kind']}, {loaded.potential.n_members} member(s), {manifest['dtype']}"),
+        ("potential", f"{loaded.potential.kind}, {loaded.potential.n_members} member(s), {manifest['dtype']}{frozen}"),
         ("parameters", sum(weight.numel() for weight in loaded.potential.parameters())),
+        ("elements", _elements(loaded.potential.elements)),
+        ("cutoff", "none" if loaded.potential.cutoff is None else f"{loaded.potential.cutoff:g} nm"),
         ("driver", _describe(driver)),
         ("judge", _describe(manifest["judge"])),
         ("calibration", _describe_calibration(manifest["calibration"], loaded.calibration.fitted)),
@@ -213,7 +216,7 @@ def export(
     typer.echo(f'use: force = openmmtorch.TorchForce("{path}"){extra}')
 
 
-def _sections(path: Path | None) -> dict[str, Any]:
+def sections_of(path: Path | None) -> dict[str, Any]:
     """The sections of a campaign file that make a model."""
     if path is None:
         return {}
@@ -255,7 +258,7 @@ def set_key(sections: dict[str, Any], entry: str, flag: str = "--set", within: s
     target[key] = value
 
 
-def _choose(sections: dict[str, Any], driver: str | None, features: str | None, judge: str | None) -> None:
+def choose(sections: dict[str, Any], driver: str | None, features: str | None, judge: str | None) -> None:
     """Put the kinds named on the command line into the sections."""
     if driver is not None and driver != sections.get("driver", {}).get("kind"):
         sections["driver"] = {"kind": driver}
@@ -293,6 +296,12 @@ def _describe_calibration(part: dict[str, Any], fitted: bool) -> str:
     if not fitted:
         return "none: the judge is in its own unit"
     return f"{part['kind']} on {part['frames']} frames held out: {part['meaning']}"
+
+
+def _elements(numbers: Sequence[int]) -> str:
+    from ase.data import chemical_symbols
+
+    return " ".join(chemical_symbols[number] for number in numbers)
 
 
 def _formula(numbers: list[int]) -> str:

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from uqbias.errors import UqbiasError
-from uqbias.model.inference import atoms_with_values, residuals
+from uqbias.model.inference import atoms_with_values, evaluate_frames, residuals
 from uqbias.model.model import UncertaintyModel
 from uqbias.model.score import score_model
 from uqbias.model.several import layout_of, of_system, score_systems
 from uqbias.model.splitting import Dealt, Split, check_calibration_frames, deal
-from uqbias.model.training import Progress, train
+from uqbias.model.training import Progress, TrainingResult, train
+from uqbias.model.wrapping import check_frozen
 from uqbias.molecule.frames import Frames
 from uqbias.molecule.protons import with_mobile_protons
 from uqbias.molecule.seen import invariants, is_in
@@ -43,6 +44,7 @@ def fit_model(
     topology: Topology | Mapping[str, Topology] | None = None,
     settings: dict[str, Any] | Campaign | None = None,
     *,
+    potential: Potential | None = None,
     begin: Callable[[], object] | None = None,
     progress: Progress | None = None,
 ) -> tuple[UncertaintyModel, dict[str, Any]]:
@@ -55,11 +57,13 @@ def fit_model(
     Parameters
     ----------
     frames : labelled frames of one molecule; give some tens at least. Of several systems those of each, by its name.
-        Where ``training.force_weight`` is 0 they may be without forces; the judge is then not calibrated.
+        Where ``training.force_weight`` is 0 they may be without forces; the judge is then not calibrated. A potential
+        that is frozen needs no labels but for that.
     topology : bond graph, or those of some of the systems by name; guessed from the distances in the first frame if
         None.
     settings : sections ``potential``, ``training``, ``driver``, ``judge``, ``calibration`` and ``seed`` as in a
         campaign file; what is left out has its default.
+    potential : a frozen one, which is used as it is, in place of one of the settings.
     begin : called once the input is found to be in order, before the training step is loaded or compiled.
     progress : told ``(step, steps, last history entry)`` while the potential is trained.
 
@@ -78,14 +82,20 @@ def fit_model(
     sets = {"": frames} if isinstance(frames, Frames) else dict(frames)
     graphs = topology if isinstance(topology, Mapping) else dict.fromkeys(sets, topology)
     several = len(sets) > 1
-    graphs = {name: _checked(sets, name, graphs.get(name), campaign) for name in sets}
+    trained = potential is None
+    graphs = {name: _checked(sets, name, graphs.get(name), campaign, trained) for name in sets}
     splits = deal(list(sets.values()), campaign)
     systems = {name: Dealt(graphs[name], split) for name, split in zip(sets, splits, strict=True)}
     if all(frames.forces is not None for frames in sets.values()):
         check_calibration_frames(splits, campaign.calibration.alpha)
     # Before the training: a wrong option is told at once.
     layout = layout_of(list(graphs.values()))
-    potential = make_potential(campaign, layout, campaign.seed)
+    if potential is None:
+        potential = make_potential(campaign, layout, campaign.seed)
+    else:
+        potential = potential.with_numbers(layout.numbers)
+        for each in sets.values():
+            check_frozen(potential.with_numbers(each.numbers.tolist()), each)
     starts = (None, None) if several else (*sets.values(), splits[0].training)
     judge, driver = make_uncertainties(campaign, layout, potential, *starts)
     if several:
@@ -95,17 +105,19 @@ def fit_model(
         driver = judge if one else driver
     if begin is not None:
         begin()
-    result = train(
-        potential,
-        [split.training for split in splits],
-        [split.validation for split in splits if len(split.validation)] or None,
-        campaign.training,
-        uncertainties=distinct(judge, driver),
-        seed=campaign.seed,
-        progress=progress,
-    )
+    result = TrainingResult()
+    if trained:
+        result = train(
+            potential,
+            [split.training for split in splits],
+            [split.validation for split in splits if len(split.validation)] or None,
+            campaign.training,
+            uncertainties=distinct(judge, driver),
+            seed=campaign.seed,
+            progress=progress,
+        )
     model, facts = complete_model(campaign, potential, judge, driver, systems, (campaign.seed, campaign.seed))
-    model.provenance.update(_reference(next(iter(sets.values()))))
+    model.provenance.update(_reference(model, next(iter(sets.values()))))
     facts |= {
         "steps": result.steps,
         "best_step": result.best_step,
@@ -113,6 +125,8 @@ def fit_model(
         "history": result.history,
     }
     checks = {name: split.validation for name, split in zip(sets, splits, strict=True) if len(split.validation) > 1}
+    if any(each.energies is None for each in checks.values()):
+        return model, facts
     if several:
         facts["validation"] = score_systems(model, checks) if checks else {}
     elif len(splits[0].validation):
@@ -120,10 +134,12 @@ def fit_model(
     return model, facts
 
 
-def _checked(sets: dict[str, Frames], name: str, topology: Topology | None, campaign: Campaign) -> Topology:
+def _checked(
+    sets: dict[str, Frames], name: str, topology: Topology | None, campaign: Campaign, trained: bool
+) -> Topology:
     """Bond graph of a system; its frames are checked, and made whole in ``sets``."""
     frames = sets[name]
-    if frames.forces is None and (frames.energies is None or campaign.training.force_weight):
+    if trained and frames.forces is None and (frames.energies is None or campaign.training.force_weight):
         raise UqbiasError(
             f"{frames.source} without {'energies' if frames.energies is None else 'forces'}",
             "label them, or set training.force_weight to 0 to learn from the energies alone",
@@ -137,10 +153,9 @@ def _checked(sets: dict[str, Frames], name: str, topology: Topology | None, camp
     return with_mobile_protons(graph, frames.positions)
 
 
-def _reference(frames: Frames) -> dict[str, Any]:
-    """Facts `REFERENCE` of the frame of lowest energy."""
-    assert frames.energies is not None
-    lowest = int(frames.energies.argmin())
+def _reference(model: UncertaintyModel, frames: Frames) -> dict[str, Any]:
+    """Facts `REFERENCE` of the frame of lowest energy, the model's where there is no label."""
+    lowest = int((evaluate_frames(model, frames).energy if frames.energies is None else frames.energies).argmin())
     facts: dict[str, Any] = {"reference_positions_nm": np.round(frames.positions[lowest], 6).tolist()}
     if frames.cells is not None:
         facts["reference_cell_nm"] = np.round(frames.cells[lowest], 6).tolist()

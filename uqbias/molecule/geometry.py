@@ -58,3 +58,16 @@ def heights(box: Tensor) -> Tensor:
     normals = torch.linalg.cross(box.roll(-1, -2), box.roll(-2, -2))
     volume: Tensor = (box * normals).sum(-1).abs()
     return torch.div(volume, normals.square().sum(-1).sqrt())
+
+
+def nearest_image(separation: Tensor, box: Tensor, cutoff: float) -> Tensor:
+    """Of each pair the nearest image alone, [..., W, N, K, 3], in boxes [..., W, 3, 3].
+
+    Exact while every height of the cell is over twice the cutoff; elsewhere not a number, for the graphs that cannot
+    refuse.
+    """
+    narrow = (heights(box).amin(-1) <= 2 * cutoff)[..., None, None, None]
+    box = box.unsqueeze(-3)
+    fractional = torch.linalg.solve_ex(box, separation, left=False)[0]
+    nearest = separation - torch.round(fractional) @ box
+    return torch.where(narrow, torch.full_like(nearest, torch.nan), nearest)

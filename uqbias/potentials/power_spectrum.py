@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError
-from uqbias.molecule.geometry import Geometry, heights
+from uqbias.molecule.geometry import Geometry, nearest_image
 from uqbias.options import Count, Positive
 from uqbias.potentials.base import Hidden, Members, Potential
 
@@ -155,7 +155,7 @@ class PowerSpectrum(Potential):
         positions = positions.index_select(2, self.order)
         separation = positions.unsqueeze(-3) - positions.unsqueeze(-2)
         if geometry is not None and geometry.box is not None:
-            separation = _nearest_image(separation, geometry.box, self.cutoff)
+            separation = nearest_image(separation, geometry.box, self.cutoff)
         separation = separation + self.self_shift
         distance = (separation.square().sum(-1) + 1e-16).sqrt()
         basis = radial_basis(distance, self.cutoff, self.n_radial)  # [M', W, N, N, K]
@@ -277,19 +277,6 @@ class PowerSpectrum(Potential):
             spread = flat.std(1)
             floor = 0.05 * spread.square().mean(1, keepdim=True).sqrt() + 1e-6
             self.power_scale[:, element] = 1 / torch.maximum(spread, floor)
-
-
-def _nearest_image(separation: Tensor, box: Tensor, cutoff: float) -> Tensor:
-    """Of each pair the nearest image alone, [M, W, N, N, 3], in boxes [W, 3, 3].
-
-    Exact while every height of the cell is over twice the cutoff; elsewhere not a number, for the graphs that cannot
-    refuse.
-    """
-    narrow = (heights(box).amin(-1) <= 2 * cutoff).view(-1, 1, 1, 1)
-    box = box.unsqueeze(1)
-    fractional = torch.linalg.solve_ex(box, separation, left=False)[0]
-    nearest = separation - torch.round(fractional) @ box
-    return torch.where(narrow, torch.full_like(nearest, torch.nan), nearest)
 
 
 def radial_basis(distance: Tensor, cutoff: float, n_radial: int) -> Tensor:

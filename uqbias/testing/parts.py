@@ -28,7 +28,7 @@ from uqbias.molecule.geometry import Geometry
 from uqbias.molecule.neighbours import NeighbourList
 from uqbias.oracles.base import Oracle, OracleError
 from uqbias.potentials.base import Potential
-from uqbias.potentials.prediction import predict
+from uqbias.potentials.prediction import geometry_for, predict
 from uqbias.registry import VARIABLES
 from uqbias.testing import molecule
 from uqbias.testing.measuring import (
@@ -78,7 +78,7 @@ def check_potential(potential: Potential, positions: NDArray[Any] | None = None)
     x = torch.tensor(molecule.frames(3).positions if positions is None else positions, dtype=torch.float64)
     before = copy.deepcopy(potential.state_dict())
     with torch.no_grad():
-        energy, latents = potential(x)
+        energy, latents = potential(x, geometry_for(potential, x))
     sizes = (potential.n_members, len(x)), (potential.n_members, *x.shape[:2], potential.n_latents)
     wrong = [tuple(out.shape) for out, size in zip((energy, latents), sizes, strict=True) if out.shape != size]
     report.add("outputs of wrong shape", len(wrong), 0, ", ".join(map(str, wrong)))

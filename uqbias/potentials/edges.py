@@ -1,0 +1,142 @@
+"""The base of potentials that see pairs of atoms: models of others, which are used as they are."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from uqbias.errors import UqbiasError
+from uqbias.molecule.geometry import Geometry, nearest_image
+from uqbias.potentials.base import Potential
+from uqbias.units import ANGSTROM, EV
+
+#: Atoms up to which all pairs in vacuum are fewer than the slots of a table.
+FEW = 40
+
+
+class Neighbours(NamedTuple):
+    """Neighbours of the atoms of walkers, K slots an atom; M' is M where each member has its own positions, else 1."""
+
+    #: [M', W, N, K] int64; the atom itself in an empty slot.
+    index: Tensor
+    #: [M', W, N, K, 3] Å, from the atom to the neighbour; twice the cutoff long in an empty slot.
+    vectors: Tensor
+
+    def edges(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Atoms i [E] and their neighbours j [E], counted through all walkers, and the vectors [E, 3] Å from i to j."""
+        n = self.index.shape[2]
+        walkers = self.index.flatten(0, 1)
+        first = n * torch.arange(len(walkers), device=walkers.device).view(-1, 1, 1)
+        atoms = torch.arange(n, device=walkers.device).view(1, -1, 1).expand_as(walkers)
+        return (first + atoms).flatten(), (first + walkers).flatten(), self.vectors.reshape(-1, 3)
+
+
+class EdgePotential(Potential):
+    """A potential from the vectors between neighbours, whose weights come from elsewhere and stay as they are.
+
+    A subclass gives energies and latents of atoms, `atoms`. A neighbour at the cutoff or beyond must add nothing, to no
+    digit: empty slots are such neighbours.
+
+    Parameters
+    ----------
+    numbers : atomic numbers of the N atoms.
+    elements : atomic numbers of the elements that the model knows.
+    cutoff : nm.
+    n_members, n_latents : sizes M and F.
+    element_energies : kJ/mol that an atom of each element adds, which `atoms` leaves out: they are added in double
+        precision, so that single precision serves what differs between geometries.
+    """
+
+    periodic = True
+    needs = "either"
+    frozen = True
+    cutoff: float
+    kinds: Tensor
+
+    def __init__(
+        self,
+        numbers: Sequence[int],
+        elements: Sequence[int],
+        cutoff: float,
+        n_members: int,
+        n_latents: int,
+        element_energies: Mapping[int, float],
+    ) -> None:
+        super().__init__()
+        self.elements = tuple(sorted(int(element) for element in elements))
+        self.cutoff, self.n_members, self.n_latents = cutoff, n_members, n_latents
+        self.element_energies = dict(element_energies)
+        self._place(numbers)
+        self.register_buffer("energy_shift", torch.tensor(self.element_sum(self.numbers), dtype=torch.float64))
+
+    def _place(self, numbers: Sequence[int]) -> None:
+        super()._place(numbers)
+        kinds = torch.tensor([self.elements.index(number) for number in self.numbers])
+        self.register_buffer("kinds", kinds, persistent=False)
+
+    def uses_table(self, *, box: bool) -> bool:
+        return box or not 1 < len(self.numbers) <= FEW
+
+    @abstractmethod
+    def atoms(self, near: Neighbours) -> tuple[Tensor, Tensor]:
+        """Energies [M, W, N] eV, without those of the elements, and invariant latents [M, W, N, F] of the atoms.
+
+        ``kinds`` [N] says which of the ``elements`` each atom is.
+        """
+
+    def forward(self, positions: Tensor, geometry: Geometry | None = None) -> tuple[Tensor, Tensor]:
+        energies, latents = self.atoms(self._neighbours(positions, geometry))
+        if geometry is not None and geometry.present is not None:
+            energies = energies * geometry.present
+        return energies.sum(-1) * EV, latents
+
+    def standardise(
+        self, positions: Tensor, energies: Tensor, forces: Tensor, geometry: Geometry | None = None
+    ) -> None:
+        raise UqbiasError(f"training of potential '{self.kind}', which is frozen", "use it as it is")
+
+    def _neighbours(self, positions: Tensor, geometry: Geometry | None) -> Neighbours:
+        x = positions if positions.dim() == 4 else positions.unsqueeze(0)
+        members, walkers, n = x.shape[:3]
+        table = None if geometry is None else geometry.neighbours
+        atoms = torch.arange(n, device=x.device).unsqueeze(1)
+        if table is None:
+            others = torch.arange(n - 1, device=x.device)
+            table = others + (others >= atoms).long()
+        empty = table == n
+        index = torch.where(empty, atoms, table).expand(members, walkers, n, -1)
+        there = x.gather(2, index.flatten(2).unsqueeze(-1).expand(-1, -1, -1, 3)).view(*index.shape, 3)
+        vectors = there - x.unsqueeze(3)
+        if geometry is not None and geometry.box is not None:
+            if geometry.neighbours is None:
+                vectors = nearest_image(vectors, geometry.box, self.cutoff)
+            elif geometry.shifts is not None:
+                vectors = vectors + geometry.shifts @ geometry.box.unsqueeze(-3)
+        away = torch.zeros_like(vectors[:1, :1, :1, :1])
+        away[..., 0] = 2 * self.cutoff
+        return Neighbours(index, torch.where(empty.unsqueeze(-1), away, vectors) / ANGSTROM)
+
+
+@contextmanager
+def optional_package(name: str, extra: str) -> Iterator[Any]:
+    """A package that is not a dependency, imported and used without its warnings.
+
+    Raises
+    ------
+    UqbiasError
+        If it is not there, with the extra of uqbias that installs it.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            package = import_module(name)
+        except ImportError as error:
+            raise UqbiasError(f"{name} cannot be imported ({error})", f"pip install 'uqbias[{extra}]'") from error
+        yield package
