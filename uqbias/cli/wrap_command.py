@@ -78,8 +78,8 @@ def wrap(
         sections["seed"] = seed
     for entry in change or ():
         set_key(sections, entry)
-    if unused := [*sections.get("potential", ()), *(sections.get("training", {}).keys() - {"validation_fraction"})]:
-        raise UqbiasError(f"--set of '{unused[0]}', but nothing is trained", "leave it out, or use uqbias train")
+    if given := [*sections.get("potential", ()), *(sections.get("training", {}).keys() - {"validation_fraction"})]:
+        raise UqbiasError(f"--set of '{given[0]}', but nothing is trained", "leave it out, or use uqbias train")
     topology = None if structure is None else Topology.from_pdb(structure)
     frames = read_frames(data, labelled=False, periodic=True, keys=LabelKeys(*label_keys.values()))
     potential = open_model(model, frames.numbers.tolist(), kind)

@@ -25,14 +25,14 @@ class Neighbours(NamedTuple):
     """Neighbours of the atoms of walkers, K slots an atom; M' is M where each member has its own positions, else 1."""
 
     #: [M', W, N, K] int64; the atom itself in an empty slot.
-    index: Tensor
+    slots: Tensor
     #: [M', W, N, K, 3] Å, from the atom to the neighbour; twice the cutoff long in an empty slot.
     vectors: Tensor
 
     def edges(self) -> tuple[Tensor, Tensor, Tensor]:
         """Atoms i [E] and their neighbours j [E], counted through all walkers, and the vectors [E, 3] Å from i to j."""
-        n = self.index.shape[2]
-        walkers = self.index.flatten(0, 1)
+        n = self.slots.shape[2]
+        walkers = self.slots.flatten(0, 1)
         first = n * torch.arange(len(walkers), device=walkers.device).view(-1, 1, 1)
         atoms = torch.arange(n, device=walkers.device).view(1, -1, 1).expand_as(walkers)
         return (first + atoms).flatten(), (first + walkers).flatten(), self.vectors.reshape(-1, 3)

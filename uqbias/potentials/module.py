@@ -90,7 +90,7 @@ class FactoryModule(EdgePotential):
         self.register_buffer("atomic_numbers", torch.tensor(self.numbers), persistent=False)
 
     def atoms(self, near: Neighbours) -> tuple[Tensor, Tensor]:
-        members, walkers, n = near.index.shape[:3]
+        members, walkers, n = near.slots.shape[:3]
         energies, latents = self.module(self.atomic_numbers.repeat(members * walkers), *near.edges())
         size = members * walkers * n
         if energies.shape != (size,) or latents.shape != (size, self.n_latents):
