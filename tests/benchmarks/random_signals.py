@@ -3,11 +3,13 @@
     python tests/benchmarks/random_signals.py --signals 100
     python tests/benchmarks/random_signals.py --cluster 40
     python tests/benchmarks/random_signals.py --rates
+    python tests/benchmarks/random_signals.py --handoff 20
 
 Each executor of this machine has its share of the signals (KILL, TERM, INT and HUP to the program); a campaign is run
 again until it ends by itself, and then another begins. ``--cluster`` does the same with labels on a SLURM of this
 machine, and kills workers, cancels jobs and restarts slurmctld as well; the data set must be that of a run without
-kills. ``--rates`` prints what the executors that are installed need for labels of 0.5 and 0.1 s.
+kills. ``--rates`` prints what the executors that are installed need for labels of 0.5 and 0.1 s. ``--handoff`` ends
+campaigns whose labels are handed over and come back in part, in any order; the data set must be that of a run without.
 """
 
 import argparse
@@ -27,6 +29,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 from counting_oracle import CountingOracle
+from label_desk import finish, finish_disturbed, handoff_system
 from peroxide_oracle import make_system
 from signalled_runs import SIGNALS, SignalledRuns
 
@@ -34,6 +37,7 @@ from uqbias.campaign.home import Home
 from uqbias.campaign.label_requests import LabelRequest, label_key
 from uqbias.campaign.labelling import OracleSpec, label_all
 from uqbias.campaign.ledger import open_ledger
+from uqbias.campaign.verification import verify
 from uqbias.registry import EXECUTORS
 
 COMMAND = "import sys; sys.argv[0] = 'uqbias'; from uqbias.cli import main; sys.exit(main())"
@@ -45,11 +49,14 @@ def main():
     parser.add_argument("--signals", type=int, default=100)
     parser.add_argument("--cluster", type=int, default=0, metavar="KILLS", help="on SLURM, in place of --signals")
     parser.add_argument("--rates", action="store_true", help="in place of --signals")
+    parser.add_argument("--handoff", type=int, default=0, metavar="INTERRUPTIONS", help="in place of --signals")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     random = np.random.default_rng(options.seed)
     if options.rates:
         rates()
+    elif options.handoff:
+        handoff(options.handoff, random)
     elif options.cluster:
         cluster(options.cluster, random)
     else:
@@ -127,6 +134,22 @@ def cluster(kills, random):
     print(f"kills {done}; {row[1]} labels finished in {number} campaigns, lost {row[2]}, paid twice {row[3]}, ", end="")
     print(f"tracebacks {row[4]}, other exit codes {row[5]}; same data set as without kills: {same}")
     sys.exit(bool(row[2:].any() or not same))
+
+
+def handoff(interruptions, random):
+    """Labels handed over, in processes that are ended at random moments."""
+    with tempfile.TemporaryDirectory() as name:
+        campaign, directory = handoff_system(Path(name))
+        finish(campaign, directory)
+        wanted, row, same, number = (directory / "dataset.xyz").read_bytes(), np.zeros(3, dtype=int), True, 0
+        while row[0] < interruptions:
+            other = Path(name) / f"run_{number}"
+            row += finish_disturbed(campaign, other, random, interruptions - row[0], 12.0)
+            same &= (other / "dataset.xyz").read_bytes() == wanted and not verify(other).faults
+            number += 1
+    print(f"{row[0]} interruptions and {row[1]} half-filled files in {number} campaigns, {row[2]} geometries ", end="")
+    print(f"handed over twice; same data set as without: {same}")
+    sys.exit(bool(row[2] or not same))
 
 
 def disturb(ended, others, done, most, random):

@@ -72,6 +72,7 @@ def test_oracle(kind):
         "openmm": {"structure": ALANINE_PDB},
         "ase": {"calculator": "peroxide_oracle:Peroxide", "numbers": PEROXIDE.numbers},
         "pool": {"file": str(ALANINE / "start.xyz")},
+        "handoff": {"labelled": str(ALANINE / "start.xyz")},
     }
     geometries = {
         "double_well": np.array([[[0.3, 0.1, 0.0]], [[-0.8, 0.0, 0.1]]]),
@@ -79,7 +80,7 @@ def test_oracle(kind):
     }
     oracle = ORACLES.rebuild(kind, options.get(kind, {}))
     report = check_oracle(oracle, geometries.get(kind, read_frames(ALANINE / "start.xyz").positions[:2]))
-    assert (kind == "pool") == ("forces" in report.skipped)
+    assert (kind in ("pool", "handoff")) == ("forces" in report.skipped)
 
 
 class WrongSign(PowerSpectrum):

@@ -93,8 +93,9 @@ class Record:
         return any(entry["round"] == round_index and entry["phase"] == phase for entry in self.events("phase"))
 
     def failed(self, round_index: int) -> set[str]:
-        """Keys that the oracle failed on in this round."""
-        return {str(entry["key"]) for entry in self.events("failure") if entry["round"] == round_index}
+        """Keys that the oracle failed on in this round, and that got no label later."""
+        failures = {str(entry["key"]) for entry in self.events("failure") if entry["round"] == round_index}
+        return failures - self._labels.keys()
 
     def labels(self, last_round: int | None = None) -> Frames:
         """Labelled frames of all rounds up to ``last_round``, in the order (round, index), whatever order they came in.

@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 
 from uqbias.campaign.budget import multiple_of_steps
 from uqbias.campaign.executors.base import results_of
+from uqbias.campaign.handed_over import take_handed_over
 from uqbias.campaign.home import Home
 from uqbias.campaign.label_requests import LabelRequest, label_in, requests_from
 from uqbias.campaign.labelling import label_all
@@ -29,7 +30,7 @@ from uqbias.model.inference import conformers, evaluate_frames, selection_featur
 from uqbias.model.model import UncertaintyModel
 from uqbias.molecule.frames import Frames, write_frames
 from uqbias.molecule.physical import PHYSICAL, PhysicalFilter
-from uqbias.registry import SAMPLERS
+from uqbias.registry import ORACLES, SAMPLERS
 from uqbias.runs.ledger_lines import CURE
 from uqbias.runs.reader import check_observations
 from uqbias.settings.md_sections import MD
@@ -318,6 +319,9 @@ def label_phase(work: Work, round_index: int) -> dict[str, Any]:
     work.progress.phase(f"round {round_index}: label", len(requests))
     if round_index == 0 and work.start.labelled:
         _adopt(work, requests)
+    elif ORACLES.get(work.oracle.kind).elsewhere:
+        earlier = [requests_of(work, index) for index in range(round_index)]
+        take_handed_over(work, round_index, [*earlier, requests])
     else:
         label_all(
             work.executor("label"),

@@ -47,6 +47,11 @@ def trial_label(spec: OracleSpec, positions: Array, cell: Array | None = None) -
     UqbiasError
         If the oracle fails, or forces and energy do not belong together.
     """
+    if ORACLES.get(spec.kind).elsewhere:
+        raise UqbiasError(
+            f"oracle.kind = {spec.kind}: its labels are computed elsewhere, none can be tried",
+            "run the campaign: it writes the geometries to label",
+        )
     with tempfile.TemporaryDirectory(prefix="uqbias-") as folder:
         spec = replace(spec, folder=Path(folder))
         begun = time.monotonic()

@@ -161,13 +161,15 @@ def run(
     end it prints a summary and writes report.html into the run directory.
 
     Where an exploration was no sampling (walkers mostly stopped, energy that drifts) the exit code is 2 when all is
-    done. With --walltime it is 3 where the time was too short: the same command goes on.
+    done. With --walltime it is 3 where the time was too short, and with the oracle handoff where labels are awaited:
+    the same command goes on.
 
     \b
     Examples:
       uqbias run systems/alanine_dipeptide/campaign.yaml -o runs/alanine_dipeptide
       uqbias run campaign.yaml --executors cluster.yaml --walltime 23:30:00
     """
+    from uqbias.campaign.handed_over import AwaitingLabels
     from uqbias.campaign.progress import make_progress
     from uqbias.campaign.rounds import run_campaign
     from uqbias.md.health import UnhealthyRunError
@@ -182,6 +184,9 @@ def run(
         with make_progress(quiet) as progress:
             summary = run_campaign(file, directory, progress)
         _tell(RunData.load(directory), directory / "report.html", json=json)
+    except AwaitingLabels as error:
+        fail(f"{error}: uqbias run {path} -o {directory}")
+        raise SystemExit(TIME_IS_UP) from None
     except BaseException as error:
         if (code := exit_code(error)) is None:
             raise

@@ -129,7 +129,7 @@ class Frames:
 def read_frames(
     path: str | Path,
     *,
-    labelled: bool | Literal["energies"] = True,
+    labelled: bool | Literal["energies", "unless failed"] = True,
     periodic: bool = False,
     keys: LabelKeys = USUAL,
 ) -> Frames:
@@ -137,7 +137,8 @@ def read_frames(
 
     Parameters
     ----------
-    labelled : demand finite energies and forces in every frame; ``"energies"``: energies at least.
+    labelled : demand finite energies and forces in every frame; ``"energies"``: energies at least; ``"unless failed"``:
+        but for those that ``failed`` in their info marks, whose labels are then NaN.
     periodic : take frames with a cell too; otherwise they are refused, so that no cell is dropped in silence.
     keys : names of the labels in the file. The stress of periodic frames (eV/Å³, tension positive) is called ``stress``
         or, as ``virial`` or where its name has that in it, is a virial: minus the stress times the volume, eV.
@@ -152,6 +153,7 @@ def read_frames(
     images = read_images(path)
     if not images:
         raise UqbiasError(f"{path} holds no frame")
+    failed = np.array([labelled == "unless failed" and bool(image.info.get("failed")) for image in images])
     numbers = _one_molecule(path, images)
     cells, repeats = _cells(path, images, periodic)
     positions = np.stack([image.positions for image in images]) * ANGSTROM
@@ -168,6 +170,9 @@ def read_frames(
         names["stress"] = "virial"
     for kind in units:
         values = label_values(path, images, kind, names[kind])
+        if kind != "stress" or any(value is not None for value in values):
+            shape = {"energy": (), "forces": (len(numbers), 3), "stress": (3, 3)}[kind]
+            values = [np.zeros(shape) if bad else value for bad, value in zip(failed, values, strict=True)]
         without = [index for index, value in enumerate(values) if value is None]
         columns[kind] = None if without else np.stack(values)
         partial = labelled and len(without) < len(images) and kind != "stress"
@@ -180,6 +185,7 @@ def read_frames(
     for kind, column in columns.items():
         if column is not None:
             _check_size(path, f"{kind} is", column)
+            column[failed] = np.nan
             columns[kind] = column * units[kind]
     stresses = columns.get("stress")
     if stresses is not None and "virial" in str(names["stress"]).lower():

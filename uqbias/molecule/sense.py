@@ -252,11 +252,15 @@ def _names(topology: Topology, i: int, j: int) -> str:
     return f"{names[0]}-{names[1]} (atoms {i} and {j})"
 
 
-def check_labels(frames: Frames) -> None:
+def check_labels(frames: Frames, beside: Frames | None = None) -> None:
     """Compare energies and forces with each other and with what bonds of hydrogen need.
 
     Between near frames a and b the energies differ by E_b - E_a = -(F_a + F_b)/2 · (x_b - x_a), exactly so in a
     harmonic potential. A bond of hydrogen has a force constant of 17 to 60 eV/Å² whatever the method.
+
+    Parameters
+    ----------
+    beside : labelled frames that are known to be right, which these are compared with too.
 
     Raises
     ------
@@ -277,17 +281,23 @@ def check_labels(frames: Frames) -> None:
                 "all zero; most likely they were not computed",
                 "compute them, or leave these frames out",
             )
+        both = frames if beside is None else Frames.concatenate([frames, beside])
+        e, f = both.labels()[0] / EV, both.labels()[1] / EV_PER_ANGSTROM
         first = None if frames.cells is None else frames.cells[0]
         graph = from_distances(frames.numbers.tolist(), frames.positions[0], first, frames.periodic)
-        x = made_whole(graph, frames.positions, frames.cells, frames.periodic) / ANGSTROM
-        e, f = energies / EV, frames.forces / EV_PER_ANGSTROM
-        slope = _slope(*(_work(x, e, f) if frames.cells is None else _work_in_cells(frames)))
-        fault = likely_units(slope, _stiffness(graph, x, f), len(frames.numbers))
-    spread = float(np.ptp(energies)) / EV
-    if spread > ABSURD_SPREAD * len(frames.numbers) and (fault is None or slope == 0):
+        x = made_whole(graph, both.positions, both.cells, frames.periodic) / ANGSTROM
+        work, rise, moved = _work(x, e, f) if frames.cells is None else _work_in_cells(both)
+        n = len(frames)
+        slope = _slope(work[:n], rise[:n], moved[:n])
+        fault = likely_units(slope, _stiffness(graph, x[:n], f[:n]), len(frames.numbers))
+    if beside is None:
+        apart, whose = float(np.ptp(energies)), f"frames {energies.argmin()} and {energies.argmax()} are"
+    else:  # what a model proposes may have any energy, but not all of it
+        apart = abs(float(np.median(energies) - np.median(beside.labels()[0])))
+        whose = "most frames and of those before are"
+    if apart / EV > ABSURD_SPREAD * len(frames.numbers) and (fault is None or slope == 0):
         raise UqbiasError(
-            f"{source}: the energies of frames {energies.argmin()} and {energies.argmax()} are {spread:.6g} eV apart; "
-            "most likely in two units or by two methods",
+            f"{source}: the energies of {whose} {apart / EV:.6g} eV apart; most likely in two units or by two methods",
             "keep energies of one method, in eV, in one file",
         )
     if fault is not None:

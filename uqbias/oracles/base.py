@@ -61,6 +61,7 @@ class Oracle(ABC):
     numbers : [N] atomic numbers, or None where any molecule is accepted.
     only_known : whether it has labels for the geometries of a file only.
     periodic : whether it takes a cell; `_evaluate` is then given one.
+    elsewhere : whether a campaign hands its geometries over in a file, and waits for the labels.
     noted : options that every label's info tells, and what they are called there: what its energy depends on.
     folder : where to write the files of the next label; None for a temporary folder.
     charge, spin : total charge and multiplicity that the labels are of; None where the oracle cannot say.
@@ -70,6 +71,7 @@ class Oracle(ABC):
     numbers: tuple[int, ...] | None = None
     only_known: ClassVar[bool] = False
     periodic: ClassVar[bool] = False
+    elsewhere: ClassVar[bool] = False
     noted: ClassVar[Mapping[str, str]] = MappingProxyType({})
     folder: Path | None = None
     charge: int | None = None

@@ -20,8 +20,9 @@ from uqbias.options import InputFile
 from uqbias.oracles.base import Answer, Array, Oracle, OracleError
 
 NO_NUMBERS = np.empty(0, dtype=np.int64)
-#: nm; no coordinate of a geometry may be further from that of its frame in the file.
-TOLERANCE = 1e-6
+#: nm; no coordinate of a geometry may be further from that of its frame in the file; and of one that another program
+#: computed and wrote, which rounds.
+TOLERANCE, ROUNDED = 1e-6, 1e-5
 
 
 class Places:
@@ -41,8 +42,8 @@ class Places:
             period = np.concatenate([np.tile(self._scale * frames.periodic, frames.positions.shape[1]), np.zeros(9)])
         self._tree = cKDTree(self._flat(frames), boxsize=period)
 
-    def find(self, frames: Frames | NDArray[Any]) -> tuple[NDArray[np.int64], Array]:
-        """Index [m] of the nearest geometry to each of m frames, -1 where none is within `TOLERANCE`.
+    def find(self, frames: Frames | NDArray[Any], tolerance: float = TOLERANCE) -> tuple[NDArray[np.int64], Array]:
+        """Index [m] of the nearest geometry to each of m frames, -1 where none is within ``tolerance``, nm.
 
         Returns
         -------
@@ -54,7 +55,7 @@ class Places:
         if not self._count or not len(x) or x.shape[1] != self._tree.m:  # one in a cell, the other in vacuum
             return np.full(len(x), -1), np.full(len(x), np.inf)
         apart, index = self._tree.query(x, p=np.inf)
-        return np.where(apart <= TOLERANCE, index, -1), apart
+        return np.where(apart <= tolerance, index, -1), apart
 
     def _flat(self, frames: Frames) -> Array:
         """Coordinates, then those of the cell, [n, D] nm."""
@@ -117,16 +118,27 @@ class PoolOracle(Oracle):
         check_pool(options["file"], numbers, keys)
 
     def _evaluate(self, positions: Array, cell: Array | None = None) -> Answer:
-        cells, repeats = (None, ISOLATED) if cell is None else (cell[None], self._frames.periodic)
-        (index,), (apart,) = self._places.find(Frames(NO_NUMBERS, positions[None], cells=cells, periodic=repeats))
-        if index < 0:
-            raise OracleError(
-                f"pool oracle: no frame of {self.file} has this geometry, the nearest is {apart:.2g} nm away",
-                "propose frames of that file, with sampler: pool",
-            )
-        energies, forces = self._frames.labels()
-        stresses = self._frames.stresses
-        return float(energies[index]), forces[index], None if stresses is None else stresses[index]
+        return label_at(self._frames, positions, cell, self.kind, self._places)
+
+
+def label_at(frames: Frames, positions: Array, cell: Array | None, kind: str, places: Places | None = None) -> Answer:
+    """The label of a geometry among labelled frames; ``kind`` of the oracle, for messages.
+
+    Raises
+    ------
+    OracleError
+        If no frame has this geometry.
+    """
+    cells, repeats = (None, ISOLATED) if cell is None else (cell[None], frames.periodic)
+    there = Frames(NO_NUMBERS, positions[None], cells=cells, periodic=repeats)
+    (index,), (apart,) = (places or Places(frames)).find(there)
+    if index < 0:
+        raise OracleError(
+            f"{kind} oracle: no frame of {frames.source} has this geometry, the nearest is {apart:.2g} nm away",
+            "propose frames of that file, with sampler: pool",
+        )
+    energies, forces = frames.labels()
+    return float(energies[index]), forces[index], None if frames.stresses is None else frames.stresses[index]
 
 
 def check_pool(

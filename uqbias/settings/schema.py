@@ -332,7 +332,7 @@ def check_sampler(campaign: Campaign) -> None:
     if campaign.md.engine == "plumed" and not sampler.walks:
         raise ValueError(f"sampler = {name} with md.engine = plumed: take engine: openmm, or another sampler")
     oracle = campaign.oracle.kind
-    if ORACLES.get(oracle).only_known and sampler.invents:
+    if (kind := ORACLES.get(oracle)).only_known and not kind.elsewhere and sampler.invents:
         raise ValueError(
             f"oracle.kind = {oracle} with sampler = {name}: the {oracle} has labels for its own frames only; "
             "take sampler: pool"
