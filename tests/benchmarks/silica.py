@@ -32,6 +32,7 @@ ARMS: dict[str, Arm] = {
     "attack": {"sampler": "attack", "md.start_from": "labelled"},
     "uncertainty 300 K": {"md.temperature": 300.0},
     "uncertainty 1500 K": {},
+    "uncertainty 1500 K, 1 bar": {"md.pressure": 1.0},
 }
 
 
