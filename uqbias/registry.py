@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import wraps
+from functools import partial, wraps
 from importlib import import_module
 from importlib.metadata import entry_points
 from types import FunctionType
@@ -230,7 +230,7 @@ class Registry:
             if entry.name == name:
                 return entry.load()
         if ":" in name:
-            return self._checked(name, import_path(self.kind, name))
+            return import_path(self.kind, name, partial(self._checked, name))
         raise UqbiasError(f"unknown {self.kind} '{name}'", did_you_mean(name, self.names()))
 
     def part(self, name: str) -> Any:
@@ -313,14 +313,14 @@ class Registry:
         return entry_points(group=f"uqbias.{self.kind}")
 
 
-def import_path(kind: str, name: str) -> Any:
-    """`import_attribute`, unless ``name`` stands in a file that may be another's."""
+def import_path(kind: str, name: str, check: Callable[[Any], Any] = lambda entry: entry) -> Any:
+    """`import_attribute` and ``check`` it, unless ``name`` stands in a file that may be another's."""
     if _OF_FILE.get() and name not in named_paths:
         raise UqbiasError(
             f"{kind} '{name}' is an import path, and this file may be another's: nothing is imported",
             "give --trust (trust=True in Python) if the file is yours, or register the kind as an entry point",
         )
-    entry = import_attribute(name)
+    entry = check(import_attribute(name))
     named_paths.add(name)
     return entry
 

@@ -116,14 +116,3 @@ def test_processes_at_the_same_time(tmp_path):
     assert len(bias.hills) == 3 * 200 * 2
     centres = [np.random.default_rng(index).normal(3, 1, (200, 2)).ravel() for index in range(3)]
     np.testing.assert_allclose(np.sort(bias.hills["centre"][:, 0]), np.sort(np.concatenate(centres)), rtol=1e-15)
-
-
-def test_a_model_of_a_crystal_needs_its_cell(alanine_model):
-    from uqbias.app.computation import load_model
-
-    alanine_model.provenance["reference_cell_nm"] = [[2.0, 0, 0], [0, 2.0, 0], [0, 0, 2.0]]
-    try:
-        with pytest.raises(UqbiasError, match="a model of atoms in a cell"):
-            load_model(alanine_model, 22)
-    finally:
-        del alanine_model.provenance["reference_cell_nm"]

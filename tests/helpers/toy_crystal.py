@@ -18,7 +18,7 @@ NEON = Topology((10, 10), (), ("NE1", "NE2"), ("1:NEO", "1:NEO"))
 class _Dense:
     """A potential without a table, as an evaluator sees it."""
 
-    periodic, cutoff = True, None
+    periodic, cutoff, invariant = True, None, False
 
     def uses_table(self, *, box):
         return False

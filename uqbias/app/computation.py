@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from uqbias.app.external import ForceVariables
-from uqbias.app.host import FORCE_NAME
+from uqbias.app.host import FORCE_NAME, choose_atoms, has_cell
 from uqbias.app.whole import Whole
 from uqbias.bias.base import Bias
 from uqbias.compile.fused import FusedEvaluator
@@ -69,7 +69,7 @@ class Recipe:
         """
         if self.fault is not None:
             raise UqbiasError(*self.fault)
-        model = load_model(self.model, self.n_atoms)
+        model = load_model(self.model, self.n_atoms, periodic=self.periodic)
         if self.bias is not None:
             self.bias.frozen = True
         return Computation(FusedEvaluator(model, self.bias, 1, variables=self.variables, **self.options), model, self)
@@ -88,22 +88,50 @@ class NoModel(torch.nn.Module):
         return zero, zero, zero
 
 
-def load_model(model: torch.nn.Module | str | Path | None, n_atoms: int) -> torch.nn.Module:
+def load_model(model: torch.nn.Module | str | Path | None, n_atoms: int, *, periodic: bool = False) -> torch.nn.Module:
     """The model, from its file if that is given; `NoModel` of ``n_atoms`` for None.
+
+    Parameters
+    ----------
+    periodic : whether it will be told a cell that repeats along all three vectors.
 
     Raises
     ------
     UqbiasError
-        For a model of a crystal, whose cell a System of the user's would not hand over.
+        For a model of atoms in a cell that it would not be told.
     """
     if model is None:
         return NoModel([0] * n_atoms)
     model = UncertaintyModel.load(model) if isinstance(model, str | Path) else model
-    if getattr(getattr(model, "topology", None), "network", None) or "reference_cell_nm" in getattr(
-        model, "provenance", {}
-    ):
-        raise UqbiasError("a model of atoms in a cell in a System of one's own", "run it by `uqbias md` or a campaign")
+    if in_a_cell(model):
+        if not periodic:
+            raise UqbiasError(
+                "a model of atoms in a cell where none is told",
+                "give the System its cell (setDefaultPeriodicBoxVectors), a force as variable periodic=True",
+            )
+        along = model.provenance.get("reference_periodic", [True] * 3)  # type: ignore[union-attr, operator]
+        if not all(along):
+            raise UqbiasError(
+                f"a model of atoms that repeat along {along}, in a System that repeats along all three vectors",
+                "run it by `uqbias md`",
+            )
     return model
+
+
+def in_a_cell(model: torch.nn.Module) -> bool:
+    """Whether the model is of atoms in a cell, not of a molecule in vacuum."""
+    network = getattr(getattr(model, "topology", None), "network", None)
+    return bool(network) or "reference_periodic" in getattr(model, "provenance", {})
+
+
+def load_for(
+    system: Any, model: torch.nn.Module | str | Path | None, atoms: Sequence[int] | None
+) -> tuple[tuple[int, ...] | None, torch.nn.Module]:
+    """Indices of the model's atoms, None for all particles, and the model."""
+    chosen = choose_atoms(system, atoms, None)
+    count = system.getNumParticles() if chosen is None else len(chosen)
+    module = load_model(model, count, periodic=has_cell(system))
+    return choose_atoms(system, chosen, len(module.numbers)), module  # type: ignore[arg-type]
 
 
 class Computation:
@@ -126,7 +154,9 @@ class Computation:
         self.atoms = None if recipe.atoms is None else np.array(recipe.atoms, dtype=np.int64)
         self.box = recipe.box
         topology = getattr(model, "topology", None)
-        self._whole = Whole(evaluator.n_atoms, None if topology is None else topology.bonds)
+        in_cell = evaluator.box is not None
+        self._movable = bool(getattr(getattr(model, "potential", None), "invariant", True))
+        self._whole = Whole(evaluator.n_atoms, None if topology is None else topology.bonds, gather=not in_cell)
         self.narrow = self._can_be_narrow() if recipe.narrow is None else recipe.narrow
         self._handle = next(_handles)
         _live[self._handle] = self
@@ -185,7 +215,8 @@ class Computation:
             atoms, particles = positions[self.atoms], self.extended
         inputs, gradients = self._inputs(positions, box, particles)
         before = evaluator.n_evaluations
-        last = evaluator.evaluate(torch.from_numpy(self.whole(atoms, box))[None], inputs)
+        cell = None if evaluator.box is None or box is None else torch.from_numpy(np.array(box, dtype=np.float64))
+        last = evaluator.evaluate(torch.from_numpy(self.whole(atoms, box))[None], inputs, cell)
         if evaluator.n_evaluations == before:
             # The same positions again, and a bias that has changed since: whoever asks gets what the integrator gets.
             evaluator.arm_memo()
@@ -214,7 +245,7 @@ class Computation:
         if box is None or not len(atoms):
             return np.asarray(atoms, dtype=np.float64)
         x = self._whole(atoms, box)
-        return x - x[0] if self.periodic else x
+        return x - x[0] if self.periodic and self._movable else x
 
     def _inputs(
         self, positions: Array, box: Array | None, particles: Mapping[str, int]

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from uqbias.app.computation import Computation, Recipe, load_model
+from uqbias.app.computation import Computation, Recipe, in_a_cell, load_model
 from uqbias.bias.base import Bias
 from uqbias.compile.fused import FusedEvaluator
 from uqbias.errors import UqbiasError
@@ -51,7 +52,7 @@ def uncertainty_cv_force(
     model : the model, or the path of its file.
     atoms : indices of the model's atoms in the System; all particles if None.
     periodic : make a molecule whole that periodic boundaries have split; the System then counts as periodic. Not needed
-        where the start positions are those of a whole molecule.
+        where the start positions are those of a whole molecule; a model of atoms in a cell takes the System's.
     backend, runner, dtype, device, cache_dir : see `make_force` and `FusedEvaluator`.
 
     Returns
@@ -77,7 +78,12 @@ def uncertainty_cv_force(
         "include_energy": False,
     }
     from_file = isinstance(model, str | Path)
-    module = load_model(model, 0)
+    module = load_model(model, 0, periodic=periodic)
+    if in_a_cell(module):  # each State tells its own
+        cell = module.provenance.get("reference_cell_nm")  # type: ignore[union-attr, operator]
+        if cell is None:
+            raise UqbiasError("a model of atoms in a cell that does not know one", "use uqbias.Sampling")
+        options["box"] = np.array(cell)
     evaluator = FusedEvaluator(module, Itself(), 1, **options)
     indices = None if atoms is None else tuple(int(atom) for atom in atoms)
     if indices is not None and len(indices) != evaluator.n_atoms:

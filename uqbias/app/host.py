@@ -259,6 +259,11 @@ def choose_backend_for(backend: str, *, periodic: bool, external: bool) -> str:
     return chosen
 
 
+def has_cell(system: Any) -> bool:
+    """Whether a System has a cell: a force uses it, or its box vectors are not the 2 nm that OpenMM gives every one."""
+    return bool(system.usesPeriodicBoundaryConditions()) or not np.array_equal(default_box(system), 2.0 * np.eye(3))
+
+
 def default_box(system: Any) -> Array:
     """Default box vectors of a System, [3, 3] nm."""
     return np.array([list(vector._value) for vector in system.getDefaultPeriodicBoxVectors()], dtype=np.float64)

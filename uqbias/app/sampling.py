@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from uqbias.app import host, integrator
-from uqbias.app.computation import Computation, Recipe, load_model
+from uqbias.app.computation import Computation, Recipe, in_a_cell, load_for
 from uqbias.app.external import ForceVariables
 from uqbias.app.simulation_loop import SimulationLoop
 from uqbias.bias.base import Array, Bias, BiasSum
@@ -46,7 +46,8 @@ class Sampling:
     Parameters
     ----------
     system : openmm.System, with its forces.
-    model : the model, or the path of its file; None for biases that need none.
+    model : the model, or the path of its file; None for biases that need none. One of atoms in a cell takes that of the
+        System, which must have one; for another number of atoms see `UncertaintyModel.with_topology`.
     biases : biases of any kinds, each on named variables.
     variables : variables beside the model's ``driver``, ``judge`` and ``energy``, by name: a `CollectiveVariable` of
         the model's atoms, or what `ForceVariables` takes (an openmm.Force, several, a System) on any particles.
@@ -120,14 +121,12 @@ class Sampling:
         for path in paths:
             check_file(path)
         graph, forces = host.sort_variables(self.bias, variables or {}, with_model=model is not None)
-        needed = model is not None or bool(graph)
-        self._atoms = host.choose_atoms(system, atoms if needed else (), None)
-        module = load_model(model, system.getNumParticles() if self._atoms is None else len(self._atoms))
-        host.choose_atoms(system, self._atoms, len(module.numbers))  # type: ignore[arg-type]
+        self._atoms, module = load_for(system, model, atoms if model is not None or graph else ())
         use = host.use_once(system, self.bias.biases, paths, drive)
         # Copied before the extended variables join the System.
         external = ForceVariables(system, forces, force_platform) if forces else None
-        periodic = bool(system.usesPeriodicBoundaryConditions()) or (external is not None and external.periodic)
+        told = bool(system.usesPeriodicBoundaryConditions()) or (external is not None and external.periodic)
+        periodic = told or in_a_cell(module)
         chosen = host.choose_backend_for(backend, periodic=periodic, external=external is not None)
         options: dict[str, Any] = {
             "runner": runner,
@@ -135,6 +134,7 @@ class Sampling:
             "device": device,
             "cache_dir": cache_dir,
             "include_energy": drive == "model",
+            "box": host.default_box(system) if in_a_cell(module) else None,
         }
         self.evaluator = FusedEvaluator(module, self.bias, 1, variables=graph, **options)
 

@@ -14,7 +14,7 @@ Array = NDArray[np.float64]
 
 
 class Whole:
-    """Moves atoms by box vectors until bonded ones are next to each other.
+    """Moves atoms by box vectors until bonded ones are next to each other, and fragments near the first.
 
     What OpenMM hands to a force is not always a whole molecule. On the Reference and CPU platforms positions are as
     they were set, so a molecule that was split in the start file stays so. On GPU platforms a force that says that it
@@ -29,17 +29,20 @@ class Whole:
     ----------
     n_atoms : N.
     bonds : pairs of atoms; None where they are not known, then all atoms are put nearest to the first one.
+    gather : False to leave fragments where they are, each whole, for a model that sees all images.
     """
 
-    def __init__(self, n_atoms: int, bonds: Sequence[tuple[int, int]] | None) -> None:
+    def __init__(self, n_atoms: int, bonds: Sequence[tuple[int, int]] | None, *, gather: bool = True) -> None:
         pairs = np.array([*(bonds or ())], dtype=np.int64).reshape(-1, 2)
+        joints: set[int] = set()
         if n_atoms:
             _, fragments = connected_components(_graph(pairs, n_atoms), directed=False)
             first = np.unique(fragments, return_index=True)[1]
             pairs = np.concatenate([pairs, np.stack([np.zeros_like(first), first], axis=1)[first > 0]])
+            joints = set() if gather else set(first.tolist())
         walk, before = breadth_first_order(_graph(pairs, n_atoms), 0, directed=False) if n_atoms else ((), ())
         #: (atom, the one it is put next to), each after the one for the latter.
-        self.links = [(int(atom), int(before[atom])) for atom in walk[1:]]
+        self.links = [(int(atom), int(before[atom])) for atom in walk[1:] if int(atom) not in joints]
         self._atoms = np.array([atom for atom, _ in self.links], dtype=np.int64)
         self._before = np.array([before for _, before in self.links], dtype=np.int64)
 

@@ -117,7 +117,6 @@ def fit_model(
             progress=progress,
         )
     model, facts = complete_model(campaign, potential, judge, driver, systems, (campaign.seed, campaign.seed))
-    model.provenance.update(_reference(model, next(iter(sets.values()))))
     facts |= {
         "steps": result.steps,
         "best_step": result.best_step,
@@ -251,6 +250,7 @@ def complete_model(
     each = [dict(zip(names, map(len, split), strict=True)) for split in splits]
     counts = {name: sum(of_one[name] for of_one in each) for name in names}
     model.provenance.update(**counts, **calibrated, dataset_sha256=_digest([split.training for split in splits]))
+    model.provenance.update(_reference(model, Frames.concatenate(list(splits[0]))))
     if len(dealt) > 1:
         model.provenance["frames_of_systems"] = dict(zip(systems, each, strict=True))
     return model, counts | calibrated | {"driver_story": story, "driver_wall": at_wall("wall", driver)}

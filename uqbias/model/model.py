@@ -37,8 +37,8 @@ UNITS = {"length": "nm", "energy": "kJ/mol", "force": "kJ/mol/nm"}
 #: those that calibrated it.
 SEEN, CALIBRATED = "record.seen", "record.calibrated"
 #: Facts of the provenance that are of the model's own system: positions [N, 3] nm of low energy, in a crystal also
-#: their cell [3, 3] nm and along which vectors it repeats.
-REFERENCE = ("reference_positions_nm", "reference_cell_nm", "reference_periodic")
+#: their cell [3, 3] nm. Along which vectors it repeats, ``reference_periodic``, holds for other systems too.
+REFERENCE = ("reference_positions_nm", "reference_cell_nm")
 REPLACE = "copy or train it again"
 #: Atoms of a molecule on which a model that is loaded is not tried.
 LARGE = 200
