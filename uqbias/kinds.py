@@ -53,6 +53,7 @@ ORACLES = {
     "ase": "uqbias.oracles.ase:ASEOracle",
     "double_well": "uqbias.oracles.analytic:DoubleWellOracle",
     "pool": "uqbias.oracles.pool:PoolOracle",
+    "command": "uqbias.oracles.command:CommandOracle",
     "handoff": "uqbias.oracles.handoff:HandoffOracle",
 }
 SPACES = {

@@ -1,10 +1,12 @@
 """Contracts of potentials, biases, variables and oracles: every built-in kind keeps them, broken ones are caught."""
 
 import math
+import sys
 from typing import ClassVar
 
 import numpy as np
 import pytest
+import spring_program
 import torch
 from molecules import ALANINE, ALANINE_PDB, PEROXIDE, peroxide
 
@@ -72,10 +74,12 @@ def test_oracle(kind):
         "openmm": {"structure": ALANINE_PDB},
         "ase": {"calculator": "peroxide_oracle:Peroxide", "numbers": PEROXIDE.numbers},
         "pool": {"file": str(ALANINE / "start.xyz")},
+        "command": {"run": f"{sys.executable} -S {spring_program.__file__} {{input}} {{output}}", "numbers": [8, 1]},
         "handoff": {"labelled": str(ALANINE / "start.xyz")},
     }
     geometries = {
         "double_well": np.array([[[0.3, 0.1, 0.0]], [[-0.8, 0.0, 0.1]]]),
+        "command": np.array([[[0.1, 0.0, 0.02], [0.0, 0.3, 0.1]], [[0.0, 0.0, 0.02], [0.1, 0.3, 0.1]]]),
         "ase": np.array([peroxide(1.0) * 1.02, peroxide(2.0)]),
     }
     oracle = ORACLES.rebuild(kind, options.get(kind, {}))

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from uqbias.oracles.shell import last_lines_of
+
 #: s between two looks at a process that works, and s that one may take to end when it is let go.
 LOOK, PATIENCE = 0.05, 2.0
 #: Bytes that a label may print, and what is kept where it printed more.
@@ -81,7 +83,7 @@ class Child:
                 if self.process.poll() is not None and not self.connection.poll(0):
                     break  # which `recv` tells, too
                 if end is not None and time.monotonic() > end:
-                    raise Died(f"no answer within {timeout:g} s (oracle.timeout)")
+                    raise Died(f"no answer within {timeout:g} s (oracle.timeout){last_lines_of(output)}")
                 _look(output)
             done, answer = self.connection.recv()
         except (EOFError, ConnectionError):

@@ -132,6 +132,7 @@ def read_frames(
     labelled: bool | Literal["energies", "unless failed"] = True,
     periodic: bool = False,
     keys: LabelKeys = USUAL,
+    form: str | None = None,
 ) -> Frames:
     """Read a file of frames in any format of `uqbias.molecule.readers.read_images`.
 
@@ -142,6 +143,7 @@ def read_frames(
     periodic : take frames with a cell too; otherwise they are refused, so that no cell is dropped in silence.
     keys : names of the labels in the file. The stress of periodic frames (eV/Å³, tension positive) is called ``stress``
         or, as ``virial`` or where its name has that in it, is a virial: minus the stress times the volume, eV.
+    form : ASE's name of the format; None: as the name of the file says.
 
     Raises
     ------
@@ -150,7 +152,7 @@ def read_frames(
         for a periodic frame where none is expected, or one beside frames that are not.
     """
     path = Path(path)
-    images = read_images(path)
+    images = read_images(path, form)
     if not images:
         raise UqbiasError(f"{path} holds no frame")
     failed = np.array([labelled == "unless failed" and bool(image.info.get("failed")) for image in images])

@@ -92,8 +92,8 @@ class Image:
         ]
 
 
-def read_images(path: str | Path) -> list[Image]:
-    """Read every frame of a file; the format follows from the name, extended XYZ if it says nothing.
+def read_images(path: str | Path, form: str | None = None) -> list[Image]:
+    """Read every frame of a file; its ``form`` in ASE's words follows from its name, extended XYZ if it says nothing.
 
     Raises
     ------
@@ -101,13 +101,14 @@ def read_images(path: str | Path) -> list[Image]:
         If the file is missing or unreadable.
     """
     path = Path(path)
-    if path.is_dir():
+    if path.is_dir() and form is None:
         return _read_deepmd(path)
     if not path.is_file():
         raise UqbiasError(f"no such file: {path}", f"give {FORMATS}")
-    if path.suffix.lower() == ".npz":
+    if path.suffix.lower() == ".npz" and form is None:
         return _read_archive(path)
-    form, words = next((form, words) for part, form, words in ASE_FORMATS if re.search(part, path.name, re.IGNORECASE))
+    by_name = ((name, words) for part, name, words in ASE_FORMATS if re.search(part, path.name, re.IGNORECASE))
+    form, words = next(by_name) if form is None else (form, f"a file of ASE's format {form}")
     import ase.io
 
     try:

@@ -16,8 +16,7 @@ from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError
 from uqbias.molecule.cells import EVERYWHERE
-from uqbias.molecule.structure import read_structure
-from uqbias.oracles.base import Answer, Array, Oracle, OracleError
+from uqbias.oracles.base import Answer, Array, Oracle, OracleError, numbers_of
 from uqbias.registry import import_attribute
 from uqbias.units import ANGSTROM, EV, EV_PER_ANGSTROM
 
@@ -73,11 +72,7 @@ class ASEOracle(Oracle):
     ) -> None:
         from ase import Atoms
 
-        if numbers is None:
-            if structure is None:
-                raise UqbiasError("ase oracle has neither numbers nor structure", "give atomic numbers or a file")
-            numbers = read_structure(structure).topology.numbers
-        self.numbers = tuple(int(number) for number in numbers)
+        self.numbers = numbers_of(self.kind, numbers, structure)
         self.calculator = calculator
         self.calculator_options = dict(calculator_options)
         factory = import_attribute(calculator)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Self
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from uqbias.errors import UqbiasError
 from uqbias.molecule.cells import EVERYWHERE, check_cell
+from uqbias.molecule.structure import read_structure
 
 Array = NDArray[np.float64]
 
@@ -178,6 +179,21 @@ class Oracle(ABC):
     def from_options(cls, options: dict[str, Any]) -> Self:
         """Build from what `options` returns."""
         return cls(**options)
+
+
+def numbers_of(kind: str, numbers: Sequence[int] | None, structure: str | Path | None) -> tuple[int, ...]:
+    """Atomic numbers that an oracle is given, or those of a structure's file.
+
+    Raises
+    ------
+    UqbiasError
+        If neither is given.
+    """
+    if numbers is None:
+        if structure is None:
+            raise UqbiasError(f"{kind} oracle has neither numbers nor structure", "give atomic numbers or a file")
+        numbers = read_structure(structure).topology.numbers
+    return tuple(int(number) for number in numbers)
 
 
 def _real(value: Any, name: str) -> Array:
