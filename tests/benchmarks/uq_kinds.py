@@ -10,7 +10,9 @@ The columns: force MAE of the model; AUROC (of the fifth with the largest force 
 of atoms; miscalibration area, NLL and CRPS of the calibrated force components with one σ a frame, all on frames unlike
 the training frames; coverage of the conformal bounds on frames like them (100 (1 − α) % is right; 20 random splits of
 the held-out frames); training time. Then the cost: the time of E + V(u) over that of the energy of a single model, one
-evaluation of one walker and of eight, in turns in this process.
+evaluation of one walker and of eight, in turns in this process. Last the cost of a committee's forces as the judge of
+a torsion density that drives, looked at every 50 evaluations (``--parts judge``), over the energy of a single model and
+over that of the committee, whose mean moves the atoms.
 
 Each part writes its numbers to the output directory; the figure shows all sets that are there.
 
@@ -65,9 +67,11 @@ KINDS = {
 }
 #: A committee of this size is what the goals of the cost are for.
 COST_MEMBERS = 4
+#: Evaluations from one look at the judge to the next, and the goal of its cost over the energy alone.
+LOOK, JUDGE_GOAL = 50, 1.2
 SPLITS = 20
 #: Parts that run and that the figure shows, unless others are asked for.
-SHOWN = ("acetylacetone", "ammonia", "alanine", "cost")
+SHOWN = ("acetylacetone", "ammonia", "alanine", "cost", "judge")
 #: Panels in a row of the figure.
 ACROSS = 7
 MEV_PER_A = EV_PER_ANGSTROM * 1e-3
@@ -86,14 +90,14 @@ COLUMNS = (
 )
 
 
-def campaign_of(kind, options, potential, seed):
+def campaign_of(kind, options, potential, seed, driver=None):
     section = {"kind": kind, **options}
     return check_campaign(
         {
             "system": {"structure": "-", "start": "-"},
             "seed": seed,
             "potential": potential,
-            "driver": section,
+            "driver": driver or section,
             "judge": section,
         },
         "benchmark",
@@ -240,13 +244,60 @@ def print_costs(found, kinds):
     print(f"energy alone: {found['energy_us_1']:.0f} and {found['energy_us_8']:.0f} us\n", flush=True)
 
 
+def judge_costs(runner):
+    """Microseconds of an evaluation with a committee's forces as judge, looked at every `LOOK` and every evaluation."""
+    task = alanine()
+    frames = task.folds[0][0]
+    split = split_of(frames, 0)
+    models = {"single": quick_model(campaign_of("gmm", {}, {}, 0), task, split)}
+    for name, options in (("committee", COMMITTEE), ("shared density", SHARED)):
+        potential = options | {"n_members": COST_MEMBERS}
+        campaign = campaign_of("committee", {"quantity": "forces"}, potential, 0, {"kind": "kernel_density"})
+        models[name] = quick_model(campaign, task, split)
+    found = {}
+    for n_walkers in (1, 8):
+        points = torch.tensor(np.repeat(frames.positions[:1], n_walkers, axis=0), dtype=torch.float32)
+        sides = []
+        for name, model in models.items():
+            energy = FusedEvaluator(model, None, n_walkers, energy_only=True, runner=runner)
+            sides.append(Side(f"{name}: E", repeat(energy, points), 2 * LOOK))
+            if name == "single":
+                continue
+            biased = FusedEvaluator(model, BiasSum([UpperWall(at=-1e3, kappa=1e-3)]), n_walkers, runner=runner)
+            for every in (LOOK, 1):
+                sides.append(Side(f"{name}: E + V, judge every {every}", looked_at(biased, points, every), 2 * LOOK))
+        found[n_walkers] = {name: 1e6 * seconds for name, seconds in measure(sides, 25).items()}
+    return found
+
+
+def looked_at(evaluator, points, every):
+    def run(count):
+        for place in range(count):
+            evaluator.evaluate(points, judged=place % every == 0)
+
+    return run
+
+
+def print_judge_costs(found):
+    print(f"cost with the forces of a committee of {COST_MEMBERS} as judge, a torsion density as driver")
+    for n_walkers, times in found.items():
+        for name, value in times.items():
+            of_single, of_mean = (value / times[f"{one}: E"] for one in ("single", name.split(":")[0]))
+            goal = f" (goal {JUDGE_GOAL})" if name.endswith(f" {LOOK}") else ""
+            print(
+                f"{n_walkers} walker(s), {name:40s} {value:7.0f} us, {of_single:5.2f} x E of a single model, "
+                f"{of_mean:5.2f} x its own E{goal}",
+                flush=True,
+            )
+
+
 def quick_model(campaign, task, split):
     """A model as good as untrained, for the cost."""
     potential = make_potential(campaign, task.topology, 0)
-    judge, _ = make_uncertainties(campaign, task.topology, potential, split.training, split.training)
+    judge, driver = make_uncertainties(campaign, task.topology, potential, split.training, split.training)
     options = TrainingOptions(steps=2, evaluate_every=1)
     train(potential, split.training, split.validation, options, uncertainties=[judge], runner="eager")
-    return complete_model(campaign, potential, judge, judge, {"": Dealt(task.topology, split)}, (0, 0))[0]
+    return complete_model(campaign, potential, judge, driver, {"": Dealt(task.topology, split)}, (0, 0))[0]
 
 
 def run_set(task, kinds, seeds, steps):
@@ -353,7 +404,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4000, help="optimiser steps of every training")
-    parser.add_argument("--parts", nargs="+", choices=[*SETS, "rmd17", "cost"], default=SHOWN)
+    parser.add_argument("--parts", nargs="+", choices=[*SETS, "rmd17", "cost", "judge"], default=SHOWN)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--runner", default="auto", help="of the cost: auto, aoti, torchscript or eager")
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/uq_kinds"))
@@ -365,6 +416,11 @@ def main():
             found = costs(options.kinds, options.runner)
             print_costs(found, options.kinds)
             (options.output / "cost.json").write_text(json.dumps(found, indent=1) + "\n")
+            continue
+        if name == "judge":
+            found = judge_costs(options.runner)
+            print_judge_costs(found)
+            (options.output / "judge.json").write_text(json.dumps(found, indent=1) + "\n")
             continue
         if name != "alanine" and not DATA.is_dir():
             print(f"{name}: left out, no reference data in {DATA}", flush=True)

@@ -216,7 +216,7 @@ class Computation:
         inputs, gradients = self._inputs(positions, box, particles)
         before = evaluator.n_evaluations
         cell = None if evaluator.box is None or box is None else torch.from_numpy(np.array(box, dtype=np.float64))
-        last = evaluator.evaluate(torch.from_numpy(self.whole(atoms, box))[None], inputs, cell)
+        last = evaluator.evaluate(torch.from_numpy(self.whole(atoms, box))[None], inputs, cell, judged=False)
         if evaluator.n_evaluations == before:
             # The same positions again, and a bias that has changed since: whoever asks gets what the integrator gets.
             evaluator.arm_memo()

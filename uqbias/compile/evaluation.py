@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from uqbias.compile.runners import disagreement
 from uqbias.molecule.geometry import Geometry, virial
 from uqbias.variables.names import by_name
 
@@ -34,7 +35,7 @@ class Evaluation(NamedTuple):
     energy: Tensor
     #: [W] driver u that the bias acts on.
     driver: Tensor
-    #: [W] judge: calibrated uncertainty, kJ/mol/nm.
+    #: [W] judge: calibrated uncertainty, kJ/mol/nm; NaN where only what moves the walkers was evaluated.
     judge: Tensor
     #: [W] bias V, kJ/mol.
     bias: Tensor
@@ -49,11 +50,23 @@ class Evaluation(NamedTuple):
     virial: Tensor
 
     @classmethod
-    def of(cls, values: list[Tensor]) -> Evaluation:
-        """Outputs of the graph; without a cell the virial is not among them."""
+    def of(cls, values: list[Tensor], *, judged: bool = True) -> Evaluation:
+        """Outputs of the graph, which has no judge if not ``judged``, and without a cell no virial."""
+        if not judged:
+            values = [*values[:2], torch.full_like(values[1], torch.nan), *values[2:]]
         if len(values) < len(cls._fields):
             values = [*values, values[4].new_zeros(len(values[4]), 3, 3)]
         return cls(*values)
+
+
+def difference(computed: Evaluation, expected: Evaluation) -> str:
+    """What differs by more than rounding explains, walkers without a finite number in both left out; or nothing."""
+    # The pull on variables is not of a walker.
+    values = [[*one[:6], one.virial] for one in (computed, expected)]
+    finite = [torch.stack([one.isfinite() for one in each[:4]]).all(0) for each in values]
+    compared = finite[0] | finite[1]
+    here, there = ([one[compared] for one in each] for each in values)
+    return disagreement(here, there, least=1.0) if compared.any() else ""
 
 
 @dataclass(frozen=True)
@@ -120,19 +133,23 @@ class FusedFunction:
             strained = virial(positions, gradient, roots[1], of_box)
             virials.append(torch.where(sound.view(-1, 1, 1), strained, torch.zeros_like(strained)))
         total = torch.where(sound, total, torch.zeros_like(total)).sum()
-        result = energy, driver.clone(), judge.clone(), added.clone(), forces, x.clone(), pull
-        return (*result, *virials, total, ~sound)
+        judged = () if judge is None else (judge.clone(),)
+        return (energy, driver.clone(), *judged, added.clone(), forces, x.clone(), pull, *virials, total, ~sound)
 
 
 class ModelAndVariables(torch.nn.Module):
-    """E, u and the judge of a model, and the variables that the graph computes."""
+    """E, u and, if ``judged``, the judge of a model, and the variables that the graph computes."""
 
-    def __init__(self, model: torch.nn.Module, variables: Mapping[str, torch.nn.Module]) -> None:
+    def __init__(
+        self, model: torch.nn.Module, variables: Mapping[str, torch.nn.Module], *, judged: bool = True
+    ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self._how = model, {} if judged else {"judged": False}
         self.variables = torch.nn.ModuleDict(dict(variables))
 
-    def forward(self, positions: Tensor, geometry: Geometry | None) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        values = by_name(self.model(positions) if geometry is None else self.model(positions, geometry))
+    def forward(
+        self, positions: Tensor, geometry: Geometry | None
+    ) -> tuple[Tensor, Tensor, Tensor | None, dict[str, Tensor]]:
+        values = by_name(self.model(positions, *([] if geometry is None else [geometry]), **self._how))
         values |= {name: module(positions) for name, module in self.variables.items()}
-        return values["energy"], values["driver"], values["judge"], values
+        return values["energy"], values["driver"], None if self._how else values["judge"], values

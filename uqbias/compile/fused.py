@@ -13,9 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from uqbias.compile.evaluation import BiasLike, Evaluation, FusedFunction, ModelAndVariables
+from uqbias.compile.evaluation import BiasLike, Evaluation, FusedFunction, ModelAndVariables, difference
 from uqbias.compile.graph_inputs import (
+    GROWING,
     check_device,
+    check_inputs,
     copied,
     graph_inputs,
     signature_of,
@@ -23,17 +25,14 @@ from uqbias.compile.graph_inputs import (
     weights_of,
     without_shift,
 )
-from uqbias.compile.runners import compile_function, disagreement
+from uqbias.compile.judging import Judge, is_apart
+from uqbias.compile.runners import compile_function
 from uqbias.errors import UqbiasError
 from uqbias.molecule.geometry import Geometry
 from uqbias.potentials.prediction import neighbour_list
 from uqbias.variables.names import is_of_model, missing_part
 
 logger = logging.getLogger(__name__)
-#: State tensors of a bias with this name (after the last dot) may grow along dimension 0 without a new graph.
-GROWING = "table"
-#: Outputs of the graph that are compared when it is verified: not the pull on variables, nor what is of all walkers.
-PER_WALKER = (*range(6), 7)
 #: Arrays of a snapshot: what the tables of neighbours are made from.
 LIST = "list_"
 
@@ -44,6 +43,9 @@ class FusedEvaluator:
     New weights (`load_model`), new hills and a grown bias grid need no new graph. Variables of the bias that neither
     the model nor ``variables`` gives come from outside: extended variables, which OpenMM integrates, and variables that
     OpenMM computes. They are one more input of the graph, and the force on them one more output.
+
+    A judge that takes the forces of all members of a committee, and is not the driver, has a graph of its own: it is
+    compiled and evaluated only where something looks at it.
 
     In a cell, and with many atoms, tables of neighbours are inputs too. They are made on the host, before the graph
     runs, on the positions that are to be evaluated; the graph is compiled when the first of them is known, and again
@@ -123,7 +125,6 @@ class FusedEvaluator:
         self.broken: NDArray[np.bool_] = np.zeros(n_walkers, dtype=bool)
         self._broken = torch.from_numpy(self.broken)
         self.exception: BaseException | None = None
-        self._memo_armed = False
 
         self.names: tuple[str, ...] = () if self.bias is None else tuple(self.bias.variables)
         modules = {name: module for name, module in (variables or {}).items() if name in self.names}
@@ -134,33 +135,29 @@ class FusedEvaluator:
         # Weights of the model first: these are what load_model replaces.
         self._weight_names, self._inputs = graph_inputs(model, n_walkers, dtype, self.device)
         self._positions = self._inputs[0]
-        whole = ModelAndVariables(model, modules)
-        self._extra_weights = [name for name in weights_of(whole) if name.startswith("variables.")]
-        for name in self._extra_weights:
-            self._inputs.append(copied(weights_of(whole)[name], dtype, self.device))
+        apart = is_apart(model, self.names)
+        whole = ModelAndVariables(model, modules, judged=not apart)
+        judge = Judge(model, self._weight_names, self._positions, runner=runner, cache_dir=cache_dir)
+        self._judge = judge if apart and not energy_only else None
+        extra = {name: tensor for name, tensor in weights_of(whole).items() if name.startswith("variables.")}
+        self._inputs += [copied(tensor, dtype, self.device) for tensor in extra.values()]
         self._from_outside = torch.zeros(n_walkers, len(self.input_names), dtype=torch.float64, device=self.device)
         self._outside_slot = len(self._inputs)
         if self.input_names:
             self._inputs.append(self._from_outside)
-        self._state_slots: list[tuple[int, str]] = []
-        dynamic = {}
-        if self.bias is not None:
-            self.bias.to(torch.float64, self.device)
-            for index, (name, tensor) in enumerate(self.bias.state().items(), start=len(self._inputs)):
-                self._state_slots.append((index, name))
-                if name.rpartition(".")[2] == GROWING:
-                    dynamic[index] = 0
-                self._inputs.append(tensor)
-        self._potential = getattr(model, "potential", None)
+        state = {} if self.bias is None else self.bias.to(torch.float64, self.device).state()
+        self._state_slots = list(enumerate(state, start=len(self._inputs)))
+        self._dynamic = {index: 0 for index, name in self._state_slots if name.rpartition(".")[2] == GROWING}
+        self._inputs += state.values()
+        self._potential: Any = getattr(model, "potential", None)
         self.periodic, self.box = periodic, self._as_input(box)
         self.neighbours = None
-        if self._potential is not None and hasattr(
-            self._potential, "uses_table"
-        ):  # a module of one's own may have anything of this name
+        # A module of one's own may have anything of this name.
+        if self._potential is not None and hasattr(self._potential, "uses_table"):
             self.neighbours = neighbour_list(self._potential, box=box is not None, periodic=periodic, skin=skin)
         self._function = FusedFunction(
             whole,
-            [f"model.{name}" for name in self._weight_names] + self._extra_weights,
+            [*(f"model.{name}" for name in self._weight_names), *extra],
             self.bias,
             self.names,
             self.input_names,
@@ -171,8 +168,9 @@ class FusedEvaluator:
             energy_only,
             include_energy,
         )
-        self._dynamic, self._cache_dir, self.runner, self._requested = dynamic, cache_dir, runner, runner
+        self._cache_dir, self.runner, self._requested = cache_dir, runner, runner
         self._geometry: Geometry | None = None
+        self._memo_armed = False
         if self.neighbours is None and self.box is None:
             self._compile()
 
@@ -186,15 +184,14 @@ class FusedEvaluator:
     def _compile(self) -> None:
         """Make the graph for the shapes of the inputs as they are."""
         function = replace(self._function, geometry=self._geometry)
-        name = "energy" if function.energy_only else "fused" if function.include_energy else "bias"
         compiled = compile_function(
             function,
             self._inputs,
             runner=self._requested,
-            name=name,
+            name="energy" if function.energy_only else "fused" if function.include_energy else "bias",
             dynamic=self._dynamic,
             cache_dir=self._cache_dir,
-            check_inputs=self._check_inputs(),
+            check_inputs=check_inputs(self._inputs, self._weight_names, self._state_slots),
         )
         self.runner = compiled.runner
         self._run, self._plain = compiled.unchecked, compiled.plain
@@ -206,7 +203,7 @@ class FusedEvaluator:
             self._geometry = self.neighbours.geometry(self._positions, self.box)
         elif self.box is not None:
             self._geometry = Geometry(self.box)
-            self._potential.check_geometry(self._geometry)  # type: ignore[union-attr]
+            self._potential.check_geometry(self._geometry)
         if self._geometry is None:
             return
         self._inputs[self._function.geometry_slot :] = self._geometry.tensors()
@@ -216,19 +213,9 @@ class FusedEvaluator:
                 logger.warning("tables of neighbours grew from %s slots: the graph is compiled once more", widths)
             self._compile()
 
-    def _check_inputs(self) -> list[Tensor]:
-        """Inputs with bias grids that span any value and are not zero, and without energy shift, so that all counts."""
-        inputs = without_shift(self._inputs, self._weight_names)
-        random = torch.Generator().manual_seed(1)
-        for index, name in self._state_slots:
-            tensor, kind = inputs[index], name.rpartition(".")[2]
-            if kind == GROWING:
-                inputs[index] = torch.rand(tensor.shape, generator=random).to(tensor)
-            elif kind in {"origin", "spacing"}:
-                inputs[index] = torch.full_like(tensor, -1e3 if kind == "origin" else 40.0)
-        return inputs
-
-    def evaluate(self, positions: Tensor, inputs: Tensor | None = None, box: Tensor | None = None) -> Evaluation:
+    def evaluate(
+        self, positions: Tensor, inputs: Tensor | None = None, box: Tensor | None = None, *, judged: bool = True
+    ) -> Evaluation:
         """Evaluate all walkers.
 
         Parameters
@@ -236,6 +223,7 @@ class FusedEvaluator:
         positions : [W, N, 3] nm, any floating dtype and device, without autograd.
         inputs : [W, K] variables from outside, in the order of ``input_names``; zeros if None.
         box : [W, 3, 3] or [3, 3] nm, if it is no longer that of the last evaluation.
+        judged : False to leave out a judge that has a graph of its own; `judged` adds it.
 
         Raises
         ------
@@ -250,17 +238,32 @@ class FusedEvaluator:
         if box is not None and self.box is not None:
             pairs.append((box, self.box))
         if armed and self.last is not None and all(torch.equal(new.to(old).expand_as(old), old) for new, old in pairs):
-            return self.last
+            return self.judged() if judged else self.last
         for new, old in pairs:
             old.copy_(new)
         if self.box is not None or self.neighbours is not None:
             self._set_geometry()
         self._bind_state({})
         *values, self.total_energy, broken = self._run(self._inputs)
-        self.last = Evaluation.of(values)
+        self.last = self._evaluation(values)
         self._broken.logical_or_(broken if broken.device.type == "cpu" else broken.cpu())
         self.n_evaluations += 1
+        return self.judged() if judged else self.last
+
+    def judged(self) -> Evaluation:
+        """The latest evaluation, `last`, with the judge."""
+        assert self.last is not None
+        if self._judge is not None and self.last.judge.isnan().all():
+            self.last = self.last._replace(judge=self._judged())
         return self.last
+
+    def _judged(self, *, plain: bool = False) -> Tensor:
+        assert self._judge is not None
+        inputs = [*self._inputs[: 1 + len(self._weight_names)], *self._inputs[self._function.geometry_slot :]]
+        return self._judge(inputs, self._geometry, plain=plain)
+
+    def _evaluation(self, values: list[Tensor]) -> Evaluation:
+        return Evaluation.of(values, judged=self._judge is None)
 
     def verify(self, step: int) -> None:
         """Compare compiled code and graph at the latest positions, walkers without a finite number in both left out.
@@ -275,13 +278,11 @@ class FusedEvaluator:
         self._bind_state({})
         # As it runs too: a bias on the energy acts at the energies that there are.
         for inputs in (self._inputs, without_shift(self._inputs, self._weight_names)):
-            outputs = [run(inputs)[:-2] for run in (self._run, self._plain)]
-            values = [[one[place] for place in PER_WALKER if place < len(one)] for one in outputs]
-            finite = [torch.stack([one.isfinite() for one in each[:4]]).all(0) for each in values]
-            compared = finite[0] | finite[1]
-            here, there = ([one[compared] for one in each] for each in values)
-            problem = disagreement(here, there, least=1.0)
-            if compared.any() and problem:
+            one, other = (self._evaluation([*run(inputs)[:-2]]) for run in (self._run, self._plain))
+            if self._judge is not None:
+                one = one._replace(judge=self._judged())
+                other = other._replace(judge=self._judged(plain=True))
+            if problem := difference(one, other):
                 raise UqbiasError(
                     f"at step {step} the {self.runner} code of this model does not give what its graph gives: "
                     f"{problem}",
@@ -296,7 +297,7 @@ class FusedEvaluator:
         self._bind_state(state)
         *values, _, _ = self._run(self._inputs)
         self.n_evaluations += 1
-        return np.asarray(Evaluation.of(values).forces.detach().cpu().numpy(), dtype=np.float64)
+        return np.asarray(self._evaluation(values).forces.detach().cpu().numpy(), dtype=np.float64)
 
     def _bind_state(self, replaced: Mapping[str, Tensor]) -> None:
         if self.bias is not None:
@@ -321,7 +322,7 @@ class FusedEvaluator:
             # Without variables from outside each operation saved here is a per mille of a step.
             outside = positions[atoms:, 0].reshape(self.n_walkers, -1) if self.input_names else None
             places = positions if outside is None else positions[:atoms]
-            evaluation = self.evaluate(places.view(self.n_walkers, self.n_atoms, 3), outside, box)
+            evaluation = self.evaluate(places.view(self.n_walkers, self.n_atoms, 3), outside, box, judged=False)
         except BaseException as error:
             self.exception = error
             raise

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from uqbias.errors import UqbiasError
 
+#: State tensors of a bias with this name (after the last dot) may grow along dimension 0 without a new graph.
+GROWING = "table"
 #: Weight of a model that every energy begins from.
 SHIFT = "potential.energy_shift"
 
@@ -62,6 +64,25 @@ def without_shift(inputs: Sequence[Tensor], names: Sequence[str]) -> list[Tensor
         place = 1 + names.index(SHIFT)
         result[place] = torch.zeros_like(result[place])
     return result
+
+
+def check_inputs(inputs: Sequence[Tensor], names: Sequence[str], state: Sequence[tuple[int, str]]) -> list[Tensor]:
+    """Inputs with bias grids that span any value and are not zero, and without energy shift, so that all counts.
+
+    Parameters
+    ----------
+    names : names of the weights.
+    state : places of the tensors of the bias's state, and their names.
+    """
+    inputs = without_shift(inputs, names)
+    random = torch.Generator().manual_seed(1)
+    for index, name in state:
+        tensor, kind = inputs[index], name.rpartition(".")[2]
+        if kind == GROWING:
+            inputs[index] = torch.rand(tensor.shape, generator=random).to(tensor)
+        elif kind in {"origin", "spacing"}:
+            inputs[index] = torch.full_like(tensor, -1e3 if kind == "origin" else 40.0)
+    return inputs
 
 
 def take_weights(model: torch.nn.Module, names: Sequence[str], inputs: Sequence[Tensor]) -> None:

@@ -123,7 +123,7 @@ class ExtendedVariables:
         atoms = torch.as_tensor(positions[: w * n].reshape(w, n, 3))
         # Here the extended variables are still at 0, and pull at the atoms as they never will.
         broken = self.evaluator.broken.copy()
-        values = self.evaluator.evaluate(atoms).variables.double().cpu().numpy()
+        values = self.evaluator.evaluate(atoms, judged=False).variables.double().cpu().numpy()
         self.evaluator.broken[:] = broken
         self.put(positions, values, walkers)
         for walker, random in walkers.items():

@@ -307,7 +307,7 @@ def check_pace(bias: Bias, pace: int) -> None:
 
 
 def look_of(evaluator: FusedEvaluator, positions: Array, broken: NDArray[np.bool_], boxes: Array | None = None) -> Look:
-    """The evaluator's latest evaluation, in double precision.
+    """The evaluator's latest evaluation, judge included, in double precision.
 
     Parameters
     ----------
@@ -315,8 +315,7 @@ def look_of(evaluator: FusedEvaluator, positions: Array, broken: NDArray[np.bool
     broken : [W].
     boxes : [W, 3, 3] nm, or None.
     """
-    last = evaluator.last
-    assert last is not None
+    last = evaluator.judged()
     energy, driver, judge, bias, variables = (
         values.detach().cpu().numpy().astype(np.float64)
         for values in (last.energy, last.driver, last.judge, last.bias, last.variables)

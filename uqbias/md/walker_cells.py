@@ -109,7 +109,7 @@ class WalkerCells:
         def energies(positions: Array, boxes: Array) -> Array:
             before = evaluator.broken.copy()
             evaluator.broken[:] = False
-            values = evaluator.evaluate(torch.from_numpy(positions), outside, torch.from_numpy(boxes))
+            values = evaluator.evaluate(torch.from_numpy(positions), outside, torch.from_numpy(boxes), judged=False)
             total = np.where(evaluator.broken, np.inf, (values.energy + values.bias).cpu().numpy())
             evaluator.broken[:] = before
             return np.asarray(total, dtype=np.float64)

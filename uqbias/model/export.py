@@ -15,6 +15,7 @@ from torch.func import functional_call
 import uqbias
 from uqbias.compile.evaluation import BiasLike
 from uqbias.compile.flatten import flatten
+from uqbias.compile.judging import is_apart
 from uqbias.compile.runners import trace_to_torchscript
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.files import atomic_path
@@ -166,10 +167,12 @@ class _Scalar(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.model = copy.deepcopy(model).to("cpu", torch.float32).requires_grad_(False)
-        used = {name: module for name, module in variables.items() if bias is not None and name in bias.variables}
-        self.variables = copy.deepcopy(torch.nn.ModuleDict(used)).to("cpu", torch.float32).requires_grad_(False)
+        acted_on = () if bias is None else bias.variables
+        modules = torch.nn.ModuleDict({name: module for name, module in variables.items() if name in acted_on})
+        self.variables = copy.deepcopy(modules).to("cpu", torch.float32).requires_grad_(False)
         self._output, self._bias = output, None if bias is None else copy.deepcopy(bias).to(torch.float64)
         self._components = tuple(components)
+        self._how = {"judged": False} if is_apart(model, (output, *components, *acted_on)) else {}
         self._state_names: dict[str, str] = {}
         for index, (name, tensor) in enumerate((self._bias.state() if self._bias is not None else {}).items()):
             self._state_names[name] = f"bias_{index}"
@@ -182,7 +185,7 @@ class _Scalar(torch.nn.Module):
             prediction, each = self.model.with_atoms(*arguments)  # type: ignore[operator]
             values = {"max": each.amax(-1)} | by_name(prediction)
         else:
-            values = by_name(self.model(*arguments))
+            values = by_name(self.model(*arguments, **self._how))
         if self._bias is not None:
             state = {name: getattr(self, kept) for name, kept in self._state_names.items()}
             columns = values | {name: module(points) for name, module in self.variables.items()}

@@ -122,9 +122,12 @@ class UncertaintyModel(nn.Module):
         twin.calibrated_on, twin.systems = self.calibrated_on, self.systems
         return twin.train(self.training)
 
-    def forward(self, positions: Tensor, geometry: Geometry | None = None) -> Prediction:
-        """Evaluate W walkers at ``positions`` [W, N, 3] in nm, in the ``geometry`` that `Potential.forward` takes."""
-        return self._prediction(positions, self._terms(positions, geometry))
+    def forward(self, positions: Tensor, geometry: Geometry | None = None, *, judged: bool = True) -> Prediction:
+        """Evaluate W walkers at ``positions`` [W, N, 3] in nm, in the ``geometry`` that `Potential.forward` takes.
+
+        Without the judge, NaN then, if not ``judged``.
+        """
+        return self._prediction(positions, self._terms(positions, geometry, judged=judged), judged=judged)
 
     def with_atoms(self, positions: Tensor, geometry: Geometry | None = None) -> tuple[Prediction, Tensor]:
         """`forward` and the calibrated uncertainty of each atom [W, N], kJ/mol/nm, from one evaluation.
@@ -144,17 +147,17 @@ class UncertaintyModel(nn.Module):
         """Second part of `with_atoms`."""
         return self.with_atoms(positions, geometry)[1]
 
-    def _terms(self, positions: Tensor, geometry: Geometry | None) -> tuple[Tensor, ...]:
+    def _terms(self, positions: Tensor, geometry: Geometry | None, *, judged: bool = True) -> tuple[Tensor, ...]:
         """Energy, latents and, where an uncertainty needs them, forces of the members."""
-        if self.requires_forces:
+        if self.requires_forces and (judged or not self.judge_apart):
             return with_member_forces(self.potential, positions, geometry)
         return self.potential(positions, geometry)
 
-    def _prediction(self, positions: Tensor, terms: tuple[Tensor, ...]) -> Prediction:
-        judged, driver, local = self.uncertainties(positions, *terms)
+    def _prediction(self, positions: Tensor, terms: tuple[Tensor, ...], *, judged: bool = True) -> Prediction:
+        raw, driver, local = self.uncertainties(positions, *terms, judged=judged)
         shift = self.potential.energy_shift
         energy = terms[0].mean(0).to(shift.dtype) + shift
-        return Prediction(energy, driver, self.calibration(judged), local)
+        return Prediction(energy, driver, self.calibration(raw), local)
 
     @property
     def local_names(self) -> tuple[str, ...]:
@@ -166,13 +169,16 @@ class UncertaintyModel(nn.Module):
         """Whether an uncertainty needs the forces of every committee member."""
         return self.judge.requires_forces or self.driver.requires_forces
 
-    def uncertainties(
-        self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Uncalibrated judge and driver, [W] each, and the driver's parts [W, K]; arguments as in `Uncertainty`."""
-        driver, local = self.driver.with_local(positions, energy, latents, forces)
-        judged = driver if self.driver is self.judge else self.judge(positions, energy, latents, forces)
-        return judged, driver, local
+    @property
+    def judge_apart(self) -> bool:
+        """Whether the judge alone needs the members' forces, at several times the cost of all that moves the atoms."""
+        return self.judge.requires_forces and not self.driver.requires_forces
+
+    def uncertainties(self, positions: Tensor, *terms: Any, judged: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """Uncalibrated judge and driver, [W] each, and the driver's parts [W, K]; ``terms`` as in `Uncertainty`."""
+        driver, local = self.driver.with_local(positions, *terms)
+        raw = driver if self.driver is self.judge else self.judge(positions, *terms) if judged else driver * torch.nan
+        return raw, driver, local
 
     @property
     def seen(self) -> Array:

@@ -19,10 +19,11 @@ from uqbias.app.computation import load_model
 from uqbias.app.host import FORCE_NAME, USES, use_once, value
 from uqbias.app.integrator import NOT_THERE, refuse_idle
 from uqbias.compile.graph_inputs import graph_inputs
+from uqbias.compile.judging import Judge, is_apart
 from uqbias.compile.runners import CompiledFunction, compile_function
 from uqbias.errors import UqbiasError
 from uqbias.md.stack import check_pythonforce
-from uqbias.plumed.session import PlumedSession, PlumedStop, drop_cut_lines, names_in_use, read_actions
+from uqbias.plumed.session import PlumedSession, PlumedStop, drop_cut_lines, input_lines, names_in_use, read_actions
 from uqbias.plumed.step_clock import StepClock, files_written, last_hill
 from uqbias.variables.names import by_name, missing_part
 
@@ -123,7 +124,7 @@ class PlumedBridge:
         check_pythonforce()
         import openmm
 
-        lines, folder = _input(plumed_dat), Path(output_dir)
+        lines, folder = input_lines(plumed_dat), Path(output_dir)
         actions = read_actions(lines, folder)
         self.names = names_in_use(actions)
         module = load_model(model, 0)
@@ -140,8 +141,12 @@ class PlumedBridge:
         if include_energy or "energy" in self.names:
             self._gradients.append("energy")
         self._gradients = self._gradients or ["driver"]
-        self._values = [*dict.fromkeys(("energy", "driver", "judge", *self._gradients))]
-        self._inputs, self._graph = _compiled(module, self._values, self._gradients, runner, dtype, device, cache_dir)
+        apart = is_apart(module, self.names)
+        self._values = [*dict.fromkeys(("energy", "driver", *([] if apart else ["judge"]), *self._gradients))]
+        options: dict[str, Any] = {"runner": runner, "cache_dir": cache_dir}
+        weights, self._inputs = graph_inputs(module, 1, dtype, device)
+        self._graph = _compiled(module, weights, self._inputs, self._values, self._gradients, options)
+        self._judge = Judge(module, weights, self._inputs[0], **options) if apart else None
         self.runner = self._graph.runner
         paths = [folder / name for name in [*files_written(actions), log]]
         use = use_once(system, [], paths, "model" if include_energy else "bias")
@@ -160,7 +165,7 @@ class PlumedBridge:
             restart=restart,
             flush=flush,
         )
-        self.last: BridgeValues | None = None
+        self._last: BridgeValues | None = None
         self.n_evaluations = self._n_calls = 0
         self._contexts: weakref.WeakSet[Any] = weakref.WeakSet()
         self.exception: BaseException | None = None
@@ -176,6 +181,13 @@ class PlumedBridge:
         system.addForce(self.force)
         # Runs when the bridge goes or the interpreter ends, whichever comes first.
         self._end = weakref.finalize(self, _end, self._session)
+
+    @property
+    def last(self) -> BridgeValues | None:
+        """What the latest evaluation gave; a judge that takes the forces of a committee is evaluated when asked for."""
+        if self._last is not None and self._judge is not None and math.isnan(self._last.judge):
+            self._last = self._last._replace(judge=float(self._judge(self._inputs)[0]))
+        return self._last
 
     @property
     def stopped(self) -> bool:
@@ -281,12 +293,11 @@ class PlumedBridge:
         self._inputs[0].copy_(torch.from_numpy(selected))
         numbers, gradients = self._graph.unchecked(self._inputs)
         values = dict(zip(self._values, numbers.tolist(), strict=True))
-        energy, driver, judge = values["energy"], values["driver"], values["judge"]
+        energy, driver, judge = values["energy"], values["driver"], values.get("judge", math.nan)
         self.n_evaluations += 1
         if not math.isfinite(sum(values.values())):
             raise UqbiasError(
-                f"at step {step} the model gives energy {energy:.6g} kJ/mol, driver {driver:.6g}, uncertainty "
-                f"{judge:.6g}",
+                f"at step {step} the model gives {', '.join(f'{name} {one:.6g}' for name, one in values.items())}",
                 "use a shorter timestep, lower hills or an upper wall (UPPER_WALLS) on the uncertainty",
             )
         session.calculate(positions, values)
@@ -297,7 +308,7 @@ class PlumedBridge:
         else:
             forces[self._particles] += model_forces
         bias = float(session.bias[0])
-        self.last = BridgeValues(step, energy, driver, judge, bias)
+        self._last = BridgeValues(step, energy, driver, judge, bias)
         self._answer = ((energy if self.include_energy else 0.0) + bias, forces)
         self._valid = True
         return self._answer
@@ -341,15 +352,6 @@ def _end(session: PlumedSession) -> None:
         session.close()
 
 
-def _input(plumed_dat: str | Path | Sequence[str]) -> list[str]:
-    if not isinstance(plumed_dat, str | Path):
-        return [line for lines in plumed_dat for line in lines.splitlines()]
-    path = Path(plumed_dat)
-    if not path.is_file():
-        raise UqbiasError(f"no such file: {path}", "give the path of a PLUMED input, or a list of its lines")
-    return path.read_text(encoding="utf-8").splitlines()
-
-
 def _chosen(particles: Sequence[int] | None, n_atoms: int, n_particles: int) -> NDArray[np.int64]:
     chosen = np.arange(n_particles) if particles is None else np.array([int(index) for index in particles])
     if len(chosen) != n_atoms:
@@ -374,26 +376,22 @@ def _charges(system: Any) -> Array:
 
 def _compiled(
     model: torch.nn.Module,
+    names: Sequence[str],
+    inputs: list[Tensor],
     numbers: Sequence[str],
     gradients: Sequence[str],
-    runner: str,
-    dtype: torch.dtype,
-    device: torch.device | str,
-    cache_dir: Path | None,
-) -> tuple[list[Tensor], CompiledFunction]:
-    """Inputs (positions [1, N, 3] first) and graph: ``numbers`` and ``gradients`` [K, N, 3] of what is named."""
-    names, inputs = graph_inputs(model, 1, dtype, device)
+    options: Mapping[str, Any],
+) -> CompiledFunction:
+    """From positions [1, N, 3] and weights, of these ``names``, to ``numbers`` and ``gradients`` [K, N, 3]."""
+    how = {} if "judge" in numbers else {"judged": False}
 
     def function(given: list[Tensor]) -> tuple[Tensor, ...]:
         positions = given[0].detach().requires_grad_()
-        values = by_name(functional_call(model, dict(zip(names, given[1:], strict=True)), (positions,)))
+        values = by_name(functional_call(model, dict(zip(names, given[1:], strict=True)), (positions,), how))
         slopes = [
             torch.autograd.grad(values[name].sum(), positions, retain_graph=index + 1 < len(gradients))[0][0]
             for index, name in enumerate(gradients)
         ]
         return torch.cat([values[name] for name in numbers]), torch.stack(slopes)
 
-    compiled = compile_function(
-        function, inputs, runner=runner, name="bridge-" + "-".join(gradients), cache_dir=cache_dir
-    )
-    return inputs, compiled
+    return compile_function(function, inputs, name="bridge-" + "-".join(gradients), **options)

@@ -46,6 +46,16 @@ class Action(NamedTuple):
     line: int
 
 
+def input_lines(plumed_dat: str | Path | Sequence[str]) -> list[str]:
+    """Lines of a PLUMED input, of which the path is given or the lines."""
+    if not isinstance(plumed_dat, str | Path):
+        return [line for lines in plumed_dat for line in lines.splitlines()]
+    path = Path(plumed_dat)
+    if not path.is_file():
+        raise UqbiasError(f"no such file: {path}", "give the path of a PLUMED input, or a list of its lines")
+    return path.read_text(encoding="utf-8").splitlines()
+
+
 def read_actions(lines: Iterable[str], folder: Path) -> list[Action]:
     """The actions of a PLUMED input, those of included files with them; comments and continuations are resolved."""
     actions: list[Action] = []
