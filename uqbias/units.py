@@ -23,6 +23,8 @@ EV_PER_ANGSTROM = EV / ANGSTROM
 KCAL = 4.184
 #: kJ/mol/nm³ per bar.
 BAR = 1e5 * 1e-27 * AVOGADRO / 1000.0
+#: kJ/mol/nm³ per GPa.
+GPA = 1e4 * BAR
 #: Gas constant, kJ/mol/K.
 GAS_CONSTANT = BOLTZMANN * AVOGADRO / 1000.0
 

@@ -66,6 +66,11 @@ def test_validate_lists_them_and_refuses_constraints_on_them(campaign):
     assert "md.constraints = bonds: constraints 'bonds' would hold hydrogen 5, which may move to atom 4" in line
 
 
+def test_validate_refuses_a_pressure_in_vacuum(campaign):
+    line = refused("validate", campaign({}, {"pressure": 1.0}))
+    assert "md.pressure = 1 on a molecule in vacuum; leave it out, or give frames with cells" in line
+
+
 def test_a_model_file_keeps_them(tmp_path):
     topology, x = malonaldehyde()
     random = np.random.default_rng(1)

@@ -8,6 +8,7 @@ from periodic_systems import CELLS, atoms, model
 from uqbias.errors import UqbiasError
 from uqbias.model.inference import evaluate_frames, residuals, selection_features
 from uqbias.model.model import UncertaintyModel
+from uqbias.model.score import score_model
 from uqbias.model.training import force_and_energy_mae, train
 from uqbias.molecule.cells import volume
 from uqbias.molecule.frames import Frames
@@ -97,6 +98,9 @@ def test_a_model_of_a_crystal_is_saved_and_evaluated(tmp_path):
     said = predict(whole.potential, x, cells=labelled.cells)
     np.testing.assert_allclose(evaluated.energy, said.energy[0])
     np.testing.assert_allclose(errors, said.forces.numpy() - labelled.forces, atol=1e-9)
+    off = evaluated.stress - labelled.stresses
+    assert score_model(loaded, labelled)["stress_mae_GPa"] == pytest.approx(np.abs(off).mean() * 1.66054e-3, rel=1e-4)
+    assert np.abs(off).mean() == pytest.approx(stress_mae(whole.potential, labelled))
     # Atoms may stand at any image; all frames in one cell are others.
     moved = labelled.positions + np.random.default_rng(1).integers(-1, 2, x.shape) @ CELL
     in_one = Frames(labelled.numbers, moved, cells=np.tile(CELL, (20, 1, 1)))

@@ -26,6 +26,10 @@ def check_parts(file: CampaignFile, topology: Topology, start: Frames) -> None:
     """
     campaign = file.resolved
     check_exploration(campaign, topology, _driver_parts(campaign, topology, start))
+    if campaign.md.pressure is not None and start.cells is None:
+        raise UqbiasError(
+            f"md.pressure = {campaign.md.pressure:g} on a molecule in vacuum", "leave it out, or give frames with cells"
+        )
     sampler = SAMPLERS.build(campaign.sampling)
     sampler.check(campaign, topology, start)
     if sampler.walks:

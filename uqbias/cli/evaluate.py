@@ -20,6 +20,7 @@ Labelled = Annotated[Path, typer.Argument(metavar="DATA", help=f"Labelled frames
 ERRORS = (
     ("force", "force_mae_meV_per_A", "force_rmse_meV_per_A", "meV/Å, of a component"),
     ("energy", "energy_mae_meV_per_atom", "energy_rmse_meV_per_atom", "meV/atom"),
+    ("stress", "stress_mae_GPa", "stress_rmse_GPa", "GPa, of a component"),
 )
 #: Key of a score, name, meaning.
 RANKING = (

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from uqbias.model.model import UncertaintyModel
+from uqbias.molecule.cells import volume
 from uqbias.molecule.frames import Frames
 from uqbias.potentials.prediction import predict
 
@@ -37,6 +38,7 @@ class Evaluated:
     forces : [n, N, 3] kJ/mol/nm, or None where not asked for.
     raw_atom_uncertainty : [n, N] judge of each atom before calibration, or None where not asked for or where the
         judge has no values per atom.
+    stress : [n, 3, 3] kJ/mol/nm³, tension positive; with the forces of frames in cells, None otherwise.
     """
 
     energy: Array
@@ -46,6 +48,7 @@ class Evaluated:
     local: Array
     forces: Array | None = None
     raw_atom_uncertainty: Array | None = None
+    stress: Array | None = None
 
 
 def evaluate_frames(
@@ -53,7 +56,7 @@ def evaluate_frames(
 ) -> Evaluated:
     """Evaluate frames, with forces and with per-atom uncertainties if asked for."""
     wanted: Literal["none", "mean", "members"] = "mean" if forces else "none"
-    kept = ("energy", "driver", "judge", "raw", "local", "forces", "raw_atoms")
+    kept = ("energy", "driver", "judge", "raw", "local", "forces", "raw_atoms", "stress")
     blocks: dict[str, list[Tensor]] = {name: [] for name in kept}
     for block, surroundings in _blocks(model, frames):
         prediction = predict(
@@ -71,6 +74,9 @@ def evaluate_frames(
                 blocks[name].append(values)
         if forces and prediction.forces is not None:
             blocks["forces"].append(prediction.forces)
+        if prediction.virial is not None and surroundings["cells"] is not None:
+            sizes = torch.as_tensor(volume(surroundings["cells"])).to(prediction.virial)
+            blocks["stress"].append(prediction.virial / sizes[:, None, None])
     return Evaluated(
         _joined(blocks["energy"]),
         _joined(blocks["driver"]),
@@ -79,6 +85,7 @@ def evaluate_frames(
         _joined(blocks["local"]),
         _joined(blocks["forces"]) if forces else None,
         _joined(blocks["raw_atoms"]) if blocks["raw_atoms"] else None,
+        _joined(blocks["stress"]) if blocks["stress"] else None,
     )
 
 

@@ -30,7 +30,7 @@ from uqbias.molecule.seen import is_in
 from uqbias.molecule.sense import check_molecule
 from uqbias.uncertainty.calibration import VarianceScaling
 from uqbias.uncertainty.conformal import Conformal
-from uqbias.units import EV, EV_PER_ANGSTROM
+from uqbias.units import EV, EV_PER_ANGSTROM, GPA
 
 Array = NDArray[np.float64]
 #: Miscoverages at which the conformal bound is checked.
@@ -57,7 +57,8 @@ def score_model(model: UncertaintyModel, frames: Frames, large: float = LARGE) -
 
         - ``frames``; ``frames_trained_on``, how many of them the model was made from (left out if it does not know);
           ``force_mae_meV_per_A``, ``force_rmse_meV_per_A``, ``energy_mae_meV_per_atom``,
-          ``energy_rmse_meV_per_atom``;
+          ``energy_rmse_meV_per_atom``; in cells, of labels with stress, ``stress_mae_GPa`` and
+          ``stress_rmse_GPa``;
         - ``judge``, kind of the judge; ``large``; ``driver_spearman`` of the driver; ``spearman``, ``auroc``;
         - of a calibrated model ``calibration``, its kind, ``alpha``, ``calibration_frames``, and ``coverage``, the
           share of frames whose error is not above the calibrated uncertainty, ``coverage_low``, ``coverage_middle`` and
@@ -93,6 +94,7 @@ def score_model(model: UncertaintyModel, frames: Frames, large: float = LARGE) -
         "force_mae_meV_per_A": float(np.abs(error).mean()),
         "force_rmse_meV_per_A": float(np.sqrt(np.square(error).mean())),
         **_energy_errors(evaluated.energy, frames),
+        **_stress_error(evaluated.stress, frames),
         "judge": model.judge.kind,
         "large": large,
         "driver_spearman": spearman(evaluated.driver, np.sqrt(np.square(error).mean(axis=(1, 2)))),
@@ -113,6 +115,14 @@ def score_model(model: UncertaintyModel, frames: Frames, large: float = LARGE) -
         of_atoms = _uncertainty_scores(raw_atoms, error, *maps, calibration.kind, large, valued)
         scores |= {f"atom_{name}": value for name, value in of_atoms.items()}
     return scores
+
+
+def _stress_error(stress: Array | None, frames: Frames) -> dict[str, float]:
+    """Errors of the components of the stress, where there are labels of it."""
+    if stress is None or frames.stresses is None:
+        return {}
+    off = (stress - frames.stresses) / GPA
+    return {"stress_mae_GPa": float(np.abs(off).mean()), "stress_rmse_GPa": float(np.sqrt(np.square(off).mean()))}
 
 
 def _overlap(model: UncertaintyModel, frames: Frames) -> dict[str, Any]:
