@@ -17,7 +17,7 @@ from uqbias.settings.file import check_campaign
 NAMES = {"water": "H2O", "methanol": "CH3OH"}
 SETTINGS = {
     "potential": {"n_radial": 6, "n_channels": 4, "hidden": [16, 12]},
-    "training": {"steps": 300, "runner": "eager", "batch_size": 8, "learning_rate": 0.02},
+    "training": {"steps": 200, "runner": "eager", "batch_size": 8, "learning_rate": 0.02},
 }
 
 
@@ -53,7 +53,7 @@ def test_errors_are_near_those_of_a_model_of_each(sets, tests, fitted):
 def test_the_judge_is_calibrated_on_all_systems(tests, fitted):
     model, facts = fitted
     assert facts["driver_story"] == [
-        "auto chose the judge, since densities of angles and distances are of one of 2 systems"
+        "auto chose the judge for 2 systems: densities of torsions or distances are of one molecule"
     ]
     assert model.driver is model.judge
     assert model.provenance["frames_of_systems"] == {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,8 +13,12 @@ from uqbias.cli.printing import Json, ModelPath, print_json
 from uqbias.molecule.labels import FORMATS, LabelKeys
 from uqbias.settings.system_section import System
 
+if TYPE_CHECKING:
+    from uqbias.model.model import UncertaintyModel
+    from uqbias.molecule.frames import Frames
+
 LABEL_KEYS = options_from(System, "energy_key", "forces_key", "stress_key")
-Labelled = Annotated[Path, typer.Argument(metavar="DATA", help=f"Labelled frames: {FORMATS}.")]
+LABELLED = f"Labelled frames, of one or of several systems: {FORMATS}."
 
 #: Quantity, keys of its mean absolute and root mean square error, unit.
 ERRORS = (
@@ -28,6 +32,15 @@ RANKING = (
     ("auroc", "AUROC", "of finding the {share} % with the largest error; 1 is perfect, 0.5 chance"),
     ("driver_spearman", "Spearman ρ, driver", "the same for what the bias acts on"),
 )
+#: Key of a score, heading, in a table of systems.
+SYSTEMS = (
+    ("frames", "frames"),
+    ("force_mae_meV_per_A", "force error"),
+    ("energy_mae_meV_per_atom", "energy error"),
+    ("spearman", "Spearman ρ"),
+    ("auroc", "AUROC"),
+    ("coverage", "coverage"),
+)
 DISTRIBUTION = (
     ("miscalibration_area", "miscalibration area", "observed against nominal coverage; 0 is perfect, 0.5 the worst"),
     ("nll", "calibrated NLL", "nats per component, of errors in meV/Å; less is better"),
@@ -38,7 +51,7 @@ DISTRIBUTION = (
 
 def evaluate(
     model: ModelPath,
-    data: Labelled,
+    data: Annotated[Path, typer.Argument(metavar="DATA", help=LABELLED)],
     large: Annotated[
         float, typer.Option(metavar="QUANTILE", help="For the AUROC, errors above this quantile of them are large.")
     ] = 0.8,
@@ -49,7 +62,8 @@ def evaluate(
 
     Uncertainty and force error are compared frame by frame, and atom by atom where the judge has values for atoms; the
     error is the root mean square over the force components of the frame or atom. Give frames that the model was not
-    made from. On frames unlike those it was calibrated on, coverage tells how far the calibration still holds.
+    made from. On frames unlike those it was calibrated on, coverage tells how far the calibration still holds. A model
+    whose driver and judge are of atoms and elements takes other systems of its elements, too.
 
     \b
     Examples:
@@ -58,19 +72,46 @@ def evaluate(
     """
     from uqbias.model.model import UncertaintyModel
     from uqbias.model.score import score_model
-    from uqbias.molecule.frames import read_frames
-    from uqbias.molecule.sense import check_sense
-    from uqbias.molecule.structure import whole_frames
+    from uqbias.model.several import of_system, score_systems, whole_and_checked
+    from uqbias.molecule.collection import read_collection
 
     loaded = UncertaintyModel.load(model)
     keys = LabelKeys(*label_keys.values())
-    frames = whole_frames(read_frames(data, labelled="energies", periodic=True, keys=keys), loaded.topology)
-    check_sense(frames, loaded.topology, "the model")
-    scores = score_model(loaded, frames, large)
-    if json:
-        print_json({"model": str(model), "data": str(data), **scores})
+    sets = read_collection([data], labelled="energies", keys=keys)
+    placed = {}
+    for name, frames in sets.items():
+        twin = of_system(loaded, frames)
+        placed[name] = twin, whole_and_checked(loaded, twin, frames)
+    news = {name: news for name, (twin, frames) in placed.items() if (news := _news(loaded, frames))}
+    if len(sets) == 1:
+        scores = score_model(*next(iter(placed.values())), large)
     else:
+        scores = score_systems(loaded, {name: frames for name, (_, frames) in placed.items()}, large=large)
+    if json:
+        new = {"not_trained_on": news} if news else {}
+        print_json({"model": str(model), "data": str(data), **scores, **new})
+        return
+    for name, story in news.items():
+        typer.echo(f"{name}: {story}")
+    if len(sets) == 1:
         print_scores(scores)
+        return
+    print_systems(scores)
+    for name, each in scores["systems"].items():
+        if known := each.get("frames_trained_on"):
+            typer.echo(f"warning: the model was made from {known} of the frames of {name}, which flatters it there")
+
+
+def _news(model: UncertaintyModel, frames: Frames) -> str:
+    """What is to be said of a system that the model was not trained on."""
+    from uqbias.model.several import is_new, zero_is_known
+
+    if not is_new(model, frames):
+        return ""
+    story = "the model was not trained on this system, but knows its elements"
+    if zero_is_known(model, frames):
+        return story
+    return f"{story}; what it was trained on does not fix the zero of these energies, whose errors hold a constant"
 
 
 def print_scores(scores: Mapping[str, Any]) -> None:
@@ -111,6 +152,18 @@ def print_errors(scores: Mapping[str, Any]) -> None:
     for name, mae, rmse, unit in ERRORS:
         if mae in scores:
             _print_row(name, _number(scores[mae]), _number(scores[rmse]), unit)
+
+
+def print_systems(scores: Mapping[str, Any]) -> None:
+    """A line for each system and one for all that `uqbias.model.several.score_systems` found."""
+    systems = {**scores["systems"], "all": scores}
+    width = max(len(name) for name in systems) + 2
+    heads = [(key, title) for key, title in SYSTEMS if any(key in each for each in systems.values())]
+    typer.echo(" " * width + "".join(f"{title:>14}" for _, title in heads))
+    for name, each in systems.items():
+        cells = [_number(each[key]) if key in each else "–" for key, _ in heads]
+        typer.echo(f"{name:<{width}}" + "".join(f"{cell:>14}" for cell in cells))
+    typer.echo("errors are mean absolute ones, of a force component in meV/Å, of energies in meV/atom")
 
 
 def _print_coverage(scores: Mapping[str, Any]) -> None:

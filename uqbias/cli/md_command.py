@@ -102,7 +102,7 @@ def md(
 
     \b
     Examples:
-      uqbias md model.uqb --start data.xyz --steps 20000 -o md/
+      uqbias md model.uqb --start data.xyz --steps 20000 -o md/      # of this system, if the model is of several
       uqbias md model.uqb --bias wtm_eabf,gamd --set wtm_eabf.mass=1 -o md/
       uqbias md model.uqb --bias opes --variable phi=dihedral:4,6,8,14 --on driver,phi -o md/
       uqbias md model.uqb --bias none --temperature 500 -o md500/
@@ -126,7 +126,7 @@ def md(
             f"{output} is not an empty directory", f"choose another with -o{going_on}; nothing there was touched"
         )
     loaded = UncertaintyModel.load(model)
-    frames = _start_frames(loaded, model, start)
+    loaded, frames, another = _begin(loaded, model, start)
     if cap is None and (begins := loaded.driver.wall if wall is None else wall) is not None:
         cap = begins + CAP_ABOVE_WALL
     settings = _settings(
@@ -146,6 +146,10 @@ def md(
         snapshot_every = min(10_000, max(pace, dynamics["steps"] // 10))
     for warning in (hints := _hints(settings)):
         typer.echo(f"warning: {warning}", err=True)
+    if another:
+        output.mkdir(parents=True, exist_ok=True)
+        model = output / "model.uqb"
+        loaded.save(model)
     job = Exploration(
         model=model,
         folder=output,
@@ -244,13 +248,13 @@ def _settings(
     return settings
 
 
-def _start_frames(model: Any, path: Path, start: Path | None) -> Frames:
+def _begin(model: UncertaintyModel, path: Path, start: Path | None) -> tuple[UncertaintyModel, Frames, bool]:
+    """The model of the system that start frames are of, these frames, and whether it is another than the file's."""
     import numpy as np
 
+    from uqbias.model.several import of_system, whole_and_checked
     from uqbias.molecule.cells import EVERYWHERE
     from uqbias.molecule.frames import Frames, read_frames
-    from uqbias.molecule.sense import check_sense
-    from uqbias.molecule.structure import whole_frames
 
     if start is None:
         kept = model.provenance.get("reference_positions_nm")
@@ -259,10 +263,11 @@ def _start_frames(model: Any, path: Path, start: Path | None) -> Frames:
         cell = model.provenance.get("reference_cell_nm")
         cells = None if cell is None else np.array([cell], dtype=np.float64)
         repeats = tuple(model.provenance.get("reference_periodic", EVERYWHERE))
-        return Frames(np.array(model.numbers), np.array([kept], dtype=np.float64), cells=cells, periodic=repeats)
-    frames = whole_frames(read_frames(start, labelled=False, periodic=True), model.topology)
-    check_sense(frames, model.topology, "the model")
-    return frames
+        kept = np.array([kept], dtype=np.float64)
+        return model, Frames(np.array(model.numbers), kept, cells=cells, periodic=repeats), False
+    frames = read_frames(start, labelled=False, periodic=True)
+    twin = of_system(model, frames)
+    return twin, whole_and_checked(model, twin, frames), twin is not model
 
 
 def _tell(folder: Path, facts: dict[str, Any], md: MD, hints: Sequence[str], *, json: bool) -> None:

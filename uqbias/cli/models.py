@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from uqbias.cli.evaluate import LABEL_KEYS, Labelled, print_errors
+from uqbias.cli.evaluate import LABEL_KEYS, LABELLED, print_errors, print_systems
 from uqbias.cli.part_options import options_from
 from uqbias.cli.printing import Json, ModelPath, Quiet, output_option, print_json, print_pairs, split_names
 from uqbias.errors import UqbiasError
@@ -17,6 +17,12 @@ from uqbias.kinds import UNCERTAINTIES
 from uqbias.molecule.labels import LabelKeys
 from uqbias.settings.schema import TrainingOptions
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from uqbias.molecule.frames import Frames
+    from uqbias.molecule.topology import Topology
+
 #: Without a default, since --settings may have one.
 TRAINING = options_from(
     TrainingOptions, "steps", "max_seconds", "runner", defaults={"steps": None, "max_seconds": None, "runner": None}
@@ -24,11 +30,15 @@ TRAINING = options_from(
 
 
 def train(
-    data: Labelled,
+    data: Annotated[list[Path], typer.Argument(metavar="DATA...", help=LABELLED)],
     output: Annotated[Path, output_option("FILE", "Model file to write.")] = Path("model.uqb"),
     structure: Annotated[
-        Path | None,
-        typer.Option(metavar="PDB", help="Atom names and bonds; bonds are guessed from distances if left out."),
+        list[Path] | None,
+        typer.Option(
+            metavar="PDB",
+            help="Atom names and bonds; bonds are guessed from distances if left out. May be repeated for several "
+            "systems.",
+        ),
     ] = None,
     driver: Annotated[
         str | None,
@@ -64,14 +74,17 @@ def train(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a potential with its uncertainties on your own frames.
+    """Train a potential with its uncertainties on your own frames, of one molecule or of several systems.
 
-    A tenth of the frames is held out for early stopping and a tenth, at least 1/α frames, for the calibration of the
-    uncertainty. The first training of a molecule compiles its training step (under a minute, cached).
+    Frames with other atoms, or in another order, are of another system; one model learns all systems, and its driver
+    and judge are of atoms and elements. A tenth of the frames is held out for early stopping and a tenth, at least 1/α
+    frames, for the calibration of the uncertainty, of each system its share. The first training of a molecule compiles
+    its training step (under a minute, cached).
 
     \b
     Examples:
       uqbias train data.xyz --structure molecule.pdb -o model.uqb
+      uqbias train water.xyz ethanol.xyz quartz.xyz -o model.uqb
       uqbias train data.xyz --driver gmm --features latents -o model.uqb
       uqbias train data.xyz --judge committee --set judge.quantity=forces
     """
@@ -79,8 +92,7 @@ def train(
 
     from uqbias.campaign.progress import TrainingProgress, make_progress
     from uqbias.model.fit import fit_model
-    from uqbias.molecule.frames import read_frames
-    from uqbias.molecule.topology import Topology
+    from uqbias.molecule.collection import read_collection
 
     torch.set_num_threads(1)
     check_file(output)
@@ -93,14 +105,14 @@ def train(
         sections["seed"] = seed
     for entry in change or ():
         set_key(sections, entry)
-    topology = None if structure is None else Topology.from_pdb(structure)
     keys = LabelKeys(*label_keys.values())
     energies_alone = sections.get("training", {}).get("force_weight") == 0
-    frames = read_frames(data, labelled="energies" if energies_alone else True, periodic=True, keys=keys)
+    sets = read_collection(data, labelled="energies" if energies_alone else True, keys=keys)
+    graphs = _graphs(structure or [], sets)
     with make_progress(quiet) as progress:
         model, facts = fit_model(
-            frames,
-            topology,
+            sets if len(sets) > 1 else next(iter(sets.values())),
+            graphs if len(sets) > 1 else next(iter(graphs.values()), None),
             sections,
             begin=lambda: progress.phase("load or compile the training step"),
             progress=TrainingProgress(progress, "train"),
@@ -110,11 +122,13 @@ def train(
         print_json({"model": str(output), **facts})
         return
     typer.echo(f"trained on {facts['frames']} frames in {facts['wall_s']:.0f} s ({facts['steps']} steps)")
-    if frames.forces is None:
+    if any(frames.forces is None for frames in sets.values()):
         typer.echo("the frames have no forces: the model learned from energies alone, its judge is not calibrated")
+    if len(sets) > 1:
+        typer.echo(f"{len(sets)} systems: {', '.join(sets)}; {facts['driver_story'][0]}")
     if facts.get("validation"):
         typer.echo("on the frames kept for early stopping, which flatter it a little:")
-        print_errors(facts["validation"])
+        (print_systems if len(sets) > 1 else print_errors)(facts["validation"])
     typer.echo(f"model: {output}; next: uqbias evaluate {output} TEST.xyz, uqbias md {output} -o md/")
 
 
@@ -141,6 +155,7 @@ def info(model: ModelPath, json: Json = False) -> None:
         ("file", f"{model}, format {manifest['format_version']}, SHA-256 {manifest['sha256'][:16]}"),
         ("molecule", f"{_formula(manifest['atomic_numbers'])}, {len(manifest['topology']['bonds'])} bonds"),
         *([("residues", " ".join(residues))] if residues else []),
+        *([("systems", _systems(manifest["systems"]))] if manifest.get("systems") else []),
         *([("mobile protons", f"{mobile} (donor, hydrogen, acceptor)")] if mobile else []),
         ("potential", f"{loaded.potential.kind}, {loaded.potential.n_members} member(s), {manifest['dtype']}{frozen}"),
         ("parameters", sum(weight.numel() for weight in loaded.potential.parameters())),
@@ -214,6 +229,26 @@ def export(
     typer.echo(f"wrote {path}: forward({arguments}) -> {returned}; {output} in {unit_of(loaded, output)}")
     extra = "; force.setOutputsForces(True)" if with_forces else ""
     typer.echo(f'use: force = openmmtorch.TorchForce("{path}"){extra}')
+
+
+def _graphs(structures: list[Path], sets: Mapping[str, Frames]) -> dict[str, Topology]:
+    """Bond graphs of the systems that a structure is given for."""
+    from uqbias.molecule.sense import check_molecule
+    from uqbias.molecule.topology import Topology
+
+    graphs: dict[str, Topology] = {}
+    for path in structures:
+        graph = Topology.from_pdb(path)
+        names = [name for name, frames in sets.items() if tuple(frames.numbers.tolist()) == graph.numbers]
+        if not names and len(sets) == 1:
+            check_molecule(next(iter(sets.values())), graph.numbers, "the structure")
+        if not names:
+            raise UqbiasError(
+                f"{path} has atoms {list(graph.numbers)}, as none of the systems {', '.join(sets)}",
+                "give structures with the atoms of the frames, in the same order",
+            )
+        graphs |= dict.fromkeys(names, graph)
+    return graphs
 
 
 def sections_of(path: Path | None) -> dict[str, Any]:
@@ -304,8 +339,11 @@ def _elements(numbers: Sequence[int]) -> str:
     return " ".join(chemical_symbols[number] for number in numbers)
 
 
-def _formula(numbers: list[int]) -> str:
-    from ase.formula import Formula
-    from ase.symbols import Symbols
+def _systems(systems: list[dict[str, Any]]) -> str:
+    return "; ".join(f"{system['name']}: {_formula(system['topology']['numbers'])}" for system in systems)
 
-    return f"{Formula(Symbols(numbers).get_chemical_formula()):hill}, {len(numbers)} atoms"
+
+def _formula(numbers: list[int]) -> str:
+    from uqbias.molecule.collection import formula
+
+    return f"{formula(numbers)}, {len(numbers)} atoms"

@@ -17,11 +17,12 @@ from uqbias.model.several import layout_of, of_system, score_systems
 from uqbias.model.splitting import Dealt, Split, check_calibration_frames, deal
 from uqbias.model.training import Progress, TrainingResult, train
 from uqbias.model.wrapping import check_frozen
+from uqbias.molecule.collection import guessed_topology
 from uqbias.molecule.frames import Frames
 from uqbias.molecule.protons import with_mobile_protons
 from uqbias.molecule.seen import invariants, is_in
 from uqbias.molecule.sense import check_molecule, check_sense
-from uqbias.molecule.structure import from_distances, whole_frames
+from uqbias.molecule.structure import whole_frames
 from uqbias.molecule.topology import Topology
 from uqbias.potentials.base import Potential
 from uqbias.potentials.prediction import predict
@@ -145,8 +146,7 @@ def _checked(
         )
     if topology is not None:
         check_molecule(frames, topology.numbers, "the structure")
-    first = None if frames.cells is None else frames.cells[0]
-    graph = topology or from_distances(frames.numbers.tolist(), frames.positions[0], first, frames.periodic)
+    graph = topology or guessed_topology(frames)
     sets[name] = frames = whole_frames(frames, graph)
     check_sense(frames, topology and with_mobile_protons(topology, frames.positions))
     return with_mobile_protons(graph, frames.positions)

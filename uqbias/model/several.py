@@ -12,9 +12,10 @@ import numpy as np
 from uqbias.errors import UqbiasError
 from uqbias.model.model import UncertaintyModel
 from uqbias.model.score import score_model
+from uqbias.molecule.collection import guessed_topology
 from uqbias.molecule.frames import Frames
-from uqbias.molecule.sense import check_molecule
-from uqbias.molecule.structure import from_distances
+from uqbias.molecule.sense import check_molecule, check_sense
+from uqbias.molecule.structure import whole_frames
 from uqbias.molecule.topology import Topology
 
 
@@ -38,7 +39,7 @@ def of_system(model: UncertaintyModel, frames: Frames) -> UncertaintyModel:
     numbers = tuple(frames.numbers.tolist())
     graphs = [graph for graph in (model.topology, *model.systems.values()) if graph.numbers == numbers]
     if len(set(graphs)) != 1:
-        graph = _guessed(frames)
+        graph = guessed_topology(frames)
         alike = [one for one in graphs if one.bonds == graph.bonds]
         graphs = alike or graphs or [graph]
     return model if graphs[0] == model.topology else carried_over(model, graphs[0], frames)
@@ -60,6 +61,13 @@ def carried_over(model: UncertaintyModel, topology: Topology, frames: Frames) ->
     except UqbiasError:
         check_molecule(frames, model.numbers, "the model")
         raise
+
+
+def whole_and_checked(model: UncertaintyModel, twin: UncertaintyModel, frames: Frames) -> Frames:
+    """Frames, made whole, that make sense for ``twin``, their `of_system`; of a new one only they know the bonds."""
+    frames = whole_frames(frames, twin.topology)
+    check_sense(frames, None if is_new(model, frames) else twin.topology, "the model")
+    return frames
 
 
 def is_new(model: UncertaintyModel, frames: Frames) -> bool:
@@ -107,8 +115,3 @@ def score_systems(model: UncertaintyModel, sets: Mapping[str, Frames], **options
             mean = float(np.average([one[key] ** power for one in each], weights=weights))
             overall[key] = math.sqrt(mean) if power == 2 else mean
     return {**overall, "judge": model.judge.kind, "systems": scores}
-
-
-def _guessed(frames: Frames) -> Topology:
-    first = None if frames.cells is None else frames.cells[0]
-    return from_distances(frames.numbers.tolist(), frames.positions[0], first, frames.periodic)

@@ -6,7 +6,8 @@ __getattr__, __dir__, __all__ = exports(
     __name__,
     {
         "atoms": ("fixed_atoms", "ordered_atoms", "select_atoms"),
-        "frames": ("Frames", "read_frames", "write_frames"),
+        "frames": ("Frames", "read_frames", "read_systems", "write_frames"),
+        "collection": ("read_collection",),
         "measures": (
             "StiffTorsions",
             "bond_angles",

@@ -19,8 +19,11 @@ from uqbias.units import ANGSTROM, EV, EV_PER_ANGSTROM
 
 Array = NDArray[np.float64]
 LOG = logging.getLogger(__name__)
+#: Which labels a file must have, see `read_frames`.
+Labelled = bool | Literal["energies", "unless failed"]
 #: No coordinate or label, in eV and Å, is so large.
 ABSURD = 1e15
+KINDS: tuple[Kind, ...] = ("energy", "forces", "stress")
 #: Energies, forces and stresses under their usual names.
 USUAL = LabelKeys()
 
@@ -129,7 +132,7 @@ class Frames:
 def read_frames(
     path: str | Path,
     *,
-    labelled: bool | Literal["energies", "unless failed"] = True,
+    labelled: Labelled = True,
     periodic: bool = False,
     keys: LabelKeys = USUAL,
     form: str | None = None,
@@ -152,60 +155,127 @@ def read_frames(
         for a periodic frame where none is expected, or one beside frames that are not.
     """
     path = Path(path)
+    images = _images(path, form)
+    systems = _by_atoms(images)
+    if len(systems) > 1:
+        raise _two_molecules(path, images, systems)
+    return _read(path, images, systems, labelled, periodic, keys)[0]
+
+
+def read_systems(
+    path: str | Path,
+    *,
+    labelled: Labelled = True,
+    periodic: bool = False,
+    keys: LabelKeys = USUAL,
+) -> list[Frames]:
+    """Read a file of frames of several systems, each by itself: same atoms in the same order are one system.
+
+    Parameters and errors are those of `read_frames`; a system has cells in all of its frames, or in none.
+    """
+    path = Path(path)
+    images = _images(path)
+    return _read(path, images, _by_atoms(images), labelled, periodic, keys)
+
+
+def _images(path: Path, form: str | None = None) -> list[Image]:
     images = read_images(path, form)
     if not images:
         raise UqbiasError(f"{path} holds no frame")
+    return images
+
+
+def _read(
+    path: Path,
+    images: list[Image],
+    systems: list[list[int]],
+    labelled: Labelled,
+    periodic: bool,
+    keys: LabelKeys,
+) -> list[Frames]:
+    """Frames of each system, which is given by the places of its images."""
+    cells = [_cells(path, images, places, periodic) for places in systems]
+    boxed = any(one is not None for one, _ in cells)
+    positions = [np.stack([images[i].positions for i in places]) * ANGSTROM for places in systems]
+    for places, x in zip(systems, positions, strict=True):
+        _check_size(path, "positions are", x, places)
+    columns, names = _labels(path, images, systems, boxed, labelled, keys)
+    frames = []
+    for at, (places, (boxes, repeats)) in enumerate(zip(systems, cells, strict=True)):
+        energies, forces, stresses = (columns[kind][at] if kind in columns else None for kind in KINDS)
+        if stresses is not None and "virial" in str(names["stress"]).lower():
+            if boxes is None:
+                cure = "give their cells, or no name of a stress"
+                raise UqbiasError(f"{path}: a virial of frames without a cell", cure)
+            stresses = -stresses * ANGSTROM**3 / volume(boxes)[:, None, None]
+        first = images[places[0]]
+        frames.append(
+            Frames(
+                first.numbers,
+                positions[at],
+                energies,
+                forces if energies is not None else None,
+                [dict(images[i].info) for i in places],
+                boxes,
+                stresses,
+                source=str(path) if len(systems) == 1 else f"{path} ({first.formula})",
+                periodic=repeats,
+            )
+        )
+    tell_other_labels(path, images, keys, names, needed=bool(labelled))
+    return frames
+
+
+def _labels(
+    path: Path,
+    images: list[Image],
+    systems: list[list[int]],
+    boxed: bool,
+    labelled: Labelled,
+    keys: LabelKeys,
+) -> tuple[dict[Kind, list[Array | None]], dict[Kind, str | None]]:
+    """Labels of each system, None where not all of its frames have them, in runtime units; and their names."""
+    units: dict[Kind, float] = dict(zip(KINDS, (EV, EV_PER_ANGSTROM, EV / ANGSTROM**3), strict=True))
     failed = np.array([labelled == "unless failed" and bool(image.info.get("failed")) for image in images])
-    numbers = _one_molecule(path, images)
-    cells, repeats = _cells(path, images, periodic)
-    positions = np.stack([image.positions for image in images]) * ANGSTROM
-    _check_size(path, "positions are", positions)
-    units: dict[Kind, float] = {"energy": EV, "forces": EV_PER_ANGSTROM, "stress": EV / ANGSTROM**3}
     needed: list[Kind] = ["energy"] if labelled == "energies" else ["energy", "forces"] if labelled else []
     given: list[Kind] = [kind for kind in units if getattr(keys, kind) is not None]
-    columns: dict[Kind, Array | None] = {}
     names: dict[Kind, str | None] = {kind: getattr(keys, kind) or kind for kind in units}
     names["energy"] = keys.energy or energy_name(path, images, needed=bool(labelled))
-    if cells is None and keys.stress is None:  # nothing needs it
+    if not boxed and keys.stress is None:  # nothing needs it
         del units["stress"], names["stress"]
     elif keys.stress is None and not any("stress" in image.values for image in images):
         names["stress"] = "virial"
+    columns: dict[Kind, list[Array | None]] = {}
     for kind in units:
         values = label_values(path, images, kind, names[kind])
         if kind != "stress" or any(value is not None for value in values):
-            shape = {"energy": (), "forces": (len(numbers), 3), "stress": (3, 3)}[kind]
-            values = [np.zeros(shape) if bad else value for bad, value in zip(failed, values, strict=True)]
-        without = [index for index, value in enumerate(values) if value is None]
-        columns[kind] = None if without else np.stack(values)
+            shapes = {"energy": (), "stress": (3, 3)}
+            for i in np.flatnonzero(failed):
+                values[i] = np.zeros(shapes.get(kind, images[i].positions.shape))
+        # Molecules in vacuum beside crystals have no stress.
+        without = [
+            index
+            for index, value in enumerate(values)
+            if value is None and (kind != "stress" or not boxed or any(images[index].periodic))
+        ]
         partial = labelled and len(without) < len(images) and kind != "stress"
         if without and (kind in {*needed, *given} or partial):
             raise missing(
                 path, images[without[0]], without[0], ["energy", "forces"] if kind in needed else [kind], names
             )
-        if 0 < len(without) < len(images):
-            LOG.warning("%s: %d of %d frames have no %s, which is not used", path, len(without), len(images), kind)
-    for kind, column in columns.items():
-        if column is not None:
-            _check_size(path, f"{kind} is", column)
-            column[failed] = np.nan
-            columns[kind] = column * units[kind]
-    stresses = columns.get("stress")
-    if stresses is not None and "virial" in str(names["stress"]).lower():
-        if cells is None:
-            raise UqbiasError(f"{path}: a virial of frames without a cell", "give their cells, or no name of a stress")
-        stresses = -stresses * ANGSTROM**3 / volume(cells)[:, None, None]
-    tell_other_labels(path, images, keys, names, needed=bool(labelled))
-    return Frames(
-        numbers,
-        positions,
-        columns["energy"],
-        columns["forces"] if columns["energy"] is not None else None,
-        [dict(image.info) for image in images],
-        cells,
-        stresses,
-        source=str(path),
-        periodic=repeats,
-    )
+        columns[kind] = []
+        for places in systems:
+            absent = sum(values[i] is None for i in places)
+            columns[kind].append(None if absent else np.stack([values[i] for i in places]))
+            if 0 < absent < len(places):
+                LOG.warning("%s: %d of %d frames have no %s, which is not used", path, absent, len(places), kind)
+    for kind, of_systems in columns.items():
+        for at, (places, column) in enumerate(zip(systems, of_systems, strict=True)):
+            if column is not None:
+                _check_size(path, f"{kind} is", column, places)
+                column[failed[places]] = np.nan
+                of_systems[at] = column * units[kind]
+    return columns, names
 
 
 def write_frames(path: str | Path, frames: Frames) -> None:
@@ -235,30 +305,33 @@ def write_frames(path: str | Path, frames: Frames) -> None:
         ase.io.write(temporary, images, format="extxyz")
 
 
-def _one_molecule(path: Path, images: list[Image]) -> NDArray[np.int64]:
-    """Atomic numbers [N] that all images have."""
-    groups: dict[tuple[int, ...], list[int]] = {}
+def _by_atoms(images: list[Image]) -> list[list[int]]:
+    """Places of the images that have the same atoms in the same order."""
+    systems: dict[tuple[int, ...], list[int]] = {}
     for index, image in enumerate(images):
-        groups.setdefault(tuple(image.numbers.tolist()), []).append(index)
-    if len(groups) > 1:
-        names = [f"{images[where[0]].formula} ({len(where)}, first frame {where[0]})" for where in groups.values()]
-        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        one = len({tuple(sorted(numbers)) for numbers in groups}) == 1
-        raise UqbiasError(
-            f"{path} holds {len(groups)} {'orders of atoms of one molecule' if one else 'molecules'}: {shown}",
-            "keep one molecule in one atom order per file",
-        )
-    return images[0].numbers
+        systems.setdefault(tuple(image.numbers.tolist()), []).append(index)
+    return list(systems.values())
 
 
-def _cells(path: Path, images: list[Image], allowed: bool) -> tuple[Array | None, Periodic]:
+def _two_molecules(path: Path, images: list[Image], systems: list[list[int]]) -> UqbiasError:
+    names = [f"{images[places[0]].formula} ({len(places)}, first frame {places[0]})" for places in systems]
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    one = len({tuple(sorted(images[places[0]].numbers)) for places in systems}) == 1
+    return UqbiasError(
+        f"{path} holds {len(systems)} {'orders of atoms of one molecule' if one else 'molecules'}: {shown}",
+        "keep one molecule in one atom order per file",
+    )
+
+
+def _cells(path: Path, images: list[Image], places: list[int], allowed: bool) -> tuple[Array | None, Periodic]:
     """Cells [n, 3, 3] nm of periodic images, None where no image is periodic, and along which vectors they repeat."""
-    first = images[0].periodic
-    for index, image in enumerate(images):
+    first = images[places[0]].periodic
+    for index in places:
+        image = images[index]
         if any(image.periodic) and not allowed:
             raise UqbiasError(f"{path}: frame {index} is periodic", 'give a molecule in vacuum, pbc="F F F"')
         if image.periodic != first:
-            where, other = (index, first) if any(image.periodic) else (0, image.periodic)
+            where, other = (index, first) if any(image.periodic) else (places[0], image.periodic)
             rest = f"have pbc {list(other)}" if any(other) else "are not"
             raise UqbiasError(
                 f"{path}: frame {where} is periodic (pbc {list(images[where].periodic)}), others {rest}",
@@ -266,14 +339,14 @@ def _cells(path: Path, images: list[Image], allowed: bool) -> tuple[Array | None
             )
     if not any(first):
         return None, ISOLATED
-    cells = [check_cell(image.cell * ANGSTROM, first, f"{path}: frame {index}") for index, image in enumerate(images)]
+    cells = [check_cell(images[index].cell * ANGSTROM, first, f"{path}: frame {index}") for index in places]
     return np.stack(cells), first
 
 
-def _check_size(path: Path, what: str, values: Array) -> None:
+def _check_size(path: Path, what: str, values: Array, places: list[int]) -> None:
     largest = np.abs(values.reshape(len(values), -1)).max(axis=1, initial=0)
     bad = ~(largest < ABSURD)
     if bad.any():
         index = int(bad.argmax())
         size = f"absurdly large ({largest[index]:.3g})" if np.isfinite(largest[index]) else "not finite"
-        raise UqbiasError(f"{path}: {what} {size} in frame {index}", "remove that frame")
+        raise UqbiasError(f"{path}: {what} {size} in frame {places[index]}", "remove that frame")

@@ -59,7 +59,8 @@ def driver_story(driver: KindSection, topology: Topology, systems: int = 1) -> l
     """
     if systems > 1:
         if driver.kind == "auto":
-            return [f"auto chose the judge, since densities of angles and distances are of one of {systems} systems"]
+            why = "densities of torsions or distances are of one molecule"
+            return [f"auto chose the judge for {systems} systems: {why}"]
         return [f"{driver.kind}, as the settings have it"]
     kind, parts = driver.kind, local_parts(topology, getattr(driver, "grouping", "bonds"))
     features = getattr(getattr(driver, "features", None), "kind", "")
