@@ -7,6 +7,7 @@ POTENTIALS = {
     "power_spectrum": "uqbias.potentials.power_spectrum:PowerSpectrum",
     "coordinates": "uqbias.potentials.coordinates:Coordinates",
     "module": "uqbias.potentials.module:FactoryModule",
+    "mace": "uqbias.potentials.mace:Mace",
 }
 FEATURES = {
     "latents": "uqbias.uncertainty.features.latents:Latents",

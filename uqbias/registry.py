@@ -64,6 +64,11 @@ def trusted_files() -> Iterator[None]:
         _trusted.pop()
 
 
+def are_trusted() -> bool:
+    """Whether the user answers for files, see `trusted_files`."""
+    return bool(_trusted)
+
+
 class Part:
     """A part that a file describes by its kind and the arguments of its constructor.
 

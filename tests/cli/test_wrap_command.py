@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from command_line import call, refused
+from tiny_mace import needs_mace, tiny_mace
 
 from uqbias.model.model import UncertaintyModel
 from uqbias.molecule.frames import Frames, read_frames, write_frames
+from uqbias.potentials.mace import mace_modules
 from uqbias.registry import named_paths
 from uqbias.testing import molecule
 
@@ -91,3 +93,27 @@ def test_elements_that_it_does_not_know(folder, tmp_path):
     write_frames(tmp_path / "sulfur.xyz", frames)
     line = refused("wrap", MODULE, "--data", tmp_path / "sulfur.xyz", "-o", tmp_path / "m.uqb")
     assert "atoms of element 16" in line
+
+
+@needs_mace
+def test_a_mace_file_is_opened_once_and_on_request(folder, tmp_path):
+    paths = [tmp_path / f"seed{seed}.model" for seed in range(2)]
+    for seed, path in enumerate(paths):
+        with mace_modules():
+            torch.save(tiny_mace(seed), path)
+    arguments = [*paths, "--data", folder / "data.xyz", "-o", tmp_path / "m.uqb", "--judge", "committee"]
+    assert "is a pickle: opening it runs the code that is in it; give --trust" in refused("wrap", *arguments)
+    done = call("wrap", *arguments, "--trust")
+    assert done.exit_code == 0, done.output
+    assert done.stderr.count("a pickle, runs the code that is in it") == 2
+    for path in paths:
+        path.unlink()
+    output = call("info", tmp_path / "m.uqb").stdout
+    assert "mace, 2 member(s), float64, not trained here" in output
+    assert str(paths[0]) in output
+    assert call("evaluate", tmp_path / "m.uqb", folder / "data.xyz").exit_code == 0
+
+
+def test_a_mace_file_that_is_not_there(folder, tmp_path):
+    line = refused("wrap", tmp_path / "no.model", "--data", folder / "data.xyz", "-o", tmp_path / "m.uqb", "--trust")
+    assert "no such model file" in line

@@ -9,6 +9,7 @@ import pytest
 import spring_program
 import torch
 from molecules import ALANINE, ALANINE_PDB, PEROXIDE, peroxide
+from tiny_mace import CONFIG, needs_mace
 
 from uqbias.bias.base import Bias
 from uqbias.bias.metad import MetaD
@@ -34,6 +35,7 @@ OPTIONS = {
     "dihedral": {"atoms": [2, 0, 1, 3]},
     "coordination": {"group_a": "heavy", "r0": 0.2},
     "position": {"atom": 1, "axis": "x"},
+    "mace": {"models": [CONFIG]},
     "module": {"factory": "documented_module:make"},
 }
 PERIODIC = [kind for kind in BIASES.builtin if "periods" in parameters_of(BIASES.get(kind))]
@@ -56,7 +58,9 @@ def labelled(potential):
     return potential
 
 
-@pytest.mark.parametrize("kind", POTENTIALS.builtin)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=needs_mace if kind == "mace" else ()) for kind in POTENTIALS.builtin]
+)
 def test_potential(kind):
     given = {"numbers": molecule.NUMBERS, "topology": molecule.topology(), "seed": 0, "members_needed": 2}
     potential = POTENTIALS.build(kind, OPTIONS.get(kind), **given).double()

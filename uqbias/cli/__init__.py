@@ -35,8 +35,8 @@ COMMANDS = {
 }
 #: Commands that do something useful without an argument.
 WITHOUT_ARGUMENTS = ("template", "doctor")
-#: Commands that make parts from what a model file or a run folder names.
-READ_FILES = ("evaluate", "info", "export", "md", "fes", "attack", "directions", "plumed")
+#: Commands that make parts from what a model file or a run folder names, or open a pickle.
+READ_FILES = ("wrap", "evaluate", "info", "export", "md", "fes", "attack", "directions", "plumed")
 LOOKS: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
 
 

@@ -20,7 +20,9 @@ from uqbias.registry import trusted_files
 
 Trust = Annotated[
     bool,
-    typer.Option("--trust", help="Import what the model file or run folder names as module:attribute: it is mine."),
+    typer.Option(
+        "--trust", help="Import what the file or run folder names as module:attribute, or open a pickle: it is mine."
+    ),
 ]
 
 

@@ -22,7 +22,10 @@ def wrap(
     ],
     data: Annotated[Path, typer.Option(metavar="DATA", help=f"Frames, labelled for a calibration: {FORMATS}.")],
     output: Annotated[Path, output_option("FILE", "Model file to write.")] = Path("model.uqb"),
-    kind: Annotated[str | None, typer.Option(help="Kind of model: module; guessed if left out.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Kind of model: mace, module; guessed if left out.")] = None,
+    head: Annotated[
+        list[str] | None, typer.Option(help="Head of a MACE model that has several; repeated: a committee of heads.")
+    ] = None,
     structure: Annotated[
         Path | None,
         typer.Option(metavar="PDB", help="Atom names and bonds; bonds are guessed from distances if left out."),
@@ -59,6 +62,8 @@ def wrap(
 
     \b
     Examples:
+      uqbias wrap my_mace.model --trust --data frames.xyz -o model.uqb
+      uqbias wrap seed1.model seed2.model seed3.model --trust --judge committee --data frames.xyz
       uqbias wrap my_package.models:make --data frames.xyz -o model.uqb
     """
     import torch
@@ -82,8 +87,9 @@ def wrap(
         raise UqbiasError(f"--set of '{given[0]}', but nothing is trained", "leave it out, or use uqbias train")
     topology = None if structure is None else Topology.from_pdb(structure)
     frames = read_frames(data, labelled=False, periodic=True, keys=LabelKeys(*label_keys.values()))
-    potential = open_model(model, frames.numbers.tolist(), kind)
+    potential, origin = open_model(model, frames.numbers.tolist(), kind, heads=head or ())
     wrapped, facts = fit_model(frames, topology, sections, potential=potential)
+    wrapped.provenance |= origin
     wrapped.save(output)
     if json:
         print_json({"model": str(output), **facts})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,21 +14,34 @@ from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.molecule.frames import Frames
 from uqbias.molecule.neighbours import NeighbourList
 from uqbias.potentials.base import Potential
+from uqbias.potentials.mace import Mace, open_mace
 from uqbias.potentials.module import FactoryModule
 from uqbias.potentials.prediction import predict
+from uqbias.registry import are_trusted
 
+LOG = logging.getLogger(__name__)
 #: Largest share of the energy that may be of neighbours beyond the cutoff: rounding in single precision.
 BEYOND = 1e-4
 
 
-def open_model(sources: Sequence[str], numbers: Sequence[int], kind: str | None = None) -> Potential:
-    """The potential of a model that is not uqbias's.
+def open_model(
+    sources: Sequence[str],
+    numbers: Sequence[int],
+    kind: str | None = None,
+    *,
+    heads: Sequence[str] = (),
+    trust: bool = False,
+) -> tuple[Potential, dict[str, str]]:
+    """The potential of a model that is not uqbias's, and where it comes from.
 
     Parameters
     ----------
-    sources : what the user gives for the model: ``package.module:function`` for kind ``module``.
+    sources : what the user gives for the model: ``package.module:function`` for kind ``module``; for ``mace`` files,
+        several for a committee.
     numbers : atomic numbers of the N atoms.
     kind : a name in `OPENERS`; guessed from ``sources`` if None.
+    heads : of a MACE model with several: one, or more for a committee.
+    trust : open pickles, which runs the code in them.
 
     Raises
     ------
@@ -36,27 +51,51 @@ def open_model(sources: Sequence[str], numbers: Sequence[int], kind: str | None 
     kind = kind or _guess(sources[0])
     if kind not in OPENERS:
         raise UqbiasError(f"unknown kind '{kind}' of a model", did_you_mean(kind, OPENERS))
-    return OPENERS[kind](sources, numbers)
+    if heads and kind != "mace":
+        raise UqbiasError(f"head '{heads[0]}' of a model of kind '{kind}'", "leave --head out: it is of MACE models")
+    potential, facts = OPENERS[kind](sources, numbers, heads, trust or are_trusted())
+    return potential, {"wrapped": " ".join(sources)} | facts
 
 
 def _guess(source: str) -> str:
-    if not Path(source).exists() and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", source):
+    path = Path(source)
+    if not path.exists() and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", source):
         return "module"
+    if path.suffix in {".model", ".pt", ".pth"}:
+        return "mace"
     raise UqbiasError(f"'{source}' does not say what kind of model it is", f"give --kind: {', '.join(OPENERS)}")
 
 
-def _module(sources: Sequence[str], numbers: Sequence[int]) -> Potential:
-    return FactoryModule(numbers, factory=_only(sources))
-
-
-def _only(sources: Sequence[str]) -> str:
+def _module(sources: Sequence[str], numbers: Sequence[int], *_: object) -> tuple[Potential, dict[str, str]]:
     if len(sources) > 1:
-        raise UqbiasError(f"{len(sources)} models, {sources[0]} and others", "give one: this kind makes no committee")
-    return sources[0]
+        raise UqbiasError(f"{len(sources)} models, {sources[0]} and others", "give one: a module makes no committee")
+    potential = FactoryModule(numbers, factory=sources[0])
+    return potential, {"wrapped_sha256": str(potential.sha256)}
+
+
+def _mace(
+    sources: Sequence[str], numbers: Sequence[int], heads: Sequence[str], trust: bool
+) -> tuple[Potential, dict[str, str]]:
+    for path in sources:
+        if not Path(path).is_file():
+            raise UqbiasError(f"no such model file: {path}", "give the .model file of a MACE training")
+        if not trust:
+            raise UqbiasError(
+                f"{path} is a pickle: opening it runs the code that is in it",
+                "give --trust (trust=True in Python) if you know where it comes from",
+            )
+        LOG.warning("opening %s, a pickle, runs the code that is in it", path)
+    models = [open_mace(path) for path in sources]
+    content = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in sources]
+    facts = {"wrapped_sha256": " ".join(content)} | ({"wrapped_heads": " ".join(heads)} if heads else {})
+    return Mace.of(models, numbers, heads), facts
 
 
 #: Kind of a model to what opens it.
-OPENERS: dict[str, Callable[[Sequence[str], Sequence[int]], Potential]] = {"module": _module}
+OPENERS: dict[str, Callable[[Sequence[str], Sequence[int], Sequence[str], bool], tuple[Potential, dict[str, str]]]] = {
+    "module": _module,
+    "mace": _mace,
+}
 
 
 def check_frozen(potential: Potential, frames: Frames) -> None:
