@@ -97,7 +97,7 @@ PHI_PSI = {
 }
 ALANINE = System(
     file="alanine_dipeptide/campaign.yaml",
-    # MD as in the tables of the README, without jumps; `exploration.py` compares those.
+    # MD as in the tables of docs/benchmarks.md, without jumps; `exploration.py` compares those.
     changes={"stop.rounds": 4, "stop.labels": 300, "md.jumps.share": 0.0},
     arms={
         # 0.003 nm an atom is what 300 K does to the stiff modes; much more, and no frame passes the filters.

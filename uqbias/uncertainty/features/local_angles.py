@@ -77,7 +77,7 @@ def local_parts(topology: Topology, grouping: str = "bonds") -> list[LocalPart]:
 class LocalAngles(Torsions):
     """Soft torsions, torsions of rings that pucker, and mobile protons, all as angles.
 
-    √w_t (cos θ_t, sin θ_t), as of `Torsions`. The angle of a proton is θ = 2 arctan((|DH| − |AH|) / 0.08 nm) of its
+    √w_t (cos θ_t, sin θ_t), as of `Torsions`. The angle of a proton is θ = 2 arctan((DH − AH) / 0.08 nm) of its
     distances from donor and acceptor: −1.4 on one side, 1.4 on the other. A ring weighs as much as two bonds.
 
     Parameters

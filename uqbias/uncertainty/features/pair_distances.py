@@ -22,7 +22,7 @@ SOFTENING = 1e-3
 class PairDistances(Features):
     """Distances of atoms far apart on the bond graph.
 
-    d = √(|x_i − x_j|² + ε²) in nm.
+    d = √(‖x_i − x_j‖² + ε²) in nm.
 
     Parameters
     ----------

@@ -1,0 +1,103 @@
+"""Pages that the package itself describes: kinds of parts with their options, and commands; ``conf.py`` calls this."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from uqbias.cli import COMMANDS
+from uqbias.options import options_of
+from uqbias.registry import (
+    BIASES,
+    EXECUTORS,
+    FEATURES,
+    ORACLES,
+    POTENTIALS,
+    SAMPLERS,
+    SPACES,
+    UNCERTAINTIES,
+    VARIABLES,
+    Registry,
+)
+
+#: Registry, heading, and the key of a campaign file.
+REGISTRIES = (
+    (UNCERTAINTIES, "Uncertainties", "`driver:`, `judge:`"),
+    (FEATURES, "Feature spaces", "`driver.features:`, `judge.features:`"),
+    (BIASES, "Biases", "`bias:`"),
+    (VARIABLES, "Collective variables", "`variables:`"),
+    (SAMPLERS, "Samplers", "`sampler:`"),
+    (SPACES, "Distortion spaces", "`attack.space:`, `random.space:`"),
+    (POTENTIALS, "Potentials", "`potential:`"),
+    (ORACLES, "Oracles", "`oracle:`"),
+    (EXECUTORS, "Executors", "`executors.label:`, `.train:`, `.explore:`"),
+)
+
+
+def main(folder: Path) -> None:
+    """Write ``kinds.md`` and ``commands.md``."""
+    folder.mkdir(exist_ok=True)
+    _write(folder / "kinds.md", _kinds())
+    _write(folder / "commands.md", _commands())
+
+
+def _write(path: Path, text: str) -> None:
+    # A file that is as it was keeps its time, so that Sphinx need not read it again.
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
+
+
+def _kinds() -> str:
+    lines = ["# Kinds of parts", ""]
+    lines += [
+        "`uqbias template --kinds SECTION` prints the options. A kind of your own: [contribute](../contribute.md)."
+    ]
+    for registry, heading, keys in REGISTRIES:
+        lines += ["", f"## {heading}", "", f"In a campaign file: {keys}."]
+        for name in registry.names():
+            lines += ["", f"### `{name}`", "", *_part(registry, name)]
+    return "\n".join(lines) + "\n"
+
+
+def _part(registry: Registry, name: str) -> list[str]:
+    part = registry.part(name)
+    lines = ["```{eval-rst}", *_described(part), "```", ""]
+    if options := options_of(part, registry.given):
+        lines += ["| option | default | |", "|---|---|---|"]
+        for key, option in options.items():
+            default = "" if option.required else f"`{_plain(option.default)}`"
+            lines.append(f"| `{key}` | {default} | {_cell(option.description)} |")
+    return lines
+
+
+def _described(part: Any) -> list[str]:
+    name = f"{part.__module__}.{part.__qualname__}"
+    directive = "autoclass" if inspect.isclass(part) else "autofunction"
+    return [f".. {directive}:: {name}", "   :no-index:"]
+
+
+def _plain(value: Any) -> str:
+    return str(value).replace("|", "\\|") if value is not None else "null"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _commands() -> str:
+    environment = {**os.environ, "COLUMNS": "110", "NO_COLOR": "1", "TERM": "dumb"}
+    program = [sys.executable, "-c", "import sys; sys.argv[0] = 'uqbias'; from uqbias.cli import main; main()"]
+
+    def help_of(*command: str) -> str:
+        call = [*program, *command, "--help"]
+        done = subprocess.run(call, capture_output=True, text=True, env=environment, check=True)
+        return "\n".join(line.rstrip() for line in done.stdout.strip().splitlines())
+
+    lines = ["# Commands", "", "```text", help_of(), "```"]
+    for command in COMMANDS:
+        lines += ["", f"## uqbias {command}", "", "```text", help_of(command), "```"]
+    return "\n".join(lines) + "\n"
