@@ -173,3 +173,21 @@ def test_the_loss_of_padded_frames_is_that_of_each_frame(sets):
                 losses.append(target(padded.scale.reshape(1), *picked).item())
             assert losses[0] == pytest.approx(losses[1], rel=1e-9)
             first += len(frames)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runner", ["torchscript", "aoti"])
+def test_the_compiled_step_is_the_eager_one(sets, runner, tmp_path):
+    """Two layouts, with a graph of each, and heads that are trained along: few steps lead to the same weights."""
+    trained, options = [], TrainingOptions(steps=6, batch_size=2)
+    sizes = [sets[0], sets[1][:4], sets[2][:4]]
+    for step in ("eager", runner):
+        model = potential((6, 8, 1, 14), n_members=1, l_max=1, seed=11)
+        head = built("mve", model)
+        assert len(pad(model, sizes)) == 2
+        train(model, sizes, None, options, uncertainties=[head], runner=step, cache_dir=tmp_path)
+        trained.append([weight.detach().clone() for part in (model, head) for weight in part.parameters()])
+    start = potential((6, 8, 1, 14), n_members=1, l_max=1, seed=11)
+    assert all(not torch.equal(new, old) for new, old in zip(trained[0], start.parameters(), strict=False))
+    for compiled, eager in zip(trained[1], trained[0], strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-7, atol=1e-9)
