@@ -8,6 +8,7 @@ POTENTIALS = {
     "coordinates": "uqbias.potentials.coordinates:Coordinates",
     "module": "uqbias.potentials.module:FactoryModule",
     "mace": "uqbias.potentials.mace:Mace",
+    "ani": "uqbias.potentials.ani:Ani",
 }
 FEATURES = {
     "latents": "uqbias.uncertainty.features.latents:Latents",

@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
     write_frames(folder / "data.xyz", molecule.frames(60, turn=3.0))
     done = call("wrap", MODULE, "--data", folder / "data.xyz", "-o", folder / "module.uqb")
     assert done.exit_code == 0, done.output
-    assert "driver and judge fitted to 44 frames" in done.stdout
+    assert "driver and judge fitted to 39 frames" in done.stdout
     return folder
 
 
@@ -34,8 +34,8 @@ def test_info_says_what_it_is(folder):
     assert lines["potential"] == "module, 1 member(s), float32, not trained here"
     assert lines["elements"] == "H C O"
     assert lines["cutoff"] == "0.5 nm"
-    assert lines["judge"].startswith("llpr on latents")
-    assert "conformal on 10 frames held out" in output
+    assert lines["judge"].startswith("gmm on latents")
+    assert "conformal on 15 frames held out" in output
 
 
 def test_commands_take_it(folder, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import spring_program
 import torch
 from molecules import ALANINE, ALANINE_PDB, PEROXIDE, peroxide
+from tiny_ani import CONSTANTS
 from tiny_mace import CONFIG, needs_mace
 
 from uqbias.bias.base import Bias
@@ -36,6 +37,7 @@ OPTIONS = {
     "coordination": {"group_a": "heavy", "r0": 0.2},
     "position": {"atom": 1, "axis": "x"},
     "mace": {"models": [CONFIG]},
+    "ani": {"constants": CONSTANTS, "hidden": [[8, 5], [6, 5], [7, 5]], "n_members": 2},
     "module": {"factory": "documented_module:make"},
 }
 PERIODIC = [kind for kind in BIASES.builtin if "periods" in parameters_of(BIASES.get(kind))]

@@ -22,7 +22,7 @@ def wrap(
     ],
     data: Annotated[Path, typer.Option(metavar="DATA", help=f"Frames, labelled for a calibration: {FORMATS}.")],
     output: Annotated[Path, output_option("FILE", "Model file to write.")] = Path("model.uqb"),
-    kind: Annotated[str | None, typer.Option(help="Kind of model: mace, module; guessed if left out.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Kind of model: mace, ani, module; guessed if left out.")] = None,
     head: Annotated[
         list[str] | None, typer.Option(help="Head of a MACE model that has several; repeated: a committee of heads.")
     ] = None,
@@ -40,7 +40,7 @@ def wrap(
         str | None,
         typer.Option(
             metavar="KIND",
-            help=f"Judge, the calibrated uncertainty: {', '.join(UNCERTAINTIES)}; llpr if left out.",
+            help=f"Judge, the calibrated uncertainty: {', '.join(UNCERTAINTIES)}; gmm if left out.",
         ),
     ] = None,
     settings: Annotated[
@@ -58,12 +58,13 @@ def wrap(
     """Make a model file of a model that is trained already, with a driver, a judge and its calibration.
 
     Nothing is trained. The judge is fitted to the model's latents of the frames, and calibrated against the labels of a
-    tenth of them that is held out, at least 1/α frames. Without labels the judge stays in its own unit.
+    quarter of them that is held out, at least 1/α frames. Without labels the judge stays in its own unit.
 
     \b
     Examples:
       uqbias wrap my_mace.model --trust --data frames.xyz -o model.uqb
       uqbias wrap seed1.model seed2.model seed3.model --trust --judge committee --data frames.xyz
+      uqbias wrap ani-1x --data frames.xyz -o model.uqb
       uqbias wrap my_package.models:make --data frames.xyz -o model.uqb
     """
     import torch
@@ -75,7 +76,7 @@ def wrap(
 
     torch.set_num_threads(1)
     check_file(output)
-    sections = {"judge": {"kind": "llpr"}} | sections_of(settings)
+    sections = {"calibration": {"fraction": 0.25}} | sections_of(settings)  # no training needs the frames
     for unused in ("potential", "training"):
         sections.pop(unused, None)
     choose(sections, driver, features, judge)

@@ -13,6 +13,7 @@ import torch
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.molecule.frames import Frames
 from uqbias.molecule.neighbours import NeighbourList
+from uqbias.potentials.ani import Ani, ani_1x
 from uqbias.potentials.base import Potential
 from uqbias.potentials.mace import Mace, open_mace
 from uqbias.potentials.module import FactoryModule
@@ -37,7 +38,7 @@ def open_model(
     Parameters
     ----------
     sources : what the user gives for the model: ``package.module:function`` for kind ``module``; for ``mace`` files,
-        several for a committee.
+        several for a committee; ``ani-1x`` for that model.
     numbers : atomic numbers of the N atoms.
     kind : a name in `OPENERS`; guessed from ``sources`` if None.
     heads : of a MACE model with several: one, or more for a committee.
@@ -61,6 +62,8 @@ def _guess(source: str) -> str:
     path = Path(source)
     if not path.exists() and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", source):
         return "module"
+    if source.lower() == "ani-1x":
+        return "ani"
     if path.suffix in {".model", ".pt", ".pth"}:
         return "mace"
     raise UqbiasError(f"'{source}' does not say what kind of model it is", f"give --kind: {', '.join(OPENERS)}")
@@ -91,10 +94,17 @@ def _mace(
     return Mace.of(models, numbers, heads), facts
 
 
+def _ani(sources: Sequence[str], numbers: Sequence[int], *_: object) -> tuple[Potential, dict[str, str]]:
+    if [source.lower() for source in sources] != ["ani-1x"]:
+        raise UqbiasError(f"'{sources[0]}' of kind 'ani'", "write ani-1x; in Python: Ani.of(ensemble, numbers)")
+    return Ani.of(ani_1x(), numbers), {"licence": "MIT (torchani)"}
+
+
 #: Kind of a model to what opens it.
 OPENERS: dict[str, Callable[[Sequence[str], Sequence[int], Sequence[str], bool], tuple[Potential, dict[str, str]]]] = {
     "module": _module,
     "mace": _mace,
+    "ani": _ani,
 }
 
 

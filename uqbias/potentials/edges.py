@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,11 +52,17 @@ class EdgePotential(Potential):
     n_members, n_latents : sizes M and F.
     element_energies : kJ/mol that an atom of each element adds, which `atoms` leaves out: they are added in double
         precision, so that single precision serves what differs between geometries.
+
+    Attributes
+    ----------
+    has_weights : whether its constructor finds the weights; else a model file must hold them, and no campaign can begin
+        with the kind alone.
     """
 
     periodic = True
     needs = "either"
     frozen = True
+    has_weights: ClassVar[bool] = True
     cutoff: float
     kinds: Tensor
 

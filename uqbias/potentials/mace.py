@@ -50,6 +50,7 @@ class Mace(EdgePotential):
     """
 
     kind = "mace"
+    has_weights = False
     scalars: Tensor
 
     def __init__(
