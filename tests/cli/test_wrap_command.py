@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 from command_line import call, refused
+from tiny_ani import CONSTANTS
 from tiny_mace import needs_mace, tiny_mace
 
+from uqbias.errors import UqbiasError
+from uqbias.model.fit import fit_model
 from uqbias.model.model import UncertaintyModel
 from uqbias.molecule.frames import Frames, read_frames, write_frames
 from uqbias.potentials.mace import mace_modules
@@ -85,6 +88,13 @@ def test_frames_without_labels(folder, tmp_path):
 def test_what_cannot_be_wrapped(folder, tmp_path, arguments, message):
     assert message in refused("wrap", *arguments, "--data", folder / "data.xyz", "-o", tmp_path / "m.uqb")
     assert not (tmp_path / "m.uqb").exists()
+
+
+def test_an_architecture_has_no_weights(folder):
+    frames = read_frames(folder / "data.xyz")
+    potential = {"kind": "ani", "constants": CONSTANTS, "hidden": [[5]] * 3}
+    with pytest.raises(UqbiasError, match="kind = ani has no weights; give a model file of `uqbias wrap`"):
+        fit_model(frames, None, {"potential": potential})
 
 
 def test_elements_that_it_does_not_know(folder, tmp_path):

@@ -88,9 +88,9 @@ def wrap(
         raise UqbiasError(f"--set of '{given[0]}', but nothing is trained", "leave it out, or use uqbias train")
     topology = None if structure is None else Topology.from_pdb(structure)
     frames = read_frames(data, labelled=False, periodic=True, keys=LabelKeys(*label_keys.values()))
-    potential, origin = open_model(model, frames.numbers.tolist(), kind, heads=head or ())
+    potential = open_model(model, frames.numbers.tolist(), kind, heads=head or ())
     wrapped, facts = fit_model(frames, topology, sections, potential=potential)
-    wrapped.provenance |= origin
+    wrapped.provenance |= potential.origin
     wrapped.save(output)
     if json:
         print_json({"model": str(output), **facts})

@@ -25,6 +25,7 @@ from uqbias.molecule.sense import check_molecule, check_sense
 from uqbias.molecule.structure import whole_frames
 from uqbias.molecule.topology import Topology
 from uqbias.potentials.base import Potential
+from uqbias.potentials.edges import EdgePotential
 from uqbias.potentials.prediction import predict
 from uqbias.registry import POTENTIALS, UNCERTAINTIES
 from uqbias.settings.schema import CalibrationSettings
@@ -163,7 +164,13 @@ def _reference(model: UncertaintyModel, frames: Frames) -> dict[str, Any]:
 
 
 def make_potential(campaign: Campaign, topology: Topology, seed: int) -> Potential:
-    """An untrained potential; its committee is as large as driver and judge need where the user gives no size."""
+    """A potential of the settings; its committee is as large as driver and judge need where the user gives no size.
+
+    Raises
+    ------
+    UqbiasError
+        If it is frozen, and the settings have its architecture but not its weights.
+    """
     kinds = [UNCERTAINTIES.get(section.kind) for section in (campaign.driver, campaign.judge)]
     potential: Potential = POTENTIALS.build(
         campaign.potential,
@@ -172,6 +179,8 @@ def make_potential(campaign: Campaign, topology: Topology, seed: int) -> Potenti
         seed=seed,
         members_needed=max(kind.default_members for kind in kinds),
     )
+    if isinstance(potential, EdgePotential) and not potential.has_weights:
+        raise UqbiasError(f"potential.kind = {potential.kind} has no weights", "give a model file of `uqbias wrap`")
     return potential
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 from collections.abc import Callable, Sequence
@@ -11,10 +10,12 @@ from pathlib import Path
 import torch
 
 from uqbias.errors import UqbiasError, did_you_mean
+from uqbias.files import sha256
 from uqbias.molecule.frames import Frames
 from uqbias.molecule.neighbours import NeighbourList
 from uqbias.potentials.ani import Ani, ani_1x
 from uqbias.potentials.base import Potential
+from uqbias.potentials.edges import EdgePotential
 from uqbias.potentials.mace import Mace, open_mace
 from uqbias.potentials.module import FactoryModule
 from uqbias.potentials.prediction import predict
@@ -32,8 +33,8 @@ def open_model(
     *,
     heads: Sequence[str] = (),
     trust: bool = False,
-) -> tuple[Potential, dict[str, str]]:
-    """The potential of a model that is not uqbias's, and where it comes from.
+) -> EdgePotential:
+    """The potential of a model that is not uqbias's; its ``origin`` says where it comes from.
 
     Parameters
     ----------
@@ -54,8 +55,9 @@ def open_model(
         raise UqbiasError(f"unknown kind '{kind}' of a model", did_you_mean(kind, OPENERS))
     if heads and kind != "mace":
         raise UqbiasError(f"head '{heads[0]}' of a model of kind '{kind}'", "leave --head out: it is of MACE models")
-    potential, facts = OPENERS[kind](sources, numbers, heads, trust or are_trusted())
-    return potential, {"wrapped": " ".join(sources)} | facts
+    potential = OPENERS[kind](sources, numbers, heads, trust or are_trusted())
+    potential.origin = {"wrapped": " ".join(sources)} | potential.origin
+    return potential
 
 
 def _guess(source: str) -> str:
@@ -69,16 +71,13 @@ def _guess(source: str) -> str:
     raise UqbiasError(f"'{source}' does not say what kind of model it is", f"give --kind: {', '.join(OPENERS)}")
 
 
-def _module(sources: Sequence[str], numbers: Sequence[int], *_: object) -> tuple[Potential, dict[str, str]]:
+def _module(sources: Sequence[str], numbers: Sequence[int], *_: object) -> EdgePotential:
     if len(sources) > 1:
         raise UqbiasError(f"{len(sources)} models, {sources[0]} and others", "give one: a module makes no committee")
-    potential = FactoryModule(numbers, factory=sources[0])
-    return potential, {"wrapped_sha256": str(potential.sha256)}
+    return FactoryModule(numbers, factory=sources[0])
 
 
-def _mace(
-    sources: Sequence[str], numbers: Sequence[int], heads: Sequence[str], trust: bool
-) -> tuple[Potential, dict[str, str]]:
+def _mace(sources: Sequence[str], numbers: Sequence[int], heads: Sequence[str], trust: bool) -> EdgePotential:
     for path in sources:
         if not Path(path).is_file():
             raise UqbiasError(f"no such model file: {path}", "give the .model file of a MACE training")
@@ -88,20 +87,23 @@ def _mace(
                 "give --trust (trust=True in Python) if you know where it comes from",
             )
         LOG.warning("opening %s, a pickle, runs the code that is in it", path)
-    models = [open_mace(path) for path in sources]
-    content = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in sources]
-    facts = {"wrapped_sha256": " ".join(content)} | ({"wrapped_heads": " ".join(heads)} if heads else {})
-    return Mace.of(models, numbers, heads), facts
+    potential = Mace.of([open_mace(path) for path in sources], numbers, heads)
+    potential.origin = {"wrapped_sha256": " ".join(sha256(path) for path in sources)}
+    if heads:
+        potential.origin["wrapped_heads"] = " ".join(heads)
+    return potential
 
 
-def _ani(sources: Sequence[str], numbers: Sequence[int], *_: object) -> tuple[Potential, dict[str, str]]:
+def _ani(sources: Sequence[str], numbers: Sequence[int], *_: object) -> EdgePotential:
     if [source.lower() for source in sources] != ["ani-1x"]:
         raise UqbiasError(f"'{sources[0]}' of kind 'ani'", "write ani-1x; in Python: Ani.of(ensemble, numbers)")
-    return Ani.of(ani_1x(), numbers), {"licence": "MIT (torchani)"}
+    potential = Ani.of(ani_1x(), numbers)
+    potential.origin = {"licence": "MIT (torchani)"}
+    return potential
 
 
 #: Kind of a model to what opens it.
-OPENERS: dict[str, Callable[[Sequence[str], Sequence[int], Sequence[str], bool], tuple[Potential, dict[str, str]]]] = {
+OPENERS: dict[str, Callable[[Sequence[str], Sequence[int], Sequence[str], bool], EdgePotential]] = {
     "module": _module,
     "mace": _mace,
     "ani": _ani,

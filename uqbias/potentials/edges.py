@@ -57,6 +57,7 @@ class EdgePotential(Potential):
     ----------
     has_weights : whether its constructor finds the weights; else a model file must hold them, and no campaign can begin
         with the kind alone.
+    origin : facts for the provenance of a model file, such as the licence.
     """
 
     periodic = True
@@ -77,6 +78,7 @@ class EdgePotential(Potential):
     ) -> None:
         super().__init__()
         self.elements = tuple(sorted(int(element) for element in elements))
+        self.origin: dict[str, str] = {}
         self.cutoff, self.n_members, self.n_latents = cutoff, n_members, n_latents
         self.element_energies = dict(element_energies)
         self._place(numbers)

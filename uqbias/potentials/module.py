@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -13,6 +11,7 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from uqbias.errors import UqbiasError
+from uqbias.files import sha256 as file_hash
 from uqbias.potentials.edges import EdgePotential, Neighbours
 from uqbias.registry import import_path
 from uqbias.units import ANGSTROM, EV
@@ -57,7 +56,7 @@ class FactoryModule(EdgePotential):
     ) -> None:
         function = import_path("potential", factory)
         try:
-            content = hashlib.sha256(Path(inspect.getfile(function)).read_bytes()).hexdigest()
+            content = file_hash(inspect.getfile(function))
         except (TypeError, OSError) as error:
             raise UqbiasError(f"'{factory}' is no function in a file ({error})", "name one: module:function") from error
         if sha256 not in (None, content):
