@@ -87,5 +87,6 @@ class Solid(torch.nn.Module):
 def make(n_walkers=4, bias=None, start=None, box=BOX, **options):
     boxes = torch.as_tensor(np.broadcast_to(box, (n_walkers, 3, 3)).copy())
     evaluator = FusedEvaluator(Crystal(), bias, n_walkers, runner="eager", dtype=torch.float64, box=boxes)
-    settings = {"temperature": 300.0, "timestep_fs": 5.0, "friction_per_ps": 5.0, "seed": 7, "backend": "pythonforce"}
+    backend = "auto" if options.get("engine") == "torch" else "pythonforce"
+    settings = {"temperature": 300.0, "timestep_fs": 5.0, "friction_per_ps": 5.0, "seed": 7, "backend": backend}
     return Walkers(NEON, evaluator, (PLACES @ BOX)[None] if start is None else start, **settings | options)

@@ -36,5 +36,6 @@ class Peroxide(torch.nn.Module):
 
 def make(n_walkers=4, bias=None, dtype=torch.float64, start=None, **options):
     evaluator = FusedEvaluator(Peroxide(), bias, n_walkers, runner="eager", dtype=dtype)
-    settings = {"temperature": 300.0, "friction_per_ps": 5.0, "seed": 7, "backend": "pythonforce", **options}
+    backend = "auto" if options.get("engine") == "torch" else "pythonforce"
+    settings = {"temperature": 300.0, "friction_per_ps": 5.0, "seed": 7, "backend": backend, **options}
     return Walkers(PEROXIDE, evaluator, peroxide()[None] if start is None else start, **settings)

@@ -11,6 +11,7 @@ from uqbias.bias.fixed import UpperWall
 from uqbias.bias.metad import MetaD
 from uqbias.errors import UqbiasError
 from uqbias.md.constraints import choose_constraints
+from uqbias.md.engines import ENGINES
 from uqbias.md.guards import Guard
 from uqbias.molecule.measures import StiffTorsions, dihedral_angles
 from uqbias.molecule.topology import Topology
@@ -70,8 +71,9 @@ def test_same_seed_same_run():
     assert np.abs(runs[0] - runs[2]).max() > 1e-3
 
 
-def test_canonical_torsion_and_temperature():
-    walkers = make(n_walkers=32, seed=1, friction_per_ps=20.0)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_canonical_torsion_and_temperature(engine):
+    walkers = make(n_walkers=32, seed=1, friction_per_ps=20.0, engine=engine)
     # Half the walkers start in either well, so that only the shape of the wells is tested.
     for walker in range(16):
         walkers.place(walker, peroxide(-np.pi / 2))
@@ -85,11 +87,12 @@ def test_canonical_torsion_and_temperature():
     assert np.mean(np.cos(phi) ** 2) == pytest.approx(expected, rel=0.12)
 
 
-def test_guard_restarts_one_walker_and_leaves_the_others():
+@pytest.mark.parametrize("engine", ENGINES)
+def test_guard_restarts_one_walker_and_leaves_the_others(engine):
     guard = Guard(PEROXIDE, peroxide(), bond_range=TIGHT)
     alone, disturbed = [], []
-    make(seed=5, guard=guard).run(100, pace=10, observers=[alone.append])
-    walkers = make(seed=5, guard=guard)
+    make(seed=5, guard=guard, engine=engine).run(100, pace=10, observers=[alone.append])
+    walkers = make(seed=5, guard=guard, engine=engine)
     walkers.run(50, pace=10, observers=[disturbed.append])
     x, v = walkers.snapshot(2)
     v[0] += 400.0
@@ -110,10 +113,18 @@ def test_guard_restarts_one_walker_and_leaves_the_others():
     assert walkers.evaluator.n_evaluations == 101 + 1
 
 
-@pytest.mark.parametrize("platform", ["Reference", "CPU"])
-@pytest.mark.parametrize("constraints", ["none", "bonds_angles"])
-def test_not_finite_walker_is_restarted(platform, constraints):
-    walkers = make(guard=Guard(PEROXIDE, peroxide(), bond_range=TIGHT), platform=platform, constraints=constraints)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"platform": platform, "constraints": constraints}
+        for platform in ("Reference", "CPU")
+        for constraints in ("none", "bonds_angles")
+    ]
+    + [{"engine": "torch"}],
+    ids=str,
+)
+def test_not_finite_walker_is_restarted(settings):
+    walkers = make(guard=Guard(PEROXIDE, peroxide(), bond_range=TIGHT), **settings)
     walkers.run(10, pace=10)
     x, v = walkers.snapshot(1)
     walkers._place({1: (np.full_like(x, np.nan), v)})

@@ -28,7 +28,7 @@ DYNAMICS = options_from(
     friction="friction_per_ps",
     defaults=OTHERWISE,
 )
-MACHINERY = options_from(MD, "constraints", "backend", "runner", "platform")
+MACHINERY = options_from(MD, "constraints", "engine", "backend", "runner", "platform")
 #: nats; how far above the wall a walker is stopped.
 CAP_ABOVE_WALL = 2.0
 

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from uqbias.compile.fused import FusedEvaluator
 from uqbias.errors import UqbiasError
-from uqbias.md.constraints import TOLERANCE, Projector, choose_constraints
+from uqbias.md.constraints import Projector, choose_constraints
+from uqbias.md.engines import check_engine, make_context
 from uqbias.md.extended import ExtendedVariables
-from uqbias.md.force import make_force
 from uqbias.md.guards import Guard, Violation
 from uqbias.md.loop import Array, ChooseRestart, Look, Placements, StepLoop, look_of
-from uqbias.md.stack import available_platforms, check_platform, choose_backend
+from uqbias.md.stack import choose_backend
 from uqbias.md.walker_cells import WalkerCells
 from uqbias.molecule.topology import Topology
 from uqbias.runs.observation import ExternalBias, Observation, Observer
@@ -27,7 +27,7 @@ class Walkers(StepLoop):
     """MD of W walkers with LangevinMiddle (Zhang et al., J. Phys. Chem. A 123, 6056, 2019) or Verlet dynamics.
 
     On the Reference platform the same seed gives bit-identical runs (one Walkers object at a time in a process, since
-    that platform has one random number generator).
+    that platform has one random number generator), and so does engine ``torch`` on the CPU.
 
     Parameters
     ----------
@@ -38,6 +38,7 @@ class Walkers(StepLoop):
     temperature : K.
     timestep_fs : fs.
     friction_per_ps : 1/ps; None for Verlet dynamics at constant energy.
+    engine : ``openmm``, or ``torch``: the same dynamics on tensors, without constraints or external forces.
     platform : ``Reference`` (double precision), ``CPU``, ``CUDA`` (mixed precision), or ``auto``: CUDA where the
         evaluator is on a GPU, else Reference.
     backend : backend of the force, see `uqbias.md.force.make_force`.
@@ -55,8 +56,8 @@ class Walkers(StepLoop):
 
     Attributes
     ----------
-    context : openmm.Context of the W*N particles, walker after walker, and then of the extended variables. It knows of
-        no cell: only the evaluator's force acts.
+    context : openmm.Context, or `uqbias.md.torch_context.TorchContext`, of the W*N particles, walker after walker, and
+        then of the extended variables. It knows of no cell: only the evaluator's force acts.
     cells : cells of the walkers.
 
     Raises
@@ -75,6 +76,7 @@ class Walkers(StepLoop):
         temperature: float,
         timestep_fs: float = 0.5,
         friction_per_ps: float | None = 1.0,
+        engine: str = "openmm",
         platform: str = "auto",
         backend: str = "auto",
         constraints: str = "none",
@@ -92,6 +94,7 @@ class Walkers(StepLoop):
     ) -> None:
         import openmm
 
+        check_engine(engine, platform, backend, constraints, external=external is not None)
         if tuple(topology.numbers) != tuple(evaluator.numbers):
             raise UqbiasError(
                 f"topology with elements {topology.numbers}, model with {evaluator.numbers}",
@@ -125,7 +128,7 @@ class Walkers(StepLoop):
         self._project = Projector(masses, self.constraints)
         if pressure is not None and friction_per_ps is None:
             raise UqbiasError(f"a pressure of {pressure:g} bar without a thermostat", "give friction_per_ps")
-        if pressure is not None and choose_backend(backend) == "torchforce":
+        if pressure is not None and engine == "openmm" and choose_backend(backend) == "torchforce":
             raise UqbiasError(f"a pressure of {pressure:g} bar with backend 'torchforce'", "use backend 'pythonforce'")
         held = [(i, j) for i, j, _ in self.constraints]
         self.cells.press(pressure, barostat, temperature=self.temperature, n_atoms=self.n_atoms, constraints=held)
@@ -138,22 +141,19 @@ class Walkers(StepLoop):
                 system.addConstraint(i + shift, j + shift, length)
         self._extended = ExtendedVariables(evaluator, self.temperature)
         self._extended.add_particles(system)
-        chosen = _platform(platform, backend, evaluator)
-        system.addForce(make_force(evaluator, backend))
-        for force in external.forces(topology, self.n_walkers) if external is not None else ():
-            system.addForce(force)
-        timestep = self.timestep_fs * 1e-3
-        if friction_per_ps is None:
-            integrator = openmm.VerletIntegrator(timestep)
-        else:
-            integrator = openmm.LangevinMiddleIntegrator(self.temperature, float(friction_per_ps), timestep)
-            # 0 would make OpenMM choose a seed of its own.
-            integrator.setRandomNumberSeed(int(np.random.default_rng(int(seed)).integers(1, 2**31 - 1)))
-        integrator.setConstraintTolerance(TOLERANCE)
-        # The default of GPU platforms, single precision, would lose the small moves of a 0.5 fs step.
-        properties = {"Precision": "mixed"} if "Precision" in chosen.getPropertyNames() else {}
-        self.context = openmm.Context(system, integrator, chosen, properties)
-        self._integrator, self._system = integrator, system
+        self._system = system
+        self.context, self._integrator = make_context(
+            engine,
+            system,
+            evaluator,
+            timestep=self.timestep_fs * 1e-3,
+            temperature=self.temperature,
+            friction=None if friction_per_ps is None else float(friction_per_ps),
+            seed=int(seed),
+            platform=platform,
+            backend=backend,
+            forces=external.forces(topology, self.n_walkers) if external is not None else (),
+        )
         self._place(
             {w: self._project(start[w % len(start)], self._thermal(w)) for w in range(self.n_walkers)},
         )
@@ -353,15 +353,6 @@ class Walkers(StepLoop):
         self._parked |= {walker: Violation(walker, "not_finite", {"atoms": float(atoms[walker])}) for walker in bad}
         self.restart(dict.fromkeys(bad, 0))
         return True
-
-
-def _platform(name: str, backend: str, evaluator: FusedEvaluator) -> Any:
-    import openmm
-
-    if name == "auto":
-        name = "CUDA" if evaluator.device.type == "cuda" and "CUDA" in available_platforms() else "Reference"
-    check_platform(name, choose_backend(backend))
-    return openmm.Platform.getPlatformByName(name)
 
 
 def _array(quantity: Any) -> Array:

@@ -21,8 +21,8 @@ class Jumps(Section):
         default=None,
         ge=0,
         le=1,
-        description=f"share of the walkers that jump, rounded down; null: {JUMPING:g} in a campaign with engine "
-        "openmm, else 0; 0: none",
+        description=f"share of the walkers that jump, rounded down; null: {JUMPING:g} in a campaign without engine "
+        "plumed, else 0; 0: none",
     )
     every: Count = Field(default=500, description="steps between two jumps of a walker, rounded up to the pace")
     turns: Count = Field(default=6, description="soft bonds turned, rings flipped and protons moved in a jump, at most")
@@ -78,10 +78,10 @@ class MD(Section):
         description="held rigid during exploration: none, hbonds, bonds, or "
         "bonds_angles (angles about one centre: along a chain they are refused)",
     )
-    engine: Literal["openmm", "plumed"] = Field(
+    engine: Literal["openmm", "torch", "plumed"] = Field(
         default="openmm",
-        description="openmm (the biases of `bias:`) or plumed (those of the PLUMED input below instead; needs a PLUMED "
-        "kernel)",
+        description="openmm, torch (the same dynamics on tensors, which stay on a GPU; no constraints) or plumed "
+        "(the biases of the PLUMED input below in place of `bias:`; needs a PLUMED kernel)",
     )
     plumed: Annotated[str | None, InputFile()] = Field(
         default=None,
@@ -101,8 +101,12 @@ class MD(Section):
     def _multiples(self) -> MD:
         if (self.engine == "plumed") != (self.plumed is not None):
             raise ValueError(f"engine = {self.engine} with plumed = {self.plumed}: give both engine: plumed and a file")
-        if self.engine == "plumed" and self.constraints != "none":
-            raise ValueError(f"engine = plumed with constraints = {self.constraints}: take constraints: none")
+        if self.engine != "openmm" and self.constraints != "none":
+            raise ValueError(f"engine = {self.engine} with constraints = {self.constraints}: take constraints: none")
+        if self.engine == "torch" and self.platform not in {"auto", "CUDA"}:
+            raise ValueError(f"engine = torch with platform = {self.platform}: take platform: auto, or CUDA for a GPU")
+        if self.engine == "torch" and self.backend != "auto":
+            raise ValueError(f"engine = torch with backend = {self.backend}: take backend: auto")
         if self.pressure is not None:
             for name, value, cure in (("engine", "plumed", "openmm"), ("backend", "torchforce", "pythonforce")):
                 if getattr(self, name) == value:
@@ -124,7 +128,7 @@ class MD(Section):
         """
         share = self.jumps.share
         if share is None:
-            share = JUMPING if self.engine == "openmm" else 0.0
+            share = 0.0 if self.engine == "plumed" else JUMPING
         longer = {name: multiple * getattr(self, name) for name in ("steps", "observe_every", "trajectory_every")}
         return self.model_copy(update={"jumps": self.jumps.model_copy(update={"share": share}), **longer})
 

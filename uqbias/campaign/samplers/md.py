@@ -193,6 +193,7 @@ class MolecularDynamics(Sampler):
                     periodic=safe.periodic,
                 )
                 settings |= {"backend": md.backend, "constraints": md.constraints, "external": external}
+                settings |= {"engine": md.engine}
                 settings |= {"pressure": md.pressure, "barostat": md.barostat}
                 walkers = Walkers(model.topology, evaluator, positions, **settings)
                 writer.start(walkers, md.observe_every, md.trajectory_every)
@@ -218,9 +219,10 @@ def _check(job: Exploration, at_start: Evaluated, variables: Mapping[str, Collec
     from uqbias.compile.graph_inputs import check_device
     from uqbias.md.stack import check_platform, choose_backend
 
-    backend, platform = choose_backend(job.md.backend), job.md.platform
-    if platform != "auto":
-        check_platform(platform, backend)
+    if job.md.engine == "openmm":
+        backend, platform = choose_backend(job.md.backend), job.md.platform
+        if platform != "auto":
+            check_platform(platform, backend)
     check_device(_device(job.md))
     cap, lowest = job.guards.driver_cap, at_start.driver.min()
     if isinstance(cap, int | float) and lowest > cap:
