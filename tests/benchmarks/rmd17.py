@@ -23,7 +23,7 @@ from uq_sets import DATA, RMD17, rmd17_frames
 from uqbias.files import write_text
 from uqbias.model.training import force_and_energy_mae, train
 from uqbias.potentials.power_spectrum import PowerSpectrum
-from uqbias.settings.schema import TrainingOptions
+from uqbias.settings.training_sections import TrainingOptions
 
 #: Force MAE in meV/Å: GAP, ANI, FCHL, ACE, MACE with 1000 frames; ACE, NequIP, MACE with 50.
 PUBLISHED = {

@@ -21,7 +21,7 @@ import torch
 from uqbias.model.training import force_and_energy_mae, train
 from uqbias.molecule.frames import read_frames
 from uqbias.potentials.power_spectrum import PowerSpectrum
-from uqbias.settings.schema import TrainingOptions
+from uqbias.settings.training_sections import TrainingOptions
 
 REFERENCE = Path(__file__).parents[2] / "systems" / "alanine_dipeptide" / "reference.py"
 GOAL = 20.0

@@ -42,7 +42,7 @@ from uqbias.model.inference import residuals
 from uqbias.model.splitting import Dealt, split_by_role
 from uqbias.model.training import train
 from uqbias.settings.file import check_campaign
-from uqbias.settings.schema import TrainingOptions
+from uqbias.settings.training_sections import TrainingOptions
 from uqbias.uncertainty.conformal import Conformal
 from uqbias.units import EV_PER_ANGSTROM
 

@@ -108,7 +108,6 @@ def finish_disturbed(campaign, directory, random, interruptions, longest):
         if process.returncode == 3:
             waits += 1
             assert errors.count("\n") == 1, errors
+            twice += label(directory, random)
         else:
             assert process.returncode in (-9, 128 + 15, 128 + 2), errors
-        if (directory / "to_label.xyz").is_file():
-            twice += label(directory, random)

@@ -14,7 +14,7 @@ from uqbias.molecule.topology import Topology
 from uqbias.potentials.power_spectrum import PowerSpectrum
 from uqbias.registry import UNCERTAINTIES
 from uqbias.settings.file import check_campaign
-from uqbias.settings.schema import TrainingOptions
+from uqbias.settings.training_sections import TrainingOptions
 from uqbias.units import EV
 
 ENERGIES = TrainingOptions(steps=30, evaluate_every=10, force_weight=0.0, energy_weight=1.0)

@@ -16,7 +16,7 @@ from uqbias.potentials.coordinates import Coordinates
 from uqbias.potentials.power_spectrum import PowerSpectrum
 from uqbias.potentials.prediction import predict
 from uqbias.registry import UNCERTAINTIES
-from uqbias.settings.schema import TrainingOptions
+from uqbias.settings.training_sections import TrainingOptions
 from uqbias.testing import molecule
 
 ELEMENTS = (1, 6, 8, 14)

@@ -14,7 +14,7 @@ from uqbias.molecule.cells import volume
 from uqbias.molecule.frames import Frames
 from uqbias.potentials.power_spectrum import PowerSpectrum
 from uqbias.potentials.prediction import predict
-from uqbias.settings.schema import TrainingOptions
+from uqbias.settings.training_sections import TrainingOptions
 
 CELL, PERIODIC = CELLS["narrow"]
 OPTIONS = {"n_radial": 4, "n_channels": 3, "l_max": 1, "hidden": (8, 5), "cutoff": 0.3}

@@ -23,7 +23,7 @@ from uqbias.model.training import train
 from uqbias.molecule.frames import Frames, read_frames, write_frames
 from uqbias.runs.hills import read_hills
 from uqbias.runs.series import read_colvar
-from uqbias.settings.schema import TrainingOptions
+from uqbias.settings.training_sections import TrainingOptions
 from uqbias.testing.peroxide import peroxide_geometries, peroxide_model
 from uqbias.units import EV, EV_PER_ANGSTROM
 

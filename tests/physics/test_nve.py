@@ -17,7 +17,7 @@ from uqbias.molecule.topology import Topology
 from uqbias.potentials.power_spectrum import PowerSpectrum
 from uqbias.potentials.prediction import predict
 from uqbias.registry import UNCERTAINTIES
-from uqbias.settings.schema import TrainingOptions
+from uqbias.settings.training_sections import TrainingOptions
 from uqbias.units import kt
 
 

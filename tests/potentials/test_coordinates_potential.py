@@ -23,7 +23,7 @@ from uqbias.oracles.analytic import DoubleWell
 from uqbias.potentials.coordinates import Coordinates
 from uqbias.potentials.prediction import predict
 from uqbias.registry import POTENTIALS
-from uqbias.settings.schema import TrainingOptions
+from uqbias.settings.training_sections import TrainingOptions
 
 NUMBERS = (1, 6)
 

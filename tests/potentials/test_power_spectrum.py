@@ -12,7 +12,7 @@ from uqbias.molecule.frames import Frames
 from uqbias.molecule.geometry import Geometry
 from uqbias.potentials.power_spectrum import PowerSpectrum, radial_basis, spherical_harmonics
 from uqbias.potentials.prediction import predict
-from uqbias.settings.schema import TrainingOptions
+from uqbias.settings.training_sections import TrainingOptions
 
 NUMBERS = (6, 1, 8, 1, 1, 7)
 

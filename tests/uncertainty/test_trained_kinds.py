@@ -14,7 +14,7 @@ from uqbias.molecule.topology import Topology
 from uqbias.potentials.power_spectrum import PowerSpectrum
 from uqbias.potentials.prediction import predict, with_member_forces
 from uqbias.registry import UNCERTAINTIES
-from uqbias.settings.schema import TrainingOptions
+from uqbias.settings.training_sections import TrainingOptions
 from uqbias.uncertainty.heads import ElementNetwork
 
 SMALL = {"kind": "power_spectrum", "n_radial": 4, "n_channels": 3, "l_max": 1, "hidden": [8, 4]}

@@ -61,13 +61,21 @@ class Child:
         # Also at the end of the program, and where nobody holds this any longer.
         self._end = weakref.finalize(self, _end, self.process, self.connection)
 
-    def call(self, function: Callable[..., Any], *arguments: Any, output: Path | None, timeout: float | None) -> Any:
+    def call(
+        self,
+        function: Callable[..., Any],
+        *arguments: Any,
+        output: Path | None,
+        timeout: float | None,
+        limit: str = "oracle.timeout",
+    ) -> Any:
         """Do a call and return what it returns, or raise what it raises.
 
         Parameters
         ----------
         output : file for what it prints.
         timeout : s.
+        limit : what the timeout is called, for messages.
 
         Raises
         ------
@@ -83,7 +91,7 @@ class Child:
                 if self.process.poll() is not None and not self.connection.poll(0):
                     break  # which `recv` tells, too
                 if end is not None and time.monotonic() > end:
-                    raise Died(f"no answer within {timeout:g} s (oracle.timeout){last_lines_of(output)}")
+                    raise Died(f"no answer within {timeout:g} s ({limit}){last_lines_of(output)}")
                 _look(output)
             done, answer = self.connection.recv()
         except (EOFError, ConnectionError):
@@ -152,6 +160,7 @@ class Children:
         *arguments: Any,
         output: Path | None = None,
         timeout: float | None = None,
+        limit: str = "oracle.timeout",
         environment: dict[str, str] | None = None,
     ) -> Any:
         """Do a call in a process that waits for one, or in a new one; see `Child.call`."""
@@ -170,7 +179,7 @@ class Children:
         child = idle or Child(surroundings)
         keep = patient = False
         try:
-            result = child.call(function, *arguments, output=output, timeout=timeout)
+            result = child.call(function, *arguments, output=output, timeout=timeout, limit=limit)
         except Exception as error:
             keep = not (isinstance(error, Died | Stopped) or getattr(error, "died", False))
             patient = isinstance(error, Stopped)  # it may be about to write a finished label

@@ -43,11 +43,15 @@ def check_parts(file: CampaignFile, topology: Topology, start: Frames) -> None:
 
 def _driver_parts(campaign: Campaign, topology: Topology, start: Frames) -> int:
     """Build driver and judge, as each training does, and count the driver's parts; a molecule may lack these."""
-    from uqbias.model.fit import make_potential, make_uncertainties
+    from uqbias.campaign.outside_training import check_untrained, given_potential
+    from uqbias.model.fit import make_uncertainties
 
+    potential = given_potential(campaign, topology, 0)
     try:
-        potential = make_potential(campaign, topology, 0)
-        return len(make_uncertainties(campaign, topology, potential, start, start)[1].part_names)
+        parts = make_uncertainties(campaign, topology, potential, start, start)
+        if campaign.training.kind != "adam":
+            check_untrained(parts, campaign.training.kind)
+        return len(parts[1].part_names)
     except UqbiasError as error:
         if topology.proper_dihedrals(heavy_only=False) or "the molecule has no such" not in error.what:
             raise

@@ -16,7 +16,7 @@ PATTERNS = {
     "md": ("md/**/*",),
     "harvest": ("harvest.npz", "harvest.json"),
     "label": (),
-    "train": ("model.uqb", "training.json"),
+    "train": ("model.uqb", "training.json", "training/*"),
     "score": ("scores.npz",),
 }
 

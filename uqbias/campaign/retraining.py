@@ -11,13 +11,14 @@ import numpy as np
 from uqbias.campaign.executors.base import results_of
 from uqbias.campaign.home import Home
 from uqbias.campaign.ledger import Record
+from uqbias.campaign.outside_training import at_zero_of, check_untrained, given_potential, train_by_command
 from uqbias.campaign.progress import SilentProgress, TrainingProgress
 from uqbias.campaign.work import Work
 from uqbias.files import write_text
-from uqbias.model.fit import complete_model, distinct, make_potential, make_uncertainties
+from uqbias.model.fit import complete_model, distinct, make_uncertainties
 from uqbias.model.model import UncertaintyModel
 from uqbias.model.splitting import Dealt, check_calibration_frames
-from uqbias.model.training import train
+from uqbias.model.training import TrainingResult, train
 from uqbias.molecule.frames import Frames
 from uqbias.potentials.base import Potential
 from uqbias.uncertainty.base import Uncertainty
@@ -28,8 +29,13 @@ def train_phase(work: Work, round_index: int) -> dict[str, Any]:
     campaign = work.campaign
     split = work.deal(work.accepted(round_index))
     check_calibration_frames([split], campaign.calibration.alpha)
-    last = _last_model(work, round_index)
-    potential = make_potential(campaign, work.topology, work.seed(0, "potential")) if last is None else last.potential
+    ours, last, history = campaign.training.kind == "adam", _last_model(work, round_index), _facts(TrainingResult())
+    if campaign.training.kind == "command":
+        potential = train_by_command(work, round_index, split)
+    elif last is None:
+        potential = given_potential(campaign, work.topology, work.seed(0, "potential"))
+    else:
+        potential = last.potential
     # What counts as a stiff coordinate is learned once, from the start frames, and stays.
     known = split.training[np.flatnonzero([entry["round"] == 0 for entry in split.training.info])]
     judge, driver = make_uncertainties(campaign, work.topology, potential, work.ledger.labels(0), known)
@@ -40,7 +46,12 @@ def train_phase(work: Work, round_index: int) -> dict[str, Any]:
                 assert name == old_name
                 weight.data.copy_(old.data)
     parts = distinct(judge, driver)
-    history = _train(work, round_index, potential, parts, split.training, split.validation, last is not None)
+    if ours:
+        history = _train(work, round_index, potential, parts, split.training, split.validation, last is not None)
+    else:
+        check_untrained(parts, campaign.training.kind)
+    if campaign.training.kind == "none":
+        history["energy_offset"] = at_zero_of(potential, work.ledger.labels(0))
     seeds = (work.seed(round_index, "judge"), work.seed(round_index, "driver"))
     dealt = {"": Dealt(work.topology, split)}
     model, facts = complete_model(campaign, potential, judge, driver, dealt, seeds)
@@ -73,7 +84,7 @@ def _train_there(home: Home, work: Work, round_index: int) -> dict[str, Any]:
 
 def _last_model(work: Work, round_index: int) -> UncertaintyModel | None:
     """The model that this round starts from; None where it starts from nothing."""
-    if round_index > 0 and work.campaign.training.warm_start:
+    if round_index > 0 and work.campaign.training.warm_start and work.campaign.training.kind == "adam":
         return UncertaintyModel.load(work.model_path(round_index - 1))
     return None
 
@@ -98,6 +109,10 @@ def _train(
         warm_start=warm_start,
         progress=TrainingProgress(work.progress, f"round {round_index}: train on {len(training)} frames"),
     )
+    return _facts(result)
+
+
+def _facts(result: TrainingResult) -> dict[str, Any]:
     return {
         "history": result.history,
         "steps": result.steps,

@@ -15,7 +15,7 @@ from uqbias.errors import UqbiasError
 from uqbias.files import check_file
 from uqbias.kinds import UNCERTAINTIES
 from uqbias.molecule.labels import LabelKeys
-from uqbias.settings.schema import TrainingOptions
+from uqbias.settings.training_sections import TrainingOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

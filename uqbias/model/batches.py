@@ -17,7 +17,7 @@ from uqbias.molecule.frames import Frames
 from uqbias.molecule.geometry import Geometry
 from uqbias.potentials.base import Potential
 from uqbias.potentials.prediction import geometry_for
-from uqbias.settings.schema import TrainingOptions
+from uqbias.settings.training_sections import TrainingOptions
 from uqbias.uncertainty.base import energy_unit
 
 Array = NDArray[np.float64]

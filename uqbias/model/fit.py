@@ -81,6 +81,8 @@ def fit_model(
         systems also if potential, judge or driver are of one molecule.
     """
     campaign = _settings(settings)
+    if campaign.training.kind != "adam":
+        raise UqbiasError(f"training.kind = {campaign.training.kind}, outside a campaign", "leave it out")
     sets = {"": frames} if isinstance(frames, Frames) else dict(frames)
     graphs = topology if isinstance(topology, Mapping) else dict.fromkeys(sets, topology)
     several = len(sets) > 1

@@ -26,7 +26,7 @@ from uqbias.molecule.geometry import virial
 from uqbias.molecule.topology import Topology
 from uqbias.potentials.base import Potential
 from uqbias.potentials.prediction import predict
-from uqbias.settings.schema import TrainingOptions
+from uqbias.settings.training_sections import TrainingOptions
 from uqbias.uncertainty.base import Uncertainty, energy_unit
 from uqbias.uncertainty.heads import over_atoms
 

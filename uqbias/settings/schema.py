@@ -2,88 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
 
 from uqbias.errors import UqbiasError
-from uqbias.options import Count, InputFile, KindSection, Positive, Runner, Section, of_kind
+from uqbias.options import Count, KindSection, Section, of_kind
 from uqbias.registry import BIASES, EXECUTORS, ORACLES, POTENTIALS, SAMPLERS, UNCERTAINTIES
 from uqbias.settings.bias_checks import Variables, check_biases
 from uqbias.settings.harvest_sections import Harvest
 from uqbias.settings.md_sections import MD, Guards
 from uqbias.settings.oracle_section import OracleSection
 from uqbias.settings.system_section import System
+from uqbias.settings.training_sections import OptionalFile, Training
 
-OptionalFile = Annotated[str | None, InputFile()]
 Dihedral = Annotated[list[int], Field(min_length=4, max_length=4)]
-
-
-class TrainingOptions(Section):
-    """How a potential is trained; see `uqbias.model.training.train`."""
-
-    steps: Count = Field(
-        default=4000,
-        description="optimiser steps (in a campaign: of round 0); the learning rate falls to zero over them",
-    )
-    batch_size: Count = Field(default=8, description="frames a step")
-    # With some hundred frames 0.02 generalises better, with a thousand 0.01.
-    learning_rate: Positive = Field(default=0.02, description="highest learning rate of Adam")
-    force_weight: float = Field(
-        default=1.0, ge=0, description="weight of the force error; 0: learn from the energies alone"
-    )
-    energy_weight: float = Field(default=0.1, ge=0, description="weight of the energy error")
-    stress_weight: float = Field(
-        default=0.0, ge=0, description="weight of the error of the stress, times the volume; 0: learn from no stress"
-    )
-    ema: float = Field(default=0.995, ge=0, lt=1, description="decay of the averaged weights, which are the result")
-    evaluate_every: Count = Field(default=250, description="steps between two looks at the validation frames")
-    patience: Count = Field(default=8, description="looks without improvement after which training stops")
-    max_seconds: float | None = Field(
-        default=None,
-        gt=0,
-        description="time in s after which the schedule ends instead; the result then depends on the machine's speed",
-    )
-    runner: Runner = Field(
-        default="auto",
-        description="how the training step is run: aoti (needs a C++ compiler), torchscript, eager, or auto",
-    )
-
-    @model_validator(mode="after")
-    def _weights(self) -> Self:
-        if not (self.force_weight or self.energy_weight):
-            raise ValueError(
-                "force_weight = 0 with energy_weight = 0: nothing is left to learn from; raise one of them"
-            )
-        return self
-
-
-class Training(TrainingOptions):
-    """How the potential of a campaign is trained, in round 0 and later."""
-
-    warm_start: bool = Field(default=True, description="begin each later round from the weights of the last one")
-    later_steps: Count | None = Field(
-        default=None, description="optimiser steps of each later round; null: as in round 0"
-    )
-    later_learning_rate: Positive | None = Field(
-        default=0.005,
-        description="highest learning rate of each later round; null: as in round 0",
-    )
-    validation_fraction: float = Field(
-        default=0.1,
-        ge=0,
-        lt=0.5,
-        description="share of the labelled frames kept for early stopping; 0: no early stopping",
-    )
-
-    def of_round(self, round_index: int, *, warm: bool) -> TrainingOptions:
-        """Options of one round; ``warm`` where it begins from the weights of the round before."""
-        changes: dict[str, Any] = {}
-        if round_index > 0 and self.later_steps is not None:
-            changes["steps"] = self.later_steps
-        if warm and self.later_learning_rate is not None:
-            changes["learning_rate"] = self.later_learning_rate
-        return self.model_copy(update=changes)
 
 
 class CalibrationSettings(Section):
@@ -305,6 +238,13 @@ class Campaign(Section):
         except UqbiasError:  # told by the check of the key itself
             return value
         return {**value, "harvest": {**harvest, "driver_window": [None, None]}}
+
+    @model_validator(mode="after")
+    def _one_potential(self) -> Campaign:
+        usual = POTENTIALS.section("power_spectrum")(kind="power_spectrum")
+        if self.training.model is not None and self.potential != usual:
+            raise ValueError("potential and training.model are both given; keep one of them")
+        return self
 
     @model_validator(mode="after")
     def _sampling(self) -> Campaign:

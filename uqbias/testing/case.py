@@ -21,7 +21,7 @@ from uqbias.molecule.frames import Frames
 from uqbias.potentials.power_spectrum import PowerSpectrum
 from uqbias.potentials.prediction import predict
 from uqbias.registry import UNCERTAINTIES, import_attribute
-from uqbias.settings.schema import TrainingOptions
+from uqbias.settings.training_sections import TrainingOptions
 from uqbias.testing import molecule
 from uqbias.testing.measuring import gradient_of
 from uqbias.testing.report import Report
