@@ -1,7 +1,7 @@
 """Campaigns whose potential is used as it is, or trained by another program between rounds."""
 
 import json
-import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,14 +11,17 @@ from label_desk import run_here
 from molecules import PEROXIDE, peroxide
 from peroxide_oracle import make_system
 
-from uqbias.campaign import outside_training
+from uqbias.campaign import outside_training, retraining
+from uqbias.campaign.progress import SilentProgress
 from uqbias.campaign.verification import verify
 from uqbias.errors import UqbiasError
 from uqbias.model.inference import evaluate_frames
 from uqbias.model.model import UncertaintyModel
+from uqbias.model.splitting import Split
 from uqbias.molecule.frames import Frames, read_frames, write_frames
 from uqbias.report.page import write_report
 from uqbias.report.run_data import RunData
+from uqbias.settings.training_sections import Training
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +73,7 @@ def test_a_command_trains_and_is_not_run_twice(tmp_path, trained, monkeypatch):
     command = "sh tool.sh {train} {valid} {model_in} {model_out} {round}"
     options = {"model": str(trained), "run": command, "files": [str(tool)], "result": "new.uqb"}
     campaign = system(tmp_path, kind="command", **options)
-    monkeypatch.setattr(outside_training, "read_potential", stopped)
+    monkeypatch.setattr(retraining, "complete_model", stopped)
     with pytest.raises(KeyboardInterrupt):  # the command has come to its end
         run_here(campaign, run)
     monkeypatch.undo()
@@ -90,37 +93,29 @@ def stopped(*_):
     raise KeyboardInterrupt
 
 
-@pytest.fixture(scope="module")
-def labelled(tmp_path_factory, trained):
-    """Folder of a campaign that is labelled, and not trained."""
-    folder = tmp_path_factory.mktemp("labelled")
-    campaign = system(folder, kind="command", model=str(trained), run="exit 1 # {model_out}")
-    with pytest.raises(UqbiasError, match=r"training.run failed in round 0: .* ended with exit code 1; it printed"):
-        run_here(campaign, folder / "run")
-    return folder
-
-
 @pytest.mark.parametrize(
     ("command", "said"),
     [
+        ("exit 1 # {model_out}", r"training.run failed in round 0: .* ended with exit code 1; it printed nothing; see"),
         ("echo epoch 1; echo loss is nan; exit 3 # {model_out}", r"exit code 3; its last lines: epoch 1 / loss is nan"),
-        ("echo done # {model_out}", r"wrote no trained.model in round 0; its last lines: done; see .*training.partial"),
-        ("echo x > {model_out}", r"trained.model"),
+        ("echo done # {model_out}", r"wrote no new.uqb in round 0; its last lines: done; see .*training.partial"),
+        ("echo x > {model_out}", r"training.partial/new.uqb"),
         ("echo slow; sleep 60 # {model_out}", r"no answer within 6 s \(training.timeout\); its last lines: slow"),
     ],
 )
-def test_a_command_that_fails_is_one_line(tmp_path, labelled, command, said):
-    shutil.copytree(labelled, tmp_path / "copy")
-    campaign = tmp_path / "copy" / "campaign.yaml"
-    settings = yaml.safe_load(campaign.read_text())
-    settings["training"] |= {"run": command, "timeout": 6}
-    settings["training"]["model"] = str(settings["training"]["model"])
-    campaign.write_text(yaml.safe_dump(settings))
-    shutil.rmtree(tmp_path / "copy" / "run")
+def test_a_command_that_fails_is_one_line(tmp_path, command, said):
+    frames = Frames(np.array(PEROXIDE.numbers), np.array([peroxide(1.0), peroxide(2.0)]))
+    work = SimpleNamespace(
+        campaign=SimpleNamespace(training=Training(kind="command", run=command, timeout=6, result="new.uqb")),
+        folder=lambda index: tmp_path / f"round_{index:02d}",
+        seed=lambda *_: 1,
+        topology=PEROXIDE,
+        progress=SilentProgress(),
+    )
     with pytest.raises(UqbiasError, match=said) as caught:
-        run_here(campaign, tmp_path / "copy" / "run")
+        outside_training.train_by_command(work, 0, Split(frames, frames, frames))
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "copy" / "run" / "round_00" / "model.uqb").exists()
+    assert not (tmp_path / "round_00" / "training").exists()
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,8 @@ def read_potential(path: Path, topology: Topology) -> Potential:
     """
     if path.suffix == ".uqb":
         return UncertaintyModel.load(path).potential.with_numbers(topology.numbers)
-    return open_model([str(path)], topology.numbers)
+    # The campaign file and the command are the user's own, and so is this file.
+    return open_model([str(path)], topology.numbers, trust=True)[0]
 
 
 def check_untrained(parts: Sequence[Uncertainty], kind: str) -> None:
@@ -138,12 +139,18 @@ def train_by_command(work: Work, round_index: int, split: Split) -> Potential:
         if not (partial / training.result).is_file():
             said = last_lines_of(partial / OUTPUT)
             raise UqbiasError(f"training.run wrote no {training.result} in round {round_index}{said}", f"see {partial}")
+        _read(partial / training.result, work, split)  # what is no model is not kept for another run
         (partial / GIVEN).write_text(json.dumps(given), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         partial.replace(folder)
+    potential = _read(result, work, split)
+    for frames in (split.training, split.validation):
+        potential.record_seen(frames)
+    return potential
+
+
+def _read(result: Path, work: Work, split: Split) -> Potential:
     potential = read_potential(result, work.topology)
     if potential.frozen:
         check_frozen(potential, split.training)
-    for frames in (split.training, split.validation):
-        potential.record_seen(frames)
     return potential
