@@ -66,7 +66,7 @@ def read_potential(path: Path, topology: Topology) -> Potential:
     if path.suffix == ".uqb":
         return UncertaintyModel.load(path).potential.with_numbers(topology.numbers)
     # The campaign file and the command are the user's own, and so is this file.
-    return open_model([str(path)], topology.numbers, trust=True)[0]
+    return open_model([str(path)], topology.numbers, trust=True)
 
 
 def check_untrained(parts: Sequence[Uncertainty], kind: str) -> None:
