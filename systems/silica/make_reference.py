@@ -4,6 +4,7 @@
     python systems/silica/make_reference.py hot FOLDER            # 2 minutes; for tests/benchmarks/directions.py
     python systems/silica/make_reference.py glass MODEL FILE      # a melt and its glass, made with a model
     python systems/silica/make_reference.py density [MODEL]       # of α-quartz and of a glass, 300 K, 1 bar
+    python systems/silica/make_reference.py drift MODEL           # of the energy of 216 atoms of quartz, 10 ps at 1 fs
 
 Start frames are MD at 300 K in the cells of α-quartz and β-cristobalite. Test frames, which no campaign sees, are
 stishovite and coesite at 300 K, melts at 4000 and 3000 K, and the glasses that these become at 2·10¹⁴ K/s. Cells are
@@ -31,6 +32,7 @@ from ase.spacegroup import crystal
 from uqbias.compile.fused import FusedEvaluator
 from uqbias.model.model import UncertaintyModel
 from uqbias.molecule.frames import Frames, read_frames, write_frames
+from uqbias.molecule.structure import from_distances
 from uqbias.oracles.base import Label
 from uqbias.oracles.openmm import OpenMMOracle
 
@@ -232,8 +234,11 @@ def main() -> None:
 class Learned:
     """A model where an oracle is expected."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, atoms: Atoms | None = None) -> None:
         self.model = UncertaintyModel.load(path)
+        if atoms is not None:  # others than it was trained on
+            cell = atoms.cell.array / 10
+            self.model = self.model.with_topology(from_distances(atoms.numbers.tolist(), atoms.positions / 10, cell))
         self.evaluator: FusedEvaluator | None = None
 
     def label(self, x: np.ndarray, cell: np.ndarray) -> Label:
@@ -269,9 +274,39 @@ def density(path: str | None) -> None:
         print(f"{name}: {parts.mean():.3f} ± {parts.std(ddof=1) / 6**0.5:.3f} g/cm³", flush=True)
 
 
+def drift(path: str, picoseconds: float = 10.0, timestep: float = 0.001) -> None:
+    """Print how the total energy of 216 atoms of quartz drifts and wavers in velocity Verlet, after 2 ps at 300 K."""
+    atoms = polymorphs()["quartz"]
+    atoms = make_supercell(atoms, np.diag([3 if axis == np.argmin(atoms.cell.lengths()) else 1 for axis in range(3)]))
+    atoms = atoms[np.argsort(-atoms.numbers, kind="stable")]
+    dynamics = Dynamics(atoms, Learned(path, atoms), 7)
+    list(dynamics.run(2.0, 300.0))
+    kelvin, totals = [], []
+    for _ in range(round(picoseconds / timestep)):
+        dynamics.v += timestep / 2 * dynamics.forces / dynamics.masses
+        dynamics.x = dynamics.x + timestep * dynamics.v
+        label = dynamics.oracle.label(dynamics.x, dynamics.cell)
+        dynamics.forces = label.forces
+        dynamics.v += timestep / 2 * dynamics.forces / dynamics.masses
+        kinetic = 0.5 * float((dynamics.masses * dynamics.v**2).sum())
+        kelvin.append(2 * kinetic / (3 * len(atoms) * KT))
+        totals.append(label.energy + kinetic)
+    scale = KT * 300.0 * len(atoms)
+    slope = np.polyfit(np.arange(len(totals)) * timestep, totals, 1)[0]
+    print(
+        f"{len(atoms)} atoms, {picoseconds:g} ps at {1000 * timestep:g} fs, {np.mean(kelvin):.0f} K: drift "
+        f"{slope / scale:.2e} kT per atom and ps, total energy within {np.std(totals) / scale:.2e} kT per atom"
+    )
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    commands = {"hot": lambda folder: hot(Path(folder)), "glass": glass, "density": lambda model=None: density(model)}
+    commands = {
+        "hot": lambda folder: hot(Path(folder)),
+        "glass": glass,
+        "density": lambda model=None: density(model),
+        "drift": drift,
+    }
     if sys.argv[1:]:
         commands[sys.argv[1]](*sys.argv[2:])
     else:
