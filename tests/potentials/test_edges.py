@@ -1,5 +1,7 @@
 """Potentials of edges: the documented torch module of a user's, in vacuum, in cells, padded, in a model file."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -68,6 +70,25 @@ def test_energies_of_elements_are_added_in_double_precision():
     assert float(potential.energy_shift) == pytest.approx(shift, rel=1e-15)
     carbon = float(potential.with_numbers((*molecule.NUMBERS, 6)).energy_shift)
     assert carbon - shift == pytest.approx(EV * -1029.5)
+
+
+def test_differences_of_large_energies_are_exact_in_single_precision():
+    """Of 96 atoms at -3·10⁶ kJ/mol, of which the network gives -46000."""
+    frames = molecule.frames(20, turn=0.1)
+    places = torch.cartesian_prod(*[torch.arange(2)] * 3)
+    x = torch.cat([torch.tensor(frames.positions) + place for place in places], dim=1).float().double()
+    exact = documented(molecule.NUMBERS * 8)
+    exact.module.readout.bias += -5.0
+    single = copy.deepcopy(exact).float()
+    single.centre(x[:1].float(), geometry_for(single, x[:1].float()))
+    both = []
+    for potential in (exact, single):
+        energy = predict(potential, x, forces="none").energy[0].double() + potential.energy_shift
+        both.append(energy[1:] - energy[0])
+    assert float(energy[0]) < -3e6
+    assert float(both[0].abs().min()) > 1e-2
+    error = float((both[0] - both[1]).abs().max())
+    assert error < 1e-3, error
 
 
 def test_options_describe_it_and_a_file_alone_imports_nothing(monkeypatch):

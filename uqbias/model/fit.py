@@ -16,7 +16,7 @@ from uqbias.model.score import score_model
 from uqbias.model.several import layout_of, of_system, score_systems
 from uqbias.model.splitting import Dealt, Split, check_calibration_frames, deal
 from uqbias.model.training import Progress, TrainingResult, train
-from uqbias.model.wrapping import check_frozen
+from uqbias.model.wrapping import prepared
 from uqbias.molecule.collection import guessed_topology
 from uqbias.molecule.frames import Frames
 from uqbias.molecule.protons import with_mobile_protons
@@ -97,9 +97,9 @@ def fit_model(
     if potential is None:
         potential = make_potential(campaign, layout, campaign.seed)
     else:
-        potential = potential.with_numbers(layout.numbers)
         for each in sets.values():
-            check_frozen(potential.with_numbers(each.numbers.tolist()), each)
+            potential = prepared(potential, each)
+        potential = potential.with_numbers(layout.numbers)
     starts = (None, None) if several else (*sets.values(), splits[0].training)
     judge, driver = make_uncertainties(campaign, layout, potential, *starts)
     if several:

@@ -18,7 +18,7 @@ from uqbias.potentials.base import Potential
 from uqbias.potentials.edges import EdgePotential
 from uqbias.potentials.mace import Mace, open_mace
 from uqbias.potentials.module import FactoryModule
-from uqbias.potentials.prediction import predict
+from uqbias.potentials.prediction import geometry_for, predict
 from uqbias.registry import are_trusted
 
 LOG = logging.getLogger(__name__)
@@ -108,6 +108,16 @@ OPENERS: dict[str, Callable[[Sequence[str], Sequence[int], Sequence[str], bool],
     "mace": _mace,
     "ani": _ani,
 }
+
+
+def prepared(potential: Potential, frames: Frames) -> Potential:
+    """A twin for the atoms of frames, tried by `check_frozen`, whose energies are counted from the first frame."""
+    twin = potential.with_numbers(frames.numbers.tolist())
+    check_frozen(twin, frames)
+    if isinstance(twin, EdgePotential):
+        x = torch.as_tensor(frames.positions[:1]).to(next(twin.parameters()))
+        twin.centre(x, geometry_for(twin, x, None if frames.cells is None else frames.cells[:1], frames.periodic))
+    return twin
 
 
 def check_frozen(potential: Potential, frames: Frames) -> None:

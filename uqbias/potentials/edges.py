@@ -66,6 +66,7 @@ class EdgePotential(Potential):
     has_weights: ClassVar[bool] = True
     cutoff: float
     kinds: Tensor
+    atom_zero: Tensor
 
     def __init__(
         self,
@@ -80,8 +81,9 @@ class EdgePotential(Potential):
         self.elements = tuple(sorted(int(element) for element in elements))
         self.origin: dict[str, str] = {}
         self.cutoff, self.n_members, self.n_latents = cutoff, n_members, n_latents
-        self.element_energies = dict(element_energies)
+        self.element_energies = {element: element_energies.get(element, 0.0) for element in self.elements}
         self._place(numbers)
+        self.register_buffer("atom_zero", torch.zeros(len(self.elements)))
         self.register_buffer("energy_shift", torch.tensor(self.element_sum(self.numbers), dtype=torch.float64))
 
     def _place(self, numbers: Sequence[int]) -> None:
@@ -101,9 +103,23 @@ class EdgePotential(Potential):
 
     def forward(self, positions: Tensor, geometry: Geometry | None = None) -> tuple[Tensor, Tensor]:
         energies, latents = self.atoms(self._neighbours(positions, geometry))
+        energies = energies - self.atom_zero[self.kinds]
         if geometry is not None and geometry.present is not None:
             energies = energies * geometry.present
         return energies.sum(-1) * EV, latents
+
+    @torch.no_grad()
+    def centre(self, positions: Tensor, geometry: Geometry | None = None) -> None:
+        """Count energies of atoms from those in some frames: what is left keeps its digits in single precision."""
+        energies = self.atoms(self._neighbours(positions, geometry))[0].mean((0, 1)) - self.atom_zero[self.kinds]
+        # Multiples of 1/64 eV, which are exact in either precision.
+        parts = [energies[self.kinds == kind] for kind in range(len(self.elements))]
+        moves = torch.stack([torch.round(64 * part.mean()) / 64 if len(part) else part.sum() for part in parts])
+        self._buffers["atom_zero"] = self.atom_zero + moves
+        before = self.element_sum(self.numbers)
+        known = self.element_energies
+        self.element_energies = {e: known[e] + EV * float(move) for e, move in zip(self.elements, moves, strict=True)}
+        self._buffers["energy_shift"] = self.energy_shift + (self.element_sum(self.numbers) - before)
 
     def standardise(
         self, positions: Tensor, energies: Tensor, forces: Tensor, geometry: Geometry | None = None
