@@ -111,6 +111,7 @@ docs: $(VENV)/.installed
 gpu: $(VENV)/.installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[torchforce,dev,cuda12]' 'openmmtorch[cuda12]==1.5'
 	@$(BIN)/python -m pytest tests/gpu
+	@$(BIN)/python tests/gpu/throughput.py
 
 clean:
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist

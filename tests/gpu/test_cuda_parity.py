@@ -167,6 +167,33 @@ def test_walkers_deposit_the_hills_that_the_cpu_would(
     assert np.all(np.isfinite(seen[-1].positions))
 
 
+@pytest.mark.parametrize("n_walkers", [1, 16])
+def test_md_on_tensors_is_that_of_openmm_on_the_cpu(alanine_model, alanine_frames, device, n_walkers):
+    """Without a thermostat, for as long as single precision lets trajectories stay together."""
+    runs = []
+    for engine, where in (("openmm", "cpu"), ("torch", device)):
+        bias = MetaD(pace=5, sigma=0.5)
+        evaluator = FusedEvaluator(single(alanine_model), bias, n_walkers, runner="eager", device=where)
+        walkers = Walkers(
+            alanine_model.topology,
+            evaluator,
+            alanine_frames.positions[np.arange(n_walkers) % len(alanine_frames)],
+            temperature=300.0,
+            timestep_fs=0.1,
+            friction_per_ps=None,
+            engine=engine,
+        )
+        seen = []
+        walkers.run(20, pace=5, observers=[seen.append])
+        assert evaluator.last.forces.device.type == where
+        assert not evaluator.broken.any()
+        runs.append(seen)
+    for one, other in zip(*runs, strict=True):
+        np.testing.assert_allclose(one.positions, other.positions, atol=1e-6)
+        np.testing.assert_allclose(one.bias, other.bias, rtol=1e-3, atol=1e-3)
+    assert np.abs(runs[1][0].positions - runs[1][-1].positions).max() > 1e-4
+
+
 def test_another_model_without_another_graph(alanine_model, alanine_frames, device):
     positions = walkers_of(alanine_frames, 2)
     other = single(alanine_model)

@@ -81,6 +81,27 @@ def test_a_cell_that_is_deformed():
     assert table.builds == 3
 
 
+@pytest.mark.parametrize("name", [None, *CELLS])
+def test_what_a_gpu_asks_of_a_table_is_what_the_host_asks(name):
+    box, periodic = CELLS[name] if name else (next(iter(CELLS.values()))[0], (False, False, False))
+    numbers, positions = atoms(box, periodic, n_walkers=2)
+    boxes = None if name is None else torch.tensor(box).expand(2, 3, 3)
+    table = NeighbourList(numbers, ELEMENTS, CUTOFF, 0.1, periodic)
+    assert not table._holds(positions, boxes)
+    table.geometry(positions, boxes)
+    generator, answers = torch.Generator().manual_seed(1), []
+    for size in torch.linspace(0.005, 0.04, 12).tolist():
+        moved = positions + size * torch.randn(positions.shape, generator=generator, dtype=positions.dtype)
+        answers.append(table._holds(moved, boxes))
+        assert answers[-1] != table._is_stale(moved.numpy()).any()
+    assert set(answers) == {True, False}
+    assert table._holds(positions, boxes)
+    assert not table._holds(positions.clone().fill_(torch.nan), boxes)
+    assert not table._holds(positions.float(), boxes)
+    if boxes is not None:
+        assert not table._holds(positions, 1.001 * boxes)
+
+
 def test_an_overflow_grows_and_loses_nothing():
     box, periodic = np.eye(3) * 0.7, (True, True, True)
     numbers, positions = atoms(box, periodic)

@@ -16,6 +16,7 @@ from torch import Tensor
 from uqbias.compile.evaluation import BiasLike, Evaluation, FusedFunction, ModelAndVariables, difference
 from uqbias.compile.graph_inputs import (
     GROWING,
+    cells_input,
     check_device,
     check_inputs,
     copied,
@@ -122,10 +123,9 @@ class FusedEvaluator:
         self.last: Evaluation | None = None
         self.total_energy = torch.zeros((), dtype=torch.float64)
         self.n_evaluations = self.n_calls = 0
-        self.broken: NDArray[np.bool_] = np.zeros(n_walkers, dtype=bool)
-        self._broken = torch.from_numpy(self.broken)
+        self._broken = torch.zeros(n_walkers, dtype=torch.bool)
+        self._marks = self._broken.to(self.device)
         self.exception: BaseException | None = None
-
         self.names: tuple[str, ...] = () if self.bias is None else tuple(self.bias.variables)
         modules = {name: module for name, module in (variables or {}).items() if name in self.names}
         if lacking := missing_part(self.names, len(getattr(model, "local_names", ()))):
@@ -150,7 +150,7 @@ class FusedEvaluator:
         self._dynamic = {index: 0 for index, name in self._state_slots if name.rpartition(".")[2] == GROWING}
         self._inputs += state.values()
         self._potential: Any = getattr(model, "potential", None)
-        self.periodic, self.box = periodic, self._as_input(box)
+        self.periodic, self.box = periodic, cells_input(self._potential, box, n_walkers, dtype, self.device)
         self.neighbours = None
         # A module of one's own may have anything of this name.
         if self._potential is not None and hasattr(self._potential, "uses_table"):
@@ -173,13 +173,6 @@ class FusedEvaluator:
         self._memo_armed = False
         if self.neighbours is None and self.box is None:
             self._compile()
-
-    def _as_input(self, box: Tensor | NDArray[np.floating] | None) -> Tensor | None:
-        if box is None:
-            return None
-        if not getattr(self._potential, "periodic", False):
-            raise UqbiasError("a model whose potential takes no cell, in one", "leave the box out, or train another")
-        return torch.as_tensor(box).to(self.device, self.dtype).expand(self.n_walkers, 3, 3).clone()
 
     def _compile(self) -> None:
         """Make the graph for the shapes of the inputs as they are."""
@@ -235,8 +228,7 @@ class FusedEvaluator:
             raise UqbiasError("a box for an evaluator that was made without", "give one to its constructor")
         self.n_calls, armed, self._memo_armed = self.n_calls + 1, self._memo_armed, False
         pairs = [(positions, self._positions), (outside, self._from_outside)]
-        if box is not None and self.box is not None:
-            pairs.append((box, self.box))
+        pairs += [] if box is None or self.box is None else [(box, self.box)]
         if armed and self.last is not None and all(torch.equal(new.to(old).expand_as(old), old) for new, old in pairs):
             return self.judged() if judged else self.last
         for new, old in pairs:
@@ -245,8 +237,8 @@ class FusedEvaluator:
             self._set_geometry()
         self._bind_state({})
         *values, self.total_energy, broken = self._run(self._inputs)
-        self.last = self._evaluation(values)
-        self._broken.logical_or_(broken if broken.device.type == "cpu" else broken.cpu())
+        self.last = Evaluation.of(values, judged=self._judge is None)
+        self._marks.logical_or_(broken)
         self.n_evaluations += 1
         return self.judged() if judged else self.last
 
@@ -262,8 +254,13 @@ class FusedEvaluator:
         inputs = [*self._inputs[: 1 + len(self._weight_names)], *self._inputs[self._function.geometry_slot :]]
         return self._judge(inputs, self._geometry, plain=plain)
 
-    def _evaluation(self, values: list[Tensor]) -> Evaluation:
-        return Evaluation.of(values, judged=self._judge is None)
+    @property
+    def broken(self) -> NDArray[np.bool_]:
+        """What the class says of it; a device is waited for here, and not at each evaluation."""
+        if self._marks is not self._broken:
+            self._broken |= self._marks.cpu()
+            self._marks.zero_()
+        return self._broken.numpy()
 
     def verify(self, step: int) -> None:
         """Compare compiled code and graph at the latest positions, walkers without a finite number in both left out.
@@ -276,9 +273,10 @@ class FusedEvaluator:
         if self.runner == "eager":
             return
         self._bind_state({})
+        judged = self._judge is None
         # As it runs too: a bias on the energy acts at the energies that there are.
         for inputs in (self._inputs, without_shift(self._inputs, self._weight_names)):
-            one, other = (self._evaluation([*run(inputs)[:-2]]) for run in (self._run, self._plain))
+            one, other = (Evaluation.of([*run(inputs)[:-2]], judged=judged) for run in (self._run, self._plain))
             if self._judge is not None:
                 one = one._replace(judge=self._judged())
                 other = other._replace(judge=self._judged(plain=True))
@@ -297,7 +295,8 @@ class FusedEvaluator:
         self._bind_state(state)
         *values, _, _ = self._run(self._inputs)
         self.n_evaluations += 1
-        return np.asarray(self._evaluation(values).forces.detach().cpu().numpy(), dtype=np.float64)
+        forces = Evaluation.of(values, judged=self._judge is None).forces
+        return np.asarray(forces.detach().cpu().numpy(), dtype=np.float64)
 
     def _bind_state(self, replaced: Mapping[str, Tensor]) -> None:
         if self.bias is not None:

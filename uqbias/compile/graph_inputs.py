@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from uqbias.errors import UqbiasError
@@ -41,6 +44,21 @@ def graph_inputs(
     positions.copy_(_crowd(n_walkers, n_atoms))
     weights = weights_of(model)
     return list(weights), [positions, *(copied(tensor, dtype, device) for tensor in weights.values())]
+
+
+def cells_input(
+    potential: Any,
+    box: Tensor | NDArray[np.floating] | None,
+    n_walkers: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor | None:
+    """Cells [W, 3, 3] nm of the walkers, from one [3, 3] or from as many; UqbiasError if the potential takes none."""
+    if box is None:
+        return None
+    if not getattr(potential, "periodic", False):
+        raise UqbiasError("a model whose potential takes no cell, in one", "leave the box out, or train another")
+    return torch.as_tensor(box).to(device, dtype).expand(n_walkers, 3, 3).clone()
 
 
 def _crowd(n_walkers: int, n_atoms: int) -> Tensor:

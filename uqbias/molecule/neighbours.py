@@ -139,6 +139,8 @@ class NeighbourList:
         self._given: Array | None = None
         self._cells: Array | None = None
         self._tables: Geometry | None = None
+        #: Where atoms were when the tables were made, and in which cells, on the device.
+        self._there: list[Tensor] | None = None
         self._kind: tuple[torch.dtype, torch.device] | None = None
         self._allocate(0)
 
@@ -153,6 +155,9 @@ class NeighbourList:
         UqbiasError
             If a cell is not finite, flat, or so small that its images would fill the table.
         """
+        self.grown = False
+        if positions.is_cuda and self._tables is not None and self._holds(positions, boxes):
+            return self._tables._replace(box=None if boxes is None else boxes.detach().contiguous())
         x, boxes_given = _on_host(positions), None if boxes is None else _on_host(boxes)
         if len(x) != len(self._at) or (boxes_given is None) != (self._given is None):
             self._allocate(len(x))
@@ -161,7 +166,6 @@ class NeighbourList:
             # A copy: the caller may write another cell into the same tensor.
             self._given = boxes_given.copy()
             self._cells = whole_cells(self._given, self.periodic, self.cutoff + self.skin)
-        self.grown = False
         finite = np.asarray(np.isfinite(x).all((1, 2)))
         if (stale := finite & self._is_stale(x)).any():
             self._rebuild(x, stale, finite)
@@ -171,7 +175,21 @@ class NeighbourList:
             table = torch.from_numpy(self._table.copy()).to(positions.device)
             shifts = None if boxes is None else torch.from_numpy(self._shifts).to(positions)
             self._tables, self._kind = Geometry(None, table, shifts, blocks=self.capacities), kind
+            self._there = None
+            if boxes is None or np.array_equal(self._cells, self._cells_at):  # type: ignore[arg-type]
+                known = (self._at, np.zeros((0,)) if self._given is None else self._given)
+                self._there = [torch.from_numpy(array.copy()).to(positions.device) for array in known]
         return self._tables._replace(box=None if boxes is None else boxes.detach().to(positions).contiguous())
+
+    def _holds(self, positions: Tensor, boxes: Tensor | None) -> bool:
+        """Whether all tables hold, in the cells that they were made in: as `_is_stale`, where the positions are."""
+        if self._there is None or self._kind != (positions.dtype, positions.device):
+            return False
+        at, cells = self._there
+        if at.shape != positions.shape or (boxes is not None and not torch.equal(boxes.to(cells), cells)):
+            return False
+        moves = (positions.to(at) - at).square().sum(-1).sqrt().topk(min(2, at.shape[1])).values.sum(-1)
+        return bool((self.cutoff + self.skin - moves >= self.cutoff).all())
 
     def state(self) -> dict[str, NDArray[Any]]:
         """What the tables were made from, so that a run which goes on with it has the same numbers to the last bit."""
@@ -192,7 +210,7 @@ class NeighbourList:
         self._cells_at = np.full((n_walkers, 3, 3), np.nan)
         self._table = np.full((n_walkers, n_atoms, sum(self.capacities)), n_atoms, dtype=np.int64)
         self._shifts = np.zeros((*self._table.shape, 3), dtype=np.int32)
-        self._tables = None
+        self._tables, self._there = None, None
 
     def _is_stale(self, x: Array) -> NDArray[np.bool_]:
         """[W] whether a pair that is not in the table of a walker may be within the cutoff."""
