@@ -5,8 +5,9 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from importlib import import_module
+from io import StringIO
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -160,7 +161,8 @@ def optional_package(name: str, extra: str) -> Iterator[Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            package = import_module(name)
+            with redirect_stdout(StringIO()):  # a line about what else is not installed would end up in --json
+                package = import_module(name)
         except ImportError as error:
             raise UqbiasError(f"{name} cannot be imported ({error})", f"pip install 'uqbias[{extra}]'") from error
         yield package
