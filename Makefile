@@ -1,4 +1,4 @@
-# make demo | test | test-quick | fuzz | lint | bench | bench-samplers | bench-exploration | bench-training | bench-uq | bench-plumed | bench-fes | bench-biases | bench-directions | bench-attacks | bench-neighbours | docs | gpu | clean
+# make demo | test | test-quick | fuzz | lint | bench | bench-samplers | bench-exploration | bench-training | bench-uq | bench-plumed | bench-fes | bench-biases | bench-directions | bench-attacks | bench-neighbours | bench-models | docs | gpu | clean
 # Everything is installed into .venv from PyPI; set PYTHON to choose the interpreter it is made with.
 
 SHELL := bash
@@ -16,7 +16,7 @@ ONE := OMP_NUM_THREADS=1
 # Tests run in two processes, a file in one of them, so that its fixtures are made once.
 TWO := --numprocesses=2 --dist=loadfile
 
-.PHONY: help demo test test-quick fuzz lint bench bench-samplers bench-exploration bench-training bench-uq bench-plumed bench-fes bench-biases bench-directions bench-attacks bench-neighbours docs gpu clean
+.PHONY: help demo test test-quick fuzz lint bench bench-samplers bench-exploration bench-training bench-uq bench-plumed bench-fes bench-biases bench-directions bench-attacks bench-neighbours bench-models docs gpu clean
 
 help:
 	@echo "make demo            the campaign on alanine dipeptide, report at the end (about a quarter of an hour)"
@@ -34,6 +34,7 @@ help:
 	@echo "make bench-biases    which CV under which bias crosses and which only heats (an hour and a half)"
 	@echo "make bench-attacks   time of 500 adversarial attacks of 100 iterations, three judges (five minutes)"
 	@echo "make bench-neighbours  cost of tables of neighbours, 216 and 1728 atoms of silica (five minutes)"
+	@echo "make bench-models    judges on a frozen ANI-1x, cost of a MACE against its own calculator (five minutes; installs both)"
 	@echo "make bench-directions  where the error grows, trained on energies or forces too (seven minutes)"
 	@echo "make docs            the documentation as a site, docs/_build/index.html; warnings are errors"
 	@echo "make gpu             the tests that need OpenMM's CUDA platform"
@@ -102,6 +103,10 @@ bench-directions: $(VENV)/.installed
 
 bench-neighbours: $(VENV)/.installed
 	@$(ONE) $(BIN)/python tests/benchmarks/neighbours.py
+
+bench-models: $(VENV)/.installed
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[mace,ani,dev]'
+	@$(ONE) $(BIN)/python tests/benchmarks/models.py
 
 docs: $(VENV)/.installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'

@@ -66,6 +66,21 @@ def test_without_training_driver_and_judge_learn(tmp_path, trained):
     write_report(RunData.load(run), tmp_path / "report.html")
 
 
+def test_a_frozen_kind_stands_in_the_campaign_file(tmp_path):
+    campaign, run = system(tmp_path, rounds=0, kind="none"), tmp_path / "run"
+    settings = yaml.safe_load(campaign.read_text())
+    settings["potential"] = {"kind": "module", "factory": "documented_module:make"}
+    campaign.write_text(yaml.safe_dump(settings))
+    assert run_here(campaign, run)
+    model = UncertaintyModel.load(run / "round_00" / "model.uqb")
+    assert model.potential.kind == "module"
+    assert model.calibration.fitted
+    settings["training"]["kind"] = "adam"
+    campaign.write_text(yaml.safe_dump(settings))
+    with pytest.raises(UqbiasError, match="potential = module, which is frozen"):
+        run_here(campaign, tmp_path / "other")
+
+
 def test_a_command_trains_and_is_not_run_twice(tmp_path, trained, monkeypatch):
     run, calls = tmp_path / "run", tmp_path / "calls"
     tool = tmp_path / "tool.sh"

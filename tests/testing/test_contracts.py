@@ -65,7 +65,8 @@ def labelled(potential):
 )
 def test_potential(kind):
     given = {"numbers": molecule.NUMBERS, "topology": molecule.topology(), "seed": 0, "members_needed": 2}
-    potential = POTENTIALS.build(kind, OPTIONS.get(kind), **given).double()
+    section = POTENTIALS.section(kind)(kind=kind, **OPTIONS.get(kind, {}))
+    potential = POTENTIALS.build(section, **given).double()
     check_potential(potential if potential.frozen else labelled(potential))
 
 

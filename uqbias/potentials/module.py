@@ -35,7 +35,7 @@ class FactoryModule(EdgePotential):
     Parameters
     ----------
     numbers : atomic numbers.
-    factory, arguments, sha256 : stated where they are declared.
+    factory, keywords, sha256 : stated where they are declared.
 
     Raises
     ------
@@ -51,7 +51,7 @@ class FactoryModule(EdgePotential):
         numbers: Sequence[int],
         *,
         factory: Annotated[str, Doc("function that makes the module, package.module:function")],
-        arguments: Annotated[Mapping[str, Any], Doc("keyword arguments of the function")] = {},
+        keywords: Annotated[Mapping[str, Any], Doc("keyword arguments of the function")] = {},
         sha256: Annotated[str | None, Doc("hash of the file of the function; null: whatever it is")] = None,
     ) -> None:
         function = import_path("potential", factory)
@@ -66,7 +66,7 @@ class FactoryModule(EdgePotential):
                 "wrap the model again, or restore the file",
             )
         try:
-            module = function(**arguments)
+            module = function(**keywords)
             cutoff, elements, n_latents = float(module.cutoff), list(module.elements), int(module.n_latents)
         except Exception as error:  # the user's code may fail in any way
             raise UqbiasError(
@@ -81,7 +81,7 @@ class FactoryModule(EdgePotential):
             )
         energies = {int(number): float(e) * EV for number, e in getattr(module, "atomic_energies", {}).items()}
         super().__init__(numbers, elements, cutoff * ANGSTROM, 1, n_latents, energies)
-        self.factory, self.arguments, self.sha256 = factory, dict(arguments), content
+        self.factory, self.keywords, self.sha256 = factory, dict(keywords), content
         self.module = module.requires_grad_(False)
 
     def _place(self, numbers: Sequence[int]) -> None:
