@@ -3,8 +3,9 @@
 Part ``judges``: kinds of judge on ANI-1x, fitted and calibrated on 250 frames of acetylacetone at 300 K. AUROC of 600 K
 against other 300 K frames, coverage of the bound of 90 % on these, seconds to make each. Needs torchani 2.2.4.
 
-Part ``mace``: alanine dipeptide, one walker, one thread, a MACE of random weights (64x0e+64x1o, two layers, 5 Å). An evaluation by MACE's calculator (with its list of neighbours), by its TorchScript with autograd (list made
-beforehand), and by ours: E, and E with driver, judge and metadynamics, in turns. Needs mace-torch.
+Part ``mace``: alanine dipeptide, one walker, one thread, a MACE of random weights (64x0e+64x1o, two layers, 5 Å). An
+evaluation by MACE's calculator (with its list of neighbours), by its TorchScript with autograd (list made beforehand),
+and by ours: E, and E with driver, judge and metadynamics, in turns. Needs mace-torch.
 
     python tests/benchmarks/models.py [--parts judges mace] [--runner aoti]
 """
