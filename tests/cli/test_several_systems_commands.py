@@ -10,7 +10,7 @@ from uqbias.molecule.frames import write_frames
 from uqbias.molecule.topology import Topology
 
 CHANNELS, HIDDEN = "potential.n_channels=3", "potential.hidden=[8,6]"
-SMALL = ("--runner", "eager", "-q", "--set", CHANNELS, "--set", HIDDEN, "--steps", 5)
+SMALL = ("--set", "potential.l_max=1", "--runner", "eager", "-q", "--set", CHANNELS, "--set", HIDDEN, "--steps", 5)
 
 
 @pytest.fixture(scope="module")

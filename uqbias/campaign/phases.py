@@ -234,9 +234,6 @@ def _chosen(
     verdicts = _filter(work).verdicts(visited, seen["energy"], stiff_deviations(model, frames), forces)
     known = work.ledger.labels(round_index - 1)
     space = options.selection.space
-    budget = options.labels_per_round
-    if (labels := work.campaign.stop.labels) is not None:
-        budget = max(0, min(budget, labels - len(known)))
     picks, reasons = select(
         Candidates(
             seen["driver"],
@@ -249,7 +246,7 @@ def _chosen(
             len(work.topology),
         ),
         selection_features(model, known, space),
-        budget,
+        work.budget(round_index),
         options.selection,
         work.seed(round_index, "harvest"),
         driver_window=[at_wall(value, model.driver) for value in options.driver_window],

@@ -71,6 +71,30 @@ class TrainingProgress:
             self.reported = step
 
 
+class OfSystem:
+    """Tells another progress display of which of several systems it is.
+
+    Parameters
+    ----------
+    name : name of the system.
+    """
+
+    def __init__(self, progress: Progress, name: str) -> None:
+        self.progress, self.name = progress, name
+
+    def phase(self, name: str, total: int | None = None) -> None:
+        """Begin a piece of work."""
+        self.progress.phase(f"{self.name}, {name}", total)
+
+    def advance(self, n: int = 1, note: str = "") -> None:
+        """Report units done."""
+        self.progress.advance(n, note)
+
+    def message(self, text: str) -> None:
+        """Say something that stays."""
+        self.progress.message(f"{self.name}: {text}")
+
+
 class SilentProgress:
     """Says nothing."""
 

@@ -29,7 +29,7 @@ def train_phase(work: Work, round_index: int) -> dict[str, Any]:
     campaign = work.campaign
     split = work.deal(work.accepted(round_index))
     check_calibration_frames([split], campaign.calibration.alpha)
-    ours, last, history = campaign.training.kind == "adam", _last_model(work, round_index), _facts(TrainingResult())
+    ours, last, history = campaign.training.kind == "adam", _last_model(work, round_index), course(TrainingResult())
     if campaign.training.kind == "command":
         potential = train_by_command(work, round_index, split)
     elif last is None:
@@ -40,11 +40,7 @@ def train_phase(work: Work, round_index: int) -> dict[str, Any]:
     known = split.training[np.flatnonzero([entry["round"] == 0 for entry in split.training.info])]
     judge, driver = make_uncertainties(campaign, work.topology, potential, work.ledger.labels(0), known)
     if last is not None:
-        # Their trained weights go on from where they were; all else is fitted anew.
-        for part, before in ((judge, last.judge), (driver, last.driver)):
-            for (name, weight), (old_name, old) in zip(part.named_parameters(), before.named_parameters(), strict=True):
-                assert name == old_name
-                weight.data.copy_(old.data)
+        go_on_from(last, judge, driver)
     parts = distinct(judge, driver)
     if ours:
         history = _train(work, round_index, potential, parts, split.training, split.validation, last is not None)
@@ -59,6 +55,14 @@ def train_phase(work: Work, round_index: int) -> dict[str, Any]:
     model.save(work.model_path(round_index))
     write_text(work.folder(round_index) / "training.json", json.dumps({**facts, **history}, indent=1))
     return {name: count for name, count in facts.items() if name.endswith("frames")}
+
+
+def go_on_from(last: UncertaintyModel, judge: Uncertainty, driver: Uncertainty) -> None:
+    """Let the trained weights of judge and driver be those of the last model; all else is fitted anew."""
+    for part, before in ((judge, last.judge), (driver, last.driver)):
+        for (name, weight), (old_name, old) in zip(part.named_parameters(), before.named_parameters(), strict=True):
+            assert name == old_name
+            weight.data.copy_(old.data)
 
 
 def train_where_asked(work: Work, round_index: int) -> dict[str, Any]:
@@ -109,10 +113,11 @@ def _train(
         warm_start=warm_start,
         progress=TrainingProgress(work.progress, f"round {round_index}: train on {len(training)} frames"),
     )
-    return _facts(result)
+    return course(result)
 
 
-def _facts(result: TrainingResult) -> dict[str, Any]:
+def course(result: TrainingResult) -> dict[str, Any]:
+    """What ``training.json`` holds of a training."""
     return {
         "history": result.history,
         "steps": result.steps,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import time
 from collections.abc import Callable
@@ -13,12 +14,18 @@ import numpy as np
 
 import uqbias
 from uqbias.campaign.dry_run import check_parts
-from uqbias.campaign.ledger import differing_keys, open_ledger
+from uqbias.campaign.handed_over import AwaitingLabels
+from uqbias.campaign.ledger import Ledger, differing_keys, open_ledger
 from uqbias.campaign.phase_files import hashes, refuse_changed
-from uqbias.campaign.progress import Progress, SilentProgress
+from uqbias.campaign.progress import OfSystem, Progress, SilentProgress
+from uqbias.campaign.together import check_together, train_together
 from uqbias.campaign.work import Work, read_molecule, read_test_set
+from uqbias.errors import UqbiasError
+from uqbias.files import write_text
 from uqbias.registry import SAMPLERS
+from uqbias.runs.ledger_lines import SYSTEMS
 from uqbias.settings.file import CampaignFile, digest
+from uqbias.settings.schema import Campaign
 from uqbias.uncertainty.auto import driver_story
 
 Phase = Callable[[Work, int], dict[str, Any]]
@@ -34,7 +41,8 @@ def run_campaign(file: CampaignFile, directory: str | Path, progress: Progress |
     Parameters
     ----------
     file : checked campaign file, from `uqbias.settings.file.load_campaign`.
-    directory : run directory; made if it is not there.
+    directory : run directory; made if it is not there. Of several systems each has a run of its own in a folder of its
+        name there; the model of all lies in ``round_XX``.
     progress : told what is going on.
 
     Returns
@@ -52,52 +60,118 @@ def run_campaign(file: CampaignFile, directory: str | Path, progress: Progress |
     # Small models run fastest on one thread, and sums in one order make training repeatable.
     torch.set_num_threads(1)
     directory = Path(directory).absolute()  # workers may have another working directory
-    topology, start = read_molecule(file)
-    check_parts(file, topology, start)
-    read_test_set(file, topology)  # before anything is paid
-    identity = file.identity()
-    facts: dict[str, Any] = {"digest": digest(identity), "seed": file.campaign.seed, "versions": versions()}
-    ledger = open_ledger(directory, identity, np.array(topology.numbers, dtype=np.int64), facts)
-    work = Work(file, directory, ledger, topology, start, progress or SilentProgress())
+    if file.campaign.together is not None:
+        raise UqbiasError(
+            f"a campaign file of {file.campaign.name} alone, whose model is one of {', '.join(file.campaign.together)}",
+            "run the campaign of all of them",
+        )
+    molecules = {name: (member, *read_molecule(member)) for name, member in file.members().items()}
+    if several := len(molecules) > 1:
+        check_together(file.campaign, [topology for _, topology, _ in molecules.values()])
+    for member, topology, start in molecules.values():
+        check_parts(member, topology, start)
+        read_test_set(member, topology)  # before anything is paid
+    works: list[Work] = []
+    ledgers: list[Ledger] = []
     try:
-        if ledger.torn:
-            work.progress.message(f"{ledger.path}: its last line was torn when it was written, and is left out")
-        refuse_changed(directory, ledger.events())
-        _note_versions(work, facts["versions"])
-        if not ledger.phase_done(0, "train"):
-            work.progress.message("driver: " + "; ".join(driver_story(file.campaign.driver, topology)))
-        file.write(directory / "campaign.yaml")
-        return _rounds(work)
+        for name, (member, topology, start) in molecules.items():
+            identity, numbers = member.identity(), np.array(topology.numbers, dtype=np.int64)
+            facts = {"digest": digest(identity), "seed": file.campaign.seed, "versions": versions()}
+            ledgers.append(open_ledger(directory / name, identity, numbers, facts))
+            told = progress or SilentProgress()
+            told = OfSystem(told, name) if several else told
+            works.append(Work(member, directory / name, ledgers[-1], topology, start, told, works if several else []))
+        for work, ledger in zip(works, ledgers, strict=True):
+            _begin(work, ledger)
+        if several:
+            write_text(directory / SYSTEMS, json.dumps({"name": file.campaign.name, "systems": [*molecules]}) + "\n")
+        return _rounds(works, file.campaign)
     finally:
-        work.close()
-        ledger.close()
+        for work in works:
+            work.close()
+        for ledger in ledgers:
+            ledger.close()
 
 
-def _rounds(work: Work) -> dict[str, Any]:
-    from uqbias.campaign.phases import explore_phase, harvest_phase, label_phase
+def _begin(work: Work, ledger: Ledger) -> None:
+    """See that a run directory is as it was left, say what is to be known of it, and write its campaign file."""
+    if ledger.torn:
+        work.progress.message(f"{ledger.path}: its last line was torn when it was written, and is left out")
+    refuse_changed(work.directory, ledger.events())
+    _note_versions(work, versions())
+    if not ledger.phase_done(0, "train"):
+        work.progress.message("driver: " + "; ".join(driver_story(work.campaign.driver, work.topology)))
+    work.file.write(work.directory / "campaign.yaml")
+
+
+def _rounds(works: list[Work], campaign: Campaign) -> dict[str, Any]:
+    from uqbias.campaign.phases import explore_phase, harvest_phase
     from uqbias.campaign.retraining import train_where_asked
-    from uqbias.campaign.scoring import write_summary
 
-    stop = work.campaign.stop
+    stop = campaign.stop
     reason = f"all {stop.rounds} rounds are done"
     for round_index in range(stop.rounds + 1):
         if round_index > 0:
-            if not _has_labels(work, round_index) and stop.labels is not None:
-                count = len(work.ledger.labels(round_index - 1))
+            if stop.labels is not None and not any(_has_labels(work, round_index) for work in works):
+                count = sum(len(work.ledger.labels(round_index - 1)) for work in works)
                 if count >= stop.labels:
                     reason = f"{count} labels reach stop.labels = {stop.labels}"
                     break
-            _finish(work, round_index, "md", explore_phase)
-            _finish(work, round_index, "harvest", harvest_phase)
-            if (ending := _enough(work, round_index)) is not None:
+            for work in works:
+                _finish(work, round_index, "md", explore_phase)
+                _finish(work, round_index, "harvest", harvest_phase)
+            if (ending := _all_enough(works, round_index)) is not None:
                 reason = ending
                 break
-        _finish(work, round_index, "label", label_phase)
-        _finish(work, round_index, "train", train_where_asked)
-        _finish(work, round_index, "score", _score)
-        write_summary(work, stopped="")
-    work.progress.message(f"campaign ends: {reason}")
-    return write_summary(work, stopped=reason)
+        _label(works, round_index)
+        for work in works:
+            _finish(work, round_index, "train", train_together if work.all_systems else train_where_asked)
+        for work in works:
+            _finish(work, round_index, "score", _score)
+        _summary(works, campaign, stopped="")
+    works[0].progress.message(f"campaign ends: {reason}")
+    return _summary(works, campaign, stopped=reason)
+
+
+def _all_enough(works: list[Work], round_index: int) -> str | None:
+    """Why the campaign ends after this round's harvest: there is enough of each system; or None."""
+    endings = [_enough(work, round_index) for work in works]
+    if None in endings:
+        return None
+    return "; ".join(dict.fromkeys(map(str, endings)))
+
+
+def _label(works: list[Work], round_index: int) -> None:
+    """Label the frames of all systems; what others are to label is handed out for all before it is awaited."""
+    from uqbias.campaign.phases import label_phase
+
+    awaited = None
+    for work in works:
+        try:
+            _finish(work, round_index, "label", label_phase)
+        except AwaitingLabels as error:
+            awaited = error if awaited is None else awaited
+    if awaited is not None:
+        raise awaited
+
+
+def _summary(works: list[Work], campaign: Campaign, **facts: Any) -> dict[str, Any]:
+    """Write the summary of each system and, where there are several, that of all."""
+    from uqbias.campaign.scoring import write_summary
+
+    summaries = {work.campaign.name: write_summary(work, **facts) for work in works}
+    if len(works) == 1:
+        return summaries[campaign.name]
+    unhealthy = [f"{name}: {line}" for name, each in summaries.items() for line in each.get("unhealthy", [])]
+    summary = {
+        "name": campaign.name,
+        "seed": campaign.seed,
+        **facts,
+        **({"unhealthy": unhealthy} if unhealthy else {}),
+        "systems": {name: each["rounds"] for name, each in summaries.items()},
+    }
+    write_text(works[0].directory.parent / "summary.json", json.dumps(summary, indent=1) + "\n")
+    return summary
 
 
 def _score(work: Work, round_index: int) -> dict[str, Any]:
@@ -113,7 +187,11 @@ def _finish(work: Work, round_index: int, name: str, phase: Phase) -> None:
     work.folder(round_index).mkdir(parents=True, exist_ok=True)
     refuse_changed(work.directory, work.ledger.events(), (round_index - 1, round_index))
     begun = time.monotonic()
-    facts = phase(work, round_index)
+    try:
+        facts = phase(work, round_index)
+    finally:
+        if work.all_systems:  # another system's turn: workers that wait cost time
+            work.close()
     facts |= {"wall_s": round(time.monotonic() - begun, 3), "files": hashes(work.directory, round_index, name)}
     work.ledger.append("phase", round=round_index, phase=name, **facts)
 

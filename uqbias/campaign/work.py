@@ -49,6 +49,7 @@ class Work:
     topology : bond graph of the molecule.
     start : the frames of the start file, labelled or not.
     progress : where to tell what is going on.
+    all_systems : the works of all systems of the campaign, this one among them; empty where it is the only one.
     """
 
     file: CampaignFile
@@ -57,6 +58,7 @@ class Work:
     topology: Topology
     start: Frames
     progress: Progress
+    all_systems: list[Work] = field(default_factory=list, repr=False)
     _executors: dict[str, TaskExecutor] = field(default_factory=dict, repr=False)
 
     @property
@@ -139,6 +141,15 @@ class Work:
         """The frames that are trained on: labelled up to a round and accepted."""
         frames, verdicts = self.labels(last_round)
         return frames[np.array([verdict == ACCEPTED for verdict in verdicts], dtype=bool)]
+
+    def budget(self, round_index: int) -> int:
+        """Most frames that a round may take: of several systems the share of this one."""
+        works, budget = self.all_systems or [self], self.campaign.harvest.labels_per_round
+        if (labels := self.campaign.stop.labels) is not None:
+            known = sum(len(work.ledger.labels(round_index - 1)) for work in works)
+            budget = max(0, min(budget, labels - known))
+        place = next(place for place, work in enumerate(works) if work is self)
+        return budget // len(works) + (place < budget % len(works))
 
     def deal(self, frames: Frames) -> Split:
         """Training, validation and calibration frames; a frame once held out stays so in every later round.

@@ -14,7 +14,9 @@ from uqbias.errors import UqbiasError, fault_text
 from uqbias.options import Duration
 
 if TYPE_CHECKING:
-    from uqbias.report.run_data import RunData
+    from uqbias.molecule.frames import Frames
+    from uqbias.molecule.topology import Topology
+    from uqbias.settings.file import CampaignFile
 
 
 def _time(text: str) -> float:
@@ -92,17 +94,42 @@ def validate(
       uqbias validate campaign.yaml
       uqbias validate campaign.yaml --label
     """
-    from uqbias.campaign.dry_run import check_parts
-    from uqbias.campaign.trial_label import trial_label
-    from uqbias.campaign.work import oracle_spec, read_molecule, read_test_set
-    from uqbias.registry import SAMPLERS
+    from uqbias.campaign.together import check_together
+    from uqbias.campaign.work import read_molecule
     from uqbias.settings.file import load_campaign
-    from uqbias.uncertainty.auto import driver_story
 
     file = load_campaign(path, executors)
+    members = file.members()
+    molecules = {name: read_molecule(member) for name, member in members.items()}
+    if len(members) > 1:
+        check_together(file.campaign, [topology for topology, _ in molecules.values()])
+    facts = {name: _outlook(member, *molecules[name], label=label) for name, member in members.items()}
+    if json:
+        print_json(facts.get("", {"campaign": file.campaign.name, "systems": facts}))
+        return
+    for each in facts.values():
+        each["driver"] = "; ".join(each.pop("driver_story"))
+        if label:
+            each["label_energy_eV"] = f"{each['label_energy_eV']:.5f}"
+            each |= {name: "not stated by the oracle" for name in ("charge", "spin") if each[name] is None}
+        print_pairs((name.replace("_", " "), value) for name, value in each.items())
+    if len(members) > 1:
+        typer.echo(
+            f"{len(members)} systems, one model; labels of a round, in all: {file.campaign.harvest.labels_per_round}"
+        )
+    typer.echo(f"{path} is in order: uqbias run {path}")
+
+
+def _outlook(file: CampaignFile, topology: Topology, start: Frames, *, label: bool) -> dict[str, Any]:
+    """What would be run of one system."""
+    from uqbias.campaign.dry_run import check_parts
+    from uqbias.campaign.trial_label import trial_label
+    from uqbias.campaign.work import oracle_spec, read_test_set
+    from uqbias.registry import SAMPLERS
+    from uqbias.uncertainty.auto import driver_story
+
     campaign = file.resolved
     sampling = campaign.sampling
-    topology, start = read_molecule(file)
     check_parts(file, topology, start)
     facts: dict[str, Any] = {
         "campaign": campaign.name,
@@ -128,15 +155,7 @@ def validate(
     if label:
         cell = None if start.cells is None else start.cells[0]
         facts |= trial_label(oracle_spec(campaign, topology, start.periodic), start.positions[0], cell)
-        if not json:
-            facts["label_energy_eV"] = f"{facts['label_energy_eV']:.5f}"
-            facts |= {name: "not stated by the oracle" for name in ("charge", "spin") if facts[name] is None}
-    if json:
-        print_json(facts)
-        return
-    facts["driver"] = "; ".join(facts.pop("driver_story"))
-    print_pairs((name.replace("_", " "), value) for name, value in facts.items())
-    typer.echo(f"{path} is in order: uqbias run {path}")
+    return facts
 
 
 def run(
@@ -156,6 +175,8 @@ def run(
 ) -> None:
     """Run a campaign, or continue it where it stopped.
 
+    Of several systems (`systems:`) each has a run directory of its name in this one, and all have one model.
+
     Each round: train, sample with the bias on the uncertainty, harvest, have the oracle label, retrain. Labels are on
     disk before they are used: after Ctrl-C, a kill or a crash the same command goes on and pays no label twice. At the
     end it prints a summary and writes report.html into the run directory.
@@ -173,7 +194,6 @@ def run(
     from uqbias.campaign.progress import make_progress
     from uqbias.campaign.rounds import run_campaign
     from uqbias.md.health import UnhealthyRunError
-    from uqbias.report.run_data import RunData
     from uqbias.settings.file import load_campaign
 
     file = load_campaign(path, executors)
@@ -183,7 +203,7 @@ def run(
     try:
         with make_progress(quiet) as progress:
             summary = run_campaign(file, directory, progress)
-        _tell(RunData.load(directory), directory / "report.html", json=json)
+        _tell_all(directory, None, None, json=json)
     except AwaitingLabels as error:
         fail(f"{error}: uqbias run {path} -o {directory}")
         raise SystemExit(TIME_IS_UP) from None
@@ -218,25 +238,33 @@ def report(
     Example:
       uqbias report runs/alanine_dipeptide --figures figures/
     """
-    from uqbias.report.page import write_figures
-    from uqbias.report.run_data import RunData
-
-    data = RunData.load(directory)
-    if figures is not None:
-        write_figures(data, figures)
-    _tell(data, output or directory / "report.html", json=json)
+    _tell_all(directory, output, figures, json=json)
     if figures is not None and not json:
         typer.echo(f"figures in {figures}")
 
 
-def _tell(data: RunData, target: Path, *, json: bool) -> None:
-    """Write the report, print the summary."""
-    from uqbias.report.page import write_report
+def _tell_all(directory: Path, output: Path | None, figures: Path | None, *, json: bool) -> None:
+    """Write the report of a run, of several systems one of each, and print the summary."""
+    from uqbias.report.page import write_figures, write_report
+    from uqbias.report.run_data import RunData
     from uqbias.report.summary import print_summary, summary_json
+    from uqbias.runs.ledger_lines import runs_of
 
-    write_report(data, target)
+    runs, facts = runs_of(directory), {}
+    if output is not None and len(runs) > 1:
+        what = f"-o {output} for the reports of {len(runs)} systems"
+        raise UqbiasError(what, "leave it out, or give the directory of one")
+    for name, folder in runs.items():
+        data = RunData.load(folder)
+        if figures is not None:
+            write_figures(data, figures / name)
+        target = output or folder / "report.html"
+        write_report(data, target)
+        facts[name] = {**summary_json(data), "report": str(target)}
+        if not json:
+            if name:
+                typer.echo(f"\n{name}")
+            print_summary(data)
+            typer.echo(f"report: {target}")
     if json:
-        print_json({**summary_json(data), "report": str(target)})
-    else:
-        print_summary(data)
-        typer.echo(f"report: {target}")
+        print_json(facts.get("", {"name": directory.name, "systems": facts}))

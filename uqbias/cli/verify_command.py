@@ -34,23 +34,22 @@ def verify(
       uqbias verify runs/alanine_dipeptide
       uqbias verify runs/alanine_dipeptide --rebuild
     """
-    if rebuild:
-        from uqbias.campaign.rebuilding import rebuild as write_anew
+    from uqbias.campaign.rebuilding import rebuild as write_anew
+    from uqbias.campaign.verification import verify as look
+    from uqbias.runs.ledger_lines import runs_of
 
-        result = write_anew(directory)
-    else:
-        from uqbias.campaign.verification import verify as look
-
-        result = look(directory)
+    results = {name: (write_anew if rebuild else look)(folder) for name, folder in runs_of(directory).items()}
     if json:
-        print_json(vars(result))
-    else:
+        facts = {name: vars(result) for name, result in results.items()}
+        print_json(facts.get("", {"systems": facts}))
+    for name, result in results.items() if not json else ():
         print_pairs(result.checked.items())
         for note in result.notes:
             typer.echo(printable(note), err=True)
         for fault in result.faults:
-            fail(fault)
+            fail(f"{name}: {fault}" if name else fault)
         if not result.faults:
-            typer.echo("ledger rebuilt; continue with `uqbias run`" if rebuild else f"{directory} is in order")
-    if result.faults:
+            done = "ledger rebuilt; continue with `uqbias run`" if rebuild else f"{directory / name} is in order"
+            typer.echo(done)
+    if any(result.faults for result in results.values()):
         raise typer.Exit(BAD_INPUT)

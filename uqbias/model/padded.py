@@ -65,13 +65,18 @@ def pad(potential: Potential, sets: Sequence[Frames], most: int = MOST) -> list[
     UqbiasError
         If the potential knows no such element, or reads no tables of neighbours.
     """
+    check_padded(potential)
+    boxed = any(frames.cells is not None for frames in sets)
+    return [_laid_out(potential, sets, members, boxed) for members in _layouts(sets, most)]
+
+
+def check_padded(potential: Potential) -> None:
+    """Refuse a potential that reads no tables of neighbours: in a padded layout empty places would be felt."""
     if potential.cutoff is None or potential.needs == "dense":
         raise UqbiasError(
             f"potential '{potential.kind}' on several systems, whose atoms are padded, and which reads no tables",
             "choose power_spectrum",
         )
-    boxed = any(frames.cells is not None for frames in sets)
-    return [_laid_out(potential, sets, members, boxed) for members in _layouts(sets, most)]
 
 
 def _layouts(sets: Sequence[Frames], most: int) -> list[list[int]]:

@@ -19,11 +19,33 @@ from uqbias.files import check_json, parse_json
 
 #: Files of a run directory: the ledger, and how many lines it has had, with the checksum of the last.
 NAME, HEAD = "ledger.jsonl", "ledger.head"
+#: File of the run of several systems: its name and theirs; each has a run directory of its name below.
+SYSTEMS = "systems.json"
 CURE = "put it back from a copy, or `uqbias verify RUN --rebuild` writes it anew from what is there"
 #: At the end of a line: checksum of the line before it, and its own.
 SUM = re.compile(rb', "sum": "([0-9a-f]{32}|):([0-9a-f]{32})"\}\Z')
 Vector = Annotated[list[FiniteFloat], Len(3, 3)]
 Matrix = Annotated[list[Vector], Len(3, 3)]
+
+
+class _Systems(TypedDict):
+    name: str
+    systems: list[str]
+
+
+def runs_of(directory: Path) -> dict[str, Path]:
+    """Run directories by name of the system; of one system this one, without a name.
+
+    Raises
+    ------
+    UqbiasError
+        If the list of systems is damaged.
+    """
+    path = directory / SYSTEMS
+    if not path.is_file():
+        return {"": directory}
+    names = parse_json(path.read_bytes(), _Systems, str(path), CURE)["systems"]
+    return {name: directory / Path(name).name for name in names}
 
 
 class _Event(TypedDict):

@@ -29,6 +29,8 @@ FREE_KEYS = ("name", "stop", "executors", "score", *(f"oracle.{name}" for name i
 #: A campaign file nests no deeper, and holds no more entries when its aliases are written out.
 DEEPEST, MOST_ENTRIES = 64, 100_000
 MERGE = "tag:yaml.org,2002:merge"
+#: Endings of structures that may lie beside start frames in a folder of systems.
+STRUCTURES = (".pdb", ".cif", ".vasp")
 #: Bytes of a campaign file, at most.
 LARGEST = 1_000_000
 
@@ -145,6 +147,32 @@ class CampaignFile:
         moved = with_files(self.campaign, lambda key, name: os.path.relpath(self._existing(key, name), folder))
         write_text(Path(path), yaml.safe_dump(moved.model_dump(), sort_keys=False, allow_unicode=True))
 
+    def members(self) -> dict[str, CampaignFile]:
+        """The campaign of each system, by its name; of one system this one, without a name.
+
+        Raises
+        ------
+        UqbiasError
+            If the keys that are a system's own do not fit.
+        """
+        if self.campaign.systems is None:
+            return {"": self}
+        plain = self.campaign.model_dump(exclude={"systems"})
+        names, members = [entry.name for entry in self.campaign.systems], {}
+        for index, entry in enumerate(self.campaign.systems):
+            kind = entry.oracle.get("kind", plain["oracle"]["kind"])
+            changes = {
+                "name": entry.name,
+                "system": entry.system.model_dump(),
+                "together": names,
+                "oracle": (plain["oracle"] if kind == plain["oracle"]["kind"] else {}) | entry.oracle,
+                "score": None if entry.test_set is None else {"test_set": entry.test_set},
+            }
+            member = CampaignFile(check_campaign({**plain, **changes}, f"systems.{index} ({entry.name})"), self.folder)
+            member.files()
+            members[entry.name] = member
+        return members
+
     def _existing(self, key: str, name: str) -> Path:
         path = Path(os.path.abspath(self.folder / name))  # noqa: PTH100 - resolve() would follow links
         if not path.is_file():
@@ -236,12 +264,31 @@ def load_campaign(path: str | Path, executors: Path | None = None) -> CampaignFi
         One line with the key, the value and the cure, for anything wrong with the file or the files it names.
     """
     path = Path(path)
-    campaign = check_campaign(_read_settings(path, "campaign file", "`uqbias template`"), str(path))
+    settings = _read_settings(path, "campaign file", "`uqbias template`")
+    if isinstance(settings, dict) and isinstance(folder := settings.get("systems"), str):
+        settings = {**settings, "systems": _in_folder(path.parent, folder)}
+    campaign = check_campaign(settings, str(path))
     if executors is not None:
         campaign = campaign.model_copy(update={"executors": load_executors(executors)})
     file = CampaignFile(campaign, Path(os.path.abspath(path.parent)))  # noqa: PTH100
     file.files()
+    file.members()
     return file
+
+
+def _in_folder(parent: Path, name: str) -> list[dict[str, str]]:
+    """Entries of ``systems`` for the start frames in a folder, with the structures beside them."""
+    entries = []
+    for start in sorted((parent / name).glob("*.xyz")):
+        beside = [path for end in STRUCTURES if (path := start.with_suffix(end)).is_file()]
+        files = {"structure": (beside or [start])[0], "start": start}
+        entries.append({"name": start.stem, **{key: os.path.relpath(path, parent) for key, path in files.items()}})
+    if len(entries) < 2:
+        raise UqbiasError(
+            f"systems = {name}: {len(entries)} file(s) *.xyz in this folder",
+            "give a folder with start frames of two systems or more, relative to the campaign file, or a list",
+        )
+    return entries
 
 
 def load_executors(path: Path) -> Executors:

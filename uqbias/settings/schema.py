@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+from annotated_types import MinLen
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
 
 from uqbias.errors import UqbiasError
@@ -13,7 +14,7 @@ from uqbias.settings.bias_checks import Variables, check_biases
 from uqbias.settings.harvest_sections import Harvest
 from uqbias.settings.md_sections import MD, Guards
 from uqbias.settings.oracle_section import OracleSection
-from uqbias.settings.system_section import System
+from uqbias.settings.system_section import OneOfSeveral, System, one_folder
 from uqbias.settings.training_sections import OptionalFile, Training
 
 Dihedral = Annotated[list[int], Field(min_length=4, max_length=4)]
@@ -122,21 +123,23 @@ def _known_sampler(value: Any) -> Any:
     return value
 
 
-def _one_folder(name: str) -> str:
-    """A name that is one folder below ``runs``, wherever that is."""
-    if name in {"", ".", ".."} or not name.isprintable() or {*"/\\"} & {*name} or len(name.encode()) > 200:
-        raise ValueError("give a name of one folder: letters, digits, '-', '_', no '/'")
-    return name
-
-
 class Campaign(Section):
     """A whole campaign."""
 
-    name: Annotated[str, AfterValidator(_one_folder)] = Field(
+    name: Annotated[str, AfterValidator(one_folder)] = Field(
         default="campaign", description="name of the campaign; the default directory is runs/NAME"
     )
     seed: int = Field(default=0, ge=0, description="all random numbers of the campaign derive from this")
     system: System = Field(description="what is simulated")
+    systems: Annotated[list[OneOfSeveral], MinLen(2)] | None = Field(
+        default=None,
+        description="several systems in place of `system`: one model learns all of them. A list, each {name, keys of "
+        "system, oracle: {what differs}, test_set}; or a folder of NAME.xyz, start frames, with structures NAME.pdb "
+        "beside them where there are any. Each has walkers of its own; labels are shared out",
+    )
+    together: list[str] | None = Field(
+        default=None, description="written by `uqbias run` for each of several systems: the names of all of them"
+    )
     oracle: Annotated[OracleSection, of_kind(ORACLES, "openmm")] = Field(
         default="openmm",
         validate_default=True,
@@ -210,6 +213,22 @@ class Campaign(Section):
         kind = "plumed" if self.md.engine == "plumed" and SAMPLERS.get(self.sampler).walks else self.sampler
         given = {"attack": self.attack, "random": self.random, "pool": self.pool}.get(kind)
         return SAMPLERS.section(kind)(kind=kind) if given is None else given
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        """Of several systems the first stands where one is asked for."""
+        if not isinstance(value, dict) or not (systems := value.get("systems")):
+            return value
+        for name in ("system", "variables", "score"):
+            if value.get(name):
+                where = " (of each system: `test_set`)" if name == "score" else ""
+                raise ValueError(f"`{name}`, which is of one molecule, beside `systems`; leave one of them out{where}")
+        names = [entry.get("name") for entry in systems if isinstance(entry, dict)] if isinstance(systems, list) else []
+        if twice := [name for place, name in enumerate(names) if name in names[:place]]:
+            raise ValueError(f"two systems are called '{twice[0]}'; give each a name of its own")
+        first = systems[0] if names else {}
+        return {**value, "system": {name: first[name] for name in System.model_fields if name in first}}
 
     @model_validator(mode="before")
     @classmethod

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from uqbias.molecule.labels import LabelKeys
 from uqbias.options import Count, InputFile, Section
+from uqbias.settings.training_sections import OptionalFile
 
 File = Annotated[str, InputFile()]
 Proton = Annotated[list[int], Field(min_length=3, max_length=3)]
+
+
+def one_folder(name: str) -> str:
+    """A name that is one folder below ``runs``, wherever that is."""
+    if name in {"", ".", ".."} or not name.isprintable() or {*"/\\"} & {*name} or len(name.encode()) > 200:
+        raise ValueError("give a name of one folder: letters, digits, '-', '_', no '/'")
+    return name
+
+
+def _one_system(name: str) -> str:
+    if name.startswith("round_") or name in ("summary.json", "systems.json"):
+        raise ValueError("a campaign of several systems has a file or folder of this name; give another")
+    return one_folder(name)
 
 
 class System(Section):
@@ -41,3 +55,16 @@ class System(Section):
     def keys(self) -> LabelKeys:
         """Names of the labels in the files."""
         return LabelKeys(self.energy_key, self.forces_key, self.stress_key)
+
+
+class OneOfSeveral(System):
+    """One of several systems: the keys of `system`, and what else is its own."""
+
+    name: Annotated[str, AfterValidator(_one_system)] = Field(description="name of the system, and of its folder")
+    oracle: dict[str, Any] = Field(default={}, description="keys in which its oracle differs from `oracle`")
+    test_set: OptionalFile = Field(default=None, description="labelled frames that only score it")
+
+    @property
+    def system(self) -> System:
+        """The section `system` of a campaign of this one."""
+        return System(**{name: getattr(self, name) for name in System.model_fields})
