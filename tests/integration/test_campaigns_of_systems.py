@@ -192,7 +192,5 @@ def test_a_folder_of_systems_and_what_does_not_fit(tmp_path):
             "features": {"kind": "pair_distances", "heavy_only": False, "min_separation": 1},
         }
     )
-    assert "training.kind = none with several systems; leave it out: adam" in told(
-        training={"kind": "none", "model": "water.xyz"}
-    )
+    assert "training.kind = none with several systems; leave it out: adam" in told(training={"kind": "none"})
     assert "executors.train = process with several systems" in told(executors={"train": "process"})
