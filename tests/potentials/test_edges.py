@@ -5,9 +5,11 @@ import copy
 import numpy as np
 import pytest
 import torch
+from documented_module import PairNet as Documented
 from periodic_systems import CELLS, atoms, brute_force
 
 from uqbias.errors import UqbiasError
+from uqbias.model.wrapping import check_frozen
 from uqbias.molecule.geometry import Geometry
 from uqbias.molecule.neighbours import NeighbourList
 from uqbias.potentials.module import FactoryModule
@@ -17,6 +19,7 @@ from uqbias.testing import check_potential, molecule
 from uqbias.units import EV
 
 FACTORY = "documented_module:make"
+FORWARD = Documented.forward
 
 
 def documented(numbers=molecule.NUMBERS):
@@ -119,3 +122,40 @@ def test_options_describe_it_and_a_file_alone_imports_nothing(monkeypatch):
 def test_what_makes_no_potential(factory, message):
     with pytest.raises(UqbiasError, match=message):
         FactoryModule((6, 1), factory=factory)
+
+
+def _no_gradient(model, *inputs):
+    energies, latents = FORWARD(model, *inputs)
+    return energies + energies.detach(), latents
+
+
+def _beyond(model, numbers, i, j, vectors):
+    energies, latents = FORWARD(model, numbers, i, j, vectors)
+    return energies.index_add(0, i, 0.1 / vectors.norm(dim=-1)), latents
+
+
+def _not_invariant(model, numbers, i, j, vectors):
+    energies, latents = FORWARD(model, numbers, i, j, vectors)
+    near = vectors.norm(dim=-1, keepdim=True) < 3.0
+    return energies, latents.index_add(0, i, (0.1 * near * vectors[:, :1]).expand(-1, 16))
+
+
+def _single(model, numbers, i, j, vectors):
+    return FORWARD(model, numbers, i, j, vectors.float())
+
+
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        (_no_gradient, "along which its energy falls by"),
+        (_beyond, "other energies without neighbours beyond its cutoff"),
+        (_not_invariant, "other latents when it is turned"),
+        (_single, r"fails on the first frame of .* \(RuntimeError: "),
+    ],
+)
+def test_modules_that_break_the_contract_are_not_wrapped(monkeypatch, forward, message):
+    potential, frames = documented(), molecule.frames(2)
+    check_frozen(potential, frames)
+    monkeypatch.setattr(type(potential.module), "forward", forward)
+    with pytest.raises(UqbiasError, match=message):
+        check_frozen(potential, frames)

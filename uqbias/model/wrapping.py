@@ -7,7 +7,9 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.files import sha256
@@ -18,12 +20,16 @@ from uqbias.potentials.base import Potential
 from uqbias.potentials.edges import EdgePotential
 from uqbias.potentials.mace import Mace, open_mace
 from uqbias.potentials.module import FactoryModule
-from uqbias.potentials.prediction import geometry_for, predict
+from uqbias.potentials.prediction import Predictions, geometry_for, predict
 from uqbias.registry import are_trusted
 
 LOG = logging.getLogger(__name__)
-#: Largest share of the energy that may be of neighbours beyond the cutoff: rounding in single precision.
-BEYOND = 1e-4
+#: Largest relative change of energies and latents that is rounding in single precision.
+SAME = 1e-4
+#: nm, way along the forces on which the energy must fall, and by which share it may fall otherwise.
+STEP, SLOPE = 1e-3, 0.02
+#: A turn about no axis of the coordinates.
+TURN = np.array([[2.0, -2.0, 1.0], [1.0, 2.0, 2.0], [-2.0, -1.0, 2.0]]) / 3
 
 
 def open_model(
@@ -126,26 +132,52 @@ def check_frozen(potential: Potential, frames: Frames) -> None:
     Raises
     ------
     UqbiasError
-        If it is not frozen, its numbers are not finite, or neighbours beyond its cutoff count: empty slots of a table
-        would then be felt.
+        If it is not frozen, fails, or its numbers are not finite; if the forces are not the slope of the energy; in
+        vacuum also if turning the molecule changes energy or latents, or neighbours beyond the cutoff count: empty
+        slots of a table would then be felt.
     """
     name = f"potential '{potential.kind}'"
     if not potential.frozen:
         raise UqbiasError(f"{name}, which is trained, given as one that is used as it is", "train a model")
-    surroundings = {"cells": None if frames.cells is None else frames.cells[:1], "periodic": frames.periodic}
-    first = predict(potential, frames.positions[:1], **surroundings)  # type: ignore[arg-type]
-    numbers = [*first[:2], first.forces]
-    if not all(bool(each.isfinite().all()) for each in numbers if each is not None):
-        raise UqbiasError(f"{name} gives no finite numbers for the first frame of {frames.source}", "check the model")
-    if frames.cells is not None or potential.needs != "either" or potential.cutoff is None:
-        return
-    x = torch.as_tensor(frames.positions[:1]).to(next(potential.parameters()))
-    with torch.no_grad():
-        tables = NeighbourList(potential.numbers, potential.elements, potential.cutoff, 0.0).geometry(x)
-        tabled, whole = (potential(x, each)[0] for each in (tables, None))
-    if not float((tabled - whole).abs().max()) <= BEYOND * (1 + float(whole.abs().max())):
+    cells = None if frames.cells is None else frames.cells[:1]
+
+    def at(x: NDArray[np.floating]) -> Predictions:
+        return predict(potential, x, cells=cells, periodic=frames.periodic)
+
+    try:
+        first = at(frames.positions[:1])
+    except UqbiasError:
+        raise
+    except Exception as error:  # others' code may fail in any way
         raise UqbiasError(
-            f"{name}: {float(whole[0, 0]):.6g} kJ/mol with all pairs of atoms, {float(tabled[0, 0]):.6g} with those "
-            f"within its cutoff of {potential.cutoff:g} nm",
-            "let neighbours at the cutoff and beyond add nothing",
+            f"{name} fails on the first frame of {frames.source} ({type(error).__name__}: {error})",
+            "see docs/models.md",
+        ) from error
+    assert first.forces is not None
+    if not all(bool(each.isfinite().all()) for each in (*first[:2], first.forces)):
+        raise UqbiasError(f"{name} gives no finite numbers for the first frame of {frames.source}", "check the model")
+    size = float(first.forces.norm())
+    move = STEP * first.forces.double().numpy() / max(size, 1e-30)
+    rise = float((at(frames.positions[:1] - move).energy - at(frames.positions[:1] + move).energy).double().mean())
+    noise = 1e-5 * float(first.energy.abs().max())
+    if abs(rise / (2 * STEP) - size) > SLOPE * size + noise / STEP:
+        raise UqbiasError(
+            f"{name} has forces of {size:.4g} kJ/mol/nm, along which its energy falls by {rise / (2 * STEP):.4g}",
+            "let no detach or no_grad stand between positions and energy",
         )
+    if cells is not None or potential.cutoff is None or not potential.invariant:
+        return
+    turned = predict(potential, frames.positions[:1] @ TURN, forces="none")
+    tables = [turned[:2]]
+    if potential.needs == "either":
+        x = torch.as_tensor(frames.positions[:1]).to(first.energy)
+        table = NeighbourList(potential.numbers, potential.elements, potential.cutoff, 0.0).geometry(x)
+        with torch.no_grad():
+            tables.append(potential(x, table))
+    for what, outputs in zip(("when it is turned", "without neighbours beyond its cutoff"), tables, strict=False):
+        for quantity, one, other in zip(("energies", "latents"), first[:2], outputs, strict=True):
+            if not float((one - other).abs().max()) <= SAME * (1 + float(one.abs().max())):
+                raise UqbiasError(
+                    f"{name} has other {quantity} {what}, by {float((one - other).abs().max()):.3g}",
+                    "let vectors turn into invariants, and neighbours at the cutoff and beyond add nothing",
+                )

@@ -26,11 +26,12 @@ PARAMETERS, ENERGIES, MEMBERS = "rHCNO-5.2R_16-3.5A_a4-8.params", "sae_linfit.da
 
 
 class Ani(EdgePotential):
-    """An ensemble of ANI networks: Smith, Isayev and Roitberg, Chem. Sci. 8, 3192 (2017).
+    """An ensemble of ANI networks.
 
-    ANI-1x (Smith et al., J. Chem. Phys. 148, 241733 (2018)) has eight members for H, C, N and O. The latents are the
-    last hidden layer of each member. All pairs of an atom's neighbours are evaluated, those beyond the angular cutoff
-    too: it suits molecules of some tens of atoms. torchani is needed to get the model, not to read its file.
+    Smith, Isayev and Roitberg, Chem. Sci. 8, 3192 (2017). ANI-1x (Smith et al., J. Chem. Phys. 148, 241733 (2018)) has
+    eight members for H, C, N and O. The latents are the last hidden layer of each member. All pairs of an atom's
+    neighbours are evaluated, those beyond the angular cutoff too: it suits molecules of some tens of atoms. torchani is
+    needed to get the model, not to read its file.
 
     Parameters
     ----------

@@ -31,11 +31,11 @@ SAME = 1e-5
 
 
 class Mace(EdgePotential):
-    """One MACE model, a committee of several, or heads of one: Batatia, Kovács, Simm, Ortner and Csányi, NeurIPS 2022.
+    """One MACE model, a committee of several, or heads of one.
 
-    It is rebuilt by mace-torch from its architecture, so that neither a pickle nor TorchScript is needed once it is
-    here. The latents are the invariant features of the atoms after each layer, as of MACE's own descriptors. Energies
-    of isolated atoms are counted apart, in double precision.
+    Batatia, Kovács, Simm, Ortner and Csányi, NeurIPS 2022. It is rebuilt by mace-torch from its architecture, so that
+    neither a pickle nor TorchScript is needed once it is here. The latents are the invariant features of the atoms
+    after each layer, as of MACE's own descriptors. Energies of isolated atoms are counted apart, in double precision.
 
     Parameters
     ----------
