@@ -92,6 +92,7 @@ def test_a_model_of_all_and_labels_of_each(finished):
         assert len({event["key"] for event in events(run / name, "label")}) == len(data) == labels[name][-1]
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_stopped(finished, tmp_path):
     """A training that no ledger knows of is done again, the same to the bit; one that a ledger knows of is not."""
     shutil.copytree(finished, tmp_path / "copy")
@@ -125,6 +126,7 @@ def cut(folder, phase, round_index):
     (folder / "ledger.head").unlink()
 
 
+@pytest.mark.slow
 def test_commands(finished):
     run = finished / "run"
     done = call("report", run)
@@ -140,6 +142,7 @@ def test_commands(finished):
     assert "a campaign file of water alone, whose model is one of water, methanol; run the campaign of all" in line
 
 
+@pytest.mark.slow
 def test_walkers_of_each_system(tmp_path):
     """Metadynamics on the driver of each; labels in all are limited."""
     md = {"walkers": 2, "steps": 40, "pace": 10, "runner": "eager", "timestep_fs": 0.5}

@@ -150,7 +150,9 @@ def _label(works: list[Work], round_index: int) -> None:
         try:
             _finish(work, round_index, "label", label_phase)
         except AwaitingLabels as error:
-            awaited = error if awaited is None else awaited
+            if work.all_systems:
+                work.progress.message(str(error))
+            awaited = awaited or error
     if awaited is not None:
         raise awaited
 
