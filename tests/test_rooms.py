@@ -29,7 +29,7 @@ FLOORS = (
     ("runs",),
     ("md",),
     ("app",),
-    ("plumed", "oracles"),
+    ("ase", "plumed", "oracles"),
     ("attacks", "testing"),
     ("free_energy",),
     ("report",),

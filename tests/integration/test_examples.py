@@ -92,3 +92,27 @@ def test_quick_model_is_trained_when_missing(tmp_path):
     text = launch(tmp_path, sys.executable, "-c", code, PYTHONPATH=str(EXAMPLES))
     assert text.endswith("made.uqb\n")
     assert (tmp_path / "made.uqb").is_file()
+
+
+def test_ase_script(own, tmp_path):
+    script = EXAMPLES / "ase" / "langevin.py"
+    command = [sys.executable, script, "--model", own[0] / "model.uqb", "--steps", 150, "--runner", "eager"]
+    text = launch(tmp_path, *command)
+    found = re.search(r"^150 steps, 3 hills, driver from (-?[\d.]+) to (-?[\d.]+)$", text, re.MULTILINE)
+    assert found, text
+    assert float(found[1]) < float(found[2])
+    assert re.search(r"^least certain atom at the end: [HCNO]\d+$", text, re.MULTILINE), text
+
+
+def test_dft_handoff(tmp_path):
+    pytest.importorskip("tblite")
+    system = EXAMPLES.parent / "systems" / "ammonia"
+    text = (EXAMPLES / "dft_handoff" / "campaign.yaml").read_text().replace("../../systems/ammonia", str(system))
+    campaign = tmp_path / "campaign.yaml"
+    text = text.replace("training: {steps: 800}", "training: {steps: 20, evaluate_every: 10, runner: eager}")
+    campaign.write_text(text.replace("labels_per_round: 8", "labels_per_round: 7").replace("rounds: 2", "rounds: 1"))
+    printed = launch(tmp_path, "bash", EXAMPLES / "dft_handoff" / "loop.sh", campaign)
+    assert "5 of 7 geometries labelled" in printed
+    assert "2 of 2 geometries labelled" in printed
+    assert "57" in printed
+    assert not (tmp_path / "run" / "to_label.xyz").exists()
