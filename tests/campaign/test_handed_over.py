@@ -10,8 +10,9 @@ from molecules import PEROXIDE, peroxide
 from peroxide_oracle import Peroxide
 
 from uqbias.campaign import handed_over
+from uqbias.campaign.label_requests import LabelRequest, label_key
 from uqbias.errors import UqbiasError
-from uqbias.molecule.frames import Frames
+from uqbias.molecule.frames import Frames, read_frames, write_frames
 from uqbias.units import ANGSTROM, EV, EV_PER_ANGSTROM
 
 
@@ -59,3 +60,22 @@ def test_energies_of_another_method_are_known_by_those_before(case):
     new, known = case
     with pytest.raises(UqbiasError, match=r"of most frames and of those before are .* eV apart"):
         handed_over.check_units(replace(new, energies=new.energies - 27.2 * 150 * EV), known, None)
+
+
+def test_atoms_of_a_crystal_may_come_back_at_other_images(tmp_path):
+    random = np.random.default_rng(2)
+    cells = [np.diag([0.5, 0.6, 0.7]) + 0.01 * random.normal(size=(3, 3)) for _ in range(3)]
+    asked = [
+        LabelRequest(i, label_key(x, "oracle", cell), x, {}, cell)
+        for i, (x, cell) in enumerate((random.uniform(0, 0.5, (4, 3)), cell) for cell in cells)
+    ]
+    frames = handed_over.frames_of(asked, np.array([14, 8, 8, 14]))
+    write_frames(tmp_path / "back.xyz", replace(frames, positions=frames.positions + np.array(cells)[:, :1])[[2, 0]])
+    back = read_frames(tmp_path / "back.xyz", labelled=False, periodic=True)
+    places = handed_over._requests(back, [[], asked], tmp_path / "back.xyz")
+    assert [(number, request.index) for number, request in places] == [(1, 2), (1, 0)]
+    swapped = replace(back, cells=back.cells[[1, 0]])
+    with pytest.raises(UqbiasError, match=r"frame 0 has another geometry .*: a coordinate is .* Å away"):
+        handed_over._requests(swapped, [[], asked], tmp_path / "back.xyz")
+    with pytest.raises(UqbiasError, match=r"has pbc \[False, False, False\], the geometries asked for \[True"):
+        handed_over._requests(replace(back, cells=None), [[], asked], tmp_path / "back.xyz")
