@@ -121,6 +121,15 @@ def test_each_system_has_its_share_of_frames_held_out():
         deal([emt_frames("H2O", 10), emt_frames("CH3OH", 10)], campaign)
 
 
+def test_a_mapping_of_one_system_is_that_system(sets):
+    settings = SETTINGS | {"training": SETTINGS["training"] | {"steps": 2}}
+    (named, facts), (plain, _) = (fit_model(given, None, settings) for given in (sets["water"], {"a": sets["water"]}))
+    assert not named.systems
+    assert facts["validation"]["frames"] == 9
+    assert named.provenance["dataset_sha256"] == plain.provenance["dataset_sha256"]
+    assert all(one.equal(other) for one, other in zip(named.parameters(), plain.parameters(), strict=True))
+
+
 def test_layout_has_every_element():
     water, peroxide = Topology((8, 1, 1), ((0, 1), (0, 2))), Topology((8, 8, 1, 1), ((0, 1), (0, 2), (1, 3)))
     assert layout_of([water, peroxide]) is peroxide

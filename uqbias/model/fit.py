@@ -133,7 +133,7 @@ def fit_model(
     if several:
         facts["validation"] = score_systems(model, checks) if checks else {}
     elif len(splits[0].validation):
-        facts["validation"] = score_model(model, checks[""]) if checks else {}
+        facts["validation"] = score_model(model, next(iter(checks.values()))) if checks else {}
     return model, facts
 
 
