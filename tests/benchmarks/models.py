@@ -13,6 +13,7 @@ and by ours: E, and E with driver, judge and metadynamics, in turns. Needs mace-
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 import time
 from pathlib import Path
@@ -80,8 +81,10 @@ def mace(runner: str, turns: int) -> None:
     points = torch.tensor(positions[None], dtype=torch.float32)
     alone, biased = (evaluator_for(wrapped, 1, biased=each, runner=runner) for each in (False, True))
     with mace_modules():
+        from e3nn.util import jit
         from mace.calculators import MACECalculator
 
+        scripted = jit.compile(copy.deepcopy(model))
         structure = Atoms(frames.numbers, positions / ANGSTROM)
         structure.calc = MACECalculator(models=[model], device="cpu", default_dtype="float32")
 
@@ -91,7 +94,7 @@ def mace(runner: str, turns: int) -> None:
             structure.get_forces()
 
     pairs = _pairs(positions / ANGSTROM, SIZE["r_max"])
-    scripted, twin = torch.jit.script(model), wrapped.potential
+    twin = wrapped.potential
     near = twin._neighbours(points, None)
     data = twin.inputs(near, 0) | {"edge_index": pairs, "shifts": torch.zeros(pairs.shape[1], 3)}
     data["unit_shifts"] = data["shifts"]
