@@ -37,7 +37,7 @@ dynamics.attach(lambda: seen.append(atoms.calc.results.copy()), interval=50)
 dynamics.run(options.steps)
 
 drivers = [results["driver"] for results in seen]
-print(f"{options.steps} steps, {len(bias.hills())} hills, driver from {min(drivers):.2f} to {max(drivers):.2f}")
+print(f"{options.steps} steps, {len(bias.hills)} hills, driver from {min(drivers):.2f} to {max(drivers):.2f}")
 worst = max(seen, key=lambda results: results["uncertainty"])
 print(f"largest uncertainty {worst['uncertainty']:.3f} eV/Å, with a bias of {worst['bias_energy']:.3f} eV")
 each = atoms.calc.get_property("uncertainties", atoms)

@@ -151,13 +151,17 @@ def test_hills_come_at_their_pace_and_act_at_once():
     bath = {"temperature_K": 300, "friction": 0.01 / units.fs, "rng": np.random.default_rng(1), "fixcm": False}
     dynamics = Langevin(atoms, 0.25 * units.fs, **bath)
     atoms.calc.attach(dynamics)
+    seen = []
+    dynamics.attach(lambda: seen.append(atoms.calc.results["driver"]), interval=10)
     dynamics.run(19)
     assert len(bias.hills) == 1
     dynamics.run(21)
     assert len(bias.hills) == 4
+    np.testing.assert_allclose(bias.hills["centre"].reshape(-1), seen[1:], rtol=1e-6)
     before = atoms.get_potential_energy()
     assert atoms.calc.results["bias_energy"] > 0
     atoms.calc.update()
+    assert atoms.calc.results["energy"] == before
     assert atoms.get_potential_energy() > before
     bias.frozen = True
     atoms.calc.update()

@@ -87,6 +87,7 @@ class UncertaintyCalculator(Calculator):  # type: ignore[misc] # ASE is not type
                 f"a bias with the extended variable '{self.bias.extended[0].name}', which ASE does not integrate",
                 "choose metadynamics, opes or a fixed bias",
             )
+        self.results: dict[str, Any] = {}
         self.per_atom = per_atom
         self.evaluator: FusedEvaluator | None = None
         self._variables, self._updates = dict(variables or {}), 0
@@ -121,7 +122,8 @@ class UncertaintyCalculator(Calculator):  # type: ignore[misc] # ASE is not type
     ) -> None:
         """Compute all results at once; the step of ASE that is called where they are asked for."""
         super().calculate(atoms, properties, system_changes)
-        atoms = self.atoms
+        if (atoms := self.atoms) is None:
+            raise UqbiasError("a calculation without atoms", "give them: get_property(name, atoms)")
         if tuple(atoms.numbers.tolist()) != self.model.numbers:
             raise UqbiasError(
                 f"the atoms are {atoms.get_chemical_formula(mode='all')[:80]}, the model's "
@@ -171,7 +173,7 @@ class UncertaintyCalculator(Calculator):  # type: ignore[misc] # ASE is not type
     def update(self) -> None:
         """Let the bias take note of the last calculation, such as by a hill: call it once in each ``bias.pace`` steps.
 
-        Results are then computed anew where they are asked for, with the new hill.
+        ``results`` stay those of this step; what ASE asks for next is computed anew, with the new hill.
 
         Raises
         ------
@@ -185,7 +187,7 @@ class UncertaintyCalculator(Calculator):  # type: ignore[misc] # ASE is not type
         self._updates += 1
         x = self.evaluator.last.variables.double().cpu().numpy()
         self.bias.update(self._updates * pace, x, self.evaluator.probe)
-        self.reset()
+        self.atoms = None  # so that ASE computes anew; observers still see the results of this step
 
     def attach(self, dynamics: Any) -> None:
         """Have an ASE dynamics call `update` every ``bias.pace`` steps; a bias that never changes needs no call."""
