@@ -375,6 +375,15 @@ def test_a_finished_run_says_so_and_can_be_made_longer(folder, finished, tmp_pat
     check_same(target, tmp_path / "at once")
 
 
+def test_md_on_tensors_goes_on_as_it_would_have(folder, tmp_path):
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    for target, steps, options in ((whole, 40, ()), (part, 20, ()), (part, 40, ("--resume",))):
+        done = run(folder, target, "--engine", "torch", *options, steps=steps)
+        assert done.exit_code == 0, done.output
+    check_same(part, whole)
+    assert "has md.engine = torch, this one openmm" in refused_resume(folder, part)
+
+
 def test_resume_without_a_run_begins(folder, finished, tmp_path):
     assert run(folder, tmp_path / "new", "--resume", "--snapshot-every", 20, steps=60).exit_code == 0
     check_same(tmp_path / "new", finished)
