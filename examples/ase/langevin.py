@@ -8,7 +8,6 @@ import numpy as np
 from ase import units
 from ase.io import read
 from ase.md.langevin import Langevin
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 
 from uqbias.ase import UncertaintyCalculator
 from uqbias.bias import MetaD, UpperWall
@@ -28,7 +27,8 @@ wall = UpperWall(at=12.0, kappa=5.0)
 atoms.calc = UncertaintyCalculator(
     quick_model(options.model, runner=options.runner), [bias, wall], runner=options.runner
 )
-MaxwellBoltzmannDistribution(atoms, temperature_K=300, rng=np.random.default_rng(0))
+widths = np.sqrt(300 * units.kB * atoms.get_masses())[:, None]
+atoms.set_momenta(np.random.default_rng(0).normal(size=(len(atoms), 3)) * widths)
 bath = {"temperature_K": 300, "friction": 1e-3 / units.fs, "rng": np.random.default_rng(1), "fixcm": False}
 dynamics = Langevin(atoms, 0.5 * units.fs, trajectory="md.traj", **bath)
 atoms.calc.attach(dynamics)  # a hill every 50 steps
