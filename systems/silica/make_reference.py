@@ -4,6 +4,7 @@
     python systems/silica/make_reference.py hot FOLDER            # 2 minutes; for tests/benchmarks/directions.py
     python systems/silica/make_reference.py glass MODEL FILE      # a melt and its glass, made with a model
     python systems/silica/make_reference.py density [MODEL]       # of α-quartz and of a glass, 300 K, 1 bar
+    python systems/silica/make_reference.py strained DATA FILE    # frames of DATA, labelled with stress too
     python systems/silica/make_reference.py drift MODEL           # of the energy of 216 atoms of quartz, 10 ps at 1 fs
 
 Start frames are MD at 300 K in the cells of α-quartz and β-cristobalite. Test frames, which no campaign sees, are
@@ -272,6 +273,15 @@ def density(path: str | None) -> None:
         ]
         parts = np.reshape(values, (6, 100)).mean(axis=1)
         print(f"{name}: {parts.mean():.3f} ± {parts.std(ddof=1) / 6**0.5:.3f} g/cm³", flush=True)
+
+
+def strained(data: str, file: str) -> None:
+    """Write the frames of a data set with energies, forces and stresses."""
+    frames = read_frames(data, periodic=True)
+    assert frames.cells is not None
+    cells = [Atoms(frames.numbers, cell=10 * cell, pbc=True) for cell in frames.cells]
+    parts = [(cell, [x]) for cell, x in zip(cells, frames.positions, strict=True)]
+    write_frames(file, labelled(parts, oracles()[0]))
 
 
 def drift(path: str, picoseconds: float = 10.0, timestep: float = 0.001) -> None:
