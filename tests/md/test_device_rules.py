@@ -7,7 +7,7 @@ import torch
 
 from uqbias.compile.fused import FusedEvaluator
 from uqbias.errors import UqbiasError
-from uqbias.md import stack, walkers
+from uqbias.md import stack
 from uqbias.md.force import make_force
 from uqbias.md.walkers import Walkers
 
@@ -48,7 +48,7 @@ def test_mixed_precision_where_the_platform_has_a_choice(alanine_model, alanine_
         asked.append(properties)
         raise RuntimeError("seen enough")
 
-    monkeypatch.setattr(walkers, "_platform", lambda *_: Platform())
+    monkeypatch.setattr(openmm.Platform, "getPlatformByName", staticmethod(lambda name: Platform()))
     monkeypatch.setattr(openmm, "Context", context)
     evaluator = FusedEvaluator(alanine_model, None, 1, runner="eager")
     with pytest.raises(RuntimeError, match="seen enough"):
