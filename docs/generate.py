@@ -11,30 +11,20 @@ from typing import Any
 
 from uqbias.cli import COMMANDS
 from uqbias.options import options_of
-from uqbias.registry import (
-    BIASES,
-    EXECUTORS,
-    FEATURES,
-    ORACLES,
-    POTENTIALS,
-    SAMPLERS,
-    SPACES,
-    UNCERTAINTIES,
-    VARIABLES,
-    Registry,
-)
+from uqbias.registry import Registry
+from uqbias.settings.template import OF_KINDS
 
-#: Registry, heading, and the key of a campaign file.
-REGISTRIES = (
-    (UNCERTAINTIES, "Uncertainties", "`driver:`, `judge:`"),
-    (FEATURES, "Feature spaces", "`driver.features:`, `judge.features:`"),
-    (BIASES, "Biases", "`bias:`"),
-    (VARIABLES, "Collective variables", "`variables:`"),
-    (SAMPLERS, "Samplers", "`sampler:`"),
-    (SPACES, "Distortion spaces", "`attack.space:`, `random.space:`"),
-    (POTENTIALS, "Potentials", "`potential:`"),
-    (ORACLES, "Oracles", "`oracle:`"),
-    (EXECUTORS, "Executors", "`executors.label:`, `.train:`, `.explore:`"),
+#: Section whose kinds they are, heading, and the keys of a campaign file.
+SECTIONS = (
+    ("judge", "Uncertainties", "`driver:`, `judge:`"),
+    ("features", "Feature spaces", "`driver.features:`, `judge.features:`"),
+    ("bias", "Biases", "`bias:`"),
+    ("variables", "Collective variables", "`variables:`"),
+    ("sampler", "Samplers", "`sampler:`"),
+    ("space", "Distortion spaces", "`attack.space:`, `random.space:`"),
+    ("potential", "Potentials", "`potential:`"),
+    ("oracle", "Oracles", "`oracle:`"),
+    ("executors", "Executors", "`executors.label:`, `.train:`, `.explore:`"),
 )
 
 
@@ -56,7 +46,8 @@ def _kinds() -> str:
     lines += [
         "`uqbias template --kinds SECTION` prints the options. A kind of your own: [contribute](../contribute.md)."
     ]
-    for registry, heading, keys in REGISTRIES:
+    for section, heading, keys in SECTIONS:
+        registry = OF_KINDS[section]
         lines += ["", f"## {heading}", "", f"In a campaign file: {keys}."]
         for name in registry.names():
             lines += ["", f"### `{name}`", "", *_part(registry, name)]

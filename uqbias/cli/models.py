@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 TRAINING = options_from(
     TrainingOptions, "steps", "max_seconds", "runner", defaults={"steps": None, "max_seconds": None, "runner": None}
 )
+#: Option of the commands that make a model.
+FeatureSpace = Annotated[
+    str | None, typer.Option(help="Feature space of the driver: torsions, pair_distances or latents.")
+]
 
 
 def train(
@@ -46,9 +50,7 @@ def train(
             metavar="KIND", help="Driver, the uncertainty that a bias acts on: any kind; kernel_density if left out."
         ),
     ] = None,
-    features: Annotated[
-        str | None, typer.Option(help="Feature space of the driver: torsions, pair_distances or latents.")
-    ] = None,
+    features: FeatureSpace = None,
     judge: Annotated[
         str | None,
         typer.Option(

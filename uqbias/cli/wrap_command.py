@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from uqbias.cli.evaluate import LABEL_KEYS, print_errors
-from uqbias.cli.models import choose, sections_of, set_key
+from uqbias.cli.models import FeatureSpace, choose, sections_of, set_key
 from uqbias.cli.printing import Json, output_option, print_json
 from uqbias.errors import UqbiasError
 from uqbias.files import check_file
@@ -33,9 +33,7 @@ def wrap(
     driver: Annotated[
         str | None, typer.Option(metavar="KIND", help="Driver, the uncertainty that a bias acts on; auto if left out.")
     ] = None,
-    features: Annotated[
-        str | None, typer.Option(help="Feature space of the driver: torsions, pair_distances or latents.")
-    ] = None,
+    features: FeatureSpace = None,
     judge: Annotated[
         str | None,
         typer.Option(
