@@ -200,7 +200,7 @@ def make_uncertainties(
     def make(section: KindSection, start: Frames | None) -> Uncertainty:
         kind = UNCERTAINTIES.get(section.kind)
         if start is None and kind._placed is Uncertainty._placed:
-            raise kind.of_one_molecule()
+            raise kind.of_one_molecule(section.kind)
         part: Uncertainty = UNCERTAINTIES.build(section, topology=topology, n_latents=potential.n_latents)
         part.check_members(potential.n_members)
         part.to(next(potential.parameters()).dtype)

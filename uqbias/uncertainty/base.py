@@ -117,13 +117,13 @@ class Uncertainty(Part, Memory, nn.Module, ABC):
 
     def _placed(self, topology: Topology) -> dict[str, Any]:
         """Those arguments of the constructor that follow from the atoms, for the atoms of ``topology``."""
-        raise self.of_one_molecule()
+        raise self.of_one_molecule(self.kind)
 
-    @classmethod
-    def of_one_molecule(cls) -> UqbiasError:
+    @staticmethod
+    def of_one_molecule(kind: str) -> UqbiasError:
         """The error of a kind that other systems are asked of."""
         return UqbiasError(
-            f"uncertainty '{cls.kind}' is of one molecule",
+            f"uncertainty '{kind}' is of one molecule",
             "choose committee, gmm, distance, llpr, mve, evidential or shallow_ensemble for several systems",
         )
 
@@ -214,7 +214,7 @@ class Uncertainty(Part, Memory, nn.Module, ABC):
             Where `fit` does, or if this kind is of one molecule.
         """
         if len(samples) > 1:
-            raise self.of_one_molecule()
+            raise self.of_one_molecule(self.kind)
         samples[0].part.fit(*samples[0][1:], seed=seed)
 
     @abstractmethod
