@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from uqbias.bias.build import build_bias, completed
-from uqbias.campaign.work import given_to_oracle
+from uqbias.campaign.trial_label import trial_label
+from uqbias.campaign.work import given_to_oracle, oracle_spec, read_test_set
 from uqbias.errors import UqbiasError
 from uqbias.md.constraints import check_constraints
 from uqbias.molecule.frames import Frames
@@ -13,6 +16,7 @@ from uqbias.molecule.topology import Topology
 from uqbias.registry import ORACLES, SAMPLERS
 from uqbias.settings.file import CampaignFile
 from uqbias.settings.schema import Campaign
+from uqbias.uncertainty.auto import driver_story
 from uqbias.variables.base import build_variables, periods_of
 
 
@@ -39,6 +43,44 @@ def check_parts(file: CampaignFile, topology: Topology, start: Frames) -> None:
             raise UqbiasError(f"md.constraints = {campaign.md.constraints}: {error.what}", error.cure) from None
     options = {**campaign.oracle.arguments(), **given_to_oracle(campaign, topology, start.periodic)}
     ORACLES.get(campaign.oracle.kind).check_molecule(options, topology.numbers)
+
+
+def outlook(file: CampaignFile, topology: Topology, start: Frames, *, label: bool = False) -> dict[str, Any]:
+    """What would be run of one system, its parts checked; with a trial ``label`` of the first start frame.
+
+    Raises
+    ------
+    UqbiasError
+        As `check_parts` and `trial_label` do.
+    """
+    campaign = file.resolved
+    sampling = campaign.sampling
+    check_parts(file, topology, start)
+    facts: dict[str, Any] = {
+        "campaign": campaign.name,
+        "atoms": len(topology),
+        "bonds": len(topology.bonds),
+        **({"mobile_protons": [list(three) for three in topology.mobile]} if topology.mobile else {}),
+        "start_frames": len(start),
+        "start_frames_labelled": start.labelled,
+        "oracle": campaign.oracle.kind,
+        "potential": campaign.potential.kind,
+        "driver": campaign.driver.kind,
+        "driver_story": driver_story(campaign.driver, topology),
+        "judge": campaign.judge.kind,
+        "sampler": sampling.kind,
+        "rounds": campaign.stop.rounds,
+        "labels_at_most": len(start) + campaign.stop.rounds * campaign.harvest.labels_per_round,
+    }
+    facts |= SAMPLERS.build(sampling).outlook(campaign)
+    if campaign.stop.labels is not None:
+        facts["labels_at_most"] = min(facts["labels_at_most"], max(campaign.stop.labels, len(start)))
+    if (test := read_test_set(file, topology)) is not None:
+        facts["test_frames"] = len(test)
+    if label:
+        cell = None if start.cells is None else start.cells[0]
+        facts |= trial_label(oracle_spec(campaign, topology, start.periodic), start.positions[0], cell)
+    return facts
 
 
 def _driver_parts(campaign: Campaign, topology: Topology, start: Frames) -> int:

@@ -16,6 +16,7 @@ __all__ = ["app", "main"]
 
 #: Name of each command: file below ``uqbias.cli`` that holds its function, and what the list of commands says of it.
 COMMANDS = {
+    "new": ("new_command", "A campaign from a SMILES or a structure file."),
     "template": ("campaigns", "Write a commented campaign file."),
     "validate": ("campaigns", "Check a campaign file without running it."),
     "run": ("campaigns", "Run a campaign, or continue it."),
@@ -97,6 +98,7 @@ def _main(
     A campaign, from a few labelled frames to a model that knows the whole molecule:
 
     \b
+      uqbias new "NCCCO" -o aminopropanol  structure, start frames, campaign file of a SMILES or a file
       uqbias template > campaign.yaml      every key, its default, what it means
       uqbias run campaign.yaml             sample, label, retrain; again to continue
       uqbias report runs/NAME              summary and report.html

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 from pydantic import TypeAdapter, ValidationError
@@ -12,11 +12,6 @@ from uqbias.campaign.interrupts import TIME_IS_UP, end_in, exit_code
 from uqbias.cli.printing import Json, Quiet, fail, output_option, print_json, print_pairs
 from uqbias.errors import UqbiasError, fault_text
 from uqbias.options import Duration
-
-if TYPE_CHECKING:
-    from uqbias.molecule.frames import Frames
-    from uqbias.molecule.topology import Topology
-    from uqbias.settings.file import CampaignFile
 
 
 def _time(text: str) -> float:
@@ -94,6 +89,7 @@ def validate(
       uqbias validate campaign.yaml
       uqbias validate campaign.yaml --label
     """
+    from uqbias.campaign.dry_run import outlook
     from uqbias.campaign.together import check_together
     from uqbias.campaign.work import read_molecule
     from uqbias.settings.file import load_campaign
@@ -103,7 +99,7 @@ def validate(
     molecules = {name: read_molecule(member) for name, member in members.items()}
     if len(members) > 1:
         check_together(file.campaign, [topology for topology, _ in molecules.values()])
-    facts = {name: _outlook(member, *molecules[name], label=label) for name, member in members.items()}
+    facts = {name: outlook(member, *molecules[name], label=label) for name, member in members.items()}
     if json:
         print_json(facts.get("", {"campaign": file.campaign.name, "systems": facts}))
         return
@@ -118,44 +114,6 @@ def validate(
             f"{len(members)} systems, one model; labels of a round, in all: {file.campaign.harvest.labels_per_round}"
         )
     typer.echo(f"{path} is in order: uqbias run {path}")
-
-
-def _outlook(file: CampaignFile, topology: Topology, start: Frames, *, label: bool) -> dict[str, Any]:
-    """What would be run of one system."""
-    from uqbias.campaign.dry_run import check_parts
-    from uqbias.campaign.trial_label import trial_label
-    from uqbias.campaign.work import oracle_spec, read_test_set
-    from uqbias.registry import SAMPLERS
-    from uqbias.uncertainty.auto import driver_story
-
-    campaign = file.resolved
-    sampling = campaign.sampling
-    check_parts(file, topology, start)
-    facts: dict[str, Any] = {
-        "campaign": campaign.name,
-        "atoms": len(topology),
-        "bonds": len(topology.bonds),
-        **({"mobile_protons": [list(three) for three in topology.mobile]} if topology.mobile else {}),
-        "start_frames": len(start),
-        "start_frames_labelled": start.labelled,
-        "oracle": campaign.oracle.kind,
-        "potential": campaign.potential.kind,
-        "driver": campaign.driver.kind,
-        "driver_story": driver_story(campaign.driver, topology),
-        "judge": campaign.judge.kind,
-        "sampler": sampling.kind,
-        "rounds": campaign.stop.rounds,
-        "labels_at_most": len(start) + campaign.stop.rounds * campaign.harvest.labels_per_round,
-    }
-    facts |= SAMPLERS.build(sampling).outlook(campaign)
-    if campaign.stop.labels is not None:
-        facts["labels_at_most"] = min(facts["labels_at_most"], max(campaign.stop.labels, len(start)))
-    if (test := read_test_set(file, topology)) is not None:
-        facts["test_frames"] = len(test)
-    if label:
-        cell = None if start.cells is None else start.cells[0]
-        facts |= trial_label(oracle_spec(campaign, topology, start.periodic), start.positions[0], cell)
-    return facts
 
 
 def run(

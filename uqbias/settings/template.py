@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
@@ -53,9 +54,10 @@ def example_campaign() -> Campaign:
     )
 
 
-def campaign_template(campaign: Campaign | None = None) -> str:
-    """YAML text of a campaign, a comment above or beside each key, that `load_campaign` reads."""
-    return HEADER + "\n" + "\n".join(_section(campaign or example_campaign(), 0)) + "\n"
+def campaign_template(campaign: Campaign | None = None, comments: Sequence[str] = ()) -> str:
+    """YAML text of a campaign that `load_campaign` reads: ``comments``, then all keys, each with its own."""
+    header = "".join(f"{line}\n" for text in comments for line in _comment(text, ""))
+    return HEADER + header + "\n" + "\n".join(_section(campaign or example_campaign(), 0)) + "\n"
 
 
 def kinds_template(section: str) -> str:
