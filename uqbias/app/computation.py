@@ -22,6 +22,7 @@ from uqbias.bias.base import Bias
 from uqbias.compile.fused import FusedEvaluator
 from uqbias.errors import UqbiasError
 from uqbias.model.model import UncertaintyModel
+from uqbias.model.reference import REPEATS, in_a_cell
 
 Array = NDArray[np.float64]
 
@@ -109,19 +110,13 @@ def load_model(model: torch.nn.Module | str | Path | None, n_atoms: int, *, peri
                 "a model of atoms in a cell where none is told",
                 "give the System its cell (setDefaultPeriodicBoxVectors), a force as variable periodic=True",
             )
-        along = model.provenance.get("reference_periodic", [True] * 3)  # type: ignore[union-attr, operator]
+        along = model.provenance.get(REPEATS, [True] * 3)  # type: ignore[union-attr, operator]
         if not all(along):
             raise UqbiasError(
                 f"a model of atoms that repeat along {along}, in a System that repeats along all three vectors",
                 "run it by `uqbias md`",
             )
     return model
-
-
-def in_a_cell(model: torch.nn.Module) -> bool:
-    """Whether the model is of atoms in a cell, not of a molecule in vacuum."""
-    network = getattr(getattr(model, "topology", None), "network", None)
-    return bool(network) or "reference_periodic" in getattr(model, "provenance", {})
 
 
 def load_for(

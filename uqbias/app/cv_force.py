@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from uqbias.app.computation import Computation, Recipe, in_a_cell, load_model
+from uqbias.app.computation import Computation, Recipe, load_model
 from uqbias.bias.base import Bias
 from uqbias.compile.fused import FusedEvaluator
 from uqbias.errors import UqbiasError
 from uqbias.md.force import make_force
 from uqbias.md.stack import check_torchforce_as_variable, choose_backend
+from uqbias.model.reference import CELL, in_a_cell
 
 
 class Itself(Bias):
@@ -80,7 +81,7 @@ def uncertainty_cv_force(
     from_file = isinstance(model, str | Path)
     module = load_model(model, 0, periodic=periodic)
     if in_a_cell(module):  # each State tells its own
-        cell = module.provenance.get("reference_cell_nm")  # type: ignore[union-attr, operator]
+        cell = module.provenance.get(CELL)  # type: ignore[union-attr, operator]
         if cell is None:
             raise UqbiasError("a model of atoms in a cell that does not know one", "use uqbias.Sampling")
         options["box"] = np.array(cell)

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from uqbias.app import host, integrator
-from uqbias.app.computation import Computation, Recipe, in_a_cell, load_for
+from uqbias.app.computation import Computation, Recipe, load_for
 from uqbias.app.external import ForceVariables
 from uqbias.app.simulation_loop import SimulationLoop
 from uqbias.bias.base import Array, Bias, BiasSum
@@ -21,6 +21,7 @@ from uqbias.errors import UqbiasError, did_you_mean
 from uqbias.files import check_file
 from uqbias.md.extended import ExtendedVariables
 from uqbias.md.force import make_force
+from uqbias.model.reference import in_a_cell
 from uqbias.runs.run_files import RunFiles
 
 DRIVES = ("model", "bias")

@@ -13,11 +13,11 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.outputs import Properties, all_outputs
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from uqbias.app.computation import in_a_cell
 from uqbias.bias.base import Bias, BiasSum
 from uqbias.compile.fused import FusedEvaluator
 from uqbias.errors import UqbiasError
 from uqbias.model.model import UncertaintyModel
+from uqbias.model.reference import in_a_cell
 from uqbias.molecule.cells import EVERYWHERE, ISOLATED, check_cell, volume
 from uqbias.molecule.structure import made_whole
 from uqbias.potentials.prediction import geometry_for

@@ -252,17 +252,18 @@ def _begin(model: UncertaintyModel, path: Path, start: Path | None) -> tuple[Unc
     """The model of the system that start frames are of, these frames, and whether it is another than the file's."""
     import numpy as np
 
+    from uqbias.model.reference import CELL, POSITIONS, REPEATS
     from uqbias.model.several import of_system, whole_and_checked
     from uqbias.molecule.cells import EVERYWHERE
     from uqbias.molecule.frames import Frames, read_frames
 
     if start is None:
-        kept = model.provenance.get("reference_positions_nm")
+        kept = model.provenance.get(POSITIONS)
         if kept is None:
             raise UqbiasError(f"{path} holds no geometry to begin with", "give --start FRAMES.xyz")
-        cell = model.provenance.get("reference_cell_nm")
+        cell = model.provenance.get(CELL)
         cells = None if cell is None else np.array([cell], dtype=np.float64)
-        repeats = tuple(model.provenance.get("reference_periodic", EVERYWHERE))
+        repeats = tuple(model.provenance.get(REPEATS, EVERYWHERE))
         kept = np.array([kept], dtype=np.float64)
         return model, Frames(np.array(model.numbers), kept, cells=cells, periodic=repeats), False
     frames = read_frames(start, labelled=False, periodic=True)

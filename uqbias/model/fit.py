@@ -12,6 +12,7 @@ import torch
 from uqbias.errors import UqbiasError
 from uqbias.model.inference import atoms_with_values, evaluate_frames, residuals
 from uqbias.model.model import UncertaintyModel
+from uqbias.model.reference import OF_SYSTEMS, check_told_apart, reference_facts
 from uqbias.model.score import score_model
 from uqbias.model.several import layout_of, of_system, score_systems
 from uqbias.model.splitting import Dealt, Split, check_calibration_frames, deal
@@ -88,6 +89,7 @@ def fit_model(
     several = len(sets) > 1
     trained = potential is None
     graphs = {name: _checked(sets, name, graphs.get(name), campaign, trained) for name in sets}
+    check_told_apart(sets, graphs)
     splits = deal(list(sets.values()), campaign)
     systems = {name: Dealt(graphs[name], split) for name, split in zip(sets, splits, strict=True)}
     if all(frames.forces is not None for frames in sets.values()):
@@ -156,13 +158,10 @@ def _checked(
 
 
 def _reference(model: UncertaintyModel, frames: Frames) -> dict[str, Any]:
-    """Facts `REFERENCE` of the frame of lowest energy, the model's where there is no label."""
-    lowest = int((evaluate_frames(model, frames).energy if frames.energies is None else frames.energies).argmin())
-    facts: dict[str, Any] = {"reference_positions_nm": np.round(frames.positions[lowest], 6).tolist()}
-    if frames.cells is not None:
-        facts["reference_cell_nm"] = np.round(frames.cells[lowest], 6).tolist()
-        facts["reference_periodic"] = list(frames.periodic)
-    return facts
+    """`reference_facts` by the energies of the labels, the model's where there are none."""
+    if frames.energies is not None:
+        return reference_facts(frames, frames.energies)
+    return reference_facts(frames, evaluate_frames(of_system(model, frames), frames).energy)
 
 
 def make_potential(campaign: Campaign, topology: Topology, seed: int) -> Potential:
@@ -261,9 +260,11 @@ def complete_model(
     each = [dict(zip(names, map(len, split), strict=True)) for split in splits]
     counts = {name: sum(of_one[name] for of_one in each) for name in names}
     model.provenance.update(**counts, **calibrated, dataset_sha256=_digest([split.training for split in splits]))
-    model.provenance.update(_reference(model, Frames.concatenate(list(splits[0]))))
+    references = [_reference(model, Frames.concatenate(list(split))) for split in splits]
+    model.provenance.update(references[0])
     if len(dealt) > 1:
         model.provenance["frames_of_systems"] = dict(zip(systems, each, strict=True))
+        model.provenance[OF_SYSTEMS] = dict(zip(systems, references, strict=True))
     return model, counts | calibrated | {"driver_story": story, "driver_wall": at_wall("wall", driver)}
 
 

@@ -21,6 +21,7 @@ from typing_extensions import TypedDict
 import uqbias
 from uqbias.errors import UqbiasError
 from uqbias.files import atomic_path, check_json, content_of, memory_for, parse_json
+from uqbias.model.reference import facts_for
 from uqbias.molecule.geometry import Geometry
 from uqbias.molecule.seen import NOTHING, Array, join
 from uqbias.molecule.topology import Bonds, Element, Topology
@@ -36,9 +37,6 @@ UNITS = {"length": "nm", "energy": "kJ/mol", "force": "kJ/mol/nm"}
 #: Tensors of the file that are not part of any module: invariants of the frames that the model was made from, and of
 #: those that calibrated it.
 SEEN, CALIBRATED = "record.seen", "record.calibrated"
-#: Facts of the provenance that are of the model's own system: positions [N, 3] nm of low energy, in a crystal also
-#: their cell [3, 3] nm. Along which vectors it repeats, ``reference_periodic``, holds for other systems too.
-REFERENCE = ("reference_positions_nm", "reference_cell_nm")
 REPLACE = "copy or train it again"
 #: Atoms of a molecule on which a model that is loaded is not tried.
 LARGE = 200
@@ -110,14 +108,13 @@ class UncertaintyModel(nn.Module):
         UqbiasError
             If an element is unknown, or the potential, the judge or the driver is of one molecule.
         """
-        facts = {name: fact for name, fact in self.provenance.items() if name not in REFERENCE}
         twin = UncertaintyModel(
             self.potential.with_numbers(topology.numbers),
             self.judge.with_topology(topology),
             topology,
             None if self.driver is self.judge else self.driver.with_topology(topology),
             self.calibration.with_numbers(topology.numbers),
-            self.provenance if topology.numbers == self.numbers else facts,
+            self.provenance if topology == self.topology else facts_for(self.provenance, self.systems, topology),
         )
         twin.calibrated_on, twin.systems = self.calibrated_on, self.systems
         return twin.train(self.training)
