@@ -314,6 +314,7 @@ if __name__ == "__main__":
     commands = {
         "hot": lambda folder: hot(Path(folder)),
         "glass": glass,
+        "strained": strained,
         "density": lambda model=None: density(model),
         "drift": drift,
     }

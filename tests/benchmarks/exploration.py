@@ -75,6 +75,13 @@ def arms_of(molecule: Molecule, folder: Path) -> dict[str, Arm]:
             "bias": ["linear"],
             **PLAIN,
         },
+        "ERBS": {
+            "driver": {"kind": "erbs:PrincipalComponents"},
+            "guards.driver_cap": None,
+            "harvest.driver_window": [None, None],
+            "bias": [{"kind": "opes", "variables": ["driver_1", "driver_2"], "exploratory": True}],
+            **PLAIN,
+        },
         "limit": {
             "sampler": "pool",
             "pool": {"file": str(folder / "pool.xyz")},

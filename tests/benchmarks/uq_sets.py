@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
+import yaml
 
 from uqbias.molecule.frames import Frames, read_frames
 from uqbias.molecule.seen import invariants, is_in
+from uqbias.molecule.structure import from_distances
 from uqbias.molecule.topology import Topology
 from uqbias.units import ANGSTROM, KCAL
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
-ALANINE = ROOT / "systems" / "alanine_dipeptide"
+ALANINE, SILICA = ROOT / "systems" / "alanine_dipeptide", ROOT / "systems" / "silica"
+#: Frames of silica that are made where they are not there, in two minutes.
+HOT = ROOT / "runs" / "silica_hot"
 #: Revised MD17 (Christensen and von Lilienfeld, arXiv:2007.09593), by the names of its files.
 RMD17 = (
     *("aspirin", "azobenzene", "benzene", "ethanol", "malonaldehyde"),
@@ -30,6 +37,7 @@ class Task(NamedTuple):
     name: str
     topology: Topology
     folds: list[tuple[Frames, Frames]]
+    potential: Mapping[str, Any] = MappingProxyType({})
 
 
 def acetylacetone() -> Task:
@@ -75,9 +83,23 @@ def rmd17(molecule: str) -> Task:
     return Task(molecule, guessed(training), [(training, rmd17_frames(molecule, "test"))])
 
 
+def silica() -> Task:
+    """Trained on α-quartz and β-cristobalite at 300 and 1000 K, judged on melts, glasses and coesite."""
+    if not HOT.is_dir():
+        subprocess.run([sys.executable, SILICA / "make_reference.py", "hot", HOT], check=True)
+    files = (SILICA / "start.xyz", HOT / "quartz.xyz", HOT / "cristobalite.xyz")
+    training = Frames.concatenate([read_frames(path, periodic=True) for path in files])
+    tests = [read_frames(SILICA / f"reference/{name}.xyz", periodic=True) for name in ("liquid", "glass", "coesite")]
+    potential = yaml.safe_load((SILICA / "campaign.yaml").read_text())["potential"]
+    cells = training.cells
+    topology = from_distances(training.numbers.tolist(), training.positions[0], None if cells is None else cells[0])
+    return Task("silica", topology, [(training, Frames.concatenate(tests))], potential)
+
+
 SETS: dict[str, Callable[[], Task]] = {
     "acetylacetone": acetylacetone,
     "ammonia": ammonia,
     "alanine": alanine,
+    "silica": silica,
     **{molecule: partial(rmd17, molecule) for molecule in RMD17},
 }
