@@ -31,7 +31,12 @@ from uqbias.uncertainty.auto import driver_story
 Phase = Callable[[Work, int], dict[str, Any]]
 
 
-def run_campaign(file: CampaignFile, directory: str | Path, progress: Progress | None = None) -> dict[str, Any]:
+def run_campaign(
+    file: CampaignFile,
+    directory: str | Path,
+    progress: Progress | None = None,
+    after_round: Callable[[], object] | None = None,
+) -> dict[str, Any]:
     """Run a campaign, or continue it where it stopped.
 
     Round 0 labels the start frames and trains. Each later round explores with the last model, harvests, labels and
@@ -44,6 +49,7 @@ def run_campaign(file: CampaignFile, directory: str | Path, progress: Progress |
     directory : run directory; made if it is not there. Of several systems each has a run of its own in a folder of its
         name there; the model of all lies in ``round_XX``.
     progress : told what is going on.
+    after_round : called after each round but the last, when its summary is written.
 
     Returns
     -------
@@ -85,7 +91,7 @@ def run_campaign(file: CampaignFile, directory: str | Path, progress: Progress |
             _begin(work, ledger)
         if several:
             write_text(directory / SYSTEMS, json.dumps({"name": file.campaign.name, "systems": [*molecules]}) + "\n")
-        return _rounds(works, file.campaign)
+        return _rounds(works, file.campaign, after_round or (lambda: None))
     finally:
         for work in works:
             work.close()
@@ -104,7 +110,7 @@ def _begin(work: Work, ledger: Ledger) -> None:
     work.file.write(work.directory / "campaign.yaml")
 
 
-def _rounds(works: list[Work], campaign: Campaign) -> dict[str, Any]:
+def _rounds(works: list[Work], campaign: Campaign, after_round: Callable[[], object]) -> dict[str, Any]:
     from uqbias.campaign.phases import explore_phase, harvest_phase
     from uqbias.campaign.retraining import train_where_asked
 
@@ -129,6 +135,8 @@ def _rounds(works: list[Work], campaign: Campaign) -> dict[str, Any]:
         for work in works:
             _finish(work, round_index, "score", _score)
         _summary(works, campaign, stopped="")
+        if round_index < stop.rounds:
+            after_round()
     works[0].progress.message(f"campaign ends: {reason}")
     return _summary(works, campaign, stopped=reason)
 

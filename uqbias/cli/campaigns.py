@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +14,10 @@ from uqbias.campaign.interrupts import TIME_IS_UP, end_in, exit_code
 from uqbias.cli.printing import Json, Quiet, fail, output_option, print_json, print_pairs
 from uqbias.errors import UqbiasError, fault_text
 from uqbias.options import Duration
+
+
+#: Seconds between two reports of a run that goes on.
+REPORT_EVERY = 60.0
 
 
 def _time(text: str) -> float:
@@ -136,8 +142,9 @@ def run(
     Of several systems (`systems:`) each has a run directory of its name in this one, and all have one model.
 
     Each round: train, sample with the bias on the uncertainty, harvest, have the oracle label, retrain. Labels are on
-    disk before they are used: after Ctrl-C, a kill or a crash the same command goes on and pays no label twice. At the
-    end it prints a summary and writes report.html into the run directory.
+    disk before they are used: after Ctrl-C, a kill or a crash the same command goes on and pays no label twice. After
+    the rounds it writes report.html into the run directory (a page that is open shows the new one within a minute), and
+    prints a summary at the end.
 
     Where an exploration was no sampling (walkers mostly stopped, energy that drifts) the exit code is 2 when all is
     done. With --walltime it is 3 where the time was too short, and with the oracle handoff where labels are awaited:
@@ -160,7 +167,7 @@ def run(
     directory = Path("runs") / file.campaign.name if output is None else output
     try:
         with make_progress(quiet) as progress:
-            summary = run_campaign(file, directory, progress)
+            summary = run_campaign(file, directory, progress, _now_and_then(directory))
         _tell_all(directory, None, None, json=json)
     except AwaitingLabels as error:
         fail(f"{error}: uqbias run {path} -o {directory}")
@@ -176,6 +183,27 @@ def run(
             f"the campaign is done, but {unhealthy[0]} ({len(unhealthy)} such rounds)",
             "its labels are sound; the MD of these rounds is no sampling: change md, bias or guards in a new run",
         )
+
+
+def _now_and_then(directory: Path) -> Callable[[], None]:
+    """Function that writes the reports of a run that goes on, unless the last ones are younger than a minute."""
+    written = time.monotonic()
+
+    def write() -> None:
+        nonlocal written
+        from uqbias.report.page import write_report
+        from uqbias.runs.ledger_lines import runs_of
+
+        if time.monotonic() - written < REPORT_EVERY:
+            return
+        try:
+            for folder in runs_of(directory).values():
+                write_report(folder)
+        except Exception as error:  # a picture that cannot be drawn ends no campaign
+            fail(f"the report could not be written: {error}")
+        written = time.monotonic()
+
+    return write
 
 
 def report(

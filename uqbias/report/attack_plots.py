@@ -59,12 +59,12 @@ def _ways(ax: Axes, iteration: Array, values: Array) -> None:
     """Some attacks one by one, and of all of them ``values`` [K, n] median and quartiles."""
     if not values.size:
         return
-    thin: dict[str, Any] = {"color": SKY, "alpha": 0.35, "linewidth": 0.7, "rasterized": True}
+    thin: dict[str, Any] = {"color": SKY, "alpha": 0.35, "linewidth": 0.7, "rasterized": True, "label": "_attack"}
     ax.plot(iteration, values[:, :: max(1, values.shape[1] // LINES)], **thin)
     low, middle, high = np.quantile(values, [0.25, 0.5, 0.75], axis=1)
     ax.plot(iteration, middle, color=BLUE, label="median")
     ax.plot(iteration, low, "--", color=ORANGE, linewidth=1.1, label="quartiles")
-    ax.plot(iteration, high, "--", color=ORANGE, linewidth=1.1)
+    ax.plot(iteration, high, "--", color=ORANGE, linewidth=1.1, label="_quartiles")
 
 
 def _most(values: Array, back: Callable[[float], float] = float) -> tuple[float, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -44,13 +46,14 @@ def _lines(row: list[Axes], rounds: dict[str, Round], variables: tuple[str, ...]
     points = np.linspace(low, high, POINTS_1D)
     for colour, entry in rounds.items():
         for group, hills in enumerate(_on(entry, variables)):
-            label = f"round {entry.index}" if group == 0 else None
+            label = ("_" if group else "") + f"round {entry.index}"
             row[0].plot(points, hills.potential(points[:, None]), color=colour, label=label)
         values = _visited(entry, name)
         if values is not None:
             edges = np.linspace(low, high, BINS_1D + 1).tolist()
             good = every[0].wrapped(values[np.isfinite(values)], 0)
-            row[1].hist(good, bins=edges, histtype="step", density=True, linewidth=1.4, color=colour)
+            style: dict[str, Any] = {"histtype": "step", "density": True, "linewidth": 1.4, "color": colour}
+            row[1].hist(good, bins=edges, label=f"round {entry.index}", **style)
     label = _label(name, every[0].periods[0])
     row[0].set(
         xlabel=label,
@@ -71,7 +74,7 @@ def _maps(row: list[Axes], entry: Round, variables: tuple[str, ...]) -> None:
     mesh = np.stack(np.meshgrid(x, y, indexing="ij"), axis=-1).reshape(-1, 2)
     mean = np.mean([hills.potential(mesh) for hills in every], axis=0).reshape(len(x), len(y))
     figure = row[0].figure
-    image = row[0].pcolormesh(x, y, mean.T, cmap="viridis", rasterized=True)
+    image = row[0].pcolormesh(x, y, mean.T, cmap="viridis", rasterized=True, label="bias")
     figure.colorbar(image, ax=row[0], label="V (kJ/mol)")
     x_seen, y_seen = (_visited(entry, name) for name in variables)
     if x_seen is not None and y_seen is not None:
@@ -79,7 +82,7 @@ def _maps(row: list[Axes], entry: Round, variables: tuple[str, ...]) -> None:
         x_seen, y_seen = every[0].wrapped(x_seen[good], 0), every[0].wrapped(y_seen[good], 1)
         counts, x_edges, y_edges = np.histogram2d(x_seen, y_seen, bins=BINS_2D, range=limits)
         shown = np.where(counts > 0, counts, np.nan)
-        image = row[1].pcolormesh(x_edges, y_edges, shown.T, cmap="viridis_r", rasterized=True)
+        image = row[1].pcolormesh(x_edges, y_edges, shown.T, cmap="viridis_r", rasterized=True, label="visited")
         figure.colorbar(image, ax=row[1], label="visited frames")
     built = "bias that was built" if len(every) == 1 else f"mean bias of {len(every)} groups"
     for ax, title in zip(row, (built, "where it took the walkers"), strict=True):

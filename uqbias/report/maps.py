@@ -22,6 +22,7 @@ from uqbias.report.style import (
     BLUE,
     GREEN,
     GREY,
+    ON_MAP,
     ORANGE,
     PURPLE,
     RED,
@@ -64,9 +65,9 @@ def ramachandran(run: RunData) -> Figure | None:
             _basin_names(ax, run)
         _visited(ax, run, entry)
         earlier, new, rejected = label_points(run, entry.index)
-        ax.scatter(*earlier.T, s=5, color="#6B6B6B", linewidths=0, zorder=3)
-        ax.scatter(*new.T, s=9, color=RED, linewidths=0, zorder=4)
-        ax.plot(*rejected.T, "x", color=BLACK, markersize=3.5, zorder=5)
+        ax.scatter(*earlier.T, s=5, color="#6B6B6B", linewidths=0, zorder=3, label="labelled before")
+        ax.scatter(*new.T, s=9, color=RED, linewidths=0, zorder=4, label="labelled in this round")
+        ax.plot(*rejected.T, "x", color=BLACK, markersize=3.5, zorder=5, label="label rejected")
         count = f"{len(earlier)} + {len(new)}" if entry.index else f"{len(new)}"
         ax.set_title(f"round {entry.index}: {count}" + (" labels" if columns < 5 else ""))
         frame_axes(ax, run.coordinates)
@@ -126,7 +127,8 @@ def error_maps(run: RunData) -> Figure | None:
             ax = axes[row, column]
             # A calibrated uncertainty may be 0, which a logarithmic scale would leave blank.
             mesh = draw_bins(ax, np.maximum(values, low) if logarithmic else values, run.coordinates, norm, cmap)
-            _reference(ax, run.surface, fill=False, colour=BLACK if cmap is ERROR else "white")
+            mesh.set_label(label)
+            _reference(ax, run.surface, fill=False, colour=ON_MAP if cmap is ERROR else "white")
             frame_axes(ax, run.coordinates)
             if row == 0 or columns == 1:
                 ax.set_title(f"round {entry.index}")
@@ -341,7 +343,8 @@ def _visited(ax: Axes, run: RunData, entry: Round) -> None:
     if not count.any():
         return
     norm = LogNorm(1.0, max(2.0, float(count.max())))
-    ax.pcolormesh(x, y, np.ma.masked_equal(count.T, 0), cmap=VISITED, norm=norm, rasterized=True, zorder=1)
+    shown = np.ma.masked_equal(count.T, 0)
+    ax.pcolormesh(x, y, shown, cmap=VISITED, norm=norm, rasterized=True, zorder=1, label="visited")
 
 
 def _marker(colour: str, label: str, marker: str = "o", size: float = 4.5) -> Line2D:

@@ -1,9 +1,10 @@
-"""One self-contained HTML page about a run: figures inlined, no scripts, nothing loaded from elsewhere."""
+"""One self-contained HTML page about a run: figures and their data inlined, nothing loaded from elsewhere.
+
+The page needs no script. While the run goes on it has one that loads it anew; the 3D view is a page of its own in it.
+"""
 
 from __future__ import annotations
 
-import base64
-import io
 import platform
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,15 +13,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from uqbias.files import write_text
 from uqbias.report import maps, plots
 from uqbias.report.attack_plots import attacks_in_time
 from uqbias.report.bias_plots import final_bias
+from uqbias.report.figure_data import csv_link, figure_csv, inline_svg
+from uqbias.report.frames_view import frames_csv, harvested_frames, viewer
 from uqbias.report.run_data import RunData, is_number
-from uqbias.report.style import RC, save
+from uqbias.report.style import save
 from uqbias.report.summary import campaign_story, duration, round_table, status
 
 PACKAGES = ("uqbias", "torch", "openmm", "openmmtorch", "numpy", "scikit-learn", "mdtraj", "matplotlib")
@@ -73,7 +75,7 @@ SECTIONS = (
         maps.error_maps,
         "Test frames averaged in bins: the driver u that the bias acts on, the calibrated uncertainty of the judge, "
         "and the true force error, each on one colour scale for all rounds. A good uncertainty is bright where the "
-        "error is red, and both fade as labels arrive. Light grey bins hold no test frame.",
+        "error is red, and both fade as labels arrive. Grey bins hold no test frame.",
         "no round is scored on a test set, or no coordinates are known for it",
     ),
     PageSection(
@@ -182,7 +184,7 @@ def write_report(run: RunData | str | Path, path: str | Path | None = None) -> P
 
 
 def write_figures(run: RunData | str | Path, folder: str | Path, *, suffix: str = "png", dpi: int = 160) -> list[Path]:
-    """Write each figure that the data allow, and ``hero``, as a file of its own.
+    """Write each figure that the data allow, and ``hero``, as a file of its own; beside each its data as CSV.
 
     Parameters
     ----------
@@ -196,6 +198,7 @@ def write_figures(run: RunData | str | Path, folder: str | Path, *, suffix: str 
         if figure is not None:
             target = Path(folder) / f"{key}.{suffix}"
             save(figure, target, dpi)
+            write_text(target.with_suffix(".csv"), figure_csv(figure))
             written.append(target)
     return written
 
@@ -215,9 +218,12 @@ def render(run: RunData) -> str:
     parts = []
     for part in sections_of(run):
         figure = part.draw(run)
-        source = None if figure is None else inline_svg(figure)
-        width = 0 if figure is None else round(figure.get_figwidth() * 100)
-        parts.append({"part": part, "source": source, "width": width, "fact": _fact(part.key, run)})
+        entry: dict[str, Any] = {"part": part, "source": None, "fact": _fact(part.key, run)}
+        if figure is not None:
+            entry |= {"source": inline_svg(figure), "width": round(figure.get_figwidth() * 100)}
+            entry |= {"csv": csv_link(figure_csv(figure))}
+        parts.append(entry)
+    frames = harvested_frames(run)
     return environment.get_template("report.html").render(
         name=run.name,
         status=status(run),
@@ -231,19 +237,14 @@ def render(run: RunData) -> str:
         rows=rows,
         parts=parts,
         notes=run.notes,
+        frames=frames,
+        viewer=viewer(frames, environment) if frames else "",
+        frames_csv=csv_link(frames_csv(frames))[1] if frames else "",
         regions=run.regions,
         driver="; ".join(run.rounds[0].training.get("driver_story", [])) if run.rounds else "",
         configuration=run.config_text,
         versions=_versions(run),
     )
-
-
-def inline_svg(figure: Figure) -> str:
-    """``data:`` address of the figure as SVG; dense layers inside it are bitmaps."""
-    buffer = io.BytesIO()
-    with mpl.rc_context(RC):
-        figure.savefig(buffer, format="svg", dpi=144, metadata={"Date": None, "Creator": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _tiles(run: RunData) -> list[tuple[str, str, str]]:

@@ -61,7 +61,7 @@ def learning_curve(run: RunData) -> Figure | None:
         for curve in shown:
             labels, values = run.learned(curve.key)
             values = 100.0 * values if share else values
-            ax.plot(labels, values, curve.style, color=curve.colour, label=curve.label)
+            ax.plot(labels, values, curve.style, color=curve.colour, label=curve.label or curve.key)
             below = curve is shown[0] and len(shown) > 1
             ax.annotate(
                 f"{values[-1]:.3g}",
@@ -69,7 +69,6 @@ def learning_curve(run: RunData) -> Figure | None:
                 xytext=(0, -16 if below else 7),
                 textcoords="offset points",
                 ha="center",
-                color=curve.colour,
                 fontsize=9,
             )
         ax.set_xticks(spread(sorted(set(run.learned(shown[0].key)[0].tolist())), 6))
@@ -99,7 +98,7 @@ def uncertainty_against_error(run: RunData) -> Figure | None:
     for ax, entry, (u, error) in zip(axes[0], shown, data, strict=True):
         ax.set(xscale="log", yscale="log")
         at_floor = np.maximum(u, floor)
-        ax.scatter(at_floor, error, s=9, color=BLUE, alpha=0.35, linewidths=0, rasterized=True, label="test frame")
+        ax.scatter(at_floor, error, s=9, color=BLUE, alpha=0.5, linewidths=0, rasterized=True, label="test frame")
         _running_median(ax, at_floor, error)
         ends = np.array([floor, max(float(u_all.max(initial=0.0)), float(error_all.max(initial=0.0)), 2 * floor)])
         ax.plot(ends, ends, "--", color=GREY, linewidth=1.0, label="error = uncertainty")
@@ -265,7 +264,7 @@ def _per_walker(ax: Axes, time: Array, values: Array, *, line: bool) -> None:
         colour = BLUE if many else CYCLE[walker % len(CYCLE)]
         style: dict[str, Any] = {"linewidth": 0.7} if line else {"linestyle": "", "marker": ".", "markersize": 1.6}
         alpha = 0.25 if many else 0.85
-        ax.plot(time, values[:, walker], color=colour, alpha=alpha, rasterized=True, **style)
+        ax.plot(time, values[:, walker], color=colour, alpha=alpha, rasterized=True, label=f"walker {walker}", **style)
 
 
 def _guard_marks(ax: Axes, entry: Round, driver: Array, steps: Array, timestep: float) -> None:
@@ -279,7 +278,8 @@ def _guard_marks(ax: Axes, entry: Round, driver: Array, steps: Array, timestep: 
         if is_number(event.get("step")) and isinstance(walker := event.get("walker"), int) and walker < driver.shape[1]
     ]
     if marks and len(steps):
-        ax.plot(*np.array(marks).T, "x", color=BLACK, markersize=7, markeredgewidth=1.8, zorder=10)
+        style: dict[str, Any] = {"color": BLACK, "markersize": 7, "markeredgewidth": 1.8, "zorder": 10}
+        ax.plot(*np.array(marks).T, "x", label="stopped by a guard", **style)
 
 
 def _fate(reason: str) -> int:

@@ -19,9 +19,11 @@ from uqbias.files import atomic_path
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# Okabe and Ito, 2008; the yellow is left out (too faint for lines on white).
-CYCLE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#222222", "#8C6D31")
-BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK, BROWN = CYCLE
+# Okabe and Ito, 2008; the yellow is left out (too faint for lines on white), black too (on dark pages).
+CYCLE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#7A7A7A", "#8C6D31")
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, _, BROWN = CYCLE
+#: Ink, which turns light on a dark page, and the black that stays on coloured maps.
+BLACK, ON_MAP = "#222222", "#1A1A1A"
 GREY, FAINT = "#8A8A8A", "#D9D9D9"
 UNVISITED = "#F4F4F4"
 #: Page width in inches of every figure but the hero.
