@@ -15,7 +15,6 @@ from uqbias.cli.printing import Json, Quiet, fail, output_option, print_json, pr
 from uqbias.errors import UqbiasError, fault_text
 from uqbias.options import Duration
 
-
 #: Seconds between two reports of a run that goes on.
 REPORT_EVERY = 60.0
 
