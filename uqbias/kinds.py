@@ -9,6 +9,7 @@ POTENTIALS = {
     "module": "uqbias.potentials.module:FactoryModule",
     "mace": "uqbias.potentials.mace:Mace",
     "ani": "uqbias.potentials.ani:Ani",
+    "sevennet": "uqbias.potentials.sevennet:SevenNet",
 }
 FEATURES = {
     "latents": "uqbias.uncertainty.features.latents:Latents",

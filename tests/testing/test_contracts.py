@@ -11,6 +11,7 @@ import torch
 from molecules import ALANINE, ALANINE_PDB, PEROXIDE, peroxide
 from tiny_ani import CONSTANTS
 from tiny_mace import CONFIG, needs_mace
+from tiny_sevennet import SEVENNET, needs_sevenn
 
 from uqbias.bias.base import Bias
 from uqbias.bias.metad import MetaD
@@ -38,8 +39,10 @@ OPTIONS = {
     "position": {"atom": 1, "axis": "x"},
     "mace": {"models": [CONFIG]},
     "ani": {"constants": CONSTANTS, "hidden": [[8, 5], [6, 5], [7, 5]], "n_members": 2},
+    "sevennet": {"config": SEVENNET},
     "module": {"factory": "documented_module:make"},
 }
+NEEDS = {"mace": needs_mace, "sevennet": needs_sevenn}
 PERIODIC = [kind for kind in BIASES.builtin if "periods" in parameters_of(BIASES.get(kind))]
 
 
@@ -60,9 +63,7 @@ def labelled(potential):
     return potential
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=needs_mace if kind == "mace" else ()) for kind in POTENTIALS.builtin]
-)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=NEEDS.get(kind, ())) for kind in POTENTIALS.builtin])
 def test_potential(kind):
     given = {"numbers": molecule.NUMBERS, "topology": molecule.topology(), "seed": 0, "members_needed": 2}
     section = POTENTIALS.section(kind)(kind=kind, **OPTIONS.get(kind, {}))

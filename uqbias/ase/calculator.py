@@ -76,7 +76,7 @@ class UncertaintyCalculator(Calculator):  # type: ignore[misc] # ASE is not type
         runner: str = "auto",
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
-        skin: float = 0.1,
+        skin: float | None = None,
         cache_dir: Path | None = None,
     ) -> None:
         super().__init__()

@@ -22,7 +22,9 @@ def wrap(
     ],
     data: Annotated[Path, typer.Option(metavar="DATA", help=f"Frames, labelled for a calibration: {FORMATS}.")],
     output: Annotated[Path, output_option("FILE", "Model file to write.")] = Path("model.uqb"),
-    kind: Annotated[str | None, typer.Option(help="Kind of model: mace, ani, module; guessed if left out.")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="Kind of model: mace, ani, sevennet, module; guessed if left out.")
+    ] = None,
     head: Annotated[
         list[str] | None, typer.Option(help="Head of a MACE model that has several; repeated: a committee of heads.")
     ] = None,
@@ -63,6 +65,7 @@ def wrap(
       uqbias wrap my_mace.model --trust --data frames.xyz -o model.uqb
       uqbias wrap seed1.model seed2.model seed3.model --trust --judge committee --data frames.xyz
       uqbias wrap ani-1x --data frames.xyz -o model.uqb
+      uqbias wrap 7net-0 --data frames.xyz -o model.uqb
       uqbias wrap my_package.models:make --data frames.xyz -o model.uqb
     """
     import torch

@@ -70,7 +70,7 @@ class FusedEvaluator:
         of another force field.
     box : [3, 3] nm, rows are lattice vectors; None in vacuum. `evaluate` may be given others.
     periodic : along which of them the system repeats.
-    skin : nm, how much further than the cutoff tables of neighbours look, so that they last.
+    skin : nm, how much further than the cutoff tables of neighbours look, so that they last; None: `Potential.skin`.
 
     Attributes
     ----------
@@ -110,7 +110,7 @@ class FusedEvaluator:
         include_energy: bool = True,
         box: Tensor | NDArray[np.floating] | None = None,
         periodic: tuple[bool, bool, bool] = (True, True, True),
-        skin: float = 0.1,
+        skin: float | None = None,
     ) -> None:
         if n_walkers < 1:
             raise UqbiasError(f"{n_walkers} walkers", "give at least one")
@@ -154,6 +154,7 @@ class FusedEvaluator:
         self.neighbours = None
         # A module of one's own may have anything of this name.
         if self._potential is not None and hasattr(self._potential, "uses_table"):
+            skin = self._potential.skin if skin is None else skin
             self.neighbours = neighbour_list(self._potential, box=box is not None, periodic=periodic, skin=skin)
         self._function = FusedFunction(
             whole,

@@ -21,6 +21,7 @@ from uqbias.potentials.edges import EdgePotential
 from uqbias.potentials.mace import Mace, open_mace
 from uqbias.potentials.module import FactoryModule
 from uqbias.potentials.prediction import Predictions, geometry_for, predict
+from uqbias.potentials.sevennet import SevenNet, open_sevennet
 from uqbias.registry import are_trusted
 
 LOG = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ def open_model(
     Parameters
     ----------
     sources : what the user gives for the model: ``package.module:function`` for kind ``module``; for ``mace`` files,
-        several for a committee; ``ani-1x`` for that model.
+        several for a committee; ``ani-1x`` for that model; ``7net-0``, ``7net-l3i5`` or a checkpoint for ``sevennet``.
     numbers : atomic numbers of the N atoms.
     kind : a name in `OPENERS`; guessed from ``sources`` if None.
     heads : of a MACE model with several: one, or more for a committee.
@@ -72,6 +73,8 @@ def _guess(source: str) -> str:
         return "module"
     if source.lower() == "ani-1x":
         return "ani"
+    if not path.exists() and re.match("7net|sevennet", source.lower()):
+        return "sevennet"
     if path.suffix in {".model", ".pt", ".pth"}:
         return "mace"
     raise UqbiasError(f"'{source}' does not say what kind of model it is", f"give --kind: {', '.join(OPENERS)}")
@@ -83,16 +86,20 @@ def _module(sources: Sequence[str], numbers: Sequence[int], *_: object) -> EdgeP
     return FactoryModule(numbers, factory=sources[0])
 
 
+def _check_pickle(path: str, trust: bool) -> None:
+    if not trust:
+        raise UqbiasError(
+            f"{path} is a pickle: opening it runs the code that is in it",
+            "give --trust (trust=True in Python) if you know where it comes from",
+        )
+    LOG.warning("opening %s, a pickle, runs the code that is in it", path)
+
+
 def _mace(sources: Sequence[str], numbers: Sequence[int], heads: Sequence[str], trust: bool) -> EdgePotential:
     for path in sources:
         if not Path(path).is_file():
             raise UqbiasError(f"no such model file: {path}", "give the .model file of a MACE training")
-        if not trust:
-            raise UqbiasError(
-                f"{path} is a pickle: opening it runs the code that is in it",
-                "give --trust (trust=True in Python) if you know where it comes from",
-            )
-        LOG.warning("opening %s, a pickle, runs the code that is in it", path)
+        _check_pickle(path, trust)
     potential = Mace.of([open_mace(path) for path in sources], numbers, heads)
     potential.origin = {"wrapped_sha256": " ".join(sha256(path) for path in sources)}
     if heads:
@@ -108,11 +115,23 @@ def _ani(sources: Sequence[str], numbers: Sequence[int], *_: object) -> EdgePote
     return potential
 
 
+def _sevennet(sources: Sequence[str], numbers: Sequence[int], _: object, trust: bool) -> EdgePotential:
+    if len(sources) > 1:
+        raise UqbiasError(f"{len(sources)} SevenNet models, {sources[0]} and others", "give one")
+    comes_along = not Path(sources[0]).exists()
+    if not comes_along:
+        _check_pickle(sources[0], trust)
+    potential = SevenNet.of(open_sevennet(sources[0]), numbers)
+    potential.origin = {"licence": "MIT (sevenn)"} if comes_along else {"wrapped_sha256": sha256(sources[0])}
+    return potential
+
+
 #: Kind of a model to what opens it.
 OPENERS: dict[str, Callable[[Sequence[str], Sequence[int], Sequence[str], bool], EdgePotential]] = {
     "module": _module,
     "mace": _mace,
     "ani": _ani,
+    "sevennet": _sevennet,
 }
 
 

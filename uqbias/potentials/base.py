@@ -42,6 +42,7 @@ class Potential(Part, Memory, torch.nn.Module, ABC):
     cutoff : nm, distance beyond which atoms do not feel each other; None if there is no such distance.
     needs : what it reads of the neighbours: ``dense`` all pairs of atoms, so that it takes no table; ``table`` the
         table of `Geometry`; ``edges`` the pairs of that table as one list; ``either`` all pairs without a table.
+    skin : nm, how much further than the cutoff tables of neighbours look in MD, so that they last.
     periodic : whether it takes a box.
     frozen : whether its weights stay as they are, so that it cannot be trained.
     elements : atomic numbers of the elements that it has weights for, sorted; given with the shape of a table.
@@ -58,6 +59,7 @@ class Potential(Part, Memory, torch.nn.Module, ABC):
     invariant: ClassVar[bool] = True
     cutoff: float | None = None
     needs: Literal["dense", "table", "edges", "either"] = "dense"
+    skin: ClassVar[float] = 0.1
     periodic: bool = False
     frozen: bool = False
     elements: tuple[int, ...]

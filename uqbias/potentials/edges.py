@@ -63,6 +63,8 @@ class EdgePotential(Potential):
 
     periodic = True
     needs = "either"
+    #: A list takes a hundredth of the time of an evaluation, and every slot of it costs.
+    skin = 0.02
     frozen = True
     has_weights: ClassVar[bool] = True
     cutoff: float
