@@ -6,9 +6,11 @@ import inspect
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import uqbias
 from uqbias.cli import COMMANDS
 from uqbias.options import options_of
 from uqbias.registry import Registry
@@ -29,10 +31,11 @@ SECTIONS = (
 
 
 def main(folder: Path) -> None:
-    """Write ``kinds.md`` and ``commands.md``."""
+    """Write ``kinds.md``, ``commands.md`` and ``rooms.md``."""
     folder.mkdir(exist_ok=True)
     _write(folder / "kinds.md", _kinds())
     _write(folder / "commands.md", _commands())
+    _write(folder / "rooms.md", _rooms())
 
 
 def _write(path: Path, text: str) -> None:
@@ -69,6 +72,19 @@ def _described(part: Any) -> list[str]:
     name = f"{part.__module__}.{part.__qualname__}"
     directive = "autoclass" if inspect.isclass(part) else "autofunction"
     return [f".. {directive}:: {name}", "   :no-index:"]
+
+
+def _rooms() -> str:
+    lines = ["# Public names by room", "", "Each is imported from its room, `from uqbias.ROOM import NAME`."]
+    for path in sorted(Path(uqbias.__file__).parent.glob("*/__init__.py")):
+        room = import_module(f"uqbias.{path.parent.name}")
+        names = {name: getattr(room, name) for name in getattr(room, "__all__", ())}
+        parts = {name: part for name, part in names.items() if inspect.isclass(part) or inspect.isroutine(part)}
+        if parts:
+            lines += ["", f"## `{room.__name__}`", "", (room.__doc__ or "").strip(), "", "| name | |", "|---|---|"]
+        for name, part in parts.items():
+            lines.append(f"| `{name}` | {_cell((inspect.getdoc(part) or '').partition(chr(10) * 2)[0])} |")
+    return "\n".join(lines) + "\n"
 
 
 def _plain(value: Any) -> str:
