@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from molecules import peroxide_geometries, peroxide_model
 
-from uqbias.campaign.phases import _jumped
+from uqbias.campaign.exploring import _jumped
 from uqbias.campaign.samplers import jumps
 from uqbias.campaign.samplers.base import Exploration
 from uqbias.campaign.samplers.md import BiasedDynamics, begin

@@ -251,7 +251,7 @@ def test_start_frames_of_any_driver_all_get_a_chance():
     """A density in nats weighs by itself; a driver in kJ/mol/nm would leave all attacks to one frame."""
     from types import SimpleNamespace
 
-    from uqbias.campaign.phases import _sparseness
+    from uqbias.campaign.exploring import _sparseness
 
     driver = np.array([3.0, 900.0, 40.0, 41.0])
     weights = _sparseness(SimpleNamespace(driver=SimpleNamespace(unit="kJ/mol/nm")), driver)

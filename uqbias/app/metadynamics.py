@@ -15,13 +15,13 @@ from uqbias.app import host, integrator
 from uqbias.app.computation import load_model
 from uqbias.app.external import is_force
 from uqbias.app.sampling import Sampling
-from uqbias.app.sharing import SharedHills
 from uqbias.bias.base import Array, Bias
 from uqbias.bias.fixed import UpperWall
 from uqbias.bias.metad import Kernel, MetaD
 from uqbias.errors import UqbiasError
 from uqbias.files import check_directory
 from uqbias.options import Count, check_value
+from uqbias.runs.sharing import SharedHills
 from uqbias.variables.names import OF_MODEL
 
 #: Grid points per width of a hill, for `Metadynamics.getFreeEnergy`, as in openmm.app.BiasVariable.

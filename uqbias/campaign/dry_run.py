@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from uqbias.bias.base import Bias
 from uqbias.bias.build import build_bias, completed
 from uqbias.campaign.trial_label import trial_label
 from uqbias.campaign.work import given_to_oracle, oracle_spec, read_test_set
@@ -14,6 +15,7 @@ from uqbias.md.constraints import check_constraints
 from uqbias.molecule.frames import Frames
 from uqbias.molecule.topology import Topology
 from uqbias.registry import ORACLES, SAMPLERS
+from uqbias.runs.sharing import check_shareable
 from uqbias.settings.file import CampaignFile
 from uqbias.settings.schema import Campaign
 from uqbias.uncertainty.auto import driver_story
@@ -123,6 +125,7 @@ def check_exploration(campaign: Campaign, topology: Topology, driver_parts: int 
         topology,
         np.random.default_rng(0).normal(size=(len(topology), 3)),
     )
+    biases: list[Bias] = []
     for index, section in enumerate(campaign.bias):
         try:
             part = completed(
@@ -132,6 +135,8 @@ def check_exploration(campaign: Campaign, topology: Topology, driver_parts: int 
                 lowest=0.0,
                 local=[0.0] * driver_parts,
             )
-            build_bias(part, campaign.md.temperature)
+            biases += build_bias(part, campaign.md.temperature).biases
         except UqbiasError as error:
             raise UqbiasError(f"bias.{index}: {error.what}", error.cure) from None
+    if campaign.md.share_hills_every is not None:
+        check_shareable(biases)

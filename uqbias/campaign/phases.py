@@ -1,9 +1,8 @@
-"""The phases of a round that find and buy labels: exploration, harvest, label."""
+"""The phases of a round that choose and buy labels: harvest and label."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -12,15 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
-from uqbias.campaign.budget import multiple_of_steps
-from uqbias.campaign.executors.base import results_of
 from uqbias.campaign.handed_over import take_handed_over
-from uqbias.campaign.home import Home
 from uqbias.campaign.label_requests import LabelRequest, label_in, requests_from
 from uqbias.campaign.labelling import label_all
 from uqbias.campaign.phase_files import DATASET
-from uqbias.campaign.progress import Announced
-from uqbias.campaign.samplers.base import Exploration, Sampler
 from uqbias.campaign.samplers.jumps import settled
 from uqbias.campaign.selection import Candidates, select
 from uqbias.campaign.work import Work
@@ -30,11 +24,10 @@ from uqbias.model.inference import conformers, evaluate_frames, selection_featur
 from uqbias.model.model import UncertaintyModel
 from uqbias.molecule.frames import Frames, write_frames
 from uqbias.molecule.physical import PHYSICAL, PhysicalFilter
-from uqbias.registry import ORACLES, SAMPLERS
+from uqbias.registry import ORACLES
 from uqbias.runs.ledger_lines import CURE
 from uqbias.runs.reader import check_observations
-from uqbias.settings.md_sections import MD
-from uqbias.uncertainty.base import WALL, at_wall
+from uqbias.uncertainty.base import at_wall
 
 Array = NDArray[np.float64]
 
@@ -54,139 +47,8 @@ class _Harvest(TypedDict):
     candidates: list[_Candidate]
 
 
-def explore_phase(work: Work, round_index: int) -> dict[str, Any]:
-    """Let the sampler explore with the model of the last round; writes ``round_XX/md``, which appears when it is whole.
-
-    The folder has this name whatever the sampler is.
-    """
-    folder, sampler = work.folder(round_index), SAMPLERS.build(work.campaign.sampling)
-    multiple = multiple_of_steps(work, round_index) if sampler.walks else 1
-    campaign = work.campaign.model_copy(update={"md": work.campaign.md.in_campaign(multiple)})
-    final, partial = folder / "md", folder / "md.partial"
-    for leftover in (final, partial):
-        if leftover.exists():
-            shutil.rmtree(leftover)
-    groups = campaign.md.groups if sampler.walks else 1
-    jobs = [_exploration(work, campaign.md, sampler, round_index, group, groups) for group in range(groups)]
-    name, total = f"round {round_index}: {sampler.title}", sampler.units(campaign)
-    # The first call of a new architecture compiles it, which takes longer than an ordinary user expects of "MD".
-    work.progress.phase(f"round {round_index}: load or compile the model", None)
-    executor = work.executor("explore")
-    if len(jobs) == 1 and executor.near:
-        results = [sampler.explore(jobs[0], Announced(work.progress, name, total))]
-    else:
-        work.progress.phase(name, campaign.md.steps * groups)
-        results = []
-        for result in results_of(executor, _explore, [(work.home, sampler, job) for job in jobs]):
-            results.append(result)
-            work.progress.advance(campaign.md.steps, f"{len(results)} of {len(jobs)} groups")
-    partial.rename(final)
-    facts = {
-        "md_steps": sum(result["steps"] for result in results),
-        "stopped": sum(result["stopped"] for result in results),
-        "runner": results[0]["runner"],
-    }
-    if multiple > 1:
-        facts["multiple"] = multiple
-        text = f"{multiple} times md.steps, since labels cost more than MD"
-        work.progress.message(f"round {round_index}: {text} (md.seconds_per_label)")
-    if faults := [result["fault"] for result in results if result.get("fault")]:
-        # The candidates that pass the filters are geometries like others: their labels may be what the model lacks.
-        facts["fault"] = faults[0]
-        work.progress.message(f"round {round_index}: {faults[0][0]}; its sound frames are used, the campaign goes on")
-    if jumps := [result["jumps"] for result in results if "jumps" in result]:
-        facts["jumps"] = _jumped(work, round_index, jumps)
-    return facts | ({} if sampler.walks else {"proposed": sum(result["proposed"] for result in results)})
-
-
-def _explore(home: Home, sampler: Sampler, job: Exploration) -> dict[str, Any]:
-    """One exploration in the process of a worker, from its beginning, whatever a lost job left there."""
-    with home.claim(str(job.folder)):
-        if job.folder.exists():
-            shutil.rmtree(job.folder)
-        return sampler.explore(job)
-
-
-def _jumped(work: Work, round_index: int, groups: list[dict[str, Any]]) -> dict[str, Any]:
-    """Facts of the jumps of all groups of walkers, and a line about them."""
-    if "none" in groups[0]:
-        if round_index == 1:
-            work.progress.message(f"no jumps: {groups[0]['none']}")
-        return {"none": groups[0]["none"]}
-    facts = {name: sum(group[name] for group in groups) for name in ("proposed", "relaxed", "passed")}
-    refused: Counter[str] = sum((Counter(group["refused"]) for group in groups), Counter())
-    reasons = ", ".join(f"{reason} {count}" for reason, count in refused.most_common()) or "none"
-    rest = "" if facts["passed"] else "; all walkers go on from labelled frames"
-    text = "{proposed} jumps tried, {relaxed} relaxed, {passed} passed".format(**facts)
-    work.progress.message(f"round {round_index}: {text} (refused: {reasons}){rest}")
-    return {**facts, "refused": dict(refused.most_common())}
-
-
-def _exploration(work: Work, md: MD, sampler: Sampler, round_index: int, group: int, groups: int) -> Exploration:
-    campaign = work.campaign
-    partial = work.folder(round_index) / "md.partial"
-    several = groups > 1
-    accepted = frames = work.accepted(round_index - 1)
-    model = UncertaintyModel.load(work.model_path(round_index - 1))
-    physical = _filter(work).verdicts(frames, frames.labels()[0], stiff_deviations(model, frames))
-    safe = np.array([verdict == PHYSICAL for verdict in physical], dtype=bool)
-    if not safe.any():
-        raise UqbiasError("no labelled frame passes the physical filters", "widen the tolerances under harvest")
-    frames = frames[safe]
-    if campaign.md.start_from == "start":
-        frames = frames[np.array([entry["round"] == 0 for entry in frames.info], dtype=bool)]
-    weights = np.ones(len(frames))
-    if campaign.md.start_from == "sparse":
-        weights = _sparseness(model, evaluate_frames(model, frames).driver)
-    earlier = None
-    if campaign.old_bias == "keep" and round_index > 1 and sampler.biased:
-        earlier = work.folder(round_index - 1) / "md" / (f"group_{group}" if several else "") / "bias.npz"
-    biases = campaign.bias if sampler.biased else []
-    start = work.ledger.labels(0)
-    return Exploration(
-        model=work.model_path(round_index - 1),
-        folder=partial / f"group_{group}" if several else partial,
-        biases=tuple((section.kind, section.arguments()) for section in biases),
-        md=md,
-        guards=campaign.guards,
-        safe_frames=frames.positions,
-        safe_boxes=frames.cells,
-        periodic=frames.periodic,
-        safe_weights=weights / weights.sum(),
-        reference=start.positions[int(start.labels()[0].argmin())],
-        seed=work.seed(round_index, f"md/{group}"),
-        earlier_bias=earlier,
-        variables={name: {"kind": section.kind, **section.arguments()} for name, section in campaign.variables.items()},
-        energies=accepted.labels()[0],
-        names=tuple(f"{entry['round']}/{entry['index']}" for entry in frames.info),
-        known=_asked(work, round_index),
-        physical=_filter(work),
-    )
-
-
-def _sparseness(model: UncertaintyModel, driver: Array) -> Array:
-    """Weights [n] of frames by their driver: one over the density where it is the logarithm of one."""
-    if model.driver.unit == "nats":
-        # As for two torsions: with more, the range of u is larger and one frame would be all.
-        range_of_u = at_wall("wall", model.driver) / WALL
-        return np.asarray(np.exp(np.minimum(driver - driver.max(), 0.0) / range_of_u))
-    # Of another driver only the order is known to mean something: twice as often at the top as in the middle.
-    ranks = np.argsort(np.argsort(driver, kind="stable"), kind="stable")
-    return np.asarray((1.0 + ranks) / len(driver))
-
-
-def _asked(work: Work, round_index: int) -> Frames:
-    """Geometries that the oracle was asked for before this round: labelled, or failed on."""
-    parts = [work.ledger.labels(round_index - 1)]
-    for index in range(1, round_index):
-        if failed := work.ledger.failed(index):
-            frames = _harvested(work, index)
-            keys = [request.key for request in requests_from(frames, work.oracle_identity)]
-            parts.append(frames[[place for place, key in enumerate(keys) if key in failed]])
-    return Frames.concatenate(parts)
-
-
-def _filter(work: Work) -> PhysicalFilter:
+def physical_filter(work: Work) -> PhysicalFilter:
+    """The filter of physical frames, about the start frames."""
     return PhysicalFilter(work.topology, work.ledger.labels(0), work.reference_energy, work.campaign.harvest)
 
 
@@ -231,7 +93,7 @@ def _chosen(
     frames = Frames(work.ledger.numbers, positions, cells=seen.get("boxes"), periodic=work.start.periodic)
     forces = None if options.largest_force is None else evaluate_frames(model, frames, forces=True).forces
     visited = replace(frames, positions=seen["positions"])
-    verdicts = _filter(work).verdicts(visited, seen["energy"], stiff_deviations(model, frames), forces)
+    verdicts = physical_filter(work).verdicts(visited, seen["energy"], stiff_deviations(model, frames), forces)
     known = work.ledger.labels(round_index - 1)
     space = options.selection.space
     picks, reasons = select(
@@ -352,7 +214,7 @@ def requests_of(work: Work, round_index: int) -> list[LabelRequest]:
     if round_index == 0:
         frames = replace(work.start, info=[{"reason": "start", **work.oracle_facts}] * len(work.start))
     else:
-        frames = _harvested(work, round_index)
+        frames = harvested(work, round_index)
     return requests_from(frames, work.oracle_identity)
 
 
@@ -365,7 +227,7 @@ def _adopt(work: Work, requests: list[LabelRequest]) -> None:
         work.progress.advance(1, "labels of the start file")
 
 
-def _harvested(work: Work, round_index: int) -> Frames:
+def harvested(work: Work, round_index: int) -> Frames:
     """The frames that the harvest of a round took, with what it says of them."""
     folder = work.folder(round_index)
     file = folder / "harvest.npz"

@@ -38,7 +38,12 @@ class MD(Section):
 
     walkers: Count = Field(default=8, description="copies of the molecule that move in one Context")
     groups: Count = Field(
-        default=1, description="independent groups of walkers, each with a Context and a bias of its own"
+        default=1, description="groups of walkers that explore at the same time, each with a Context of its own"
+    )
+    share_hills_every: Count | None = Field(
+        default=None,
+        description="steps between exchanges of hills among groups, a multiple of pace that divides steps: they fill "
+        "one bias; for metadynamics and parallel_metadynamics; null: each group has a bias of its own",
     )
     temperature: Positive = Field(default=300.0, description="temperature in K")
     timestep_fs: Positive = Field(
@@ -117,6 +122,22 @@ class MD(Section):
             value = getattr(self, name)
             if value % self.pace:
                 raise ValueError(f"{name} = {value} is not a multiple of pace = {self.pace}")
+        return self
+
+    @model_validator(mode="after")
+    def _sharing(self) -> MD:
+        if (every := self.share_hills_every) is not None:
+            if self.groups == 1:
+                raise ValueError(f"share_hills_every = {every} with groups = 1: give 2 groups or more, or leave it out")
+            if self.engine == "plumed":
+                raise ValueError(
+                    f"share_hills_every = {every} with engine = plumed: leave it out; PLUMED's METAD shares by itself"
+                )
+            if every % self.pace or self.steps % every:
+                raise ValueError(
+                    f"share_hills_every = {every} with pace = {self.pace} and steps = {self.steps}: take a multiple of "
+                    "pace that divides steps"
+                )
         return self
 
     def in_campaign(self, multiple: int = 1) -> MD:

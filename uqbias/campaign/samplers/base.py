@@ -53,6 +53,8 @@ class Exploration:
     known : geometries that the oracle was asked for before.
     physical : what refuses jumped frames; None: the default limits, about the safe frames.
     named : import paths that the campaign file names, which its model files may name too.
+    hills : folder through which groups of walkers share their hills, see `uqbias.runs.sharing.SharedSum`; None: a bias
+        of its own.
     """
 
     model: Path
@@ -75,6 +77,7 @@ class Exploration:
     periodic: Periodic = ISOLATED
     physical: PhysicalFilter | None = None
     named: frozenset[str] = field(default_factory=lambda: frozenset(named_paths))
+    hills: Path | None = None
 
     def safe(self, numbers: Sequence[int]) -> Frames:
         """The safe frames, of atoms with these atomic numbers."""
@@ -108,6 +111,11 @@ class Sampler(ABC):
     biased: ClassVar[bool] = False
     invents: ClassVar[bool] = True
     may_fail: ClassVar[bool] = False
+
+    @property
+    def resumes(self) -> bool:
+        """Whether an exploration goes on from its last snapshot, see `Exploration.resume`."""
+        return False
 
     @abstractmethod
     def explore(self, job: Exploration, advance: Advance | None = None) -> dict[str, Any]:

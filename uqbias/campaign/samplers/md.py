@@ -131,6 +131,11 @@ class MolecularDynamics(Sampler):
         """Further OpenMM forces on the walkers, for a sampler of one's own; None for none. No snapshot has them."""
         return None
 
+    @property
+    def resumes(self) -> bool:
+        known = MolecularDynamics.explore, MolecularDynamics.external
+        return (type(self).explore, type(self).external) == known
+
     def explore(self, job: Exploration, advance: Advance | None = None) -> dict[str, Any]:
         """Run one group of walkers and write its folder.
 
@@ -156,6 +161,7 @@ class MolecularDynamics(Sampler):
         from uqbias.md.walkers import Walkers
         from uqbias.model.inference import evaluate_frames
         from uqbias.model.model import UncertaintyModel
+        from uqbias.runs.sharing import EXCHANGED, SharedSum
         from uqbias.runs.writer import RunWriter
 
         torch.set_num_threads(1)
@@ -176,10 +182,13 @@ class MolecularDynamics(Sampler):
         facts = {**describe_run(job, model, parts, variables), "lowest_u": lowest, "lowest_local": local}
         with RunWriter(job.folder, facts | ({"jumps": jumps} if jumps else {}), resume=job.resume) as writer:
             if writer.finished is None:
+                if bias is not None and job.hills is not None and md.share_hills_every is not None:
+                    bias = SharedSum(bias.biases, job.hills, job.folder.name, md.timestep_fs, md.share_hills_every)
                 if bias is not None and job.earlier_bias is not None:
                     cure = "put it back from a copy"
                     with content_of(job.earlier_bias, cure, "does not fit the bias"):
-                        bias.restore(read_arrays(job.earlier_bias, "bias of the round before", cure))
+                        arrays = read_arrays(job.earlier_bias, "bias of the round before", cure)
+                        bias.restore({name: array for name, array in arrays.items() if name != EXCHANGED})
                     for part in bias.biases:
                         part.on_new_model()
                 evaluator = FusedEvaluator(

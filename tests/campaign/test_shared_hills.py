@@ -1,0 +1,113 @@
+"""Groups of walkers that share their hills, and explorations that go on where they were ended."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from molecules import peroxide_geometries, peroxide_model
+
+from uqbias.campaign.exploring import _explored
+from uqbias.campaign.samplers.base import Exploration
+from uqbias.campaign.samplers.md import BiasedDynamics, MolecularDynamics
+from uqbias.errors import UqbiasError
+from uqbias.files import read_arrays
+from uqbias.runs.hills import load_hills
+from uqbias.settings.file import check_campaign
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    folder, frames = tmp_path_factory.mktemp("job"), peroxide_geometries(6)
+    peroxide_model().save(folder / "m.uqb")
+    md = {"walkers": 2, "steps": 60, "pace": 10, "observe_every": 10, "trajectory_every": 30, "runner": "eager"}
+    more = {"backend": "pythonforce", "groups": 2, "share_hills_every": 20}
+    bias = [{"kind": "metadynamics", "pace": 10, "height": 3.0}]
+    settings = check_campaign({"system": {"structure": "-", "start": "-"}, "md": {**md, **more}, "bias": bias})
+    return Exploration(
+        model=folder / "m.uqb",
+        folder=folder / "group_0",
+        biases=tuple((section.kind, section.arguments()) for section in settings.bias),
+        md=settings.md,
+        guards=settings.guards.model_copy(update={"driver_cap": None}),
+        safe_frames=frames,
+        safe_weights=np.full(6, 1 / 6),
+        reference=frames[0],
+        seed=3,
+        snapshot_every=20,
+        hills=folder / "hills",
+    )
+
+
+def in_folder(job, folder, **changes):
+    return dataclasses.replace(job, folder=folder / "group_0", hills=folder / "hills", **changes)
+
+
+def test_an_exploration_that_is_killed_goes_on_and_its_hills_count_once(job, tmp_path):
+    whole, broken, steps = in_folder(job, tmp_path / "whole"), in_folder(job, tmp_path / "broken"), []
+    BiasedDynamics().explore(whole)
+
+    def tell(count, _):
+        steps.append(count)
+        if len(steps) == 5:
+            raise KeyboardInterrupt  # at step 50: the exchange of step 40 is in a snapshot, no later hill in the file
+
+    with pytest.raises(KeyboardInterrupt):
+        _explored(BiasedDynamics(), broken, tell)
+    steps.clear()
+    assert _explored(BiasedDynamics(), broken, lambda count, _: steps.append(count))["stopped"] == 0
+    assert steps == [40, 10, 10]
+    for name in ("HILLS", "COLVAR.0", "../hills/HILLS.group_0"):
+        assert (whole.folder / name).read_text() == (broken.folder / name).read_text(), name
+    one, other = (read_arrays(job.folder / "observations.npz", "observations", "") for job in (whole, broken))
+    for name, values in one.items():
+        assert other[name].tobytes() == values.tobytes()
+
+
+def test_a_second_group_has_the_hills_of_the_first(job, tmp_path):
+    first = in_folder(job, tmp_path)
+    second = dataclasses.replace(first, folder=tmp_path / "group_1", seed=4)
+    for one in (first, second):
+        BiasedDynamics().explore(one)
+    files = [load_hills(tmp_path / "hills" / f"HILLS.group_{group}", 0.5) for group in (0, 1)]
+    assert [len(hills.height) >= 2 * 6 for hills in files] == [True, True]  # and images at the lowest value
+    at = np.linspace(0, 8, 50)[:, None]
+    for job_of_group, known in ((first, files[:1]), (second, files)):
+        hills = load_hills(job_of_group.folder / "HILLS", 0.5)
+        np.testing.assert_allclose(hills.potential(at), sum(one.potential(at) for one in known), rtol=1e-12)
+    step = read_arrays(second.folder / "bias.npz", "bias", "")["0.hill_step"]
+    assert (step == 0).sum() == len(files[0].height)  # what was there acts from the beginning
+
+
+def test_a_job_that_does_not_fit_what_is_there_begins_anew(job, tmp_path):
+    other = in_folder(job, tmp_path, seed=9)
+    BiasedDynamics().explore(other)
+    facts = _explored(BiasedDynamics(), in_folder(job, tmp_path))
+    assert not facts["was_finished"]
+    assert _explored(BiasedDynamics(), in_folder(job, tmp_path))["was_finished"]
+
+
+def test_only_explorations_with_snapshots_go_on():
+    class Pulled(MolecularDynamics):
+        def external(self, job):
+            return None
+
+    assert BiasedDynamics().resumes
+    assert not Pulled().resumes
+
+
+@pytest.mark.parametrize(
+    ("md", "more", "said"),
+    [
+        ({"groups": 1}, {}, "share_hills_every = 100 with groups = 1"),
+        ({"pace": 40}, {}, "share_hills_every = 100 with pace = 40 and steps = 10000: take a multiple of pace"),
+        ({"steps": 10050}, {}, "that divides steps"),
+        ({"engine": "plumed", "plumed": "plumed.dat"}, {}, "share_hills_every = 100 with engine = plumed"),
+        ({}, {"sampler": "md"}, "sampler = md, which makes no hills, with md.share_hills_every"),
+    ],
+)
+def test_settings_that_share_nothing_are_refused(md, more, said):
+    settings = {"groups": 2, "share_hills_every": 100, **md}
+    trajectory = {"observe_every": 200, "trajectory_every": 200} if "pace" in md else {}
+    with pytest.raises(UqbiasError) as told:
+        check_campaign({"system": {"structure": "-", "start": "-"}, "md": {**settings, **trajectory}, **more})
+    assert said in str(told.value)
