@@ -2,17 +2,20 @@
 
     python tests/benchmarks/random_signals.py --signals 100
     python tests/benchmarks/random_signals.py --cluster 40
+    python tests/benchmarks/random_signals.py --cluster 40 --everything
     python tests/benchmarks/random_signals.py --rates
     python tests/benchmarks/random_signals.py --handoff 20
 
 Each executor of this machine has its share of the signals (KILL, TERM, INT and HUP to the program); a campaign is run
 again until it ends by itself, and then another begins. ``--cluster`` does the same with labels on a SLURM of this
 machine, and kills workers, cancels jobs and restarts slurmctld as well; the data set must be that of a run without
-kills. ``--rates`` prints what the executors that are installed need for labels of 0.5 and 0.1 s. ``--handoff`` ends
-campaigns whose labels are handed over and come back in part, in any order; the data set must be that of a run without.
+kills. With ``--everything`` training and explorations run there, too. ``--rates`` prints what the executors that are
+installed need for labels of 0.5 and 0.1 s. ``--handoff`` ends campaigns whose labels are handed over and come back in
+part, in any order; the data set must be that of a run without.
 """
 
 import argparse
+import json
 import os
 import shutil
 import signal
@@ -21,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -48,6 +52,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--signals", type=int, default=100)
     parser.add_argument("--cluster", type=int, default=0, metavar="KILLS", help="on SLURM, in place of --signals")
+    parser.add_argument("--everything", action="store_true", help="of --cluster: training and exploration as well")
     parser.add_argument("--rates", action="store_true", help="in place of --signals")
     parser.add_argument("--handoff", type=int, default=0, metavar="INTERRUPTIONS", help="in place of --signals")
     parser.add_argument("--seed", type=int, default=0)
@@ -58,7 +63,7 @@ def main():
     elif options.handoff:
         handoff(options.handoff, random)
     elif options.cluster:
-        cluster(options.cluster, random)
+        cluster(options.cluster, random, options.everything)
     else:
         local(options.signals, random)
 
@@ -88,12 +93,15 @@ def campaigns(kind, share, random):
     return row
 
 
-def runs_of(folder, executor, frames, seconds, *, rounds=True):
-    """Runs of a small campaign whose labels are computed by an executor."""
+def runs_of(folder, executor, frames, seconds, rounds=2):
+    """Runs of a small campaign whose work is done by an executor."""
     arguments = ["run", str(make_system(folder, executor, frames)), "-o", str(folder / "run"), "-q"]
-    if not rounds:
-        text = (folder / "campaign.yaml").read_text()
-        (folder / "campaign.yaml").write_text(text.replace("rounds: 2", "rounds: 0"))
+    text = (folder / "campaign.yaml").read_text().replace("rounds: 2", f"rounds: {rounds}")
+    if rounds == 1:
+        text = text.replace("walkers: 2, steps: 100", "walkers: 2, groups: 2, steps: 400")
+    if executor == SLURM and rounds:
+        text = text.replace("executors: {", f"executors: {{train: {executor}, ")
+    (folder / "campaign.yaml").write_text(text)
     return SignalledRuns([sys.executable, "-c", COMMAND, *arguments], folder / "run", folder, seconds=seconds)
 
 
@@ -104,36 +112,49 @@ def result_of(runs):
     return np.array([runs.signals.total(), len(runs.finished()), runs.lost, runs.paid_twice(), *wrong])
 
 
-def cluster(kills, random):
-    """Labels on SLURM with the program, workers, jobs and slurmctld killed at random."""
+def cluster(kills, random, everything):
+    """Work on SLURM with the program, workers, jobs and slurmctld killed at random."""
     assert shutil.which("sbatch"), "no sbatch on this machine: nothing was tested"
+    frames, rounds, patience = (30, 1, (20, 90)) if everything else (150, 0, (10, 40))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "undisturbed").mkdir()
-        reference = runs_of(folder / "undisturbed", "process", 150, 0.01, rounds=False)
-        reference.run(signal.SIGTERM, 600)
+        reference = runs_of(folder / "undisturbed", "process", frames, 0.01, rounds)
+        reference.run(signal.SIGTERM, 1200)
         wanted = (reference.directory / "dataset.xyz").read_bytes()
         others = {"worker": kill_worker, "job": cancel_job, "slurmctld": restart_slurmctld}
-        done, row, number, same = dict.fromkeys(["program", *others], 0), np.zeros(6, dtype=int), 0, True
-        while sum(done.values()) < kills:
+        done, row, number, same = Counter(), np.zeros(6, dtype=int), 0, True
+        while done.total() < kills:
             (folder / str(number)).mkdir()
-            runs = runs_of(folder / str(number), SLURM, 150, 0.3, rounds=False)
+            runs = runs_of(folder / str(number), SLURM, frames, 0.3, rounds)
             number += 1
             while not runs.done:
-                left = kills - sum(done.values())
+                left = kills - done.total()
                 ended, before = threading.Event(), runs.signals.total()
-                disturber = threading.Thread(target=disturb, args=(ended, others, done, left - 1, random))
+                disturber = threading.Thread(target=disturb, args=(ended, others, done, left - 1, random, runs))
                 disturber.start()
-                runs.run(random.choice(SIGNALS), random.uniform(10, 40) if left > 0 else 600)
+                runs.run(random.choice(SIGNALS), random.uniform(*patience) if left > 0 else 1200)
                 ended.set()
                 disturber.join()
-                done["program"] += runs.signals.total() - before
-                print(f"{sum(done.values())} kills {done}, {len(set(runs.finished()))} labels finished", flush=True)
+                done["program", under_way(runs)] += runs.signals.total() - before
+                print(f"{done.total()} kills {told(done)}, {len(set(runs.finished()))} labels finished", flush=True)
             row += result_of(runs)
             same &= (runs.directory / "dataset.xyz").read_bytes() == wanted
-    print(f"kills {done}; {row[1]} labels finished in {number} campaigns, lost {row[2]}, paid twice {row[3]}, ", end="")
+    print(f"kills {told(done)}; {row[1]} labels in {number} campaigns, lost {row[2]}, paid twice {row[3]}, ", end="")
     print(f"tracebacks {row[4]}, other exit codes {row[5]}; same data set as without kills: {same}")
     sys.exit(bool(row[2:].any() or not same))
+
+
+def under_way(runs):
+    """The phase that is under way, by the ledger."""
+    path = runs.directory / "ledger.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.is_file() else []
+    phases = [event["phase"] for event in map(json.loads, lines) if event["event"] == "phase"]
+    return {"label": "train", "train": "explore", "score": "explore"}.get(phases[-1], "label") if phases else "label"
+
+
+def told(done):
+    return ", ".join(f"{what} during {phase} {count}" for (what, phase), count in sorted(done.items()) if count)
 
 
 def handoff(interruptions, random):
@@ -152,12 +173,12 @@ def handoff(interruptions, random):
     sys.exit(bool(row[2] or not same))
 
 
-def disturb(ended, others, done, most, random):
+def disturb(ended, others, done, most, random, runs):
     """Kill something every few seconds until the program has ended."""
     while most > 0 and not ended.wait(random.uniform(4, 12)):
-        what = str(random.choice(list(others)))
+        what, phase = str(random.choice(list(others))), under_way(runs)
         if others[what](random):
-            done[what] += 1
+            done[what, phase] += 1
             most -= 1
 
 

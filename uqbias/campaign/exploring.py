@@ -31,7 +31,7 @@ from uqbias.runs.writer import BIAS, DESCRIPTION, SNAPSHOT
 from uqbias.settings.md_sections import MD
 from uqbias.uncertainty.base import WALL, at_wall
 
-#: Steps between snapshots of an exploration.
+#: Steps between snapshots of an exploration, at most.
 SNAPSHOT_EVERY = 2000
 
 
@@ -155,7 +155,7 @@ def _exploration(work: Work, md: MD, sampler: Sampler, round_index: int, group: 
         names=tuple(f"{entry['round']}/{entry['index']}" for entry in frames.info),
         known=_asked(work, round_index),
         physical=physical_filter(work),
-        snapshot_every=(sharing or SNAPSHOT_EVERY) if sampler.resumes else None,
+        snapshot_every=(sharing or min(SNAPSHOT_EVERY, -(-md.steps // 10))) if sampler.resumes else None,
         hills=None if sharing is None else partial / "hills",
     )
 
