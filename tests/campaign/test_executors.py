@@ -81,7 +81,10 @@ def test_a_geometry_that_takes_its_worker_along_has_a_second_try_alone(tmp_path,
 
 
 def test_other_tasks_are_done_again_too():
-    assert sorted(results_of(Fragile({0: 2}), lambda index: 10 * index, [(0,), (1,)])) == [0, 10]
+    notes = []
+    tell = lambda *note: notes.append(note)  # noqa: E731
+    assert sorted(results_of(Fragile({0: 2}), lambda index: 10 * index, [(0,), (1,)], tell)) == [0, 10]
+    assert notes == 2 * [(0, "put back: node 0 fell over")]
     with pytest.raises(UqbiasError, match=r"executors\.label: a task was lost 3 times \(node 0 fell over\)"):
         list(results_of(Fragile({0: 3}), lambda index: index, [(0,)]))
 

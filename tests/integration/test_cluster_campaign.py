@@ -1,7 +1,9 @@
 import json
 import os
+import re
 import subprocess
 import sys
+import threading
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -52,6 +54,39 @@ def test_work_done_elsewhere_is_the_same_work(campaign, kind):
         assert (campaign / "there" / name).read_bytes() == (campaign / "here" / name).read_bytes(), name
     assert (campaign / "there" / "jobs").is_dir() == (kind in ("slurm", "parsl"))
     assert f"kind: {kind}" in (campaign / "there" / "campaign.yaml").read_text()
+
+
+@pytest.mark.slow
+@PARSL_S_OWN
+@needs_slurm
+def test_cancelled_trainings_and_explorations_are_done_all_the_same(campaign):
+    section = "{kind: slurm, poll: 2, walltime: '0:10:00'}"
+    cluster = campaign / "cluster.yaml"
+    cluster.write_text(f"label: local\ntrain: {section}\nexplore: {section}\n")
+    cancelled, ended = set(), threading.Event()
+
+    def cancel():
+        while not ended.wait(0.5):
+            for line in said("squeue", "--noheader", "--states=RUNNING", "--format=%i %j").splitlines():
+                name = re.search(r"uqbias-\w+-(\w+)\.", line)
+                if name and (work := name.group(1)) not in cancelled:
+                    said("scancel", line.split()[0])
+                    cancelled.add(work)
+
+    disturber = threading.Thread(target=cancel)
+    disturber.start()
+    there = run(campaign, "there", "--executors", cluster)
+    ended.set()
+    disturber.join()
+    here = run(campaign, "here")
+    assert (here.returncode, there.returncode) == (0, 0), here.stderr + there.stderr
+    assert cancelled == {"train", "explore"}
+    for name in ("dataset.xyz", "round_00/model.uqb", "round_01/model.uqb"):
+        assert (campaign / "there" / name).read_bytes() == (campaign / "here" / name).read_bytes(), name
+
+
+def said(*command):
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout
 
 
 @pytest.mark.slow

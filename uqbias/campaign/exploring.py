@@ -58,7 +58,8 @@ def explore_phase(work: Work, round_index: int) -> dict[str, Any]:
     else:
         work.progress.phase(name, campaign.md.steps * groups)
         results = []
-        for result in results_of(executor, _explore, [(work.home, sampler, job) for job in jobs]):
+        calls = [(work.home, sampler, job) for job in jobs]
+        for result in results_of(executor, _explore, calls, work.progress.advance):
             results.append(result)
             work.progress.advance(campaign.md.steps, f"{len(results)} of {len(jobs)} groups")
     for snapshot in partial.rglob(SNAPSHOT):

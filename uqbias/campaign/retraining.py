@@ -73,7 +73,8 @@ def train_where_asked(work: Work, round_index: int) -> dict[str, Any]:
     work.progress.phase(f"round {round_index}: train by executors.train", None)
     record = Record(work.ledger.numbers, work.ledger.events())
     elsewhere = replace(work, ledger=record, progress=SilentProgress(), _executors={})
-    result: dict[str, Any] = next(results_of(executor, _train_there, [(work.home, elsewhere, round_index)]))
+    calls = [(work.home, elsewhere, round_index)]
+    result: dict[str, Any] = next(results_of(executor, _train_there, calls, work.progress.advance))
     return result
 
 

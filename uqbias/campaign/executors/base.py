@@ -81,8 +81,15 @@ class TaskExecutor(Executor):
         return None
 
 
-def results_of(executor: TaskExecutor, task: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+def results_of(
+    executor: TaskExecutor,
+    task: Callable[..., Any],
+    calls: Iterable[tuple[Any, ...]],
+    tell: Callable[[int, str], None] = lambda _count, _note: None,
+) -> Iterator[Any]:
     """Results of one task with various arguments, as they come; what was lost with its job is done again.
+
+    ``tell`` is called with 0 and a note on what is waited for, or was lost.
 
     Raises
     ------
@@ -93,7 +100,8 @@ def results_of(executor: TaskExecutor, task: Callable[..., Any], calls: Iterable
         executor.submit(task, *arguments): (arguments, 0) for arguments in calls
     }
     while pending:
-        executor.check()
+        if note := executor.check():
+            tell(0, note)
         for future in wait(pending, LOOK, FIRST_COMPLETED).done:
             arguments, count = pending.pop(future)
             try:
@@ -104,6 +112,7 @@ def results_of(executor: TaskExecutor, task: Callable[..., Any], calls: Iterable
                 if count >= executor.retries:
                     fault = f"executors.{executor.work}: a task was lost {count + 1} times ({lost}){executor.outputs}"
                     raise UqbiasError(fault, "see that memory and walltime suffice, and run again") from None
+                tell(0, f"put back: {lost}")
                 pending[executor.submit(task, *arguments)] = arguments, count + 1
             else:
                 yield result
