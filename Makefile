@@ -1,25 +1,39 @@
-# make demo | test | test-quick | fuzz | lint | bench | bench-samplers | bench-exploration | bench-training | bench-uq | bench-plumed | bench-fes | bench-biases | bench-directions | bench-attacks | bench-neighbours | bench-models | docs | gpu | clean
-# Everything is installed into .venv from PyPI; set PYTHON to choose the interpreter it is made with.
+# make demo | smoke | test | test-quick | fuzz | lint | bench | bench-samplers | bench-exploration | bench-training | bench-uq | bench-plumed | bench-fes | bench-biases | bench-directions | bench-attacks | bench-neighbours | bench-models | docs | gpu | clean
+# Everything is installed into .venv from PyPI; set PYTHON to choose the interpreter it is made with. LIGHT=1: into .venv-light, with
+# the newest torch for the CPU alone (1.5 GB in place of 7) and the backend pythonforce.
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
-PYTHON ?= $(shell for p in python3.11 python3.12; do \
-	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
-VENV := .venv
+LIGHT ?=
+# openmmtorch has wheels for these two; nothing else sets a limit.
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < $(if $(LIGHT),(3, 15),(3, 13)))
+PYTHON ?= $(shell for p in python3.11 python3.12 $(if $(LIGHT),python3.13 python3.14); do \
+	"$$p" -c '$(FITS)' 2>/dev/null && echo $$p && break; done)
+VENV := $(if $(LIGHT),.venv-light,.venv)
+EXTRAS := $(if $(LIGHT),test,torchforce,dev)
 BIN := $(VENV)/bin
 RUN := runs/alanine_dipeptide
+SMOKE := tests/cli/test_cli.py tests/cli/test_new_command.py tests/app/test_bias_acts.py tests/model/test_export_devices.py
 FUZZ ?= 30000
 # Small models run fastest on one thread, and two libraries' threads would fight for the cores.
 ONE := OMP_NUM_THREADS=1
 # Tests run in two processes, a file in one of them, so that its fixtures are made once.
 TWO := --numprocesses=2 --dist=loadfile
 
-.PHONY: help demo test test-quick fuzz lint bench bench-samplers bench-exploration bench-training bench-uq bench-plumed bench-fes bench-biases bench-directions bench-attacks bench-neighbours bench-models docs gpu clean
+# A torch without CUDA libraries: wheels of PIP_FIND_LINKS, or torch's own index, and no other that pip knows; else PyPI's.
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+CPU_TORCH = $(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install -q --no-index --no-deps 'torch>=2.9' 2>/dev/null || \
+	PIP_CONFIG_FILE=/dev/null $(BIN)/python -m pip install -q --retries 1 --timeout 30 --no-deps --index-url $(CPU_INDEX) 'torch>=2.9' 2>/dev/null || \
+	echo "no torch for the CPU alone ($(CPU_INDEX) does not answer): PyPI's, with CUDA libraries, 6 GB"
+
+.PHONY: help demo smoke test test-quick fuzz lint bench bench-samplers bench-exploration bench-training bench-uq bench-plumed bench-fes bench-biases bench-directions bench-attacks bench-neighbours bench-models docs gpu clean
 
 help:
 	@echo "make demo            the campaign on alanine dipeptide, report at the end (about a quarter of an hour)"
+	@echo "make demo LIGHT=1    the same with 1.5 GB in place of 7: newest torch for the CPU, without openmmtorch; LIGHT=1 goes with test, too"
+	@echo "make smoke LIGHT=1   doctor and a choice of tests in that environment (about two minutes)"
 	@echo "make test            all tests"
 	@echo "make test-quick      tests of the rooms without the slow ones (at most three minutes on two cores)"
 	@echo "make fuzz            30000 damaged files for the readers of files (about ten minutes); FUZZ=90000 for more"
@@ -42,11 +56,12 @@ help:
 
 # The stamp is newer than pyproject.toml when nothing is to be installed.
 $(VENV)/.installed: pyproject.toml
-	@test -n "$(PYTHON)" || { echo "make: needs python3.11 or python3.12, found neither; install one or set PYTHON=/path/to/it" >&2; exit 1; }
-	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' || { echo "make: PYTHON=$(PYTHON) is not Python 3.11 or 3.12" >&2; exit 1; }
-	@echo "installing into $(VENV) (PyPI, about 7 GB with torch's CUDA libraries, a few minutes)"
+	@test -n "$(PYTHON)" || { echo "make: needs python3.11 or python3.12 (LIGHT=1: to 3.14), found none; install one or set PYTHON=/path/to/it" >&2; exit 1; }
+	@"$(PYTHON)" -c '$(FITS)' || { echo "make: PYTHON=$(PYTHON) is not Python 3.11 or 3.12 (LIGHT=1: to 3.14)" >&2; exit 1; }
+	@echo "installing into $(VENV) (PyPI, $(if $(LIGHT),1.5 GB with a torch for the CPU,about 7 GB with torch's CUDA libraries), a few minutes)"
 	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[torchforce,dev]'
+	@$(if $(LIGHT),$(CPU_TORCH))
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
 	@touch $@
 
 demo: $(VENV)/.installed
@@ -55,6 +70,11 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	@$(ONE) $(BIN)/python -m pytest $(TWO)
+
+# The command line, forces in OpenMM, exports and a campaign: what other versions of torch and OpenMM break first.
+smoke: $(VENV)/.installed
+	@$(BIN)/uqbias doctor --quick
+	@$(ONE) $(BIN)/python -m pytest $(TWO) -m "not slow" $(SMOKE)
 
 # Dynamics, campaigns and commands end to end are left to `make test`.
 test-quick: $(VENV)/.installed
@@ -119,5 +139,5 @@ gpu: $(VENV)/.installed
 	@$(BIN)/python tests/gpu/throughput.py
 
 clean:
-	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist
+	@rm -rf .venv .venv-light .mypy_cache .ruff_cache .pytest_cache build dist
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

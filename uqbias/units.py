@@ -50,3 +50,12 @@ def seconds_of(value: Any) -> Any:
         raise ValueError("write a time as h:mm:ss, d-hh:mm:ss or in s")
     days, hours, minutes, seconds = (int(part or 0) for part in parts.groups())
     return 86400.0 * days + 3600.0 * hours + 60.0 * minutes + seconds
+
+
+def duration(seconds: float) -> str:
+    """``75.0`` as ``1 min 15 s``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -29,7 +29,7 @@ def test_folder_is_ready_to_run(structure, tmp_path, monkeypatch):
     assert "next: uqbias run hooh/campaign.yaml" in done.stdout
     assert "it acts on" in done.stdout or "auto chose" in done.stdout
     assert "24 start frames have theirs, then at most 200" in done.stdout
-    assert "the oracle takes no charge or spin" in done.stdout
+    assert "the oracle takes no charge or spin: it labels" in done.stdout
     assert {file.name for file in (tmp_path / "hooh").iterdir()} == {"structure.pdb", "start.xyz", "campaign.yaml"}
     assert not list(tmp_path.glob(".uqbias*"))
     assert read_structure(tmp_path / "hooh" / "structure.pdb").topology.bonds == PEROXIDE.bonds

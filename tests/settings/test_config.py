@@ -7,8 +7,9 @@ from uqbias.campaign.dry_run import check_parts
 from uqbias.campaign.work import read_molecule
 from uqbias.errors import UqbiasError
 from uqbias.registry import BIASES, FEATURES, UNCERTAINTIES, VARIABLES
-from uqbias.settings.file import check_campaign, flatten, load_campaign, read_yaml
+from uqbias.settings.file import check_campaign, flatten, load_campaign
 from uqbias.settings.template import OF_KINDS, campaign_template, example_campaign, kinds_template
+from uqbias.settings.yaml_text import read_yaml
 
 SYSTEMS = sorted((Path(__file__).parents[2] / "systems").glob("*/*.yaml"))
 REGISTRIES = {"bias": BIASES, "variables": VARIABLES, "driver": UNCERTAINTIES, "features": FEATURES}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ase.symbols import Symbols
 
 from uqbias.campaign.dry_run import outlook
 from uqbias.campaign.progress import Progress
@@ -108,6 +109,7 @@ def begin(
         place.rename(folder)
     return {
         **facts,
+        "formula": Symbols(structure.topology.numbers).get_chemical_formula(),
         "folder": str(folder),
         "campaign_file": str(folder / CAMPAIGN),
         "charge": settings["system"]["charge"],
@@ -164,19 +166,23 @@ def _with_oracle(
     settings: dict[str, Any], place: Path, structure: Structure, notes: list[str]
 ) -> tuple[dict[str, Any], Oracle | None]:
     """Section `system` with the charge and spin that the oracle takes, and the oracle; None if it is elsewhere."""
-    system = settings["system"]
-    for stated in (system, {**system, "charge": None, "spin": None}):
-        campaign = CampaignFile(check_campaign({**settings, "system": stated}), place).resolved
+    system, dropped = settings["system"], []
+    while True:
+        campaign = CampaignFile(check_campaign({**settings, "system": system}), place).resolved
         try:
             spec = oracle_spec(campaign, structure.topology, structure.periodic)
             kind = ORACLES.get(spec.kind)
-            return stated, None if kind.elsewhere or kind.only_known else ORACLES.rebuild(spec.kind, spec.options)
+            oracle = None if kind.elsewhere or kind.only_known else ORACLES.rebuild(spec.kind, spec.options)
+            break
         except UqbiasError as error:
-            neutral = (system["charge"], system["spin"]) == (0, 1)
-            if stated["charge"] is None or not neutral or not error.what.startswith(("system.charge", "system.spin")):
+            name = error.what.partition(" ")[0].removeprefix("system.")
+            if " takes no " not in error.what or system.get(name) != {"charge": 0, "spin": 1}.get(name, object()):
                 raise
-            notes.append("the oracle takes no charge or spin; its own default is used")
-    raise AssertionError
+            system = {**system, name: None}
+            dropped.append(name)
+    if dropped:
+        notes.append(f"the oracle takes no {' or '.join(dropped)}: it labels what it labels by itself")
+    return system, oracle
 
 
 def _made_frames(

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing import resource_tracker
 from typing import Any
 
 #: Ctrl-C, the end of a job's time, the end of a terminal, and that of the time that the user gave (`end_in`).
@@ -94,6 +93,8 @@ def deferred(stop: Callable[[], None]) -> Iterator[list[int]]:
 @contextmanager
 def blocked() -> Iterator[None]:
     """Threads and processes begun within never get the signals of a terminal."""
+    from multiprocessing import resource_tracker
+
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     resource_tracker.ensure_running()  # else its start, in the thread that begins a process, would unblock Ctrl-C
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

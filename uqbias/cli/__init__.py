@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 import uqbias
 from uqbias.campaign.interrupts import raise_on_signals
@@ -20,6 +21,7 @@ COMMANDS = {
     "template": ("campaigns", "Write a commented campaign file."),
     "validate": ("campaigns", "Check a campaign file without running it."),
     "run": ("campaigns", "Run a campaign, or continue it."),
+    "status": ("status_command", "How far a run is, and what it waits for."),
     "verify": ("verify_command", "Check a run's ledger, labels and files."),
     "report": ("campaigns", "Print a run's summary, write its HTML report."),
     "train": ("models", "Train a model on your own frames."),
@@ -44,6 +46,17 @@ LOOKS: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": Fa
 class LazyCommands(CommandGroup):
     """The commands of `COMMANDS`, each imported when it is called or asked for help."""
 
+    #: Whether names are completed: no command is imported for that.
+    naming = False
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """Names of commands that a shell may complete."""
+        self.naming = True
+        try:
+            return super().shell_complete(ctx, incomplete)
+        finally:
+            self.naming = False
+
     def list_commands(self, ctx: Any) -> list[str]:
         """Names in the order of `COMMANDS`."""
         return list(COMMANDS)
@@ -52,6 +65,8 @@ class LazyCommands(CommandGroup):
         """The command of a name, or None."""
         if cmd_name not in COMMANDS:
             return None
+        if self.naming:
+            return TyperCommand(cmd_name, short_help=COMMANDS[cmd_name][1])
         from uqbias.cli.part_options import command
 
         file, summary = COMMANDS[cmd_name]
@@ -76,7 +91,7 @@ app = typer.Typer(
     name="uqbias",
     cls=LazyCommands,
     no_args_is_help=True,
-    **LOOKS,
+    **{**LOOKS, "add_completion": True},
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
@@ -112,8 +127,15 @@ def _main(
       uqbias fes md/ --cv phi,psi
 
     Units: nm, ps, kJ/mol and K while it runs; eV and Å in data files. Those are written as extended XYZ and read in the
-    formats that uqbias train --help names. Errors are one line, with what to do; exit code 2 for bad input, 130 after
-    Ctrl-C, 143 and 129 after the signals TERM and HUP.
+    formats that uqbias train --help names.
+
+    \b
+    Exit codes:
+      0    done
+      1    a fault of the program, with a traceback: please report it
+      2    bad input, or something is broken: one line says what, and what to do
+      3    the time is up, or labels are awaited: the same command goes on
+      130  Ctrl-C; 143 and 129: signals TERM and HUP; the same command goes on
     """
 
 

@@ -48,7 +48,17 @@ def doctor(
     good = healthy(rows) if executors is None else all(row.status == "ok" for row in rows)
     if json:
         print_json({"healthy": good, "rows": [row._asdict() for row in rows]})
+    elif good:
+        typer.echo("everything that is needed works")
+        typer.echo(
+            'next: uqbias new "NCCCO" for a molecule of your own, uqbias train frames.xyz for labelled frames, '
+            "uqbias wrap MODEL --data frames.xyz for a trained model"
+            if executors is None
+            else f"next: uqbias run CAMPAIGN.yaml --executors {executors}"
+        )
     else:
-        typer.echo("everything that is needed works" if good else "something is broken: see the failed rows")
+        cures = [row for row in rows if row.status == "failed" and row.cure]
+        typer.echo(f"something is broken: see the failed rows{f'; first: {cures[0].cure}' if cures else ''}")
+        typer.echo("next: uqbias doctor again")
     if not good:
         raise typer.Exit(BAD_INPUT)

@@ -276,7 +276,7 @@ def set_key(sections: dict[str, Any], entry: str, flag: str = "--set", within: s
     UqbiasError
         If the entry has no key or no value, or goes through something that is not a section.
     """
-    from uqbias.settings.file import read_yaml
+    from uqbias.settings.yaml_text import read_yaml
 
     path, separator, text = entry.partition("=")
     *parents, key = [within] * bool(within) + path.strip().split(".")

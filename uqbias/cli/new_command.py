@@ -90,7 +90,7 @@ def new(
     first = f"{facts['start_frames']} start frames {'first' if again else 'have theirs'}"
     print_pairs(
         [
-            ("molecule", f"{molecule.name}, {facts['atoms']} atoms, {facts['bonds']} bonds, {facts['electrons']}"),
+            ("molecule", f"{facts['formula']}, {facts['atoms']} atoms, {facts['bonds']} bonds, {facts['electrons']}"),
             ("oracle", f"{oracle}, see `oracle:`"),
             ("driver", "; ".join(facts["driver_story"])),
             ("labels", f"{first}, then at most {more}{cost}"),

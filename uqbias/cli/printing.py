@@ -105,9 +105,9 @@ def fail(message: str) -> None:
         typer.echo(printable("uqbias: " + " ".join(message.split())), err=True)
 
 
-def print_json(value: Any) -> None:
-    """JSON on stdout; numbers that are not finite become null, which JSON has no word for."""
-    typer.echo(printable(json.dumps(_finite(value), indent=1, ensure_ascii=False)))
+def print_json(value: Any, *, compact: bool = False) -> None:
+    """JSON on stdout, on one line if ``compact``; numbers that are not finite become null, JSON's nearest word."""
+    typer.echo(printable(json.dumps(_finite(value), indent=None if compact else 1, ensure_ascii=False)))
 
 
 def print_pairs(pairs: Iterable[tuple[str, Any]]) -> None:

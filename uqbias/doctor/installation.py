@@ -30,9 +30,23 @@ from uqbias.testing.routes import context_of
 if TYPE_CHECKING:
     from uqbias.model.model import UncertaintyModel
 
-PACKAGES = ("uqbias", "torch", "openmm", "openmmtorch", "numpy", "scikit-learn", "ase", "mdtraj", "plumed")
+PACKAGES = (
+    "uqbias",
+    "torch",
+    "openmm",
+    "openmmtorch",
+    "numpy",
+    "scikit-learn",
+    "ase",
+    "mdtraj",
+    "tblite",
+    "rdkit",
+    "plumed",
+)
 OPTIONAL = {
     "openmmtorch": "pip install 'uqbias[torchforce]' for the backend torchforce",
+    "tblite": "pip install 'uqbias[xtb]' for labels by GFN2-xTB, without a force field",
+    "rdkit": "pip install 'uqbias[smiles]' for uqbias new of a SMILES",
     "plumed": "pip install 'uqbias[plumed]' for PLUMED inside OpenMM",
 }
 #: Largest |F + dE/dx| as a share of the largest force: central differences in float64, and platforms in float32.

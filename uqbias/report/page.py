@@ -23,7 +23,8 @@ from uqbias.report.figure_data import csv_link, figure_csv, inline_svg
 from uqbias.report.frames_view import frames_csv, harvested_frames, viewer
 from uqbias.report.run_data import RunData, is_number
 from uqbias.report.style import save
-from uqbias.report.summary import campaign_story, duration, round_table, status
+from uqbias.report.summary import campaign_story, round_table, status
+from uqbias.units import duration
 
 PACKAGES = ("uqbias", "torch", "openmm", "openmmtorch", "numpy", "scikit-learn", "mdtraj", "matplotlib")
 

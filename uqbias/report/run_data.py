@@ -21,7 +21,7 @@ from uqbias.registry import SAMPLERS
 from uqbias.report.map_axes import MapAxes, Region, dihedral_coordinates, principal_components, regions_of
 from uqbias.runs.hills import Hills, load_hills
 from uqbias.runs.ledger_lines import NAME, read_ledger
-from uqbias.settings.file import read_yaml
+from uqbias.settings.yaml_text import read_yaml
 
 Array = NDArray[np.float64]
 T = TypeVar("T")

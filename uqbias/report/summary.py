@@ -8,18 +8,10 @@ from typing import TYPE_CHECKING, Any
 from uqbias.errors import printable
 from uqbias.report.map_axes import Region
 from uqbias.report.run_data import RunData, is_number, section
+from uqbias.units import duration
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-
-def duration(seconds: float) -> str:
-    """``75.0`` as ``1 min 15 s``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 #: Reasons of failures that are told.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,76 +19,17 @@ from uqbias.files import sha256, write_text
 from uqbias.options import InputFile
 from uqbias.settings.oracle_section import BOUNDS
 from uqbias.settings.schema import Campaign, Executors
+from uqbias.settings.yaml_text import read_yaml
 
 S = TypeVar("S", bound=BaseModel)
 #: Keys that may change between two runs in one directory: they do not change what the finished part computed.
 FREE_KEYS = ("name", "stop", "executors", "score", *(f"oracle.{name}" for name in BOUNDS))
 
 
-#: A campaign file nests no deeper, and holds no more entries when its aliases are written out.
-DEEPEST, MOST_ENTRIES = 64, 100_000
-MERGE = "tag:yaml.org,2002:merge"
 #: Endings of structures that may lie beside start frames in a folder of systems.
 STRUCTURES = (".pdb", ".cif", ".vasp")
 #: Bytes of a campaign file, at most.
 LARGEST = 1_000_000
-
-
-class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc] # libyaml is not everywhere
-    """Safe loader that refuses a key given twice and endless aliases, and reads 1e-3 as a number."""
-
-    def get_single_node(self) -> Any:
-        """The document, checked before anything is made of it: here an alias costs nothing yet."""
-        node = super().get_single_node()
-        self._measures: dict[int, tuple[int, int]] = {}
-        self._measure(node, 0)
-        return node
-
-    def _measure(self, node: Any, depth: int) -> tuple[int, int]:
-        """Number of entries of a node, its aliases written out, and levels below it."""
-        if not isinstance(node, yaml.CollectionNode):
-            return 1, 0
-        if depth > DEEPEST:
-            raise UqbiasError(f"more than {DEEPEST} levels of nesting", "write it flatter")
-        if id(node) not in self._measures:
-            below = node.value
-            if isinstance(node, yaml.MappingNode):
-                self._refuse_twice([key for key, _ in below if isinstance(key, yaml.ScalarNode)])
-                below = [part for pair in below for part in pair]
-            parts = [self._measure(part, depth + 1) for part in below]
-            sizes, heights = zip(*parts, strict=True) if parts else ((), ())
-            self._measures[id(node)] = 1 + sum(sizes), 1 + max(heights, default=0)
-        size, height = self._measures[id(node)]
-        if depth + height > DEEPEST or size > MOST_ENTRIES:
-            raise UqbiasError(
-                f"more than {MOST_ENTRIES} entries or {DEEPEST} levels of nesting, aliases written out",
-                "use fewer aliases",
-            )
-        return size, height
-
-    def flatten_mapping(self, node: Any) -> None:
-        """YAML's ``<<``: what stands first comes first, the mapping itself before all; PyYAML confuses short keys."""
-        sources = [value for key, value in node.value if key.tag == MERGE]
-        node.value = [pair for pair in node.value if pair[0].tag != MERGE]
-        for part in [one for value in sources for one in (value.value if value.id == "sequence" else [value])]:
-            if not isinstance(part, yaml.MappingNode):
-                raise UqbiasError(f"'<<' without a mapping (line {part.start_mark.line + 1})", "write `<<: *name`")
-            self.flatten_mapping(part)
-            node.value = part.value + node.value
-
-    def _refuse_twice(self, keys: list[yaml.ScalarNode]) -> None:
-        seen = set()
-        for node in keys:
-            # Only what a mapping itself has counts: what `<<` brings in may be overridden.
-            key = node.value if node.tag == MERGE else self.construct_object(node, deep=True)
-            if key in seen:
-                raise UqbiasError(f"key '{key}' is given twice (line {node.start_mark.line + 1})", "keep one of them")
-            seen.add(key)
-
-
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
 
 
 @dataclass(frozen=True)
@@ -232,23 +172,6 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 def digest(value: Any) -> str:
     """SHA-256 of a JSON-able value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def read_yaml(text: str | bytes) -> Any:
-    """The value that YAML text stands for.
-
-    Raises
-    ------
-    UqbiasError
-        If it is not YAML, holds a key twice, or becomes too large.
-    """
-    try:
-        # Text of the wrong coding too; and PyYAML makes all kinds of errors of dates and tags that it cannot read.
-        return yaml.load(text if isinstance(text, str) else text.decode(), Loader=Loader)
-    except UqbiasError:
-        raise
-    except Exception as error:
-        raise UqbiasError(f"the text is not YAML ({' '.join(str(error).split())})") from error
 
 
 def load_campaign(path: str | Path, executors: Path | None = None) -> CampaignFile:
