@@ -28,6 +28,7 @@ UNCERTAINTIES = {
     "mve": "uqbias.uncertainty.mve:MeanVarianceEstimation",
     "evidential": "uqbias.uncertainty.evidential:Evidential",
     "llpr": "uqbias.uncertainty.llpr:LastLayerRigidity",
+    "llpr_forces": "uqbias.uncertainty.llpr_forces:ForceRigidity",
     "distance": "uqbias.uncertainty.latent_distance:LatentDistance",
 }
 BIASES = {

@@ -39,9 +39,10 @@ from uqbias.compile.fused import FusedEvaluator
 from uqbias.files import write_text
 from uqbias.md.guards import Guard
 from uqbias.md.walkers import Walkers
-from uqbias.model.fit import fit_model, fit_uncertainty
+from uqbias.model.fit import fit_model
 from uqbias.model.inference import evaluate_frames
 from uqbias.model.model import UncertaintyModel
+from uqbias.model.readouts import fit_uncertainty
 from uqbias.molecule.frames import Frames, read_frames
 from uqbias.molecule.measures import dihedral_angles
 from uqbias.molecule.surface import ReferenceSurface, in_box

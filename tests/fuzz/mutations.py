@@ -230,7 +230,7 @@ def in_model(content, draw):
     """A manifest that is changed and carries the right hash, or a header of tensors that claims other things."""
     from safetensors.torch import load, save
 
-    from uqbias.model.model import _digest
+    from uqbias.model.manifest import digest
 
     try:
         size = struct.unpack("<Q", content[:8])[0]
@@ -253,7 +253,7 @@ def in_model(content, draw):
     if isinstance(manifest, dict):
         manifest.pop("sha256", None)
         try:
-            manifest["sha256"] = _digest(manifest, tensors)
+            manifest["sha256"] = digest(manifest, tensors)
         except Exception:
             manifest["sha256"] = "0"
     return save(tensors, metadata={"manifest": to_json(manifest).decode()})

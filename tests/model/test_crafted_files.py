@@ -10,7 +10,8 @@ from file_readers import GONE, put, write_seeds
 from safetensors.torch import load, save
 
 from uqbias.errors import UqbiasError
-from uqbias.model.model import UncertaintyModel, _digest
+from uqbias.model.manifest import digest
+from uqbias.model.model import UncertaintyModel
 
 LATENTS = "judge.options.features"
 #: Dotted key of the manifest, what stands there instead, part of the message.
@@ -104,7 +105,7 @@ def parts(path):
 
 def write(path, manifest, tensors):
     manifest.pop("sha256", None)
-    manifest["sha256"] = _digest(manifest, tensors)
+    manifest["sha256"] = digest(manifest, tensors)
     path.write_bytes(save(tensors, metadata={"manifest": json.dumps(manifest)}))
 
 

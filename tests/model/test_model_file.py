@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from uqbias.errors import UqbiasError
-from uqbias.model.model import UncertaintyModel, _digest, _read, read_manifest
+from uqbias.model.manifest import digest, read_file, read_manifest
+from uqbias.model.model import UncertaintyModel
 
 
 @pytest.fixture
@@ -87,11 +88,11 @@ def test_missing_and_foreign_files(tmp_path):
 
 @pytest.mark.parametrize("part", ["potential", "judge"])
 def test_a_file_cannot_name_a_function_to_be_called(saved, part, tmp_path):
-    manifest, tensors = _read(saved)
+    manifest, tensors = read_file(saved)
     mark = tmp_path / "executed"
     manifest[part] = {"kind": "subprocess:getoutput", "options": {"cmd": f"touch {mark}"}}
     del manifest["sha256"]
-    manifest["sha256"] = _digest(manifest, tensors)
+    manifest["sha256"] = digest(manifest, tensors)
     save_file(tensors, saved, metadata={"manifest": json.dumps(manifest)})
     with pytest.raises(UqbiasError, match="'subprocess:getoutput' is an import path"):
         UncertaintyModel.load(saved)
@@ -101,7 +102,7 @@ def test_a_file_cannot_name_a_function_to_be_called(saved, part, tmp_path):
 
 
 def test_a_file_of_another_format_is_refused(saved):
-    manifest, tensors = _read(saved)
+    manifest, tensors = read_file(saved)
     del manifest["sha256"]
     for version, cure in ((2, "'cv' and 'uncertainty' is now 'driver' and 'judge'"), (99, "upgrade uqbias")):
         manifest["format_version"] = version

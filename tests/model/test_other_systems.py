@@ -8,7 +8,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from uqbias.errors import UqbiasError
-from uqbias.model.model import UncertaintyModel, _digest, read_manifest
+from uqbias.model.manifest import digest, read_manifest
+from uqbias.model.model import UncertaintyModel
 from uqbias.molecule.topology import Topology
 from uqbias.testing import build_case, check_systems, molecule
 
@@ -57,7 +58,7 @@ def test_files_of_before_there_were_systems_are_read(case, tmp_path):
         del manifest[key]
     options = manifest["judge"]["options"]
     del options["known"], options["aggregation"]["selection"], options["features"]["options"]["selection"]
-    manifest["sha256"] = _digest(manifest, tensors)
+    manifest["sha256"] = digest(manifest, tensors)
     save_file(tensors, tmp_path / "old.uqb", metadata={"manifest": json.dumps(manifest)})
     old = UncertaintyModel.load(tmp_path / "old.uqb")
     x = torch.tensor(case.held_out.positions[:3])

@@ -43,6 +43,8 @@ KINDS = {
     "shallow_ensemble_atoms": ("shallow_ensemble", {"score": "nll", "aggregation": "max"}),
     "llpr": ("llpr", {}),
     "llpr_structure": ("llpr", {"scope": "structure"}),
+    "llpr_forces": ("llpr_forces", {}),
+    "llpr_forces_max": ("llpr_forces", {"aggregation": "max", "n_readouts": 4, "dims": 3}),
     "mve": ("mve", {}),
     "mve_energy": ("mve", {"quantity": "energy"}),
     "evidential": ("evidential", {}),

@@ -29,7 +29,7 @@ from uqbias.model.inference import Evaluated, evaluate_frames
 from uqbias.model.model import UncertaintyModel
 from uqbias.molecule.frames import Frames
 from uqbias.oracles.base import Oracle, OracleError
-from uqbias.potentials.prediction import geometry_for, with_member_forces
+from uqbias.potentials.prediction import geometry_for
 from uqbias.units import ANGSTROM, EV
 
 Array = NDArray[np.float64]
@@ -294,9 +294,7 @@ def uncertainty_gradient(
     for start in range(0, len(whole), BLOCK):
         x = whole[start : start + BLOCK].clone().requires_grad_()
         geometry = geometry_for(model.potential, x.detach(), None if cells is None else cells[start : start + BLOCK])
-        forces = model.requires_forces
-        terms = with_member_forces(model.potential, x, geometry) if forces else model.potential(x, geometry)
-        judge, driver, _ = model.uncertainties(x, *terms)
+        judge, driver, _ = model.uncertainties(x, *model.terms(x, geometry))
         parts.append(torch.autograd.grad((judge if of == "judge" else driver).sum(), x)[0])
     return np.asarray(torch.cat(parts).double().cpu().numpy())
 

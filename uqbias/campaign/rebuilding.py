@@ -25,7 +25,7 @@ from uqbias.campaign.verification import Verification, by_place, is_at, is_same
 from uqbias.campaign.work import Work, read_molecule
 from uqbias.errors import UqbiasError
 from uqbias.files import atomic_path, read_json, sha256
-from uqbias.model.model import read_manifest
+from uqbias.model.manifest import read_manifest
 from uqbias.molecule.frames import Frames, write_frames
 from uqbias.molecule.topology import Topology
 from uqbias.oracles.base import Label

@@ -18,9 +18,10 @@ from uqbias.campaign.retraining import course, go_on_from
 from uqbias.campaign.work import Work
 from uqbias.errors import UqbiasError
 from uqbias.files import read_json, write_text
-from uqbias.model.fit import complete_model, distinct, fit_uncertainty, make_potential, make_uncertainties
+from uqbias.model.fit import complete_model, distinct, make_potential, make_uncertainties
 from uqbias.model.model import UncertaintyModel
 from uqbias.model.padded import check_padded
+from uqbias.model.readouts import fit_uncertainty
 from uqbias.model.several import layout_of
 from uqbias.model.splitting import Dealt, check_calibration_frames
 from uqbias.model.training import train

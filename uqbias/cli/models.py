@@ -143,7 +143,8 @@ def info(model: ModelPath, json: Json = False) -> None:
     Example:
       uqbias info model.uqb
     """
-    from uqbias.model.model import UncertaintyModel, read_manifest
+    from uqbias.model.manifest import read_manifest
+    from uqbias.model.model import UncertaintyModel
 
     manifest = read_manifest(model)
     if json:

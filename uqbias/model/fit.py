@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ import torch
 from uqbias.errors import UqbiasError
 from uqbias.model.inference import atoms_with_values, evaluate_frames, residuals
 from uqbias.model.model import UncertaintyModel
+from uqbias.model.readouts import fit_uncertainty
 from uqbias.model.reference import OF_SYSTEMS, check_told_apart, reference_facts
 from uqbias.model.score import score_model
 from uqbias.model.several import layout_of, of_system, score_systems
@@ -27,11 +28,10 @@ from uqbias.molecule.structure import whole_frames
 from uqbias.molecule.topology import Topology
 from uqbias.potentials.base import Potential
 from uqbias.potentials.edges import EdgePotential
-from uqbias.potentials.prediction import predict
 from uqbias.registry import POTENTIALS, UNCERTAINTIES
 from uqbias.settings.schema import CalibrationSettings
 from uqbias.uncertainty.auto import driver_story
-from uqbias.uncertainty.base import Sample, Uncertainty, at_wall
+from uqbias.uncertainty.base import Uncertainty, at_wall
 from uqbias.uncertainty.calibration import Calibration, HeldOut, with_elements
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ def make_uncertainties(
         if start is None and kind._placed is Uncertainty._placed:
             raise kind.of_one_molecule(section.kind)
         part: Uncertainty = UNCERTAINTIES.build(section, topology=topology, n_latents=potential.n_latents)
-        part.check_members(potential.n_members)
+        part.check_members(potential.n_members, most=not potential.frozen)
         part.to(next(potential.parameters()).dtype)
         if start is not None:
             part.prepare(torch.as_tensor(start.positions))
@@ -266,34 +266,6 @@ def complete_model(
         model.provenance["frames_of_systems"] = dict(zip(systems, each, strict=True))
         model.provenance[OF_SYSTEMS] = dict(zip(systems, references, strict=True))
     return model, counts | calibrated | {"driver_story": story, "driver_wall": at_wall("wall", driver)}
-
-
-def fit_uncertainty(
-    potential: Potential,
-    part: Uncertainty,
-    frames: Frames | Sequence[Frames],
-    seed: int,
-    systems: Sequence[Topology] = (),
-) -> None:
-    """Fit an uncertainty to frames, with what the potential says of them.
-
-    Parameters
-    ----------
-    frames : of the system of potential and part; or of several, whose bond graphs are ``systems``.
-    """
-    sets = [frames] if isinstance(frames, Frames) else list(frames)
-    for one in sets:
-        part.record_seen(one)
-    forces: Literal["members", "none"] = "members" if part.requires_forces else "none"
-    samples = []
-    for index, one in enumerate(sets):
-        here, placed = potential, part
-        if len(sets) > 1:
-            here, placed = potential.with_numbers(systems[index].numbers), part.with_topology(systems[index])
-        prediction = predict(here, one.positions, forces=forces, cells=one.cells, periodic=one.periodic)
-        positions = torch.as_tensor(one.positions).to(prediction.energy)
-        samples.append(Sample(placed, positions, prediction.energy, prediction.latents, prediction.member_forces))
-    part.fit_systems(samples, seed=seed)
 
 
 def calibrate(

@@ -58,10 +58,11 @@ def evaluate_frames(
     wanted: Literal["none", "mean", "members"] = "mean" if forces else "none"
     kept = ("energy", "driver", "judge", "raw", "local", "forces", "raw_atoms", "stress")
     blocks: dict[str, list[Tensor]] = {name: [] for name in kept}
+    readouts = model.readouts
+    if model.requires_forces and readouts is None:
+        wanted = "members"
     for block, surroundings in _blocks(model, frames):
-        prediction = predict(
-            model.potential, block, BLOCK, forces="members" if model.requires_forces else wanted, **surroundings
-        )
+        prediction = predict(model.potential, block, BLOCK, forces=wanted, readouts=readouts, **surroundings)
         terms = (prediction.energy, prediction.latents, prediction.member_forces)
         with torch.no_grad():
             raw, driver, local = model.uncertainties(block, *terms)

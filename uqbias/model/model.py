@@ -6,38 +6,34 @@ rebuilds the modules and says what the numbers mean.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NotRequired
+from typing import Any, NamedTuple
 
 import torch
-from pydantic import NonNegativeInt
 from torch import Tensor, nn
-from typing_extensions import TypedDict
 
 import uqbias
 from uqbias.errors import UqbiasError
-from uqbias.files import atomic_path, check_json, content_of, memory_for, parse_json
+from uqbias.files import atomic_path, content_of, memory_for
+from uqbias.model.manifest import FORMAT_VERSION, REPLACE, digest, read_file
 from uqbias.model.reference import facts_for
 from uqbias.molecule.geometry import Geometry
 from uqbias.molecule.seen import NOTHING, Array, join
-from uqbias.molecule.topology import Bonds, Element, Topology
+from uqbias.molecule.topology import Topology
 from uqbias.potentials.base import Potential
-from uqbias.potentials.prediction import geometry_for, with_member_forces
+from uqbias.potentials.prediction import Readouts, geometry_for, with_member_forces
 from uqbias.registry import POTENTIALS, names_of_file
 from uqbias.uncertainty.base import Uncertainty, rebuild_uncertainty
 from uqbias.uncertainty.calibration import Calibration
 from uqbias.variables.names import local_names
 
-FORMAT_VERSION = 3
 UNITS = {"length": "nm", "energy": "kJ/mol", "force": "kJ/mol/nm"}
 #: Tensors of the file that are not part of any module: invariants of the frames that the model was made from, and of
 #: those that calibrated it.
 SEEN, CALIBRATED = "record.seen", "record.calibrated"
-REPLACE = "copy or train it again"
 #: Atoms of a molecule on which a model that is loaded is not tried.
 LARGE = 200
 
@@ -93,7 +89,14 @@ class UncertaintyModel(nn.Module):
                 "use the same molecule for both",
             )
         for part in (self.judge, self.driver):
-            part.check_members(potential.n_members)
+            part.check_members(potential.n_members, most=not potential.frozen)
+        if self.driver is not self.judge and self.judge.requires_forces and self.driver.requires_forces:
+            kinds = {self.judge.kind, self.driver.kind}
+            if self.readouts is not None:
+                raise UqbiasError(
+                    f"judge and driver of {' and '.join(sorted(kinds))} that take different forces",
+                    "let the driver be the judge, or choose another driver",
+                )
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -124,7 +127,7 @@ class UncertaintyModel(nn.Module):
 
         Without the judge, NaN then, if not ``judged``.
         """
-        return self._prediction(positions, self._terms(positions, geometry, judged=judged), judged=judged)
+        return self._prediction(positions, self.terms(positions, geometry, judged=judged), judged=judged)
 
     def with_atoms(self, positions: Tensor, geometry: Geometry | None = None) -> tuple[Prediction, Tensor]:
         """`forward` and the calibrated uncertainty of each atom [W, N], kJ/mol/nm, from one evaluation.
@@ -134,7 +137,7 @@ class UncertaintyModel(nn.Module):
         UqbiasError
             If the judge has no values per atom.
         """
-        terms = self._terms(positions, geometry)
+        terms = self.terms(positions, geometry)
         raw = self.judge.per_atom(positions, *terms)
         if raw is None:
             raise UqbiasError(f"uncertainty '{self.judge.kind}' has no values per atom", "choose another judge")
@@ -144,10 +147,10 @@ class UncertaintyModel(nn.Module):
         """Second part of `with_atoms`."""
         return self.with_atoms(positions, geometry)[1]
 
-    def _terms(self, positions: Tensor, geometry: Geometry | None, *, judged: bool = True) -> tuple[Tensor, ...]:
-        """Energy, latents and, where an uncertainty needs them, forces of the members."""
+    def terms(self, positions: Tensor, geometry: Geometry | None = None, *, judged: bool = True) -> tuple[Tensor, ...]:
+        """Energy, latents and, where an uncertainty needs them, forces of members or readouts, for `uncertainties`."""
         if self.requires_forces and (judged or not self.judge_apart):
-            return with_member_forces(self.potential, positions, geometry)
+            return with_member_forces(self.potential, positions, geometry, self.readouts)
         return self.potential(positions, geometry)
 
     def _prediction(self, positions: Tensor, terms: tuple[Tensor, ...], *, judged: bool = True) -> Prediction:
@@ -165,6 +168,11 @@ class UncertaintyModel(nn.Module):
     def requires_forces(self) -> bool:
         """Whether an uncertainty needs the forces of every committee member."""
         return self.judge.requires_forces or self.driver.requires_forces
+
+    @property
+    def readouts(self) -> Readouts | None:
+        """Readouts whose forces an uncertainty needs, in place of the members'."""
+        return self.judge.readouts or self.driver.readouts
 
     @property
     def judge_apart(self) -> bool:
@@ -229,7 +237,7 @@ class UncertaintyModel(nn.Module):
         tensors[SEEN] = torch.from_numpy(self.seen.copy())
         tensors[CALIBRATED] = torch.from_numpy(self.calibrated_on.copy())
         manifest = self.manifest()
-        manifest["sha256"] = _digest(manifest, tensors)
+        manifest["sha256"] = digest(manifest, tensors)
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, metadata={"manifest": json.dumps(manifest)})
 
@@ -248,7 +256,7 @@ class UncertaintyModel(nn.Module):
             If the file is missing, cut short, edited, or of another format version, or its parts do not fit.
         """
         path = Path(path)
-        manifest, tensors = _read(path)
+        manifest, tensors = read_file(path)
         with content_of(path, REPLACE, "does not describe a model"):
             with names_of_file(trust), memory_for(path):
                 model = cls._restored(manifest, tensors)
@@ -295,102 +303,8 @@ class UncertaintyModel(nn.Module):
         return model.eval()
 
 
-class _Part(TypedDict):
-    kind: str
-    options: dict[str, Any]
-
-
-class _Calibration(TypedDict):
-    kind: str
-    alpha: float
-    statistic: str
-    frames: NonNegativeInt
-    unit: str
-    meaning: str
-    shape: NotRequired[str]
-    numbers: NotRequired[list[Element] | None]
-    structure_quantiles: dict[str, float]
-    atom_quantiles: dict[str, float | list[float]]
-
-
-class _System(TypedDict):
-    name: str
-    topology: Bonds
-
-
-class Manifest(TypedDict):
-    """Schema of the manifest of a model file; further keys may stand in it."""
-
-    format: Literal["uqbias"]
-    format_version: int
-    atomic_numbers: list[Element]
-    elements: NotRequired[list[Element]]
-    element_energies: NotRequired[dict[str, float]]
-    topology: Bonds
-    systems: NotRequired[list[_System]]
-    units: dict[str, str]
-    dtype: Literal["float32", "float64"]
-    potential: _Part
-    judge: _Part
-    driver: _Part | None
-    calibration: _Calibration
-    provenance: dict[str, Any]
-    versions: dict[str, str]
-
-
-def read_manifest(path: str | Path) -> dict[str, Any]:
-    """The manifest of a model file, after the same checks as :meth:`UncertaintyModel.load`."""
-    return _read(Path(path))[0]
-
-
 def _line(model: UncertaintyModel) -> Tensor:
     """Atoms [1, N, 3] on a helix, 0.15 nm apart: a geometry to try a model on."""
     turn = torch.arange(len(model.numbers), dtype=torch.get_default_dtype())
     positions = torch.stack([0.1 * turn.cos(), 0.1 * turn.sin(), 0.1 * turn], dim=-1)
     return positions.unsqueeze(0).to(next(model.potential.parameters()))
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    from safetensors import safe_open
-
-    if not path.is_file():
-        raise UqbiasError(f"no such model file: {path}", "make one with 'uqbias train' or 'uqbias run'")
-    # safetensors compares what the header claims with the size of the file.
-    with content_of(path, REPLACE, "is not a whole model file"), safe_open(path, framework="pt") as stream:
-        text = (stream.metadata() or {}).get("manifest", "null")
-        tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-    manifest = parse_json(text, Any, f"{path}: manifest", REPLACE)
-    if not isinstance(manifest, dict) or manifest.get("format") != "uqbias":
-        raise UqbiasError(f"{path} is a safetensors file without a uqbias manifest", "make one with 'uqbias train'")
-    version = manifest.get("format_version")
-    if version != FORMAT_VERSION:
-        raise UqbiasError(
-            f"{path} has format version {version!r}, this uqbias reads {FORMAT_VERSION}",
-            "upgrade uqbias"
-            if isinstance(version, int) and version > FORMAT_VERSION
-            else "train it again: what such a file calls 'cv' and 'uncertainty' is now 'driver' and 'judge'",
-        )
-    check_json(manifest, Manifest, f"{path}: manifest", REPLACE)
-    members = manifest["potential"]["options"].get("n_members")
-    if isinstance(members, int) and members > path.stat().st_size:
-        raise UqbiasError(f"{path}: more members than bytes", REPLACE)
-    recorded = manifest.pop("sha256", "")
-    with content_of(path, REPLACE):
-        expected = _digest(manifest, tensors)
-    if recorded != expected:
-        raise UqbiasError(
-            f"{path} was changed after it was written (SHA-256 {str(recorded)[:12]}..., content {expected[:12]}...)",
-            "copy or train it again",
-        )
-    manifest["sha256"] = recorded
-    return manifest, tensors
-
-
-def _digest(manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    content = {name: value for name, value in manifest.items() if name != "sha256"}
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()

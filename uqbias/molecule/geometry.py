@@ -40,6 +40,10 @@ class Geometry(NamedTuple):
         """The geometry of the walkers of a slice or a tensor of indices."""
         return self.with_tensors([tensor[walkers] for tensor in self.tensors()])
 
+    def repeated(self, count: int) -> Geometry:
+        """The geometry of ``count`` copies of all walkers, one copy after the other."""
+        return self.with_tensors([tensor.repeat(count, *[1] * (tensor.dim() - 1)) for tensor in self.tensors()])
+
 
 def virial(positions: Tensor, gradient: Tensor, box: Tensor, box_gradient: Tensor) -> Tensor:
     """Derivative of an energy by a strain of positions and cell, [..., 3, 3] kJ/mol, made symmetric.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -20,6 +21,14 @@ Cells = NDArray[np.floating] | Tensor
 Periodic = tuple[bool, bool, bool]
 
 
+class Readouts(NamedTuple):
+    """K functions of the latents in place of the potential's last layer."""
+
+    count: int
+    #: Latents [M, W, N, F] to energies [K, W].
+    energies: Callable[[Tensor], Tensor]
+
+
 class Predictions(NamedTuple):
     """What a potential says of n frames."""
 
@@ -29,7 +38,7 @@ class Predictions(NamedTuple):
     latents: Tensor
     #: [n, N, 3] kJ/mol/nm, mean over the members; None where not asked for.
     forces: Tensor | None
-    #: [M, n, N, 3] kJ/mol/nm; None where not asked for.
+    #: [M, n, N, 3] kJ/mol/nm, or those of readouts, [K, n, N, 3]; None where not asked for.
     member_forces: Tensor | None
     #: [n, 3, 3] kJ/mol, see `uqbias.molecule.geometry.virial`, mean over the members; None without forces or cells.
     virial: Tensor | None = None
@@ -64,21 +73,29 @@ def geometry_for(
 
 
 def with_member_forces(
-    potential: Potential, positions: Tensor, geometry: Geometry | None = None
+    potential: Potential, positions: Tensor, geometry: Geometry | None = None, readouts: Readouts | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Energies [M, W], latents [M, W, N, F] and forces of each member [M, W, N, 3].
+    """Energies [M, W], latents [M, W, N, F] and forces of each member [M, W, N, 3], or of each readout [K, W, N, 3].
 
     Differentiable where autograd is on.
 
-    One backward gives all members' forces, since each has its own copy of the positions [W, N, 3].
+    One backward gives all forces, since each member, or readout, has its own copy of the positions [W, N, 3].
     """
-    differentiable = torch.is_grad_enabled()
+    differentiable, walkers = torch.is_grad_enabled(), len(positions)
     with torch.enable_grad():  # type: ignore[no-untyped-call]
-        copies = positions.unsqueeze(0).expand(potential.n_members, -1, -1, -1).clone()
+        count = potential.n_members if readouts is None else readouts.count
+        copies = positions.unsqueeze(0).expand(count, -1, -1, -1).clone()
         if not copies.requires_grad:
             copies.requires_grad_()
-        energy, latents = potential(copies, geometry)
-        (gradient,) = torch.autograd.grad(energy.sum(), copies, create_graph=differentiable)
+        if readouts is None:
+            energy, latents = potential(copies, geometry)
+            total = energy.sum()
+        else:  # as so many walkers more
+            energy, latents = potential(copies.flatten(0, 1), None if geometry is None else geometry.repeated(count))
+            # Readout k of copy k.
+            total = readouts.energies(latents).view(count, count, walkers).diagonal().sum()
+            energy, latents = energy[:, :walkers], latents[:, :walkers]
+        (gradient,) = torch.autograd.grad(total, copies, create_graph=differentiable)
     if differentiable:
         return energy, latents, -gradient
     return energy.detach(), latents.detach(), -gradient.detach()
@@ -92,18 +109,29 @@ def predict(
     forces: Literal["none", "mean", "members"] = "mean",
     cells: Cells | None = None,
     periodic: Periodic = (True, True, True),
+    readouts: Readouts | None = None,
 ) -> Predictions:
-    """Evaluate ``potential`` at ``positions`` [n, N, 3] nm in ``cells`` [n, 3, 3] nm; there is no autograd history."""
+    """Evaluate ``potential`` at ``positions`` [n, N, 3] nm in ``cells`` [n, 3, 3] nm; there is no autograd history.
+
+    With ``readouts`` their forces are given as ``member_forces``.
+    """
     x = torch.as_tensor(positions).to(next(potential.parameters()))
     boxes = None if cells is None else torch.as_tensor(cells).to(x)
     table = neighbour_list(potential, box=boxes is not None, periodic=periodic)
+    if readouts is not None:
+        batch_size = max(1, batch_size // readouts.count)
+        forces = "mean" if forces == "members" else forces
     if table is not None:
         batch_size = min(batch_size, max(1, ATOMS // len(potential.numbers)))
     parts: list[list[Tensor]] = [[], [], [], [], []]
     for start in range(0, max(len(x), 1), batch_size):
         batch, box = x[start : start + batch_size], None if boxes is None else boxes[start : start + batch_size]
         geometry = table.geometry(batch, box) if table is not None else None if box is None else Geometry(box)
-        for part, values in zip(parts, _predicted(potential, batch, geometry, forces), strict=True):
+        said = _predicted(potential, batch, geometry, forces)
+        if readouts is not None:
+            with torch.no_grad():
+                said = said._replace(member_forces=with_member_forces(potential, batch, geometry, readouts)[2])
+        for part, values in zip(parts, said, strict=True):
             if values is not None:
                 part.append(values)
     joined = [torch.cat(part, dim) if part else None for part, dim in zip(parts, (1, 1, 0, 1, 0), strict=True)]

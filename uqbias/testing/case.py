@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from uqbias.errors import UqbiasError
-from uqbias.model.fit import calibrate, fit_uncertainty
+from uqbias.model.fit import calibrate
 from uqbias.model.model import UncertaintyModel
+from uqbias.model.readouts import fit_uncertainty
 from uqbias.model.training import train
 from uqbias.molecule.frames import Frames
 from uqbias.potentials.power_spectrum import PowerSpectrum
-from uqbias.potentials.prediction import predict
 from uqbias.registry import UNCERTAINTIES, import_attribute
 from uqbias.settings.training_sections import TrainingOptions
 from uqbias.testing import molecule
@@ -95,9 +95,8 @@ class Case:
     def per_atom(self, positions: NDArray[Any], dtype: torch.dtype = torch.float64) -> Tensor | None:
         """Values of each atom [n, N] before calibration, or None for a kind without."""
         model, x = self.in_dtype(dtype), torch.tensor(positions, dtype=dtype)
-        prediction = predict(model.potential, x, forces="members" if model.requires_forces else "none")
         with torch.no_grad():
-            return model.judge.per_atom(x, prediction.energy, prediction.latents, prediction.member_forces)
+            return model.judge.per_atom(x, *model.terms(x))
 
 
 def evaluate(model: UncertaintyModel, positions: Tensor, gradients: bool = False) -> Values:

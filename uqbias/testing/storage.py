@@ -15,8 +15,8 @@ from torch import Tensor
 from uqbias.bias.linear import Linear
 from uqbias.compile.fused import FusedEvaluator
 from uqbias.errors import UqbiasError
-from uqbias.model.fit import fit_uncertainty
 from uqbias.model.model import UncertaintyModel
+from uqbias.model.readouts import fit_uncertainty
 from uqbias.testing.case import Case, evaluate, refitted
 from uqbias.testing.measuring import change, changed, counted, largest, short, through_json
 from uqbias.testing.report import Report

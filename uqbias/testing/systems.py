@@ -13,7 +13,6 @@ from torch import Tensor
 from uqbias.errors import UqbiasError
 from uqbias.model.model import UncertaintyModel
 from uqbias.molecule.topology import Topology
-from uqbias.potentials.prediction import predict
 from uqbias.testing import molecule
 from uqbias.testing.case import Case, evaluate
 from uqbias.testing.measuring import change, changed, largest
@@ -81,9 +80,8 @@ def _limit(values: Tensor) -> float:
 
 def _of_atoms(model: UncertaintyModel, x: Tensor) -> Tensor:
     """Values of atoms before and after calibration, [2, n, N]; [2, n, 0] for a kind without."""
-    prediction = predict(model.potential, x, forces="members" if model.requires_forces else "none")
     with torch.no_grad():
-        raw = model.judge.per_atom(x, prediction.energy, prediction.latents, prediction.member_forces)
+        raw = model.judge.per_atom(x, *model.terms(x))
         if raw is None:
             return x.new_zeros(2, len(x), x.shape[1])
         return torch.stack([raw, model.calibration.per_atom(raw)])

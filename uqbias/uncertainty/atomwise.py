@@ -72,7 +72,7 @@ class AtomwiseUncertainty(Uncertainty):
 
     def _fit(self, samples: Sequence[Sample], seed: int) -> None:
         """Check the committee, and scale the aggregation: all that there is to fit for many kinds."""
-        self.check_members(len(samples[0].energy))
+        self.check_members(len(samples[0].energy), most=False)
         self._fit_aggregation(samples)
 
     def forward(self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None) -> Tensor:

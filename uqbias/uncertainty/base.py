@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from uqbias.errors import UqbiasError
 from uqbias.molecule.seen import TOLERANCE, Memory, invariants
 from uqbias.molecule.topology import Topology
+from uqbias.potentials.prediction import Readouts
 from uqbias.registry import FEATURES, UNCERTAINTIES, Part
 from uqbias.uncertainty.features.base import Features
 
@@ -36,10 +37,12 @@ class Sample(NamedTuple):
     energy: Tensor
     latents: Tensor
     forces: Tensor | None = None
+    #: Forces [K, n, N, 3] kJ/mol/nm of readouts in some of the frames; None outside the fit of a model.
+    forces_of: Callable[[Readouts, NDArray[np.intp]], Tensor] | None = None
 
     def values(self, function: Callable[..., Tensor]) -> NDArray[np.float64]:
         """A function of part, positions, energy, latents and forces, [n, ...], a chunk of frames at a time."""
-        return self.part._in_chunks(partial(function, self.part), *self[1:])
+        return self.part._in_chunks(partial(function, self.part), *self[1:5])
 
 
 class Uncertainty(Part, Memory, nn.Module, ABC):
@@ -134,16 +137,25 @@ class Uncertainty(Part, Memory, nn.Module, ABC):
 
     @property
     def requires_forces(self) -> bool:
-        """Whether `forward` is to be given the forces of every committee member."""
-        return False
+        """Whether `forward` is to be given the forces of every committee member, or of the `readouts`."""
+        return self.readouts is not None
+
+    @property
+    def readouts(self) -> Readouts | None:
+        """Readouts whose forces [K, W, N, 3] take the place of the members'; None for a kind without."""
+        return None
 
     @property
     def labelled(self) -> bool:
         """Whether u tells like atoms apart, as features of the bond graph do."""
         return self.features is not None and self.features.labelled
 
-    def check_members(self, n_members: int) -> None:
-        """Refuse a potential whose committee size makes no sense for this kind or its features."""
+    def check_members(self, n_members: int, *, most: bool = True) -> None:
+        """Refuse a potential whose committee size makes no sense for this kind or its features.
+
+        More than `most_members` are not refused where ``most`` is False, as of a frozen committee: a kind of single
+        models takes the latents of its first member, and the errors of the mean.
+        """
         member = getattr(self.features, "member", 0)
         if member >= n_members:
             raise UqbiasError(
@@ -154,7 +166,7 @@ class Uncertainty(Part, Memory, nn.Module, ABC):
                 f"uncertainty '{self.kind}' with a potential of {n_members} member(s)",
                 f"set potential.n_members (--members) to {self.fewest_members} or more, or leave it out",
             )
-        if self.most_members is not None and n_members > self.most_members:
+        if most and self.most_members is not None and n_members > self.most_members:
             raise UqbiasError(
                 f"uncertainty '{self.kind}' with a committee of {n_members}",
                 f"set potential.n_members (--members) to {self.most_members}, or choose a committee",
@@ -215,7 +227,7 @@ class Uncertainty(Part, Memory, nn.Module, ABC):
         """
         if len(samples) > 1:
             raise self.of_one_molecule(self.kind)
-        samples[0].part.fit(*samples[0][1:], seed=seed)
+        samples[0].part.fit(*samples[0][1:5], seed=seed)
 
     @abstractmethod
     def forward(self, positions: Tensor, energy: Tensor, latents: Tensor, forces: Tensor | None = None) -> Tensor:
