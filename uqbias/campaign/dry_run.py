@@ -94,7 +94,7 @@ def _driver_parts(campaign: Campaign, topology: Topology, start: Frames) -> int:
     try:
         parts = make_uncertainties(campaign, topology, potential, start, start)
         if campaign.training.kind != "adam":
-            check_untrained(parts, campaign.training.kind)
+            check_untrained(parts, campaign.training.kind, potential)
         return len(parts[1].part_names)
     except UqbiasError as error:
         if topology.proper_dihedrals(heavy_only=False) or "the molecule has no such" not in error.what:

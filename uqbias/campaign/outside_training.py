@@ -69,10 +69,10 @@ def read_potential(path: Path, topology: Topology) -> Potential:
     return open_model([str(path)], topology.numbers, trust=True)
 
 
-def check_untrained(parts: Sequence[Uncertainty], kind: str) -> None:
-    """Refuse a driver or judge with weights of its own, which are trained with the potential."""
+def check_untrained(parts: Sequence[Uncertainty], kind: str, potential: Potential) -> None:
+    """Refuse a driver or judge with weights of its own: they learn from a potential that is frozen throughout alone."""
     for part in parts:
-        if any(True for _ in part.parameters()):
+        if any(True for _ in part.parameters()) and not (kind == "none" and potential.frozen):
             raise UqbiasError(
                 f"uncertainty '{part.kind}' with training.kind = {kind}: it has weights, which are trained with the "
                 "potential",

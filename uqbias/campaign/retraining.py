@@ -45,7 +45,7 @@ def train_phase(work: Work, round_index: int) -> dict[str, Any]:
     if ours:
         history = _train(work, round_index, potential, parts, split.training, split.validation, last is not None)
     else:
-        check_untrained(parts, campaign.training.kind)
+        check_untrained(parts, campaign.training.kind, potential)
     if campaign.training.kind == "none":
         history["energy_offset"] = at_zero_of(potential, work.ledger.labels(0))
     seeds = (work.seed(round_index, "judge"), work.seed(round_index, "driver"))

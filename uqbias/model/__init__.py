@@ -6,8 +6,9 @@ __getattr__, __dir__, __all__ = exports(
     __name__,
     {
         "export": ("export_torchscript",),
-        "fit": ("calibrate", "complete_model", "fit_model", "fit_uncertainty", "make_potential"),
+        "fit": ("calibrate", "complete_model", "fit_model", "make_potential"),
         "inference": ("Evaluated", "evaluate_frames"),
+        "manifest": ("read_manifest",),
         "metrics": (
             "auroc",
             "coverage",
@@ -17,7 +18,8 @@ __getattr__, __dir__, __all__ = exports(
             "sharpness",
             "spearman",
         ),
-        "model": ("Prediction", "UncertaintyModel", "read_manifest"),
+        "model": ("Prediction", "UncertaintyModel"),
+        "readouts": ("fit_uncertainty",),
         "score": ("score_model",),
         "splitting": ("Dealt", "Split"),
         "training": ("TrainingOptions", "TrainingResult", "train"),

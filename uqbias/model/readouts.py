@@ -123,8 +123,8 @@ def train_readouts(potential: Potential, parts: Sequence[TrainedKind], sets: Seq
             loss(at, rng.choice(orders[at][len(orders[at]) // KEPT :], BATCH)).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
     with torch.no_grad():
-        for weight, value in zip(trained, kept, strict=True):
-            weight.copy_(value)
+        for weight, best_weight in zip(trained, kept, strict=True):
+            weight.copy_(best_weight)
         restore()
 
 

@@ -24,7 +24,7 @@ Periodic = tuple[bool, bool, bool]
 class Readouts(NamedTuple):
     """K functions of the latents in place of the potential's last layer."""
 
-    count: int
+    heads: int
     #: Latents [M, W, N, F] to energies [K, W].
     energies: Callable[[Tensor], Tensor]
 
@@ -83,7 +83,7 @@ def with_member_forces(
     """
     differentiable, walkers = torch.is_grad_enabled(), len(positions)
     with torch.enable_grad():  # type: ignore[no-untyped-call]
-        count = potential.n_members if readouts is None else readouts.count
+        count = potential.n_members if readouts is None else readouts.heads
         copies = positions.unsqueeze(0).expand(count, -1, -1, -1).clone()
         if not copies.requires_grad:
             copies.requires_grad_()
@@ -119,7 +119,7 @@ def predict(
     boxes = None if cells is None else torch.as_tensor(cells).to(x)
     table = neighbour_list(potential, box=boxes is not None, periodic=periodic)
     if readouts is not None:
-        batch_size = max(1, batch_size // readouts.count)
+        batch_size = max(1, batch_size // readouts.heads)
         forces = "mean" if forces == "members" else forces
     if table is not None:
         batch_size = min(batch_size, max(1, ATOMS // len(potential.numbers)))
