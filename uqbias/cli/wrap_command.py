@@ -57,8 +57,8 @@ def wrap(
 ) -> None:
     """Make a model file of a model that is trained already, with a driver, a judge and its calibration.
 
-    The model is not trained. The judge is fitted to the model's latents of the frames, and calibrated against the labels of a
-    quarter of them that is held out, at least 1/α frames. Without labels the judge stays in its own unit.
+    The model is not trained. The judge is fitted to the model's latents of the frames, and calibrated against the
+    labels of a quarter of them that is held out, at least 1/α frames. Without labels the judge stays in its own unit.
 
     \b
     Examples:

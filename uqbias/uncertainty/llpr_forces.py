@@ -25,8 +25,8 @@ from uqbias.uncertainty.whitening import check_varies
 
 #: Added to u² so that u has a slope everywhere.
 FLOOR = 1e-6
-#: Training frames, at most, whose force components are rows of C: thousands of rows, for some hundred columns.
-FRAMES = 100
+#: Training frames, at most, whose force components are rows of C: thousands of rows for a hundred columns.
+FRAMES = 60
 
 
 class ForceRigidity(ElementwiseUncertainty):
