@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from uqbias.errors import UqbiasError
+from uqbias.model import readouts
 from uqbias.model.fit import fit_model
 from uqbias.model.inference import residuals
 from uqbias.model.metrics import spearman
@@ -13,6 +14,11 @@ from uqbias.potentials.module import FactoryModule
 from uqbias.testing import molecule
 
 MODULE = "documented_module:make"
+
+
+@pytest.fixture(autouse=True)
+def fewer_steps(monkeypatch):
+    monkeypatch.setattr(readouts, "STEPS", 300)
 
 
 class Larger(FactoryModule):
@@ -30,7 +36,7 @@ def wrapped(potential, kind, frames):
 
 @pytest.mark.parametrize("kind", ["mve", "evidential", "shallow_ensemble"])
 def test_trained_on_errors_whatever_the_size_of_latents(kind):
-    frames, test = molecule.frames(120, turn=3.0), molecule.frames(60, 5, turn=20.0)
+    frames, test = molecule.frames(80, turn=3.0), molecule.frames(40, 5, turn=20.0)
     models = [wrapped(make(frames.numbers.tolist(), factory=MODULE), kind, frames) for make in (FactoryModule, Larger)]
     (one, errors), (other, _) = (residuals(model, test) for model in models)
     np.testing.assert_allclose(other.raw_judge, one.raw_judge, rtol=2e-2)
