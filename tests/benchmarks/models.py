@@ -50,6 +50,10 @@ JUDGES = [
     {"kind": "distance"},
     {"kind": "llpr"},
     {"kind": "llpr", "scope": "structure"},
+    {"kind": "llpr_forces"},
+    {"kind": "mve"},
+    {"kind": "evidential"},
+    {"kind": "shallow_ensemble"},
     {"kind": "committee"},
 ]
 SIZE = {

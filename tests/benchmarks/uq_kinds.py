@@ -57,6 +57,7 @@ KINDS = {
     "distance, kNN": ("distance", {"metric": "knn"}, {}, 1.2),
     "llpr, atoms": ("llpr", {}, {}, 1.2),
     "llpr, structure": ("llpr", {"scope": "structure"}, {}, 1.2),
+    "llpr, forces": ("llpr_forces", {}, {}, 6.0),
     "shallow ensemble": ("shallow_ensemble", {}, {}, 1.2),
     "mve": ("mve", {}, {}, 1.2),
     "evidential": ("evidential", {}, {}, 1.2),
