@@ -150,7 +150,8 @@ def sevennet(runner: str, turns: int) -> None:
     for judge in JUDGES[:4]:
         begin = time.perf_counter()
         potential = open_model(["7net-0"], fitted.numbers.tolist())
-        model, _ = fit_model(fitted, None, {"judge": judge, "driver": {"kind": "gmm"}}, potential=potential)
+        settings = {"judge": judge, "driver": {"kind": "gmm"}, "training": {"validation_fraction": 0.0}}
+        model, _ = fit_model(fitted, None, settings, potential=potential)
         seconds = time.perf_counter() - begin
         u = np.concatenate([evaluate_frames(model, frames).judge for frames in (kept, liquid)])
         auroc = roc_auc_score(np.repeat([0, 1], [len(kept), len(liquid)]), u)
