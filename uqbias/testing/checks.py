@@ -242,8 +242,8 @@ def check_exploded(case: Case, expects_large: bool | None = None) -> Report:
     - a density of some coordinates (`Uncertainty.labelled`): blind to all others by design, so that stiff modes cannot
       drive it;
     - a network that predicts its own error: it was trained on the training set, and may say anything elsewhere;
-    - a committee, at 5 nm only: beyond the cutoff all members agree that there is no force, and their energies stop
-      moving apart.
+    - a committee, of members or of readouts, at 5 nm only: beyond the cutoff all members agree that there is no force,
+      and their energies stop moving apart.
 
     Parameters
     ----------
@@ -259,7 +259,7 @@ def check_exploded(case: Case, expects_large: bool | None = None) -> Report:
     part = case.judge
     if expects_large is None:
         expects_large = getattr(part, "expects_large", not part.labelled and not any(True for _ in part.parameters()))
-    promised = {"clash": expects_large, "apart": expects_large and part.fewest_members == 1}
+    promised = {"clash": expects_large, "apart": expects_large and part.fewest_members == 1 and part.readouts is None}
     ceiling = float(case.evaluate(case.training.positions).raw.max())
     for name, x in molecule.exploded().items():
         for dtype in DTYPES:

@@ -41,8 +41,9 @@ class ForceRigidity(ElementwiseUncertainty):
     with the mean over force components of the training frames; no label is needed. The sum over the columns of
     :math:`L^{-T}`, :math:`C = L L^T`, is one over last layers drawn from the posterior, of which K are kept: random
     orthogonal combinations, whose mean is the whole sum. Each gives forces by its own backward pass, as the members of
-    a committee do. u is aggregated over atoms. Bigi, Chong, Ceriotti and Grasselli, Mach. Learn.: Sci. Technol. 5,
-    045018 (2024), equation of the forces and last-layer ensembles.
+    a committee do. u is aggregated over atoms. Of atoms beyond the cutoff from all others it is 0, as a committee's.
+    Bigi, Chong, Ceriotti and Grasselli, Mach. Learn.: Sci. Technol. 5, 045018 (2024), on forces and last-layer
+    ensembles.
 
     Parameters
     ----------
