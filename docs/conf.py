@@ -13,10 +13,11 @@ import generate  # noqa: E402
 import uqbias  # noqa: E402
 
 project, author, version = "uqbias", "The uqbias developers", uqbias.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx_copybutton"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx_copybutton"]
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
+nb_execution_mode = "off"  # notebooks hold their outputs; tests/integration/test_notebooks.py executes them
 html_theme = "furo"
 html_title = f"uqbias {version}"
 html_show_sphinx = False

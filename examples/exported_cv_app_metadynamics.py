@@ -10,6 +10,7 @@ import argparse
 
 import torch
 from openmm import LangevinMiddleIntegrator, Platform, app, unit, version
+from picture import draw
 from quick_model import SYSTEM, quick_model
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -46,6 +47,7 @@ for _ in range(max(1, arguments.steps // 50)):
     values.append(metadynamics.getCollectiveVariables(simulation)[0])
 
 bias = metadynamics.getFreeEnergy().value_in_unit(unit.kilojoules_per_mole)
+draw({"driver u": values}, [0.05 * (hill + 1) for hill in range(len(values))])
 print(f"{len(values) * 50} steps, {len(values)} hills")
 print(f"driver u: from {min(values):.2f} to {max(values):.2f}")
 print(f"free energy along u as the hills have it: {bias.max() - bias.min():.1f} kJ/mol deep")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch  # noqa: F401 - before OpenMM, whose plugin for torch links its libraries
 from openmm import LangevinMiddleIntegrator, Platform, Vec3, app, unit
+from picture import draw
 from quick_model import SYSTEM
 
 import uqbias
@@ -67,6 +68,7 @@ seconds = time.perf_counter() - begin
 from uqbias.runs.series import read_colvar  # noqa: E402
 
 colvar = read_colvar("COLVAR")
+draw({"driver u": colvar["driver"], "model's energy (kJ/mol)": colvar["energy"]}, colvar["time"])
 print(f"{system.getNumParticles()} particles, {arguments.steps} steps, {len(bias.metadynamics.hills)} hills")
 print(f"{1e3 * seconds / arguments.steps:.2f} ms a step")
 print(f"driver u: from {colvar['driver'].min():.2f} to {colvar['driver'].max():.2f}")

@@ -11,6 +11,7 @@ import argparse
 import numpy as np
 import torch  # noqa: F401 - before OpenMM, whose plugin for torch links its libraries
 from openmm import LangevinMiddleIntegrator, Platform, app, unit
+from picture import draw
 from quick_model import SYSTEM, quick_model
 
 import uqbias
@@ -50,6 +51,7 @@ from uqbias.runs.series import read_colvar  # noqa: E402
 simulation.reporters.clear()
 colvar = read_colvar("COLVAR")
 phi = np.degrees(mdtraj.compute_phi(mdtraj.load("trajectory.dcd", top=str(SYSTEM / "structure.pdb")))[1][:, 0])
+draw({"driver u": colvar["driver"], "bias (kJ/mol)": colvar["bias"]}, colvar["time"])
 print(f"{arguments.steps} steps, {len(bias.metadynamics.hills)} hills, runner {bias.evaluator.runner}")
 print(
     f"driver: from {colvar['driver'].min():.2f} to {colvar['driver'].max():.2f}; "

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch  # noqa: F401 - before OpenMM, whose plugin for torch links its libraries
 from openmm import CustomTorsionForce, LangevinMiddleIntegrator, Platform, Vec3, app, unit
+from picture import draw
 from quick_model import SYSTEM, quick_model
 
 import uqbias
@@ -76,6 +77,7 @@ from uqbias.runs.series import read_colvar  # noqa: E402
 
 colvar = read_colvar("COLVAR")
 free_energy = bias.getFreeEnergy().value_in_unit(unit.kilojoules_per_mole)
+draw({"driver u": colvar["driver"], "φ (°)": np.degrees(colvar["phi"])}, colvar["time"])
 print(f"{system.getNumParticles()} particles, {simulation.currentStep} steps, {len(bias.metadynamics.hills)} hills")
 print(f"{1e3 * seconds / max(1, steps):.2f} ms a step")
 print(f"driver u: from {colvar['driver'].min():.2f} to {colvar['driver'].max():.2f}")

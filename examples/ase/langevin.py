@@ -13,6 +13,7 @@ from uqbias.ase import UncertaintyCalculator
 from uqbias.bias import MetaD, UpperWall
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from picture import draw
 from quick_model import SYSTEM, quick_model
 
 parser = argparse.ArgumentParser(description=__doc__)
@@ -36,7 +37,8 @@ seen = []
 dynamics.attach(lambda: seen.append(atoms.calc.results.copy()), interval=50)
 dynamics.run(options.steps)
 
-drivers = [results["driver"] for results in seen]
+drivers, biases = ([results[name] for results in seen] for name in ("driver", "bias_energy"))
+draw({"driver u": drivers, "bias (eV)": biases}, [0.025 * look for look in range(len(seen))])
 print(f"{options.steps} steps, {len(bias.hills)} hills, driver from {min(drivers):.2f} to {max(drivers):.2f}")
 worst = max(seen, key=lambda results: results["uncertainty"])
 print(f"largest uncertainty {worst['uncertainty']:.3f} eV/Å, with a bias of {worst['bias_energy']:.3f} eV")

@@ -90,7 +90,7 @@ def test_module_of_your_own():
 
 
 def test_model_of_elements_in_a_larger_cell(here):
-    frames = uqbias.read_frames(SILICA / "start.xyz", periodic=True)[:12]
+    frames = uqbias.read_frames(SILICA / "start.xyz", periodic=True)[:24]
     small = {"cutoff": 0.4, "n_radial": 2, "n_channels": 2, "l_max": 1, "hidden": [4, 4]}
     settings = {"potential": small, "training": {"steps": 2, "runner": "eager"}, "driver": {"kind": "llpr"}}
     uqbias.fit_model(frames, settings=settings | {"judge": {"kind": "llpr"}})[0].save("model.uqb")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import openmm
 import pytest
+import yaml
+from matplotlib.image import imread
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -26,6 +28,13 @@ def launch(folder, *command, **variables):
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def drawn(path):
+    """See that a picture shows something."""
+    pixels = imread(path)[..., :3]
+    assert min(pixels.shape[:2]) > 150
+    assert 0.005 < (pixels < 0.9).any(axis=-1).mean() < 0.9
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +63,7 @@ def test_openmm_script(own, tmp_path):
     )
     assert "500 steps, 10 hills, runner eager" in text
     assert {"HILLS", "COLVAR", "trajectory.dcd"} <= {path.name for path in tmp_path.iterdir()}
+    drawn(tmp_path / "figure.png")
 
 
 def test_solvated_peptide(own, tmp_path):
@@ -61,6 +71,7 @@ def test_solvated_peptide(own, tmp_path):
     command = [sys.executable, EXAMPLES / "solvated_peptide.py", "--model", model, "--steps", 200, "--runner", "eager"]
     text = launch(tmp_path, *command)
     assert re.search(r"^\d{3,4} particles, 200 steps, 2 hills$", text, re.MULTILINE), text
+    drawn(tmp_path / "figure.png")
     header = (tmp_path / "HILLS").read_text()
     assert "FIELDS time driver phi sigma_driver sigma_phi height biasf" in header
     assert f"SET max_phi {math.pi:.17g}" in header
@@ -71,6 +82,7 @@ def test_mixed_system(own, tmp_path):
     command = [sys.executable, EXAMPLES / "mixed_system.py", "--model", model, "--steps", 50, "--runner", "eager"]
     text = launch(tmp_path, *command)
     assert re.search(r"^\d{3,4} particles, 50 steps, 2 hills$", text, re.MULTILINE), text
+    drawn(tmp_path / "figure.png")
     # Nothing has flown apart: a molecule of 22 atoms at 300 K has some 80 kJ/mol above its minimum.
     energy = re.search(r"model's energy of the solute: (-?[\d.]+) kJ/mol", text)
     assert abs(float(energy[1])) < 1000
@@ -83,6 +95,7 @@ def test_exported_cv_in_openmms_metadynamics(own, tmp_path):
     script = EXAMPLES / "exported_cv_app_metadynamics.py"
     text = launch(tmp_path, sys.executable, script, "--model", own[0] / "model.uqb", "--steps", 200)
     assert "200 steps, 4 hills" in text
+    drawn(tmp_path / "figure.png")
     depth = float(re.search(r"([\d.]+) kJ/mol deep", text)[1])
     assert depth > 0.5
 
@@ -101,6 +114,7 @@ def test_ase_script(own, tmp_path):
     found = re.search(r"^150 steps, 3 hills, driver from (-?[\d.]+) to (-?[\d.]+)$", text, re.MULTILINE)
     assert found, text
     assert float(found[1]) < float(found[2])
+    drawn(tmp_path / "figure.png")
     assert re.search(r"^least certain atom at the end: [HCNO]\d+$", text, re.MULTILINE), text
 
 
@@ -116,3 +130,52 @@ def test_dft_handoff(tmp_path):
     assert "2 of 2 geometries labelled" in printed
     assert "57" in printed
     assert not (tmp_path / "run" / "to_label.xyz").exists()
+
+
+def test_own_bias(own, tmp_path):
+    command = [sys.executable, EXAMPLES / "own_bias.py", "--model", own[0] / "model.uqb", "--steps", 400]
+    text = launch(tmp_path, *command, "--runner", "eager")
+    low, high = map(float, re.fullmatch(r"400 steps, driver from (-?[\d.]+) to (-?[\d.]+)\n", text).groups())
+    assert low < high
+    drawn(tmp_path / "figure.png")
+
+
+def test_own_uncertainty(tmp_path):
+    text = launch(tmp_path, sys.executable, EXAMPLES / "own_uncertainty.py", "--steps", 10, "--runner", "eager")
+    rank, coverage = re.fullmatch(r"Spearman of uncertainty and error (-?[\d.]+), coverage ([\d.]+)\n", text).groups()
+    assert -1 <= float(rank) <= 1
+    assert 0 <= float(coverage) <= 1
+    drawn(tmp_path / "figure.png")
+
+
+def test_periodic_argon(tmp_path):
+    sizes = ["--frames", 20, "--training", 60, "--steps", 200, "--runner", "eager"]
+    text = launch(tmp_path, sys.executable, EXAMPLES / "periodic_argon.py", *sizes)
+    assert 0 < float(re.search(r"force MAE on held-out frames: ([\d.]+) meV/Å", text)[1]) < 100
+    assert re.search(r"^uncertainty [\d.]+ meV/Å in the crystal, [\d.]+ at the end$", text, re.MULTILINE), text
+    drawn(tmp_path / "figure.png")
+
+
+def test_cluster(tmp_path):
+    system, folder = EXAMPLES.parent / "systems", EXAMPLES / "cluster"
+    text = (folder / "campaign.yaml").read_text().replace("../../systems", str(system))
+    for size, small in (("steps: 60", "steps: 10"), ("steps: 200", "steps: 50"), ("round: 8", "round: 4")):
+        assert size in text
+        text = text.replace(size, small)
+    (tmp_path / "campaign.yaml").write_text(text)
+    uqbias = [sys.executable, "-c", "import sys; sys.argv[0] = 'uqbias'; from uqbias.cli import main; main()"]
+    launch(tmp_path, *uqbias, "run", "campaign.yaml", "--executors", folder / "laptop.yaml", "-o", "run", "-q")
+    launch(tmp_path, *uqbias, "report", "run", "--figures", "run/figures")
+    drawn(tmp_path / "run" / "figures" / "cost.png")
+    assert "kind: process" in (tmp_path / "run" / "campaign.yaml").read_text()
+    slurm = yaml.safe_load((folder / "slurm.yaml").read_text())
+    assert {kind if isinstance(kind, str) else kind["kind"] for kind in slurm.values()} == {"slurm", "process"}
+
+
+def test_the_list_of_examples_is_whole():
+    text = (EXAMPLES / "README.md").read_text()
+    for path in EXAMPLES.iterdir():
+        if path.name not in ("README.md", "figures", "quick_model.py", "picture.py", "__pycache__"):
+            assert path.name in text, path
+    for picture in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text):
+        drawn(EXAMPLES / picture)
