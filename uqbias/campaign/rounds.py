@@ -111,7 +111,6 @@ def _begin(work: Work, ledger: Ledger) -> None:
 
 
 def _rounds(works: list[Work], campaign: Campaign, after_round: Callable[[], object]) -> dict[str, Any]:
-
     from uqbias.campaign.exploring import explore_phase
     from uqbias.campaign.phases import harvest_phase
     from uqbias.campaign.retraining import train_where_asked
