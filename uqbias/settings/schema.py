@@ -291,9 +291,7 @@ def check_sampler(campaign: Campaign) -> None:
     if campaign.md.engine == "plumed" and not sampler.walks:
         raise ValueError(f"sampler = {name} with md.engine = plumed: take engine: openmm, or another sampler")
     if campaign.md.share_hills_every is not None and not sampler.biased:
-        raise ValueError(
-            f"sampler = {name} with md.share_hills_every, which makes no hills: leave share_hills_every out"
-        )
+        raise ValueError(f"sampler = {name}, which makes no hills, with md.share_hills_every: leave the latter out")
     oracle = campaign.oracle.kind
     if (kind := ORACLES.get(oracle)).only_known and not kind.elsewhere and sampler.invents:
         raise ValueError(
