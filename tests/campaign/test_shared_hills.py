@@ -11,6 +11,7 @@ from uqbias.campaign.samplers.base import Exploration
 from uqbias.campaign.samplers.md import BiasedDynamics, MolecularDynamics
 from uqbias.errors import UqbiasError
 from uqbias.files import read_arrays
+from uqbias.runs.hills import load_hills
 from uqbias.settings.file import check_campaign
 
 
@@ -67,6 +68,20 @@ def test_an_exploration_that_is_killed_goes_on_and_its_hills_count_once(job, who
     one, other = (read_arrays(job.folder / "observations.npz", "observations", "") for job in (whole, broken))
     for name, values in one.items():
         assert other[name].tobytes() == values.tobytes()
+
+
+def test_a_second_group_has_the_hills_of_the_first(whole):
+    folder = whole.folder.parent
+    second = dataclasses.replace(whole, folder=folder / "group_1", seed=4)
+    BiasedDynamics().explore(second)
+    files = [load_hills(folder / "hills" / f"HILLS.group_{group}", 0.5) for group in (0, 1)]
+    assert min(len(hills.height) for hills in files) > 0
+    at = np.linspace(0, 8, 50)[:, None]
+    for group, known in ((whole, files[:1]), (second, files)):
+        hills = load_hills(group.folder / "HILLS", 0.5)
+        np.testing.assert_allclose(hills.potential(at), sum(one.potential(at) for one in known), rtol=1e-12)
+    step = read_arrays(second.folder / "bias.npz", "bias", "")["0.hill_step"]
+    assert (step == 0).sum() == len(files[0].height)  # what was there acts from the beginning
 
 
 def test_a_job_that_does_not_fit_what_is_there_begins_anew(job, tmp_path):
