@@ -233,5 +233,5 @@ def _rdkit(owner: str) -> tuple[Any, Any]:
         from rdkit.Chem import AllChem
     except ImportError as error:
         raise UqbiasError(f"{owner} needs RDKit ({error})", "pip install 'uqbias[smiles]'") from error
-    RDLogger.DisableLog("rdApp.*")
+    RDLogger.DisableLog("rdApp.*")  # type: ignore[attr-defined]  # its stubs lack it
     return Chem, AllChem
