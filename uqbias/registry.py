@@ -323,7 +323,7 @@ def import_path(kind: str, name: str, check: Callable[[Any], Any] = lambda entry
     if _OF_FILE.get() and name not in named_paths:
         raise UqbiasError(
             f"{kind} '{name}' is an import path, and this file may be another's: nothing is imported",
-            "give --trust (trust=True in Python) if the file is yours, or register the kind as an entry point",
+            "give --trust (trust=True in Python, training.trust in a campaign) if it is yours, or register the kind",
         )
     entry = check(import_attribute(name))
     named_paths.add(name)

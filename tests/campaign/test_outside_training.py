@@ -19,6 +19,7 @@ from uqbias.model.inference import evaluate_frames
 from uqbias.model.model import UncertaintyModel
 from uqbias.model.splitting import Split
 from uqbias.molecule.frames import Frames, read_frames, write_frames
+from uqbias.registry import named_paths
 from uqbias.report.page import write_report
 from uqbias.report.run_data import RunData
 from uqbias.settings.training_sections import Training
@@ -75,7 +76,18 @@ def test_a_frozen_kind_stands_in_the_campaign_file(tmp_path):
     model = UncertaintyModel.load(run / "round_00" / "model.uqb")
     assert model.potential.kind == "module"
     assert model.calibration.fitted
-    settings["training"]["kind"] = "adam"
+    # As a file on its own, on the frames that judge and calibration were made from: the potential has not seen them.
+    named_paths.discard(settings["potential"]["factory"])
+    settings["training"]["model"] = str(run / "round_00" / "model.uqb")
+    potential = settings.pop("potential")
+    campaign.write_text(yaml.safe_dump(settings))
+    with pytest.raises(UqbiasError, match=r"nothing is imported; give --trust .*training\.trust"):
+        run_here(campaign, tmp_path / "again")
+    settings["training"]["trust"] = True
+    campaign.write_text(yaml.safe_dump(settings))
+    assert run_here(campaign, tmp_path / "again")
+    assert len(UncertaintyModel.load(tmp_path / "again" / "round_00" / "model.uqb").potential.seen) == 0
+    settings |= {"potential": potential, "training": {"kind": "adam", "runner": "eager"}}
     campaign.write_text(yaml.safe_dump(settings))
     with pytest.raises(UqbiasError, match="potential = module, which is frozen"):
         run_here(campaign, tmp_path / "other")

@@ -40,7 +40,7 @@ def given_potential(campaign: Campaign, topology: Topology, seed: int) -> Potent
     """
     training = campaign.training
     if training.model is not None:
-        return read_potential(Path(training.model), topology)
+        return read_potential(Path(training.model), topology, training.trust)
     potential = make_potential(campaign, topology, seed)
     if potential.frozen and training.kind == "adam":
         raise UqbiasError(
@@ -55,7 +55,7 @@ def given_potential(campaign: Campaign, topology: Topology, seed: int) -> Potent
     return potential
 
 
-def read_potential(path: Path, topology: Topology) -> Potential:
+def read_potential(path: Path, topology: Topology, trust: bool) -> Potential:
     """The potential in a model file, or in any file that `uqbias wrap` opens, for a molecule.
 
     Raises
@@ -64,7 +64,7 @@ def read_potential(path: Path, topology: Topology) -> Potential:
         If it cannot be read, or has no such elements.
     """
     if path.suffix == ".uqb":
-        return UncertaintyModel.load(path).potential.with_numbers(topology.numbers)
+        return UncertaintyModel.load(path, trust=trust).potential.with_numbers(topology.numbers)
     # The campaign file and the command are the user's own, and so is this file.
     return open_model([str(path)], topology.numbers, trust=True)
 
@@ -150,7 +150,7 @@ def train_by_command(work: Work, round_index: int, split: Split) -> Potential:
 
 
 def _read(result: Path, work: Work, split: Split) -> Potential:
-    potential = read_potential(result, work.topology)
+    potential = read_potential(result, work.topology, work.campaign.training.trust)
     if potential.frozen:
         check_frozen(potential, split.training)
     return potential

@@ -33,7 +33,7 @@ from uqbias.variables.names import local_names
 UNITS = {"length": "nm", "energy": "kJ/mol", "force": "kJ/mol/nm"}
 #: Tensors of the file that are not part of any module: invariants of the frames that the model was made from, and of
 #: those that calibrated it.
-SEEN, CALIBRATED = "record.seen", "record.calibrated"
+SEEN, CALIBRATED, OF_POTENTIAL = "record.seen", "record.calibrated", "record.potential"
 #: Atoms of a molecule on which a model that is loaded is not tried.
 LARGE = 200
 
@@ -236,6 +236,7 @@ class UncertaintyModel(nn.Module):
         }
         tensors[SEEN] = torch.from_numpy(self.seen.copy())
         tensors[CALIBRATED] = torch.from_numpy(self.calibrated_on.copy())
+        tensors[OF_POTENTIAL] = torch.from_numpy(self.potential.seen.copy())
         manifest = self.manifest()
         manifest["sha256"] = digest(manifest, tensors)
         with atomic_path(path) as temporary:
@@ -269,8 +270,8 @@ class UncertaintyModel(nn.Module):
 
     @classmethod
     def _restored(cls, manifest: Mapping[str, Any], tensors: dict[str, Tensor]) -> UncertaintyModel:
-        seen, calibrated_on = (tensors.pop(name).numpy() for name in (SEEN, CALIBRATED))
-        for record in (seen, calibrated_on):
+        seen, calibrated_on, of_potential = (tensors.pop(name).numpy() for name in (SEEN, CALIBRATED, OF_POTENTIAL))
+        for record in (seen, calibrated_on, of_potential):
             if record.ndim != 2 or record.shape[1:] != NOTHING.shape[1:] or record.dtype != NOTHING.dtype:
                 raise UqbiasError(f"a record of frames of shape {record.shape} and type {record.dtype}", REPLACE)
         judge = rebuild_uncertainty(manifest["judge"])
@@ -294,7 +295,7 @@ class UncertaintyModel(nn.Module):
         bad = [name for name, tensor in model.potential.named_parameters() if not tensor.isfinite().all()]
         if bad:
             raise UqbiasError(f"weights that are not finite numbers ({bad[0]})", "train it again")
-        model.potential.seen, model.calibrated_on = seen, calibrated_on
+        model.judge.seen, model.potential.seen, model.calibrated_on = seen, of_potential, calibrated_on
         # Files of before there were several systems lack both keys.
         energies = manifest.get("element_energies", {})
         model.potential.element_energies = {int(number): float(energy) for number, energy in energies.items()}

@@ -64,6 +64,9 @@ class Training(TrainingOptions):
         description="kind none or command: the model to begin with, a model file (.uqb) or what `uqbias wrap` opens; "
         "null: the section potential",
     )
+    trust: bool = Field(
+        default=False, description="import what that model file names (a `module` of your own): it is yours"
+    )
     run: str | None = Field(
         default=None,
         description="kind command: command of the shell, in the round's folder training/; {train}, {valid} (extended "
@@ -107,7 +110,7 @@ class Training(TrainingOptions):
         changed = [name for name, field in defaults.items() if getattr(self, name) != field.default]
         ours = {*TrainingOptions.model_fields, "later_steps", "later_learning_rate"} - {"runner"}
         tools = {"run", "files", "result", "timeout"}
-        unused = {"adam": {"model", *tools}, "none": {"warm_start", *ours, *tools}, "command": ours}[self.kind]
+        unused = {"adam": {"model", "trust", *tools}, "none": {"warm_start", *ours, *tools}, "command": ours}[self.kind]
         if taken := [name for name in changed if name in unused]:
             raise ValueError(f"{taken[0]} has no effect with kind = {self.kind}; remove it, or choose another kind")
         if self.kind == "command" and (self.run is None or "{model_out}" not in self.run):
