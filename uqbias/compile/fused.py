@@ -154,7 +154,6 @@ class FusedEvaluator:
         self.neighbours = None
         # A module of one's own may have anything of this name.
         if self._potential is not None and hasattr(self._potential, "uses_table"):
-            skin = self._potential.skin if skin is None else skin
             self.neighbours = neighbour_list(self._potential, box=box is not None, periodic=periodic, skin=skin)
         self._function = FusedFunction(
             whole,

@@ -45,7 +45,7 @@ class Predictions(NamedTuple):
 
 
 def neighbour_list(
-    potential: Potential, *, box: bool, periodic: Periodic = (True, True, True), skin: float = 0.0
+    potential: Potential, *, box: bool, periodic: Periodic = (True, True, True), skin: float | None = 0.0
 ) -> NeighbourList | None:
     """The list of neighbours of a potential's atoms, in a cell or not; None where all pairs are evaluated.
 
@@ -58,6 +58,7 @@ def neighbour_list(
         return None
     if potential.cutoff is None:
         raise UqbiasError(f"potential '{potential.kind}' with a table of neighbours, without a cutoff", "give it one")
+    skin = potential.skin if skin is None else skin
     return NeighbourList(potential.numbers, potential.elements, potential.cutoff, skin, periodic)
 
 
