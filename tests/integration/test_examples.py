@@ -149,7 +149,7 @@ def test_own_uncertainty(tmp_path):
 
 
 def test_periodic_argon(tmp_path):
-    sizes = ["--frames", 20, "--training", 60, "--steps", 200, "--runner", "eager"]
+    sizes = ["--frames", 24, "--training", 60, "--steps", 200, "--runner", "eager"]
     text = launch(tmp_path, sys.executable, EXAMPLES / "periodic_argon.py", *sizes)
     assert 0 < float(re.search(r"force MAE on held-out frames: ([\d.]+) meV/Å", text)[1]) < 100
     assert re.search(r"^uncertainty [\d.]+ meV/Å in the crystal, [\d.]+ at the end$", text, re.MULTILINE), text
