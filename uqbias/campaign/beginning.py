@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from ase.symbols import Symbols
+from scipy.sparse.csgraph import connected_components
 
 from uqbias.campaign.dry_run import outlook
 from uqbias.campaign.progress import Progress
@@ -81,7 +82,7 @@ def begin(
         charge, spin, why = electrons_of(
             structure.topology, charge, spin, stated=source.charge, radicals=source.radicals, source=source.what
         )
-        if (parts := len(np.unique(_parts(structure)))) > 1:
+        if (parts := connected_components(structure.topology.graph(), directed=False)[0]) > 1:
             notes.append(f"{parts} molecules in vacuum: nothing holds them together but their forces")
     system |= {"charge": charge, "spin": spin}
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -118,12 +119,6 @@ def begin(
         "label_seconds": seconds,
         "notes": notes,
     }
-
-
-def _parts(structure: Structure) -> Any:
-    from scipy.sparse.csgraph import connected_components
-
-    return connected_components(structure.topology.graph(), directed=False)[1]
 
 
 def _comment(command: str, why: str, notes: Sequence[str]) -> list[str]:
